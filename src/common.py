@@ -1,0 +1,54 @@
+"""What every program and package of the project shares: how errors end, how files appear, how notes are printed."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What a user can mend: the disk, the permissions, a path. Any other OSError is a bug of ours and keeps its traceback.
+_USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR}
+
+
+class UserError(Exception):
+    """Something that the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, beside `path`, and renames it to `path` at the end: nobody sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use (a Slurm job is given fewer than the machine has)."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_program(main: Callable[[], int]) -> None:
+    """Runs a program's `main` and exits: 2 with one line on stderr for a user's error, 130 for Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.errno not in _USER_ERRNOS:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from where it was", file=sys.stderr)
+        status = 130
+    sys.exit(status)

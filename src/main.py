@@ -1,0 +1,20 @@
+"""Trains and tests one run: `python src/main.py -m ResNet18 -e 30 -a -c`."""
+
+from __future__ import annotations
+
+from common import run_program
+from pipeline.settings import Settings
+
+
+def main() -> int:
+    settings = Settings.from_command_line("Trains a classifier on folders of images, tests it and explains it.")
+    from pipeline.run import results_table, run  # torch takes seconds to import: --help and errors do not wait for it
+
+    print(results_table(run(settings)))
+    figures = "curves.png, confusion_matrices/, heatmaps/" if settings.plots else "curves.png (-c draws more)"
+    print(f"\nfigures in {settings.run_dir}: {figures}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,56 @@
+"""What the pipeline asks of an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """A network from normalised images to logits.
+
+    A new architecture is one file: a subclass that sets what differs from here, and a line in `models.MODELS`.
+
+    Attributes:
+        group: the name under which runs are compared in tables and in wandb.
+        cam_layer: name of the submodule whose output, (N, K, h, w), class activation maps are made from.
+        input_size: (channels, height, width) of one image.
+        mean, std: a value a channel, for images scaled to 0..1.
+        freeze_points: names that `freeze_to` accepts, first layers first; empty for a network trained from scratch.
+        default_freeze_point: the one used with pretrained weights where the user names none.
+    """
+
+    group: ClassVar[str]
+    cam_layer: ClassVar[str]
+    input_size: ClassVar[tuple[int, int, int]] = (3, 224, 224)
+    mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet
+    std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
+    freeze_points: ClassVar[tuple[str, ...]] = ()
+    default_freeze_point: ClassVar[str] = "none"
+
+    def __init__(self) -> None:
+        super().__init__()
+        # One multiplication and one addition take uint8 0..255 to normalised floats.
+        mean, std = torch.tensor(self.mean).view(1, -1, 1, 1), torch.tensor(self.std).view(1, -1, 1, 1)
+        self.register_buffer("_scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("_shift", -mean / std, persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 to (N, C, H, W) float32 on the same device, in the same memory format."""
+        return torch.addcmul(self._shift, images.float(), self._scale)
+
+    def layers_up_to(self, freeze_point: str) -> Iterator[nn.Module]:
+        """The layers that `freeze_point`, one of `freeze_points`, freezes; nothing for a network with none."""
+        yield from ()
+
+    def freeze_to(self, freeze_point: str) -> None:
+        """Takes the layers up to a freeze point out of training: no gradient, hence no update and no weight decay."""
+        for layer in self.layers_up_to(freeze_point):
+            layer.requires_grad_(False)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer is given."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -1,0 +1,40 @@
+"""A plain convolutional network, trained from scratch: the baseline."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from models.base import Classifier
+
+
+class CNNBasic(Classifier):
+    """Four blocks of two 3x3 convolutions and a max pool (64, 128, 256, 512 channels), one maximum a channel."""
+
+    group: ClassVar[str] = "CNNBasic"
+    cam_layer: ClassVar[str] = "blocks.3.5"  # the last GELU, (N, 512, 28, 28)
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(_block(*widths) for widths in ((3, 64), (64, 128), (128, 256), (256, 512))))
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(512, 128), nn.GELU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 224, 224) float to (N, C) logits."""
+        return self.classifier(self.pool(self.blocks(images)))
+
+
+def _block(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1),
+        nn.BatchNorm2d(channels_out),
+        nn.GELU(),
+        nn.Conv2d(channels_out, channels_out, 3, padding=1),
+        nn.BatchNorm2d(channels_out),
+        nn.GELU(),
+        nn.MaxPool2d(2),
+    )

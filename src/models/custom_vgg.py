@@ -1,0 +1,46 @@
+"""VGG19 up to conv4_4, then convolutions and a classifier of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from models.vgg19 import VGG19Classifier, load_features
+
+_CONV4_4 = 27  # the place in VGG19's features behind conv4_4 and its ReLU
+
+
+class CustomVGG(VGG19Classifier):
+    """VGG19's first twelve convolutions, five of its own without loss of resolution, one maximum a channel.
+
+    The published runs froze all borrowed layers (`freeze_to("conv4")`).
+    """
+
+    group: ClassVar[str] = "CustomVGG"
+    cam_layer: ClassVar[str] = "convolutions.9"  # the last GELU, (N, 1024, 28, 28)
+    freeze_points: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3", "conv4")
+    default_freeze_point: ClassVar[str] = "conv3"
+
+    def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
+        super().__init__()
+        self.features = load_features(pretrained, weights)[:_CONV4_4]
+        self.convolutions = nn.Sequential()
+        for channels_in, channels_out, kernel in (
+            (512, 128, 1),
+            (128, 128, 3),
+            (128, 512, 1),
+            (512, 1024, 1),
+            (1024, 1024, 3),
+        ):
+            self.convolutions.extend([nn.Conv2d(channels_in, channels_out, kernel, padding="same"), nn.GELU()])
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.classifier = nn.Sequential(nn.Flatten())
+        for width_in, width_out in ((1024, 1024), (1024, 512), (512, 256)):
+            self.classifier.extend([nn.Linear(width_in, width_out), nn.GELU(), nn.BatchNorm1d(width_out)])
+        self.classifier.append(nn.Linear(256, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 224, 224) float to (N, C) logits."""
+        return self.classifier(self.pool(self.convolutions(self.features(images))))

@@ -1,0 +1,70 @@
+"""VGG19's convolutions, borrowed from torchvision: what the three VGG models share.
+
+Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015, configuration E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torchvision.models import VGG19_Weights, vgg19
+
+from common import UserError
+from models.base import Classifier
+
+# The place in `features` behind each block's last ReLU. The max pool that follows has no weights to freeze.
+_END_OF_BLOCK = {"conv1": 4, "conv2": 9, "conv3": 18, "conv4": 27, "conv5": 36}
+
+
+class VGG19Classifier(Classifier):
+    """Holds `features`, the borrowed layers, and freezes them block by block."""
+
+    freeze_points: ClassVar[tuple[str, ...]] = tuple(_END_OF_BLOCK)
+    default_freeze_point: ClassVar[str] = "conv5"
+    features: nn.Sequential
+
+    def layers_up_to(self, freeze_point: str) -> Iterator[nn.Module]:
+        yield from self.features[: _END_OF_BLOCK[freeze_point]]
+
+
+def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
+    """VGG19's 37 feature layers, (N, 3, 224, 224) to (N, 512, 7, 7).
+
+    Args:
+        pretrained: with torchvision's ImageNet weights, else with its random initialisation.
+        weights: a file of torchvision's vgg19 state dict to use in place of torch.hub's cache.
+
+    Raises:
+        UserError: the weights are not to be had, or are not those of vgg19.
+    """
+    network = vgg19(weights=None, init_weights=not pretrained)
+    if pretrained:
+        network.load_state_dict(_load_checked(network.state_dict(), weights))
+    return network.features
+
+
+def _load_checked(expected: dict[str, torch.Tensor], weights: Path | None) -> dict[str, torch.Tensor]:
+    url = VGG19_Weights.IMAGENET1K_V1.url
+    file = weights or Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    try:
+        if weights:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        else:
+            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except OSError as error:
+        if weights:
+            raise UserError(f"cannot read --weights {weights}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot download the pretrained weights ({error}): get {url} on a machine with internet, "
+            f"then put it at {file} or name it with --weights FILE"
+        ) from error
+    except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
+        raise UserError(f"{file} is not a file of weights, or a damaged one: replace it") from error
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    if not isinstance(state, dict) or {name: getattr(value, "shape", None) for name, value in state.items()} != shapes:
+        raise UserError(f"{file} does not hold the weights of torchvision's vgg19")
+    return state
