@@ -1,0 +1,69 @@
+"""Weights on the disk. What is loaded can hold tensors and plain values only, never code."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common import UserError, write_whole
+
+CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's weights, with what it takes to build the model again.
+
+    Attributes:
+        model_type: a key of `models.MODELS`.
+        classes: what the logits stand for.
+        epoch: how many epochs the weights were trained.
+        weights: the model's state dict.
+    """
+
+    model_type: str
+    classes: tuple[str, ...]
+    epoch: int
+    weights: dict[str, Tensor]
+
+    def save(self, path: Path) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        save_state(asdict(self), path)
+
+    @classmethod
+    def load(cls, path: Path, model_type: str) -> Checkpoint:
+        """Reads a checkpoint.
+
+        Raises:
+            UserError: there is no such file, or it is damaged, or of another architecture.
+        """
+        state = load_state(path)
+        if state.keys() != cls.__dataclass_fields__.keys():
+            raise UserError(f"{path} is not a checkpoint of this program")
+        if state["model_type"] != model_type:
+            raise UserError(f"{path} is a checkpoint of {state['model_type']}, not of {model_type}")
+        return cls(**state)
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Writes tensors and plain values, whole or not at all."""
+    with write_whole(path) as partial:
+        torch.save(state, partial)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads what `save_state` wrote, onto the CPU.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no checkpoint {path}") from error
+    except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
+        raise UserError(f"{path} is damaged: train again with --restart") from error

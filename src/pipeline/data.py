@@ -1,0 +1,186 @@
+"""From folders to batches: who trains, who validates, and how batches reach the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common import UserError
+from dataset.folders import ImageFolder, read_folder
+from pipeline.images import decode_images
+
+VALIDATION_SHARE = 0.2
+_SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation images
+
+
+@dataclass(frozen=True)
+class Split:
+    """Places in an `ImageFolder` of the images that train and that validate, each an int array.
+
+    Attributes:
+        left_out: how many augmented images neither side gets, because their source validates or is not known.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    left_out: int
+
+
+def split_folder(folder: ImageFolder, readable: np.ndarray) -> Split:
+    """Draws a fifth of each class's originals for validation; an augmented image trains if its source trains.
+
+    Args:
+        folder: the images.
+        readable: (N,) bool; the others go nowhere.
+
+    Raises:
+        UserError: a class has fewer than two readable originals.
+    """
+    generator = np.random.default_rng(_SPLIT_SEED)
+    validation: list[int] = []
+    for label, name in enumerate(folder.classes):
+        originals = np.flatnonzero((folder.labels == label) & ~folder.augmented & readable)
+        if len(originals) < 2:
+            raise UserError(
+                f"{folder.directory / name} has {len(originals)} readable image(s): "
+                "it needs at least 2, one to train on and one to validate on"
+            )
+        count = max(1, round(VALIDATION_SHARE * len(originals)))
+        validation.extend(generator.permutation(originals)[:count])
+
+    # By label and stem: where 1.jpg and 1.png of a class stand on different sides, what is made from "1" goes nowhere.
+    sources = list(zip(folder.labels.tolist(), folder.sources, strict=True))
+    in_validation = set(validation)
+    places = np.flatnonzero(readable & ~folder.augmented).tolist()
+    trains = [place for place in places if place not in in_validation]
+    lenders = {sources[place] for place in trains} - {sources[place] for place in validation}
+    augmented = np.flatnonzero(readable & folder.augmented).tolist()
+    lent = [place for place in augmented if sources[place] in lenders]
+    return Split(np.sort(trains + lent), np.sort(validation), len(augmented) - len(lent))
+
+
+class ImageBatches(Dataset):
+    """Batches as slices of the decoded images. Asked for a list of places, it answers with one batch."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, places: np.ndarray) -> None:
+        self._pixels, self._labels, self._places = pixels, torch.from_numpy(labels), places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
+        places = self._places[indices]
+        pixels = np.asarray(self._pixels[places])  # (B, H, W, C)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), self._labels[places]
+
+
+def make_loader(batches: ImageBatches, batch_size: int, shuffle: bool = False) -> DataLoader:
+    """Torch's loader over slices. Without worker processes: a copy of 5 MB is sooner done than handed over.
+
+    When shuffling, a last batch of one image is dropped, since batch normalisation cannot train on it.
+    """
+    return DataLoader(
+        batches,
+        batch_size,
+        shuffle=shuffle,
+        drop_last=shuffle and len(batches) % batch_size == 1,
+        collate_fn=_as_they_are,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_they_are(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains and validates on.
+
+    Attributes:
+        augmented: how many augmented images there are.
+        left_out: how many of them neither side gets, because their source validates or is not known.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageBatches
+    validation: ImageBatches
+    augmented: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A folder to test on.
+
+    Attributes:
+        name: the folder's own name.
+        paths: (N) files, in the order of `images`.
+        labels: (N,) int64.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    images: ImageBatches
+
+
+def check_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> list[ImageFolder]:
+    """Lists the training folder and the test folders; opens no image.
+
+    Raises:
+        UserError: a folder is missing or empty, a class has no images, or the classes differ.
+    """
+    training = read_folder(data_dir, with_augmented)
+    testing = [read_folder(directory) for directory in test_dirs]
+    for folder in testing:
+        if folder.classes != training.classes:
+            only = [f"only {f.directory} has {', '.join(sorted(extra))}"
+                    for f, other in ((training, folder), (folder, training))
+                    if (extra := set(f.classes) - set(other.classes))]  # fmt: skip
+            raise UserError(f"{data_dir} and {folder.directory} differ in their classes: {'; '.join(only)}")
+    return [training, *testing]
+
+
+def load_training_data(folder: ImageFolder, size: int) -> TrainingData:
+    """Decodes and splits a training folder.
+
+    Raises:
+        UserError: a class has too few readable images.
+    """
+    decoded = decode_images(folder.paths, size)
+    split = split_folder(folder, _readable(folder, decoded.unreadable))
+    train, validation = (
+        ImageBatches(decoded.pixels, folder.labels, places) for places in (split.train, split.validation)
+    )
+    return TrainingData(folder.classes, train, validation, int(folder.augmented.sum()), split.left_out)
+
+
+def load_test_set(folder: ImageFolder, size: int) -> TestSet:
+    """Decodes a test folder.
+
+    Raises:
+        UserError: none of its images can be read.
+    """
+    decoded = decode_images(folder.paths, size)
+    places = np.flatnonzero(_readable(folder, decoded.unreadable))
+    if not len(places):
+        raise UserError(f"{folder.directory} has no readable image")
+    return TestSet(
+        folder.directory.resolve().name,
+        tuple(folder.paths[place] for place in places),
+        folder.labels[places],
+        ImageBatches(decoded.pixels, folder.labels, places),
+    )
+
+
+def _readable(folder: ImageFolder, unreadable: dict[int, str]) -> np.ndarray:
+    readable = np.ones(len(folder.paths), dtype=bool)
+    readable[list(unreadable)] = False
+    return readable

@@ -1,0 +1,40 @@
+"""Where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device and the precision ("fp32" or "bf16") of a run."""
+
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def choose(cls, precision: str = "auto") -> Hardware:
+        """The GPU where there is one; for "auto" bf16 where the hardware computes in it rather than imitating it."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if precision == "auto":
+            precision = "bf16" if _computes_in_bf16(device) else "fp32"
+        return cls(device, precision)
+
+    def autocast(self) -> AbstractContextManager:
+        """A context in which the forward pass computes in this precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def __str__(self) -> str:
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
+        return f"CPU with {torch.get_num_threads()} threads, {self.precision}"
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is Arm's

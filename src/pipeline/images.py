@@ -1,0 +1,101 @@
+"""Images decoded once: a memory-mapped file of padded uint8 images that all runs on the same files share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common import available_cores, write_whole
+from dataset.augmentation_data import resize_or_pad_image
+
+CACHE_DIR = Path(".cache/images")
+_FORM = 1  # to be raised when the same files come to give other bytes
+_log = logging.getLogger(__name__)
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # a picture that would fill the memory
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """N images as the models take them.
+
+    Attributes:
+        pixels: (N, H, W, C) uint8, memory-mapped; black where a file could not be read.
+        unreadable: the places of those, each with the reason.
+    """
+
+    pixels: np.ndarray
+    unreadable: dict[int, str]
+
+
+def decode_images(paths: Sequence[Path], size: int, cache_dir: Path = CACHE_DIR) -> DecodedImages:
+    """Decodes, fits and pads each file, or finds this done already.
+
+    The files' paths, sizes and modification times are the key, so that a changed file is decoded anew.
+
+    Args:
+        paths: image files.
+        size: side of the square that they are fitted into, in pixels.
+        cache_dir: the folder that keeps the result.
+    """
+    pixels_file = cache_dir / f"{_key(paths, size)}.npy"
+    unreadable_file = pixels_file.with_suffix(".json")
+    if not pixels_file.exists():
+        _decode_into(pixels_file, unreadable_file, paths, size)
+    unreadable = {int(place): reason for place, reason in json.loads(unreadable_file.read_text()).items()}
+    for place, reason in unreadable.items():
+        _log.warning("left out: %s: %s", paths[place], reason)
+    return DecodedImages(np.load(pixels_file, mmap_mode="r"), unreadable)
+
+
+def _key(paths: Sequence[Path], size: int) -> str:
+    digest = hashlib.sha256(f"{_FORM} {size}".encode())
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"\0{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _decode_into(pixels_file: Path, unreadable_file: Path, paths: Sequence[Path], size: int) -> None:
+    unreadable: dict[int, str] = {}
+    with write_whole(pixels_file) as partial:
+        pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(paths), size, size, 3))
+
+        def decode(place: int) -> None:
+            try:
+                pixels[place] = read_image(paths[place], size)
+            except Exception as error:  # Pillow's readers raise many kinds on damaged files
+                unreadable[place] = _reason(error)
+
+        # Pillow lets go of the interpreter while it decodes and resizes: threads keep all cores busy.
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for _ in tqdm(pool.map(decode, range(len(paths))), "decoding", len(paths), unit="image", disable=None):
+                pass
+        pixels.flush()
+        with write_whole(unreadable_file) as partial_json:  # first: who finds the pixels finds this too
+            partial_json.write_text(json.dumps(dict(sorted(unreadable.items()))))
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """One file as (size, size, 3) uint8.
+
+    Raises:
+        OSError, ValueError, Image.DecompressionBombWarning and others of Pillow's: the file is not a readable image.
+    """
+    with Image.open(path) as image:
+        return np.asarray(resize_or_pad_image(image, size))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,87 @@
+"""Loss, accuracy and per-class accuracy, all read off one confusion matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a set of images was classified.
+
+    Attributes:
+        loss: mean cross-entropy, in nats.
+        confusion: (C, C) int64; rows are true classes, columns predicted ones.
+    """
+
+    loss: float
+    confusion: np.ndarray
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Scores:
+        """Scores logits (N, C) against labels (N,)."""
+        scores = RunningScores(logits.shape[1], logits.device)
+        scores.add(logits, labels, cross_entropy(logits, labels))
+        return scores.read()
+
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that are classified right, 0 to 1."""
+        return float(self.confusion.trace() / self.images)
+
+    @property
+    def per_class_accuracy(self) -> float:
+        """The mean of the classes' recalls, 0 to 1, over the classes that have images."""
+        counts = self.confusion.sum(axis=1)
+        present = counts > 0
+        return float((self.confusion.diagonal()[present] / counts[present]).mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """The three numbers, in JSON's types."""
+        return {"loss": self.loss, "accuracy": self.accuracy, "per_class_accuracy": self.per_class_accuracy}
+
+
+class RunningScores:
+    """Adds up batches on the device, without waiting for it. Read once, at the end."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._num_classes = num_classes
+        # The sum of the losses, then the confusion matrix, flat: one tensor, so that reading takes one copy.
+        self._sums = torch.zeros(1 + num_classes**2, dtype=torch.float64, device=device)
+        self._glanced = torch.zeros_like(self._sums, device="cpu", pin_memory=device.type == "cuda")
+
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            logits: (B, C).
+            labels: (B,) int64.
+            loss: the batch's mean loss, a scalar.
+        """
+        cells = 1 + labels * self._num_classes + logits.argmax(dim=1)
+        self._sums.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
+        self._sums[0] += loss * len(labels)
+
+    def glance(self) -> Scores | None:
+        """The scores so far, for the eye: on a GPU as of the last glance, so that nothing waits; None before."""
+        scores = self._scores(self._glanced) if self._glanced[1:].any() else None
+        self._glanced.copy_(self._sums, non_blocking=True)
+        return scores
+
+    def read(self) -> Scores:
+        """The scores of all batches."""
+        return self._scores(self._sums.cpu())
+
+    def _scores(self, sums: Tensor) -> Scores:
+        confusion = sums[1:].long().view(self._num_classes, self._num_classes).numpy()
+        return Scores(float(sums[0]) / int(confusion.sum()), confusion)

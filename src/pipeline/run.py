@@ -1,0 +1,181 @@
+"""One run, from its settings to its results. Every program that trains calls this."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import UserError, write_whole
+from models import build_model
+from models.base import Classifier
+from pipeline.checkpoints import CHECKPOINTS
+from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
+from pipeline.hardware import Hardware
+from pipeline.logger import Logger
+from pipeline.settings import Settings
+from pipeline.tester import Tester
+from pipeline.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Trains and tests; goes on where an earlier call was stopped, and does nothing where one has finished.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        UserError: something in the settings, the folders or the weights does not fit. Nothing has been written then.
+    """
+    folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    hardware = Hardware.choose(settings.precision)
+    classes = folders[0].classes
+    described = {**settings.to_json(), "precision": hardware.precision, "classes": list(classes)}
+    if not settings.restart:
+        _check_same(settings.run_dir, described)
+        if finished := _finished_results(settings):
+            _log.info("%s has finished already; --restart begins anew", settings.run_dir)
+            return finished
+
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to)
+    size = model.input_size[-1]
+    data = load_training_data(folders[0], size)
+    test_sets = [load_test_set(folder, size) for folder in folders[1:]]
+    run_id = _open_folder(settings, described)
+    _introduce(settings, hardware, model, data, test_sets)
+
+    logger = Logger(settings, described, model.group, run_id)
+    try:
+        trainer = Trainer(model, data, settings, hardware, logger)
+        trainer.fit()
+        tester = Tester(model, classes, test_sets, settings, hardware)
+        metrics = _gather(settings, described, model, data, trainer, tester.test())
+        logger.log_results(trainer.history, metrics, tester.figures)
+    finally:
+        logger.finish()
+    return metrics
+
+
+def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
+    file = run_dir / "settings.json"
+    if not file.exists():
+        return
+    earlier = _read_json(file)
+    differing = [
+        f"{name} {earlier.get(name)} there, {value} here"
+        for name, value in described.items()
+        if earlier.get(name) != value
+    ]
+    if differing:
+        raise UserError(
+            f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
+            "use these, another --output-dir, or --restart"
+        )
+
+
+def _finished_results(settings: Settings) -> dict[str, Any] | None:
+    """An earlier call's results, if they have all that is asked for now."""
+    file = settings.run_dir / "metrics.json"
+    if file.exists():
+        metrics = _read_json(file)
+        if metrics["plots"] or not settings.plots:
+            return metrics
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: use --restart") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: use --restart")
+    return content
+
+
+def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
+    """Makes the run's folder, or moves an earlier one aside and makes it; returns the id of the run in wandb."""
+    folder = settings.run_dir
+    if settings.restart and folder.exists():
+        number = 1
+        while (aside := settings.output_dir / "replaced" / f"{folder.name}_{number}").exists():
+            number += 1
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        _log.info("the earlier run is now %s", aside)
+    file = folder / "settings.json"
+    if file.exists():
+        return _read_json(file)["wandb_run_id"]
+    run_id = secrets.token_hex(4)
+    with write_whole(file) as partial:
+        partial.write_text(json.dumps({**described, "wandb_run_id": run_id}, indent=2) + "\n")
+    return run_id
+
+
+def _introduce(
+    settings: Settings, hardware: Hardware, model: Classifier, data: TrainingData, test_sets: list[TestSet]
+) -> None:
+    trainable = sum(parameter.numel() for parameter in model.trainable_parameters())
+    _log.info("%s on %s: %s trainable parameters", settings.run_dir, hardware, f"{trainable:,}")
+    _log.info(
+        "%d images to train on, %d to validate on, %s of the classes %s",
+        len(data.train),
+        len(data.validation),
+        ", ".join(f"{len(test_set.images)} to test on in {test_set.name}" for test_set in test_sets),
+        ", ".join(data.classes),
+    )
+    if settings.data_augmentation and data.augmented == 0:
+        _log.warning("%s has no <Class>_augmented folder with images: -a changes nothing", settings.data_dir)
+    elif settings.data_augmentation:
+        _log.info(
+            "%d of %d augmented images left out, since their sources validate or are not known",
+            data.left_out,
+            data.augmented,
+        )
+
+
+def _gather(
+    settings: Settings,
+    described: dict[str, Any],
+    model: Classifier,
+    data: TrainingData,
+    trainer: Trainer,
+    tested: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """What `metrics.json` holds: each checkpoint's scores on training, validation and test images, and the frame."""
+    by_epoch = {row["epoch"]: row for row in trainer.history}
+    for results in tested.values():
+        row = by_epoch[results["epoch"]]
+        for side in ("train", "val"):
+            results[side] = {name: row.get(f"{side}_{name}") for name in ("loss", "accuracy", "per_class_accuracy")}
+    return {
+        "run": settings.run_name,
+        "group": model.group,
+        "settings": described,
+        "images": {"train": len(data.train), "val": len(data.validation), "left_out": data.left_out},
+        "epochs": trainer.epoch,
+        "plots": settings.plots,
+        "checkpoints": tested,
+    }
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """The test results of a run, for the screen."""
+    rows = [("checkpoint", "epoch", "test set", "images", "loss", "accuracy", "per class")]
+    for name in CHECKPOINTS:
+        results = metrics["checkpoints"][name]
+        for test_set, scores in results["test"].items():
+            rows.append((
+                name, str(results["epoch"]), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
+                f"{scores['accuracy']:.1%}", f"{scores['per_class_accuracy']:.1%}",
+            ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,158 @@
+"""The settings of a run: its command line, its name and its JSON are all made from one dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common import UserError
+from models import ALIASES, MODELS
+
+_METAVARS = {int: "N", float: "X", Path: "DIR"}  # how --help shows a value of that type
+
+
+def _option(flags: str, default: Any, help: str, *, describes_run: bool = True, **argument: Any) -> Any:
+    """A field of `Settings` that is also a flag.
+
+    Args:
+        flags: short and long, separated by a space.
+        default: also says the type of the flag's value; `MISSING` for a flag that must be given.
+        help: its line in `--help`, to which the default is added.
+        describes_run: False for what only says where results go and how they are shown: it may change when a run is
+            taken up again.
+        argument: anything else that argparse is to know.
+    """
+    if default is dataclasses.MISSING:
+        argument["required"] = True
+    elif default is False:
+        argument["action"] = "store_true"
+    else:
+        example = default[0] if isinstance(default, tuple) else default
+        kind = Path if isinstance(example, Path) else type(example)
+        argument = {"default": default, "type": kind, **argument}
+        if "choices" not in argument:
+            argument.setdefault("metavar", _METAVARS.get(kind))
+        if default is not None:
+            help += f" (default: {_shown(default)})"
+    metadata = {"flags": flags.split(), "argument": {"help": help, **argument}, "describes_run": describes_run}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _model(name: str) -> str:
+    name = ALIASES.get(name, name)
+    if name not in MODELS:
+        raise argparse.ArgumentTypeError(f"unknown model {name!r}: choose {', '.join(MODELS)}")
+    return name
+
+
+_MODEL_HELP = f"{', '.join(MODELS)}; ResNet is short for ResNet18"
+_FREEZE_HELP = "with -p: the last block not to train (default: the model's own, conv5 or CustomVGG's conv3)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run: what is trained, how, on which images, and where the results go.
+
+    Raises:
+        UserError: a value is out of range; the message names the flag.
+    """
+
+    # fmt: off
+    model_type: str = _option("-m --model-type", dataclasses.MISSING, _MODEL_HELP, type=_model, metavar="MODEL")
+    pretrained: bool = _option("-p --pretrained", False, "start from ImageNet weights (VGG models only)")
+    num_epochs: int = _option("-e --num-epochs", 30, "epochs at most")
+    batch_size: int = _option("-b --batch-size", 32, "images a batch")
+    learning_rate: float = _option("-l --learning-rate", 1e-4, "of AdamW, in the first epoch")
+    weight_decay: float = _option("-w --weight-decay", 1e-4, "of AdamW")
+    gamma: float = _option("-g --gamma", 0.99, "factor on the learning rate after each epoch")
+    val_freq: int = _option("-f --val-freq", 1, "validate every N epochs")
+    early_stopping_patience: int = _option(
+        "-es --early-stopping-patience", 20, "stop after N validations without a lower loss")
+    data_augmentation: bool = _option("-a --data-augmentation", False, "train on the <Class>_augmented folders too")
+    plots: bool = _option("-c --plots", False, "draw confusion matrices and heatmaps", describes_run=False)
+    data_dir: Path = _option("-d --data-dir", Path("dataset"), "a folder a class, to train and validate on")
+    test_dir: tuple[Path, ...] = _option(
+        "-t --test-dir", (Path("dataset_testing"),), "one or more such folders to test on", nargs="+")
+    output_dir: Path = _option(
+        "-o --output-dir", Path("saved_models"), "where the run's own folder goes", describes_run=False)
+    seed: int = _option("--seed", 100, "of weights, batches and dropout")
+    precision: str = _option(
+        "--precision", "auto", "auto takes bf16 where the hardware computes in it", choices=("auto", "fp32", "bf16"))
+    weights: Path | None = _option(
+        "--weights", None, "with -p: a file of torchvision's vgg19 weights, where there is no internet",
+        type=Path, metavar="FILE")
+    freeze_to: str | None = _option(
+        "--freeze-to", None, _FREEZE_HELP, type=str, choices=("conv1", "conv2", "conv3", "conv4", "conv5", "none"))
+    wandb: str = _option(
+        "--wandb", "auto", "auto is online where a key is configured, else offline",
+        choices=("auto", "online", "offline", "disabled"), describes_run=False)
+    restart: bool = _option(
+        "--restart", False, "begin anew; an earlier run of the same name is moved aside", describes_run=False)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        self._require(self.num_epochs >= 1, "num_epochs", "at least 1")
+        self._require(self.batch_size >= 2, "batch_size", "at least 2: batch normalisation cannot train on one image")
+        self._require(0 < self.learning_rate < math.inf, "learning_rate", "a number above 0")
+        self._require(0 <= self.weight_decay < math.inf, "weight_decay", "a number not below 0")
+        self._require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
+        self._require(self.val_freq >= 1, "val_freq", "at least 1")
+        self._require(self.early_stopping_patience >= 1, "early_stopping_patience", "at least 1")
+        self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
+        names = {directory.resolve().name for directory in self.test_dir}
+        self._require(len(names) == len(self.test_dir), "test_dir", "folders of different names, which figures carry")
+        for option in ("weights", "freeze_to"):
+            needless = getattr(self, option) is not None and not self.pretrained
+            self._require(not needless, option, "used together with -p/--pretrained")
+
+    def _require(self, condition: bool, option: str, what: str) -> None:
+        if not condition:
+            flags = "/".join(type(self).__dataclass_fields__[option].metadata["flags"])
+            raise UserError(f"{flags} {_shown(getattr(self, option))}: must be {what}")
+
+    @classmethod
+    def from_command_line(cls, description: str, arguments: list[str] | None = None) -> Settings:
+        """Reads the flags, from sys.argv where none are given."""
+        parser = _OneLineErrors(description=description, allow_abbrev=False)
+        for field in dataclasses.fields(cls):
+            parser.add_argument(*field.metadata["flags"], dest=field.name, **field.metadata["argument"])
+        values = vars(parser.parse_args(arguments))
+        return cls(**{**values, "test_dir": tuple(values["test_dir"])})
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run's folder; numbers as Python prints them."""
+        return (
+            f"{self.model_type}_pretrained_{self.pretrained}_aug_{self.data_augmentation}"
+            f"_lr_{self.learning_rate}_wd_{self.weight_decay}_g_{self.gamma}"
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.output_dir / self.run_name
+
+    def to_json(self) -> dict[str, Any]:
+        """What describes the run, in JSON's types."""
+        fields = (field for field in dataclasses.fields(self) if field.metadata["describes_run"])
+        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+
+class _OneLineErrors(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, Path) else value

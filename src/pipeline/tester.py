@@ -1,0 +1,135 @@
+"""Tests a trained run: its checkpoints, on every test set, with figures that show where it looks and where it errs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.base import Classifier
+from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.data import TestSet, make_loader
+from pipeline.figures import plot_confusion, plot_heatmap
+from pipeline.hardware import Hardware
+from pipeline.inference import predict
+from pipeline.metrics import Scores
+from pipeline.settings import Settings
+
+_HEATMAPS_PER_CLASS = 3
+
+
+class Tester:
+    """Tests each checkpoint of a run on each test set."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        classes: Sequence[str],
+        test_sets: Sequence[TestSet],
+        settings: Settings,
+        hardware: Hardware,
+    ) -> None:
+        self.model = model.to(hardware.device, memory_format=torch.channels_last)
+        self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
+        self.folder = settings.run_dir
+        self.figures: list[Path] = []
+
+    def test(self) -> dict[str, dict[str, Any]]:
+        """For each checkpoint its `epoch` and, in `test`, the scores on each test set, in JSON's types."""
+        results = {}
+        for name in CHECKPOINTS:
+            checkpoint = Checkpoint.load(self.folder / f"{name}.pt", self.settings.model_type)
+            self.model.load_state_dict(checkpoint.weights)
+            results[name] = {
+                "epoch": checkpoint.epoch,
+                "test": {test_set.name: self._test_on(test_set, name) for test_set in self.test_sets},
+            }
+        return results
+
+    def _test_on(self, test_set: TestSet, checkpoint: str) -> dict[str, Any]:
+        loader = make_loader(test_set.images, self.settings.batch_size)
+        logits, labels = predict(self.model, loader, self.hardware, f"testing {checkpoint} on {test_set.name}")
+        scores = Scores.of(logits, labels)
+        if self.settings.plots:
+            self._draw(test_set, checkpoint, scores, logits.softmax(dim=1).cpu().numpy())
+        return {"images": scores.images, **scores.to_json(), "confusion_matrix": scores.confusion.tolist()}
+
+    def _draw(self, test_set: TestSet, checkpoint: str, scores: Scores, probabilities: np.ndarray) -> None:
+        # The first test set's figures carry the plain names; a further one's carry its own name too.
+        suffix = "" if test_set is self.test_sets[0] else f"_{test_set.name}"
+        path = self.folder / "confusion_matrices" / f"cm_{checkpoint}{suffix}.png"
+        title = f"{self.settings.model_type}, {checkpoint} on {test_set.name}\naccuracy {scores.accuracy:.1%}"
+        plot_confusion(scores.confusion, self.classes, title, path)
+        self.figures.append(path)
+
+        predictions = probabilities.argmax(axis=1)
+        chosen = choose_examples(test_set.labels, predictions)
+        images = torch.cat([test_set.images.__getitems__([place])[0] for place in chosen])
+        heatmaps = class_activation_maps(self.model, images.to(self.hardware.device), predictions[chosen])
+        numbers = dict.fromkeys(range(len(self.classes)), 0)
+        for place, image, heatmap in zip(chosen, images, heatmaps, strict=True):
+            label, prediction = test_set.labels[place], predictions[place]
+            numbers[label] += 1
+            title = f"true: {self.classes[label]}   predicted: {self.classes[prediction]}"
+            title += f" ({probabilities[place, prediction]:.0%} confident{', wrong' if label != prediction else ''})"
+            name = f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png"
+            path = self.folder / "heatmaps" / checkpoint / name
+            plot_heatmap(image.permute(1, 2, 0).numpy(), heatmap, title, path)
+            self.figures.append(path)
+
+
+def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _HEATMAPS_PER_CLASS) -> list[int]:
+    """Places of the images to explain: of each class the first, its first mistake, then others in their order.
+
+    Args:
+        labels: (N,) int.
+        predictions: (N,) int.
+        per_class: how many of each class, if it has as many.
+    """
+    chosen: list[int] = []
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label).tolist()
+        mistakes = [place for place in places if predictions[place] != label]
+        wanted = dict.fromkeys([places[0], *mistakes[:1], *places])  # keeps the order, drops repetitions
+        chosen += list(wanted)[:per_class]
+    return chosen
+
+
+def class_activation_maps(model: Classifier, images: Tensor, targets: Sequence[int]) -> np.ndarray:
+    """Where a model looks: Grad-CAM (Selvaraju et al., 2017) of all images in one batch.
+
+    Args:
+        model: frozen or not; its gradients and modes are left as they were, but for being in `eval`.
+        images: (N, C, H, W) uint8, on the model's device.
+        targets: N classes to explain.
+
+    Returns:
+        (N, H, W) float, 0 to 1.
+    """
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    layer = model.get_submodule(model.cam_layer)
+    model.eval()
+    with _differentiable_behind(model, layer), GradCAM(model, [layer]) as grad_cam:
+        return grad_cam(model.normalise(images), [ClassifierOutputTarget(int(target)) for target in targets])
+
+
+@contextmanager
+def _differentiable_behind(model: nn.Module, layer: nn.Module) -> Iterator[None]:
+    """Lets gradients flow back to a layer's output and no further: frozen and trained models are explained alike."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hook = layer.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
