@@ -1,0 +1,31 @@
+# The project's two commands for a newcomer: `make train` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+IN_VENV = $(VENV)/bin/python
+
+.PHONY: train test test-slow lint
+
+train: $(VENV)/.installed
+	$(IN_VENV) src/dataset/sample.py
+	$(IN_VENV) src/main.py -m ResNet18 -e 4 -b 16 -l 0.001 -c
+
+test: $(VENV)/.installed-tests
+	$(IN_VENV) -m pytest
+
+test-slow: $(VENV)/.installed-tests
+	$(IN_VENV) -m pytest -m slow
+
+lint: $(VENV)/.installed-tests
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh)
+
+$(VENV)/.installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(IN_VENV) -m pip install --quiet -r requirements.txt -c constraints.txt
+	touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
+	$(IN_VENV) -m pip install --quiet -r tests/requirements.txt -c constraints.txt
+	touch $@
