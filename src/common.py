@@ -35,9 +35,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def show_notes() -> None:
+    """Prints this project's notes on stderr, and other libraries' warnings only."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("dataset", "pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
 def run_program(main: Callable[[], int]) -> None:
     """Runs a program's `main` and exits: 2 with one line on stderr for a user's error, 130 for Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_notes()
     try:
         status = main()
     except UserError as error:

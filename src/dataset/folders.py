@@ -43,7 +43,7 @@ def augmented_name(source: Path, number: int) -> str:
 
 def source_stem(augmented: Path) -> str | None:
     """The stem of the image that an augmented one was made from, or None where its name does not tell."""
-    match = re.fullmatch(r"(.+)_aug_\d+", augmented.stem)
+    match = re.fullmatch(r"(.+)_aug_\d+", augmented.stem, re.DOTALL)
     return match[1] if match else None
 
 

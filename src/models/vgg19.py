@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torchvision.models import VGG19_Weights, vgg19
+from torchvision.models import VGG19_Weights
+from torchvision.models.vgg import cfgs, make_layers
 
 from common import UserError
 from models.base import Classifier
@@ -32,22 +33,28 @@ class VGG19Classifier(Classifier):
 
 
 def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
-    """VGG19's 37 feature layers, (N, 3, 224, 224) to (N, 512, 7, 7).
+    """VGG19's 37 feature layers, (N, 3, 224, 224) to (N, 512, 7, 7), without the 124 million weights behind them.
 
     Args:
-        pretrained: with torchvision's ImageNet weights, else with its random initialisation.
+        pretrained: with torchvision's ImageNet weights, else initialised at random as torchvision does.
         weights: a file of torchvision's vgg19 state dict to use in place of torch.hub's cache.
 
     Raises:
         UserError: the weights are not to be had, or are not those of vgg19.
     """
-    network = vgg19(weights=None, init_weights=not pretrained)
+    features = make_layers(cfgs["E"])
     if pretrained:
-        network.load_state_dict(_load_checked(network.state_dict(), weights))
-    return network.features
+        features.load_state_dict(_load_checked(features, weights))
+        return features
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return features
 
 
-def _load_checked(expected: dict[str, torch.Tensor], weights: Path | None) -> dict[str, torch.Tensor]:
+def _load_checked(features: nn.Sequential, weights: Path | None) -> dict[str, torch.Tensor]:
+    """The state dict for `features` out of a file of vgg19's."""
     url = VGG19_Weights.IMAGENET1K_V1.url
     file = weights or Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     try:
@@ -64,7 +71,10 @@ def _load_checked(expected: dict[str, torch.Tensor], weights: Path | None) -> di
         ) from error
     except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
         raise UserError(f"{file} is not a file of weights, or a damaged one: replace it") from error
-    shapes = {name: tensor.shape for name, tensor in expected.items()}
-    if not isinstance(state, dict) or {name: getattr(value, "shape", None) for name, value in state.items()} != shapes:
+    prefix = "features."
+    state = state if isinstance(state, dict) else {}
+    found = {str(name).removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
+    expected = {name: tensor.shape for name, tensor in features.state_dict().items()}
+    if {name: getattr(value, "shape", None) for name, value in found.items()} != expected:
         raise UserError(f"{file} does not hold the weights of torchvision's vgg19")
-    return state
+    return found

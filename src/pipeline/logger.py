@@ -65,10 +65,11 @@ def _final_results(metrics: dict[str, Any]) -> dict[str, float]:
 class _Wandb:
     """Talks to wandb from a thread of its own, so that a slow or failing wandb neither slows nor stops a run."""
 
-    _PATIENCE = 60  # seconds that the end of a run waits for what is still to be sent
+    _PATIENCE = 30  # seconds that wandb is given to begin, and at the end of a run to send what is left
 
     def __init__(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         self._run: Any = None
+        self._given_up = False
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if settings.wandb != "disabled":
@@ -93,11 +94,13 @@ class _Wandb:
         self._tasks.put(None)
         self._thread.join(self._PATIENCE)
         if self._thread.is_alive():
+            self._given_up = True
             _log.warning("wandb has not answered for %d s: going on without it", self._PATIENCE)
 
     def _start(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         import wandb
 
+        wandb.setup(wandb.Settings(silent=True, console="off", init_timeout=self._PATIENCE))
         mode = _wandb_mode(settings.wandb)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "image-classification"),
@@ -107,7 +110,6 @@ class _Wandb:
             resume="allow",
             config=described,
             mode=mode,
-            settings=wandb.Settings(silent=True, console="off"),
         )
         if self._run.offline:
             folder = Path(self._run.settings.sync_dir)
@@ -120,6 +122,8 @@ class _Wandb:
             if self._run is not None:
                 self._run.finish()
         except Exception as error:  # whatever wandb raises is no reason to lose a run
+            if self._given_up:
+                return
             _log.warning("wandb: %s: going on without it", str(error).partition("\n")[0] or type(error).__name__)
 
 

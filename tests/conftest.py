@@ -1,0 +1,77 @@
+"""What tests share: small folders of images, a tiny model, the real photographs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHOTOGRAPHS = "IMAGE_PROJECT_DATA"
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """The folder of real photographs, which are not part of the repository."""
+    if not os.environ.get(PHOTOGRAPHS):
+        pytest.skip(f"{PHOTOGRAPHS} does not name a folder of real photographs")
+    return Path(os.environ[PHOTOGRAPHS])
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[[str, Mapping[str, int]], Path]:
+    """Makes a folder with so many images of each class; each class has a colour, so that it is easy to learn."""
+
+    def make(name: str, counts: Mapping[str, int]) -> Path:
+        generator = np.random.default_rng(len(name))
+        for place, (label, count) in enumerate(counts.items()):
+            folder = tmp_path / name / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 100, (24, 20, 3))
+                pixels[..., place % 3] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:04d}.png")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a registered model of a few hundred weights, for tests of everything but architectures."""
+    import torch
+    from torch import nn
+
+    import models
+    from models.base import Classifier
+
+    class Tiny(Classifier):
+        group = "Tiny"
+        cam_layer = "features.2"
+        input_size = (3, 16, 16)
+        freeze_points = ("conv1",)
+        default_freeze_point = "conv1"
+
+        def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+            self.classifier = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, num_classes)
+            )
+
+        def layers_up_to(self, freeze_point: str):
+            yield self.features
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.features(images))
+
+    module = types.ModuleType("models.tiny")
+    module.Tiny = Tiny
+    monkeypatch.setitem(sys.modules, "models.tiny", module)
+    monkeypatch.setitem(models.MODELS, "Tiny", "tiny")
+    return "Tiny"

@@ -1,0 +1,149 @@
+"""Each model is the one that the README's table describes."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from models import MODELS, build_model
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Each model, built once: VGG takes seconds."""
+    models = {}
+
+    def get(name):
+        if name not in models:
+            torch.manual_seed(0)
+            models[name] = build_model(name, 3).eval()
+        return models[name]
+
+    return get
+
+
+def layers(module: nn.Module) -> list[tuple]:
+    """Kind and sizes of each leaf, in order."""
+    found = []
+    for leaf in module.modules():
+        if isinstance(leaf, nn.Linear):
+            found.append(("Linear", leaf.in_features, leaf.out_features))
+        elif isinstance(leaf, nn.Conv2d):
+            found.append((f"Conv{leaf.kernel_size[0]}", leaf.in_channels, leaf.out_channels))
+        elif isinstance(leaf, nn.Dropout):
+            found.append(("Dropout", leaf.p))
+        elif isinstance(leaf, nn.BatchNorm1d | nn.BatchNorm2d):
+            found.append((type(leaf).__name__, leaf.num_features))
+        elif not list(leaf.children()) and not isinstance(leaf, nn.Flatten):
+            found.append((type(leaf).__name__,))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("VGG", 139_598_915),
+        ("VGGAdapted", 127_521_859),
+        ("CustomVGG", 22_538_051),
+        ("ResNet18", 11_178_051),
+        ("CNNBasic", 4_755_267),
+    ],
+)
+def test_parameter_count_for_three_classes(built, name, parameters):
+    assert sum(parameter.numel() for parameter in built(name).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_for_any_number_of_classes(name):
+    with torch.inference_mode():
+        assert build_model(name, 5).eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 5)
+
+
+@pytest.fixture(scope="module")
+def vgg19_layers():
+    with torch.device("meta"):
+        return layers(torchvision.models.vgg19().features)
+
+
+@pytest.mark.parametrize("name", ["VGG", "VGGAdapted"])
+def test_vgg_borrows_all_of_vgg19s_features(built, vgg19_layers, name):
+    assert layers(built(name).features) == vgg19_layers
+
+
+def test_vgg_classifier(built):
+    assert layers(built("VGG").classifier) == [
+        ("Linear", 25088, 4096), ("ReLU",), ("BatchNorm1d", 4096), ("Dropout", 0.1),
+        ("Linear", 4096, 4096), ("ReLU",), ("BatchNorm1d", 4096), ("Dropout", 0.1),
+        ("Linear", 4096, 3),
+    ]  # fmt: skip
+
+
+def test_vgg_adapted_classifier(built):
+    assert layers(built("VGGAdapted").classifier) == [
+        ("Linear", 25088, 4096), ("GELU",), ("BatchNorm1d", 4096), ("Dropout", 0.1),
+        ("Linear", 4096, 1024), ("GELU",), ("BatchNorm1d", 1024), ("Dropout", 0.1),
+        ("Linear", 1024, 512), ("GELU",), ("BatchNorm1d", 512), ("Dropout", 0.1),
+        ("Linear", 512, 3),
+    ]  # fmt: skip
+
+
+def test_custom_vgg_layers(built, vgg19_layers):
+    model = built("CustomVGG")
+    borrowed = layers(model.features)
+    assert borrowed == vgg19_layers[: len(borrowed)]
+    assert sum(kind == "Conv3" for kind, *_ in borrowed) == 12  # 2 + 2 + 4 + 4: the last one is conv4_4
+    assert borrowed[-1] == ("ReLU",)
+    assert layers(nn.Sequential(model.convolutions, model.pool, model.classifier)) == [
+        ("Conv1", 512, 128), ("GELU",), ("Conv3", 128, 128), ("GELU",), ("Conv1", 128, 512), ("GELU",),
+        ("Conv1", 512, 1024), ("GELU",), ("Conv3", 1024, 1024), ("GELU",), ("AdaptiveMaxPool2d",),
+        ("Linear", 1024, 1024), ("GELU",), ("BatchNorm1d", 1024),
+        ("Linear", 1024, 512), ("GELU",), ("BatchNorm1d", 512),
+        ("Linear", 512, 256), ("GELU",), ("BatchNorm1d", 256),
+        ("Linear", 256, 3),
+    ]  # fmt: skip
+    with torch.inference_mode():  # "same-size": the five convolutions keep the 28x28 of conv4_4
+        features = model.features(torch.zeros(1, 3, 224, 224))
+        assert model.convolutions(features).shape == (1, 1024, 28, 28)
+
+
+def test_cnn_basic_layers(built):
+    blocks = []
+    for channels_in, channels_out in ((3, 64), (64, 128), (128, 256), (256, 512)):
+        blocks += [("Conv3", channels_in, channels_out), ("BatchNorm2d", channels_out), ("GELU",)]
+        blocks += [("Conv3", channels_out, channels_out), ("BatchNorm2d", channels_out), ("GELU",), ("MaxPool2d",)]
+    assert layers(built("CNNBasic")) == [
+        *blocks,
+        ("AdaptiveMaxPool2d",), ("Linear", 512, 128), ("GELU",), ("Dropout", 0.5), ("Linear", 128, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_resnet18_gives_torchvisions_output_to_the_last_bit(training):
+    torch.manual_seed(1)
+    reference = torchvision.models.resnet18(num_classes=3)
+    model = build_model("ResNet18", 3)
+    model.load_state_dict(reference.state_dict())
+    images = torch.randn(4, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(model.train(training)(images), reference.train(training)(images))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cam_layer_gives_maps(built, name):
+    model, maps = built(name), []
+    hook = model.get_submodule(model.cam_layer).register_forward_hook(lambda *call: maps.append(call[2].shape))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 224, 224))
+    hook.remove()
+    (shape,) = maps
+    assert len(shape) == 4
+    assert min(shape[2:]) >= 7
+
+
+def test_normalise_matches_torchvision():
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    model = build_model("CNNBasic", 3)
+    expected = torchvision.transforms.functional.normalize(images / 255, model.mean, model.std)
+    normalised = model.normalise(images)
+    torch.testing.assert_close(normalised, expected)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)

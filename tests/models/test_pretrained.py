@@ -1,0 +1,119 @@
+"""Pretrained weights: loaded from where torch.hub keeps them or from a file, frozen as asked, and plainly missed."""
+
+import pytest
+import torch
+import torchvision
+
+from common import UserError
+from models import build_model
+from models.vgg19 import load_features
+
+HUB_NAME = "vgg19-dcbb9e9d.pth"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file like torchvision's: random features; the classifier, which is not used, is one number repeated."""
+    torch.manual_seed(7)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in torchvision.models.vgg19().state_dict().items()}
+    state = {
+        name: torch.randn(shape) * 0.02 if name.startswith("features") else torch.zeros(1).expand(shape)
+        for name, shape in shapes.items()
+    }
+    path = tmp_path_factory.mktemp("hub") / "checkpoints" / HUB_NAME
+    path.parent.mkdir()
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+def frozen_names(model):
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+@pytest.mark.parametrize("name", ["VGG", "VGGAdapted", "CustomVGG"])
+def test_weights_come_from_torch_hubs_cache(monkeypatch, no_network, weights, name):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(weights.parents[1]))
+    model = build_model(name, 3, pretrained=True)
+    state = torch.load(weights, weights_only=True)
+    borrowed = model.features.state_dict()
+    assert borrowed
+    assert all(torch.equal(tensor, state[f"features.{key}"]) for key, tensor in borrowed.items())
+
+
+def test_weights_come_from_a_named_file(no_network, weights):
+    model = build_model("CustomVGG", 3, pretrained=True, weights=weights)
+    assert torch.equal(model.features[0].weight, torch.load(weights, weights_only=True)["features.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["VGG", "VGGAdapted"])
+def test_all_features_are_frozen_by_default(weights, name):
+    model = build_model(name, 3, pretrained=True, weights=weights)
+    assert frozen_names(model) == {f"features.{key}" for key, _ in model.features.named_parameters()}
+
+
+@pytest.mark.parametrize(("freeze_point", "convolutions"), [("none", 0), ("conv1", 2), (None, 8), ("conv4", 12)])
+def test_custom_vgg_freezes_up_to_a_block(weights, freeze_point, convolutions):
+    """VGG19's blocks have 2, 2, 4 and 4 convolutions; None is the model's own choice, conv3."""
+    model = build_model("CustomVGG", 3, pretrained=True, weights=weights, freeze_point=freeze_point)
+    first = [f"features.{key}" for key, _ in model.features.named_parameters()][: 2 * convolutions]
+    assert frozen_names(model) == set(first)
+
+
+def test_from_scratch_features_are_initialised_as_torchvisions():
+    """He et al., 2015, by the outputs of a layer: torchvision's choice for VGG."""
+    for layer in load_features(pretrained=False, weights=None):
+        if isinstance(layer, torch.nn.Conv2d):
+            assert layer.weight.std().item() == pytest.approx((2 / (9 * layer.out_channels)) ** 0.5, rel=0.08)
+            assert not layer.bias.any()
+
+
+def test_from_scratch_nothing_is_frozen():
+    assert not frozen_names(build_model("CustomVGG", 3))
+
+
+def test_missing_weights_name_the_file_and_the_flag(monkeypatch, no_network, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError) as error:
+        build_model("VGG", 3, pretrained=True)
+    message = str(error.value)
+    assert str(tmp_path / "checkpoints" / HUB_NAME) in message
+    assert "--weights" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "cannot read --weights"),
+        (b"no weights at all", "damaged"),
+        ({"conv1.weight": torch.zeros(1)}, "does not hold the weights"),
+        ([1, 2], "does not hold the weights"),
+    ],
+    ids=["missing", "damaged", "of another network", "not a state dict"],
+)
+def test_unusable_weights(tmp_path, content, complaint):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=complaint):
+        build_model("VGG", 3, pretrained=True, weights=path)
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "CNNBasic"])
+def test_models_trained_from_scratch_refuse_pretrained(name):
+    with pytest.raises(UserError, match="trained from scratch"):
+        build_model(name, 3, pretrained=True)
+
+
+def test_freeze_point_that_the_model_does_not_have():
+    with pytest.raises(UserError, match="conv1, conv2, conv3, conv4 or none"):
+        build_model("CustomVGG", 3, pretrained=True, freeze_point="conv5")

@@ -1,0 +1,105 @@
+"""Files are written whatever wandb does, and wandb is told the whole story."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import show_notes
+from helpers import REPOSITORY
+
+from pipeline.logger import Logger, _Wandb
+from pipeline.settings import Settings
+
+HISTORY = [
+    {"epoch": 1, "learning_rate": 0.1, "train_loss": 2.0, "train_accuracy": 0.5, "train_per_class_accuracy": 0.4,
+     "val_loss": 1.5, "val_accuracy": 0.6, "val_per_class_accuracy": 0.5},
+    {"epoch": 2, "learning_rate": 0.05, "train_loss": 1.0, "train_accuracy": 0.7, "train_per_class_accuracy": 0.6},
+]  # fmt: skip
+METRICS = {"checkpoints": {"terminal": {"test": {"set": {"loss": 1.0, "accuracy": 0.75, "per_class_accuracy": 0.7}}}}}
+
+
+
+def main():
+    """What a process of its own does, since wandb keeps what it was configured with for a process's life."""
+    show_notes()
+    settings = Settings(model_type="ResNet18", wandb=sys.argv[1])
+    _Wandb._PATIENCE = 3 if "impatient" in sys.argv else 30
+    logger = Logger(settings, settings.to_json(), "ResNet", "f00dcafe")
+    for epoch in (1, 2):
+        logger.log_epoch(HISTORY[:epoch], images_per_second=10)
+    logger.log_results(HISTORY, METRICS, [])
+    logger.finish()
+
+
+@pytest.fixture
+def tell(tmp_path):
+    """Logs a short run in a new process, checks its files, and returns what it said on stderr."""
+
+    def tell(mode, *options, **variables):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        own = {"NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path / "config"), "HOME": str(tmp_path)}
+        search = os.pathsep.join(str(REPOSITORY / name) for name in ("src", "tests"))
+        result = subprocess.run(
+            [sys.executable, __file__, mode, *options],
+            cwd=tmp_path, env={**kept, **own, "PYTHONPATH": search, **variables},
+            capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
+        check_files(tmp_path / Settings(model_type="ResNet18").run_dir)
+        return result.stderr.splitlines()
+
+    return tell
+
+
+def check_files(folder: Path):
+    with (folder / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["train_loss"] for row in rows] == ["2.0", "1.0"]
+    assert [row["val_loss"] for row in rows] == ["1.5", ""]
+    assert json.loads((folder / "metrics.json").read_text()) == METRICS
+    assert (folder / "curves.png").stat().st_size > 1000
+
+
+def test_disabled(tell, tmp_path):
+    assert tell("disabled") == []
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_auto_without_a_key_is_offline_and_says_how_to_sync(tell, tmp_path):
+    (message,) = tell("auto")
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert message == f"wandb: offline; to upload the run later: wandb sync {record.parent.relative_to(tmp_path)}"
+    content = record.read_bytes()
+    for told in (b"ResNet18_pretrained_False", b"val_loss", b"images_per_second", b"learning_rate", b"set/terminal"):
+        assert told in content
+
+
+def test_wandbs_variables_are_honoured(tell, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    tell("auto", WANDB_DIR=str(tmp_path / "elsewhere"), WANDB_PROJECT="another-project", WANDB_MODE="offline")
+    (record,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"another-project" in record.read_bytes()
+
+
+def test_a_failing_wandb_does_not_stop_a_run(tell):
+    """A key makes `auto` go online, where nobody is."""
+    (message,) = tell("auto", WANDB_API_KEY="not a key at all", WANDB_BASE_URL="http://127.0.0.1:9")
+    assert message.startswith("wandb: ")
+    assert message.endswith(": going on without it")
+
+
+def test_a_wandb_that_never_answers_does_not_hold_a_run_up(tell):
+    """A server that takes connections and keeps silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        (message,) = tell("auto", "impatient", WANDB_API_KEY="0" * 40, WANDB_BASE_URL=address)
+    assert "going on without it" in message
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Test results are those of the checkpoints, and figures show what they say."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn import metrics as reference
+
+from dataset.folders import read_folder
+from models import build_model
+from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.data import load_test_set
+from pipeline.hardware import Hardware
+from pipeline.settings import Settings
+from pipeline import tester
+from pipeline.tester import choose_examples, class_activation_maps
+
+CPU = Hardware(torch.device("cpu"), "fp32")
+
+
+def test_examples_prefer_the_first_and_a_mistake():
+    labels = np.array([0] * 6 + [1] * 5 + [2] * 2)
+    predictions = np.array([0, 0, 0, 0, 1, 2] + [0, 0, 1, 1, 1] + [2, 2])
+    assert choose_examples(labels, predictions) == [0, 4, 1, 6, 7, 8, 11, 12]
+
+
+@pytest.fixture
+def tested(tiny_model, make_folder, tmp_path, monkeypatch, request):
+    """A tester over two test sets, with a different checkpoint for each name; the parameter says whether it plots."""
+    monkeypatch.chdir(tmp_path)
+    folders = make_folder("first", {"A": 4, "B": 4}), make_folder("second", {"A": 3, "B": 5})
+    settings = Settings(model_type=tiny_model, plots=request.param, batch_size=3, test_dir=folders)
+    for epoch, name in enumerate(CHECKPOINTS, start=1):
+        torch.manual_seed(epoch)
+        weights = build_model(tiny_model, 2).state_dict()
+        Checkpoint(tiny_model, ("A", "B"), epoch, weights).save(settings.run_dir / f"{name}.pt")
+    test_sets = [load_test_set(read_folder(folder), 16) for folder in folders]
+    return tester.Tester(build_model(tiny_model, 2, pretrained=True), ("A", "B"), test_sets, settings, CPU)
+
+
+@pytest.mark.parametrize("tested", [False], indirect=True)
+def test_every_checkpoint_on_every_test_set(tested):
+    results = tested.test()
+    for epoch, name in enumerate(CHECKPOINTS, start=1):
+        torch.manual_seed(epoch)
+        model = build_model("Tiny", 2).eval()
+        assert results[name]["epoch"] == epoch
+        for test_set in tested.test_sets:
+            images, labels = test_set.images.__getitems__(list(range(8)))
+            with torch.inference_mode():
+                predictions = model(model.normalise(images)).argmax(dim=1)
+            found = results[name]["test"][test_set.name]
+            assert not tested.figures
+            assert found["images"] == 8
+            assert found["confusion_matrix"] == reference.confusion_matrix(labels, predictions).tolist()
+            assert found["accuracy"] == reference.accuracy_score(labels, predictions)
+
+
+@pytest.mark.parametrize("tested", [True], indirect=True)
+def test_figures_of_every_checkpoint_and_test_set(tested):
+    tested.test()
+    names = sorted(str(path.relative_to(tested.folder)) for path in tested.folder.rglob("*.png"))
+    expected = [
+        f"{path}{suffix}.png"
+        for name in CHECKPOINTS
+        for suffix in ("", "_second")
+        for path in (
+            f"confusion_matrices/cm_{name}",
+            *(f"heatmaps/{name}/Tiny_{label}_{number}" for label in "AB" for number in (1, 2, 3)),
+        )
+    ]
+    assert names == sorted(expected)
+    assert sorted(map(str, tested.figures)) == sorted(str(tested.folder / name) for name in expected)
+    for figure in tested.figures:
+        with Image.open(figure) as image:
+            assert min(image.size) > 300
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+@pytest.mark.parametrize("name", ["Tiny", "ResNet18", "CustomVGG"])
+def test_maps_of_frozen_and_trainable_models(tiny_model, name, frozen):
+    torch.manual_seed(0)
+    model = build_model(name, 2)
+    if frozen:
+        model.requires_grad_(False)
+    images = torch.randint(0, 256, (2, *model.input_size), dtype=torch.uint8)
+    maps = class_activation_maps(model, images, [0, 1])
+    assert maps.shape == (2, *model.input_size[1:])
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+    assert maps.any()
+    assert all(parameter.requires_grad != frozen for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_maps_are_those_of_the_plain_way():
+    """Stopping the gradient behind the layer changes nothing: the package alone, on a trainable model, says the same."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    torch.manual_seed(0)
+    model = build_model("ResNet18", 2).eval()
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    with GradCAM(model, [model.layer4]) as grad_cam:
+        expected = grad_cam(model.normalise(images), [ClassifierOutputTarget(0), ClassifierOutputTarget(1)])
+    np.testing.assert_allclose(class_activation_maps(model, images, [0, 1]), expected, atol=1e-5)

@@ -1,0 +1,151 @@
+"""A user's way through the project on the offline sample: train, test, look, come back."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import sample
+from dataset.augmentation_data import resize_or_pad_image
+from helpers import start
+from models import build_model
+from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.tester import class_activation_maps
+
+RUN = "ResNet18_pretrained_False_aug_False_lr_0.001_wd_0.0001_g_0.99"
+TRAIN = ("main.py", "-m", "ResNet18", "-e", 4, "-b", 16, "-l", 0.001)
+SEED = 0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in which the sample was written and a ResNet18 trained and tested, as `make train` does."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    sample.write_sample(folder / "dataset", folder / "dataset_testing", SEED)
+    result = start(*TRAIN, "-c", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout)
+    (folder / "stderr").write_text(result.stderr)
+    return folder
+
+
+def test_prints_a_table_and_where_the_figures_are(place):
+    metrics = json.loads((place / "saved_models" / RUN / "metrics.json").read_text())
+    lines = (place / "stdout").read_text().splitlines()
+    assert lines[0].split() == ["checkpoint", "epoch", "test", "set", "images", "loss", "accuracy", "per", "class"]
+    for line, name in zip(lines[1:], CHECKPOINTS, strict=False):
+        scores = metrics["checkpoints"][name]["test"]["dataset_testing"]
+        assert line.split() == [
+            name, str(metrics["checkpoints"][name]["epoch"]), "dataset_testing", "36", f"{scores['loss']:.4f}",
+            f"{scores['accuracy']:.1%}", f"{scores['per_class_accuracy']:.1%}",
+        ]  # fmt: skip
+    assert f"saved_models/{RUN}" in lines[-1]
+
+
+def test_says_how_many_images_each_side_has_and_one_line_an_epoch(place):
+    notes = (place / "stderr").read_text()
+    assert "192 images to train on, 48 to validate on, 36 to test on in dataset_testing" in notes
+    lines = [line for line in notes.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all("val loss" in line and "images/s" in line for line in lines)
+
+
+def test_learns_well_above_chance(place):
+    """Chance is one third; with 36 test images, 55 % happens by luck less than once in two hundred times."""
+    metrics = json.loads((place / "saved_models" / RUN / "metrics.json").read_text())
+    tested = metrics["checkpoints"]["best_val_loss"]["test"]["dataset_testing"]
+    assert tested["per_class_accuracy"] >= 0.55
+
+
+def test_writes_everything_that_a_run_has(place):
+    folder = place / "saved_models" / RUN
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    figures = {f"confusion_matrices/cm_{name}.png" for name in CHECKPOINTS} | {
+        f"heatmaps/{name}/ResNet18_{label}_{number}.png"
+        for name in CHECKPOINTS for label in sample.CLASSES for number in (1, 2, 3)
+    }  # fmt: skip
+    assert names == figures | {f"{name}.pt" for name in (*CHECKPOINTS, "last")} | {
+        "settings.json", "history.csv", "metrics.json", "curves.png",
+    }  # fmt: skip
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+    with (folder / "history.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+
+
+def test_maps_land_on_the_drawn_object_more_often_than_not(place):
+    """The hottest point of a map lies on the object; the sample knows where it drew it."""
+    checkpoint = Checkpoint.load(place / "saved_models" / RUN / "best_val_loss.pt", "ResNet18")
+    model = build_model("ResNet18", 3)
+    model.load_state_dict(checkpoint.weights)
+    hits, by_chance = [], []
+    for label, name in enumerate(sample.CLASSES):
+        drawn = [sample.draw_numbered(name, SEED, True, number) for number in range(1, 13)]
+        images = np.stack([np.asarray(resize_or_pad_image(image)) for image, _ in drawn])
+        masks = [np.asarray(resize_or_pad_image(mask))[..., 0] > 127 for _, mask in drawn]
+        maps = class_activation_maps(model, torch.from_numpy(images).permute(0, 3, 1, 2), [label] * len(drawn))
+        for heatmap, mask in zip(maps, masks, strict=True):
+            hits.append(_around(mask)[np.unravel_index(heatmap.argmax(), heatmap.shape)])
+            by_chance.append(_around(mask).mean())
+    assert np.mean(hits) > 0.5
+    assert np.mean(hits) > 1.5 * np.mean(by_chance)
+
+
+def _around(mask):
+    """The mask with a margin of half a cell of the 7x7 map, which says no more exactly where it looks."""
+    from PIL import ImageFilter
+
+    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(33))) > 0
+
+
+@pytest.fixture
+def copy(place, tmp_path):
+    """A copy of the newcomer's folder to spoil."""
+    shutil.copytree(place, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so_and_does_nothing(copy):
+    before = snapshot(copy)
+    result = start(*TRAIN, "-c", cwd=copy)
+    assert result.returncode == 0
+    assert result.stdout == (copy / "stdout").read_text()
+    assert result.stderr == f"saved_models/{RUN} has finished already; --restart begins anew\n"
+    assert snapshot(copy) == before
+
+
+def test_other_settings_are_refused_and_named(copy):
+    before = snapshot(copy)
+    result = start("main.py", "-m", "ResNet18", "-e", 5, "-b", 16, "-l", 0.001, "--seed", 7, cwd=copy)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "num_epochs 4 there, 5 here; seed 100 there, 7 here" in result.stderr
+    assert snapshot(copy) == before
+
+
+def test_restart_moves_the_earlier_run_aside(copy):
+    for label in sample.CLASSES:  # a few images are enough to begin again
+        for path in sorted((copy / "dataset" / label).iterdir())[4:]:
+            path.unlink()
+    old = snapshot(copy / "saved_models" / RUN)
+    result = start("main.py", "-m", "ResNet18", "-e", 1, "-b", 16, "-l", 0.001, "--restart", cwd=copy)
+    assert result.returncode == 0, result.stderr
+    aside = copy / "saved_models" / "replaced" / f"{RUN}_1"
+    assert sorted(snapshot(aside).values()) == sorted(old.values())
+    assert json.loads((copy / "saved_models" / RUN / "metrics.json").read_text())["epochs"] == 1
+
+
+def test_damaged_settings_are_told_in_one_line(copy):
+    (copy / "saved_models" / RUN / "settings.json").write_text("{")
+    result = start(*TRAIN, cwd=copy)
+    assert result.returncode == 2
+    assert result.stderr == f"error: saved_models/{RUN}/settings.json is damaged: use --restart\n"
