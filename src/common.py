@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
@@ -9,13 +10,27 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 # What a user can mend: the disk, the permissions, a path. Any other OSError is a bug of ours and keeps its traceback.
-_USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR}
+_USER_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+}
 
 
 class UserError(Exception):
     """Something that the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Argparse's, but for errors of one line, and without guessing what a shortened flag means."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags)")
 
 
 @contextmanager
@@ -38,7 +53,7 @@ def available_cores() -> int:
 def show_notes() -> None:
     """Prints this project's notes on stderr, and other libraries' warnings only."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for package in ("dataset", "pipeline"):
+    for package in ("__main__", "dataset", "pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
 
 

@@ -207,9 +207,7 @@ def test_bad_input_through_the_shell(tmp_path):
     result = start("main.py", "-m", "ResNet18", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == (
-        "error: there is no folder dataset: name one with a sub-folder of images for each class\n"
-    )
+    assert result.stderr == ("error: there is no folder dataset: name one with a sub-folder of images for each class\n")
 
 
 def test_output_folder_that_is_a_file(monkeypatch, capsys, tmp_path, folders):

@@ -8,9 +8,9 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from common import UserError
+from common import ArgumentParser, UserError
 from models import ALIASES, MODELS
 
 _METAVARS = {int: "N", float: "X", Path: "DIR"}  # how --help shows a value of that type
@@ -122,7 +122,7 @@ class Settings:
     @classmethod
     def from_command_line(cls, description: str, arguments: list[str] | None = None) -> Settings:
         """Reads the flags, from sys.argv where none are given."""
-        parser = _OneLineErrors(description=description, allow_abbrev=False)
+        parser = ArgumentParser(description=description)
         for field in dataclasses.fields(cls):
             parser.add_argument(*field.metadata["flags"], dest=field.name, **field.metadata["argument"])
         values = vars(parser.parse_args(arguments))
@@ -145,11 +145,6 @@ class Settings:
         """What describes the run, in JSON's types."""
         fields = (field for field in dataclasses.fields(self) if field.metadata["describes_run"])
         return {field.name: _plain(getattr(self, field.name)) for field in fields}
-
-
-class _OneLineErrors(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists the flags)")
 
 
 def _plain(value: Any) -> Any:

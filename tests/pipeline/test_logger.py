@@ -12,7 +12,6 @@ import pytest
 
 from common import show_notes
 from helpers import REPOSITORY
-
 from pipeline.logger import Logger, _Wandb
 from pipeline.settings import Settings
 
@@ -22,7 +21,6 @@ HISTORY = [
     {"epoch": 2, "learning_rate": 0.05, "train_loss": 1.0, "train_accuracy": 0.7, "train_per_class_accuracy": 0.6},
 ]  # fmt: skip
 METRICS = {"checkpoints": {"terminal": {"test": {"set": {"loss": 1.0, "accuracy": 0.75, "per_class_accuracy": 0.7}}}}}
-
 
 
 def main():

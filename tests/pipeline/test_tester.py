@@ -8,11 +8,11 @@ from sklearn import metrics as reference
 
 from dataset.folders import read_folder
 from models import build_model
+from pipeline import tester
 from pipeline.checkpoints import CHECKPOINTS, Checkpoint
 from pipeline.data import load_test_set
 from pipeline.hardware import Hardware
 from pipeline.settings import Settings
-from pipeline import tester
 from pipeline.tester import choose_examples, class_activation_maps
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -94,7 +94,7 @@ def test_maps_of_frozen_and_trainable_models(tiny_model, name, frozen):
 
 
 def test_maps_are_those_of_the_plain_way():
-    """Stopping the gradient behind the layer changes nothing: the package alone, on a trainable model, says the same."""
+    """Stopping the gradient behind the layer changes nothing: the package alone says the same."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

@@ -1,0 +1,121 @@
+"""Writes the offline sample: drawings of axes, books and hammers for somebody who has no photographs.
+
+These are drawings to try the program with, from end to end, not data for results. Each image has its own pose, size,
+proportions, colours, lighting and cluttered background, and depends only on its seed, class, folder and number.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
+from common import ArgumentParser, UserError, available_cores, run_program, write_whole
+from dataset.drawing import draw
+
+_log = logging.getLogger(__name__)
+
+CLASSES = ("Axe", "Book", "Hammer")
+TRAINING_COUNTS = {"Axe": 40, "Book": 160, "Hammer": 40}  # as imbalanced as the photographs
+TESTING_COUNTS = dict.fromkeys(CLASSES, 12)
+
+
+class _Drawing(NamedTuple):
+    """One image of the sample, which depends on nothing else."""
+
+    seed: int
+    label: str
+    testing: bool
+    number: int
+
+    def generator(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, CLASSES.index(self.label), int(self.testing), self.number])
+
+
+def draw_numbered(label: str, seed: int, testing: bool, number: int) -> tuple[Image.Image, Image.Image]:
+    """Draws the image that `write_sample` writes under this number, before compression, and its object's mask."""
+    return draw(label, _Drawing(seed, label, testing, number).generator())
+
+
+def _write(path: Path, drawing: _Drawing) -> None:
+    generator = drawing.generator()
+    image, _ = draw(drawing.label, generator)
+    with write_whole(path) as partial:
+        image.save(partial, quality=int(generator.integers(60, 93)))
+
+
+def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
+    """Writes what is missing of the sample, as <folder>/<class>/sample_<number>.jpg, unless there are other images.
+
+    Args:
+        dataset_dir: the folder for 40 axes, 160 books and 40 hammers.
+        testing_dir: the folder for 12 of each.
+        seed: a number from 0 that decides every image.
+
+    Returns:
+        How many images were written.
+
+    Raises:
+        UserError: `testing_dir` alone holds other images: a model of drawings would be tested on them.
+    """
+    foreign = _find_foreign(dataset_dir) or _find_foreign(testing_dir)
+    if foreign and not any(dataset_dir.glob("*/[!.]*")):
+        raise UserError(f"{foreign} is not of the sample: put images in {dataset_dir} too, or empty {testing_dir}")
+    if foreign:
+        _log.info("%s holds images already; they are left alone and nothing is drawn", dataset_dir)
+        return 0
+    drawings = {
+        folder / label / f"sample_{number:04d}.jpg": _Drawing(seed, label, testing, number)
+        for testing, folder, counts in ((False, dataset_dir, TRAINING_COUNTS), (True, testing_dir, TESTING_COUNTS))
+        for label in CLASSES
+        for number in range(1, counts[label] + 1)
+    }
+    missing = {path: drawing for path, drawing in drawings.items() if not path.exists()}
+    if missing:
+        with ProcessPoolExecutor(available_cores(), multiprocessing.get_context("spawn")) as pool:
+            written = pool.map(_write, missing.keys(), missing.values())
+            list(tqdm(written, "drawing", len(missing), unit="image", disable=None))
+    _log.info("%d images drawn; %d were there already", len(missing), len(drawings) - len(missing))
+    return len(missing)
+
+
+def _find_foreign(folder: Path) -> Path | None:
+    """A visible file below the folder that is not the sample's own, if there is one."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and not re.fullmatch(r"sample_\d{4}\.jpg", path.name):
+            return path
+    return None
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Draws a sample of axes, books and hammers where there are no images yet.")
+    parser.add_argument(
+        "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
+        help="for the 240 images to train on (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--testing-dir", type=Path, default=Path("dataset_testing"), metavar="DIR",
+        help="for the 36 images to test on (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another number draws other images (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed}: must not be below 0")
+    write_sample(arguments.dataset_dir, arguments.testing_dir, arguments.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

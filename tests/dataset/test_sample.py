@@ -1,0 +1,231 @@
+"""The offline sample: its counts, its variety, its masks, and that it never touches somebody's own images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageStat
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from common import UserError
+from dataset import sample as sample_module
+from dataset.sample import CLASSES, draw_numbered, write_sample
+
+PROGRAM = Path(__file__).resolve().parents[2] / "src/dataset/sample.py"
+SOME = ("dataset/Axe/sample_0001.jpg", "dataset/Book/sample_0160.jpg", "testing/Hammer/sample_0012.jpg")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    """A whole sample of seed 0, drawn once: it takes seconds."""
+    root = tmp_path_factory.mktemp("sample")
+    assert write_sample(root / "dataset", root / "testing") == 276
+    return root
+
+
+@pytest.fixture
+def interrupted(sample, tmp_path) -> Path:
+    """A copy of the sample that lacks the images in SOME."""
+    root = shutil.copytree(sample, tmp_path / "copy")
+    for name in SOME:
+        (root / name).unlink()
+    return root
+
+
+def list_files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def describe_files(root: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes()) for path in list_files(root)}
+
+
+def run_program(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, PROGRAM, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def test_counts_are_imbalanced_for_training_and_even_for_testing(sample):
+    counts = Counter(path.parent.relative_to(sample).as_posix() for path in list_files(sample))
+    assert counts == {
+        **{"dataset/Axe": 40, "dataset/Book": 160, "dataset/Hammer": 40},
+        **{f"testing/{label}": 12 for label in CLASSES},
+    }
+
+
+def test_images_are_rgb_jpegs_of_many_sizes_and_small_in_all(sample):
+    sizes = set()
+    for path in list_files(sample):
+        with Image.open(path) as image:
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            assert 200 <= min(image.size) <= max(image.size) <= 640
+            sizes.add(image.size)
+    assert len(sizes) > 150
+    assert any(width > 1.3 * height for width, height in sizes)
+    assert any(height > 1.3 * width for width, height in sizes)
+    assert sum(path.stat().st_size for path in list_files(sample)) < 15e6
+
+
+def test_all_images_are_distinct(sample):
+    files = list_files(sample)
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in files}) == len(files)
+    thumbnails = np.array([np.asarray(Image.open(path).resize((16, 16)), dtype=np.float32).ravel() for path in files])
+    squares = (thumbnails**2).sum(axis=1)
+    distances = squares[:, None] + squares - 2 * thumbnails @ thumbnails.T
+    np.fill_diagonal(distances, np.inf)
+    assert np.sqrt(distances.min() / thumbnails.shape[1]) > 8  # grey levels, so not the same drawing saved twice
+
+
+def test_colours_do_not_give_the_class_away(sample):
+    files = list_files(sample / "dataset")
+    statistics = [ImageStat.Stat(Image.open(path)) for path in files]
+    features = np.array([[*image.mean, *image.stddev] for image in statistics])
+    labels = np.array([path.parent.name for path in files])
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    assert balanced_accuracy_score(labels, cross_val_predict(model, features, labels, cv=folds)) < 0.55
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_masks_show_where_the_object_is(label):
+    for number in range(1, 9):
+        image, mask = draw_numbered(label, 0, False, number)
+        assert (image.mode, mask.mode) == ("RGB", "L")
+        assert image.size == mask.size
+        inside = np.asarray(mask)
+        assert set(np.unique(inside)) == {0, 255}
+        left, top, right, bottom = mask.getbbox()
+        assert 0.4 * min(mask.size) < max(right - left, bottom - top) <= 0.95 * min(mask.size)
+        # An object that the frame cuts in two would have much of its outline on the frame.
+        framed = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]]).astype(bool).sum()
+        assert framed < 0.6 * max(right - left, bottom - top)
+
+
+def test_objects_stand_out_from_their_surroundings():
+    """Also that the masks fit their pictures: elsewhere, the two mean colours would be nearly the same."""
+    gaps = []
+    for label in CLASSES:
+        for number in range(1, 9):
+            image, mask = draw_numbered(label, 0, True, number)
+            pixels, inside = np.asarray(image, dtype=np.float32), np.asarray(mask) > 0
+            gaps.append(np.linalg.norm(pixels[inside].mean(axis=0) - pixels[~inside].mean(axis=0)))
+    assert np.median(gaps) > 40
+
+
+def test_numbered_drawings_are_the_files(sample):
+    for number in (1, 12):
+        image, _ = draw_numbered("Hammer", 0, True, number)
+        written = Image.open(sample / f"testing/Hammer/sample_{number:04d}.jpg")
+        assert image.size == written.size
+        assert np.abs(np.asarray(image, dtype=np.int16) - np.asarray(written)).mean() < 8  # what the JPEG lost
+
+
+def test_an_image_depends_on_its_seed_class_folder_and_number():
+    drawn = {
+        draw_numbered(*which)[0].tobytes()
+        for which in (("Axe", 0, False, 1), ("Axe", 1, False, 1), ("Axe", 0, True, 1), ("Axe", 0, False, 2))
+    }
+    assert len(drawn) == 4
+    assert draw_numbered("Axe", 0, False, 1)[0].tobytes() in drawn
+
+
+def test_an_interrupted_write_is_completed_with_the_same_bytes(sample, interrupted):
+    (interrupted / "dataset/.gitkeep").touch()
+    (interrupted / "testing/.gitkeep").touch()
+    before = describe_files(interrupted)
+    assert write_sample(interrupted / "dataset", interrupted / "testing", seed=0) == len(SOME)
+    after = describe_files(interrupted)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == set(SOME)
+    for name in SOME:
+        assert after[name][1] == (sample / name).read_bytes()
+    assert write_sample(interrupted / "dataset", interrupted / "testing", seed=0) == 0
+
+
+def test_another_seed_draws_other_images(sample, interrupted):
+    assert write_sample(interrupted / "dataset", interrupted / "testing", seed=1) == len(SOME)
+    for name in SOME:
+        assert (interrupted / name).read_bytes() != (sample / name).read_bytes()
+
+
+@pytest.mark.parametrize("also_in_testing", [False, True])
+def test_somebodys_own_images_are_left_alone(tmp_path, caplog, also_in_testing):
+    caplog.set_level("INFO", logger="dataset")
+    photographs = [tmp_path / "dataset/Axe/photo.png"] + [tmp_path / "testing/Axe/photo.png"] * also_in_testing
+    for path in photographs:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"mine")
+    before = describe_files(tmp_path)
+    assert write_sample(tmp_path / "dataset", tmp_path / "testing") == 0
+    assert describe_files(tmp_path) == before
+    assert [record.getMessage().count("already") for record in caplog.records] == [1]
+
+
+def test_own_images_for_testing_alone_are_an_error(tmp_path):
+    photograph = tmp_path / "testing/Axe/sample_1.jpg"  # nearly a name of ours, but not ours
+    photograph.parent.mkdir(parents=True)
+    photograph.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"^[^\n]*sample_1\.jpg[^\n]*$"):
+        write_sample(tmp_path / "dataset", tmp_path / "testing")
+    assert list_files(tmp_path) == [photograph]
+
+
+def test_own_images_for_testing_beside_a_sample_are_left_alone(tmp_path):
+    for name in ("dataset/Axe/sample_0001.jpg", "testing/Axe/photo.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"something")
+    before = describe_files(tmp_path)
+    assert write_sample(tmp_path / "dataset", tmp_path / "testing") == 0
+    assert describe_files(tmp_path) == before
+
+
+def test_no_half_written_image_is_left_when_saving_fails(tmp_path, monkeypatch):
+    def fail(image, path, **_):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    before = describe_files(tmp_path)
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        sample_module._write(tmp_path / "sample_0001.jpg", sample_module._Drawing(0, "Axe", False, 1))
+    assert describe_files(tmp_path) == before == {}
+
+
+def test_the_program_completes_a_sample_and_leaves_photographs_alone(sample, interrupted):
+    folders = ("--dataset-dir", interrupted / "dataset", "--testing-dir", interrupted / "testing")
+    done = run_program(*folders, "--seed", 0)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == ["3 images drawn; 273 were there already"]
+    for name in SOME:
+        assert (interrupted / name).read_bytes() == (sample / name).read_bytes()
+
+    (interrupted / SOME[0]).rename(interrupted / "dataset/photo.jpg")
+    done = run_program(*folders)
+    assert done.returncode == 0
+    assert len(done.stderr.splitlines()) == 1
+    assert "already" in done.stderr
+    assert not (interrupted / SOME[0]).exists()
+
+
+def test_help_shows_the_defaults():
+    done = run_program("--help")
+    assert done.returncode == 0
+    for default in ("(default: dataset)", "(default: dataset_testing)", "(default: 0)"):
+        assert default in done.stdout
