@@ -8,7 +8,7 @@ IN_VENV = $(VENV)/bin/python
 
 train: $(VENV)/.installed
 	$(IN_VENV) src/dataset/sample.py
-	$(IN_VENV) src/main.py -m ResNet18 -e 4 -b 16 -l 0.0005 -g 0.5 -c
+	$(IN_VENV) src/main.py -m ResNet18 -e 4 -b 16 -l 0.0003 -g 0.5 -c
 
 test: $(VENV)/.installed-tests
 	$(IN_VENV) -m pytest

@@ -1,4 +1,4 @@
-"""Starts the programs as a user starts them."""
+"""The programs started as a user starts them, and a stand-in for weights that cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -21,3 +21,18 @@ def start(program: str, *arguments: object, cwd: Path, **environment: str) -> su
         text=True,
         check=False,
     )
+
+
+def save_random_weights(path: Path) -> None:
+    """Writes a file like torchvision's vgg19: random features, and a classifier, not used here, of one number."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(7)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in torchvision.models.vgg19().state_dict().items()}
+    state = {
+        name: torch.randn(shape) * 0.02 if name.startswith("features") else torch.zeros(1).expand(shape)
+        for name, shape in shapes.items()
+    }
+    torch.save(state, path)

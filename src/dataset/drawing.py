@@ -194,7 +194,7 @@ def _draw_axe(layer: Layer) -> None:
     """A felling axe, a hatchet (a larger head for its handle) or a double-bitted axe."""
     rng = layer.rng
     double = rng.random() < 0.25
-    size = rng.uniform(1.05, 1.5)
+    size = rng.uniform(1.35, 1.8)
     width = rng.uniform(0.042, 0.06) * size**0.5
     _draw_handle(layer, width, 0 if double else rng.uniform(-0.03, 0.03), rng.uniform(0.1, 0.7))
     y, eye, tall = -0.33, width * 0.62, 0.065 * size
@@ -217,7 +217,7 @@ def _draw_axe(layer: Layer) -> None:
 def _draw_hammer(layer: Layer) -> None:
     """A claw hammer, a sledge or a ball-peen hammer."""
     rng = layer.rng
-    size, width = rng.uniform(1.2, 1.7), rng.uniform(0.055, 0.08)
+    size, width = rng.uniform(1.6, 2.1), rng.uniform(0.055, 0.08)
     _draw_handle(layer, width, rng.uniform(-0.012, 0.012), rng.uniform(0, 0.4))
     y, half = -0.36, width * 0.75
     colour = layer.scene.pick(METALS)
@@ -446,6 +446,7 @@ def _draw_surface(rng: np.random.Generator, side: int, colour: np.ndarray) -> Im
         tone[(across % 1 < 0.035) | (down % 1 < 0.035)] *= 0.8
     else:
         tone += 0.10 * _make_noise(rng, size, (12, 12)) + 0.08 * _make_noise(rng, size, (30, 30))
+    tone = 1 + 0.45 * (tone - 1)  # a surface that is quieter than what lies on it
     change = 0.2 * (_pick_colour(rng) - colour)
     bands = [(first + more * blend) * tone for first, more in zip(colour.tolist(), change.tolist(), strict=True)]
     return Image.merge("RGB", [Image.fromarray(band.clip(0, 255).astype(np.uint8)) for band in bands])
@@ -530,8 +531,9 @@ def draw(label: str, rng: np.random.Generator) -> tuple[Image.Image, Image.Image
     angle = rng.uniform(0, 2 * np.pi)
     scene = Scene(rng, np.array([np.cos(angle), np.sin(angle)], dtype=np.float32), _pick_surface_colour(rng))
     image = _draw_background(rng, size, scene.backdrop)
-    roll = rng.normal(0, 0.2 if label == "Book" else 0.35)
-    thing = _make_thing(PAINTERS[label], shorter * rng.triangular(0.6, 0.95, 0.95), roll, scene)
+    # Tools are long and thin: drawn larger, so that not the share of the background tells the classes apart.
+    roll, fill = (rng.normal(0, 0.2), 0.72) if label == "Book" else (rng.normal(0, 0.35), 1.0)
+    thing = _make_thing(PAINTERS[label], shorter * fill * rng.triangular(0.8, 0.98, 0.98), roll, scene)
     slack = np.array(size) - thing.size
     corner = tuple((slack * rng.uniform(-0.02, 1.02, 2)).astype(int).tolist())
     mask = Image.new("L", size)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common import UserError
 from dataset.folders import ImageFolder, read_folder
-from pipeline.images import decode_images
+from pipeline.images import DecodedImages, decode_images
 
 VALIDATION_SHARE = 0.2
 _SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation images
@@ -67,8 +67,8 @@ def split_folder(folder: ImageFolder, readable: np.ndarray) -> Split:
 class ImageBatches(Dataset):
     """Batches as slices of the decoded images. Asked for a list of places, it answers with one batch."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, places: np.ndarray) -> None:
-        self._pixels, self._labels, self._places = pixels, torch.from_numpy(labels), places
+    def __init__(self, decoded: DecodedImages, labels: np.ndarray, places: np.ndarray) -> None:
+        self._decoded, self._labels, self._places = decoded, torch.from_numpy(labels), places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -76,8 +76,7 @@ class ImageBatches(Dataset):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
         places = self._places[indices]
-        pixels = np.asarray(self._pixels[places])  # (B, H, W, C)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), self._labels[places]
+        return torch.from_numpy(self._decoded[places]).permute(0, 3, 1, 2), self._labels[places]
 
 
 def make_loader(batches: ImageBatches, batch_size: int, shuffle: bool = False) -> DataLoader:
@@ -156,9 +155,7 @@ def load_training_data(folder: ImageFolder, size: int) -> TrainingData:
     """
     decoded = decode_images(folder.paths, size)
     split = split_folder(folder, _readable(folder, decoded.unreadable))
-    train, validation = (
-        ImageBatches(decoded.pixels, folder.labels, places) for places in (split.train, split.validation)
-    )
+    train, validation = (ImageBatches(decoded, folder.labels, places) for places in (split.train, split.validation))
     return TrainingData(folder.classes, train, validation, int(folder.augmented.sum()), split.left_out)
 
 
@@ -176,7 +173,7 @@ def load_test_set(folder: ImageFolder, size: int) -> TestSet:
         folder.directory.resolve().name,
         tuple(folder.paths[place] for place in places),
         folder.labels[places],
-        ImageBatches(decoded.pixels, folder.labels, places),
+        ImageBatches(decoded, folder.labels, places),
     )
 
 

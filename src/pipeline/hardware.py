@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+
+_M_MMAP_THRESHOLD = -3  # glibc's name and number for: blocks from this size on are mapped one by one
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,17 @@ class Hardware:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
         return f"CPU with {torch.get_num_threads()} threads, {self.precision}"
+
+
+def return_freed_memory() -> None:
+    """Has the C library give freed tensors back to the system at once, where it is glibc.
+
+    Left to itself it keeps them in a heap that the tensors of later batches fit into badly, and a ResNet18 at batch 32
+    has 2.1 GB resident after a few batches instead of 1.7. Mapping them anew costs about a tenth of the speed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 22)
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

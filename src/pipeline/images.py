@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +34,18 @@ class DecodedImages:
         unreadable: the places of those, each with the reason.
     """
 
-    pixels: np.ndarray
+    pixels: np.memmap
     unreadable: dict[int, str]
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """A copy (B, H, W, C) of the images at B places.
+
+        The pages that were read stay in the system's cache, but leave this process, whose memory would otherwise grow
+        to the size of the whole file in the first epoch.
+        """
+        batch = np.asarray(self.pixels[places])
+        self.pixels.base.madvise(mmap.MADV_DONTNEED)
+        return batch
 
 
 def decode_images(paths: Sequence[Path], size: int, cache_dir: Path = CACHE_DIR) -> DecodedImages:

@@ -15,7 +15,7 @@ from models import build_model
 from models.base import Classifier
 from pipeline.checkpoints import CHECKPOINTS
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
-from pipeline.hardware import Hardware
+from pipeline.hardware import Hardware, return_freed_memory
 from pipeline.logger import Logger
 from pipeline.settings import Settings
 from pipeline.tester import Tester
@@ -34,6 +34,7 @@ def run(settings: Settings) -> dict[str, Any]:
         UserError: something in the settings, the folders or the weights does not fit. Nothing has been written then.
     """
     folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    return_freed_memory()
     hardware = Hardware.choose(settings.precision)
     classes = folders[0].classes
     described = {**settings.to_json(), "precision": hardware.precision, "classes": list(classes)}

@@ -112,7 +112,7 @@ def test_masks_show_where_the_object_is(label):
         inside = np.asarray(mask)
         assert set(np.unique(inside)) == {0, 255}
         left, top, right, bottom = mask.getbbox()
-        assert 0.4 * min(mask.size) < max(right - left, bottom - top) <= 0.95 * min(mask.size)
+        assert 0.5 * min(mask.size) < max(right - left, bottom - top) <= 0.99 * min(mask.size)
         # An object that the frame cuts in two would have much of its outline on the frame.
         framed = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]]).astype(bool).sum()
         assert framed < 0.6 * max(right - left, bottom - top)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-import torchvision
 
 from common import UserError
+from helpers import save_random_weights
 from models import build_model
 from models.vgg19 import load_features
 
@@ -13,17 +13,10 @@ HUB_NAME = "vgg19-dcbb9e9d.pth"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file like torchvision's: random features; the classifier, which is not used, is one number repeated."""
-    torch.manual_seed(7)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in torchvision.models.vgg19().state_dict().items()}
-    state = {
-        name: torch.randn(shape) * 0.02 if name.startswith("features") else torch.zeros(1).expand(shape)
-        for name, shape in shapes.items()
-    }
+    """A file where torch.hub keeps it."""
     path = tmp_path_factory.mktemp("hub") / "checkpoints" / HUB_NAME
     path.parent.mkdir()
-    torch.save(state, path)
+    save_random_weights(path)
     return path
 
 

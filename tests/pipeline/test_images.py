@@ -1,6 +1,7 @@
 """Images are decoded once, and decoded anew when they change."""
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -36,6 +37,18 @@ def test_holds_each_image_in_its_place(paths, tmp_path):
     for path, pixels in zip(paths, result.pixels, strict=True):
         with Image.open(path) as image:
             assert np.array_equal(pixels, resize_or_pad_image(image, 32))
+
+
+def test_batches_are_copies_that_leave_the_process(paths, tmp_path):
+    """Asked for images, it gives them, also a second time, and its pages do not stay resident."""
+    result = decode_images(paths * 40, 224, tmp_path / "cache")  # 48 MB
+    expected = np.load(next((tmp_path / "cache").glob("*.npy")))
+    process = psutil.Process()
+    before = process.memory_info().rss
+    for start in range(0, 320, 32):
+        places = np.arange(start, start + 32)
+        assert np.array_equal(result[places], expected[places])
+    assert process.memory_info().rss - before < 20e6
 
 
 def test_a_second_time_decodes_nothing(paths, tmp_path, decoded):
