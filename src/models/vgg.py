@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.vgg19 import VGG19Classifier, load_features
 
@@ -14,7 +14,6 @@ class VGG(VGG19Classifier):
     """VGG19; classifier 25088-4096-4096-C with ReLU, batch normalisation and dropout."""
 
     group: ClassVar[str] = "VGG"
-    cam_layer: ClassVar[str] = "features.35"  # the last ReLU, (N, 512, 14, 14)
 
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()
@@ -31,7 +30,3 @@ class VGG(VGG19Classifier):
             nn.Dropout(0.1),
             nn.Linear(4096, num_classes),
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) float to (N, C) logits."""
-        return self.classifier(self.features(images))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import VGG19_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -22,11 +22,17 @@ _END_OF_BLOCK = {"conv1": 4, "conv2": 9, "conv3": 18, "conv4": 27, "conv5": 36}
 
 
 class VGG19Classifier(Classifier):
-    """Holds `features`, the borrowed layers, and freezes them block by block."""
+    """Borrowed layers in `features`, which are frozen block by block, and a `classifier` of a subclass's own."""
 
+    cam_layer: ClassVar[str] = "features.35"  # the last ReLU, (N, 512, 14, 14)
     freeze_points: ClassVar[tuple[str, ...]] = tuple(_END_OF_BLOCK)
     default_freeze_point: ClassVar[str] = "conv5"
     features: nn.Sequential
+    classifier: nn.Sequential
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 224, 224) float to (N, C) logits."""
+        return self.classifier(self.features(images))
 
     def layers_up_to(self, freeze_point: str) -> Iterator[nn.Module]:
         yield from self.features[: _END_OF_BLOCK[freeze_point]]
@@ -53,7 +59,7 @@ def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
     return features
 
 
-def _load_checked(features: nn.Sequential, weights: Path | None) -> dict[str, torch.Tensor]:
+def _load_checked(features: nn.Sequential, weights: Path | None) -> dict[str, Tensor]:
     """The state dict for `features` out of a file of vgg19's."""
     url = VGG19_Weights.IMAGENET1K_V1.url
     file = weights or Path(torch.hub.get_dir(), "checkpoints", Path(url).name)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.vgg19 import VGG19Classifier, load_features
 
@@ -15,7 +15,6 @@ class VGGAdapted(VGG19Classifier):
     """VGG19; classifier 25088-4096-1024-512-C with GELU, batch normalisation and dropout."""
 
     group: ClassVar[str] = "VGGAdapted"
-    cam_layer: ClassVar[str] = "features.35"  # the last ReLU, (N, 512, 14, 14)
 
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()
@@ -27,7 +26,3 @@ class VGGAdapted(VGG19Classifier):
                 [nn.Linear(width_in, width_out), nn.GELU(), nn.BatchNorm1d(width_out), nn.Dropout(0.1)]
             )
         self.classifier.append(nn.Linear(widths[-1], num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) float to (N, C) logits."""
-        return self.classifier(self.features(images))

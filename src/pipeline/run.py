@@ -86,7 +86,7 @@ def _finished_results(settings: Settings) -> dict[str, Any] | None:
     file = settings.run_dir / "metrics.json"
     if file.exists():
         metrics = _read_json(file)
-        if metrics["plots"] or not settings.plots:
+        if metrics.get("plots") or not settings.plots:
             return metrics
     return None
 

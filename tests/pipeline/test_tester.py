@@ -25,7 +25,7 @@ def test_examples_prefer_the_first_and_a_mistake():
 
 
 @pytest.fixture
-def tested(tiny_model, make_folder, tmp_path, monkeypatch, request):
+def two_sets(tiny_model, make_folder, tmp_path, monkeypatch, request):
     """A tester over two test sets, with a different checkpoint for each name; the parameter says whether it plots."""
     monkeypatch.chdir(tmp_path)
     folders = make_folder("first", {"A": 4, "B": 4}), make_folder("second", {"A": 3, "B": 5})
@@ -38,28 +38,28 @@ def tested(tiny_model, make_folder, tmp_path, monkeypatch, request):
     return tester.Tester(build_model(tiny_model, 2, pretrained=True), ("A", "B"), test_sets, settings, CPU)
 
 
-@pytest.mark.parametrize("tested", [False], indirect=True)
-def test_every_checkpoint_on_every_test_set(tested):
-    results = tested.test()
+@pytest.mark.parametrize("two_sets", [False], indirect=True)
+def test_every_checkpoint_on_every_test_set(two_sets):
+    results = two_sets.test()
     for epoch, name in enumerate(CHECKPOINTS, start=1):
         torch.manual_seed(epoch)
         model = build_model("Tiny", 2).eval()
         assert results[name]["epoch"] == epoch
-        for test_set in tested.test_sets:
+        for test_set in two_sets.test_sets:
             images, labels = test_set.images.__getitems__(list(range(8)))
             with torch.inference_mode():
                 predictions = model(model.normalise(images)).argmax(dim=1)
             found = results[name]["test"][test_set.name]
-            assert not tested.figures
+            assert not two_sets.figures
             assert found["images"] == 8
             assert found["confusion_matrix"] == reference.confusion_matrix(labels, predictions).tolist()
             assert found["accuracy"] == reference.accuracy_score(labels, predictions)
 
 
-@pytest.mark.parametrize("tested", [True], indirect=True)
-def test_figures_of_every_checkpoint_and_test_set(tested):
-    tested.test()
-    names = sorted(str(path.relative_to(tested.folder)) for path in tested.folder.rglob("*.png"))
+@pytest.mark.parametrize("two_sets", [True], indirect=True)
+def test_figures_of_every_checkpoint_and_test_set(two_sets):
+    two_sets.test()
+    names = sorted(str(path.relative_to(two_sets.folder)) for path in two_sets.folder.rglob("*.png"))
     expected = [
         f"{path}{suffix}.png"
         for name in CHECKPOINTS
@@ -70,8 +70,8 @@ def test_figures_of_every_checkpoint_and_test_set(tested):
         )
     ]
     assert names == sorted(expected)
-    assert sorted(map(str, tested.figures)) == sorted(str(tested.folder / name) for name in expected)
-    for figure in tested.figures:
+    assert sorted(map(str, two_sets.figures)) == sorted(str(two_sets.folder / name) for name in expected)
+    for figure in two_sets.figures:
         with Image.open(figure) as image:
             assert min(image.size) > 300
 
