@@ -39,8 +39,8 @@ class Hardware:
 def return_freed_memory() -> None:
     """Has the C library give freed tensors back to the system at once, where it is glibc.
 
-    Left to itself it keeps them in a heap that the tensors of later batches fit into badly, and a ResNet18 at batch 32
-    has 2.1 GB resident after a few batches instead of 1.7. Mapping them anew costs about a tenth of the speed.
+    Left to itself it keeps them in a heap that the tensors of later batches fit into badly, and much more is resident
+    than is in use (`tests/pipeline/test_memory.py` measures it). The price is some speed: memory is mapped anew.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
