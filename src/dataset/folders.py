@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError
+from dataset.reading import IMAGE_SUFFIXES
 
 AUGMENTED = "_augmented"
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them, and is no class
+_LITTER = {"Thumbs.db", "desktop.ini"}  # that Windows leaves in folders of images
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def class_names(directory: Path) -> tuple[str, ...]:
     """
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
-    folders = {entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    folders = _class_folders(directory)
     names = sorted(name for name in folders if not name.endswith(AUGMENTED))
     if orphans := sorted(folders - set(names) - {name + AUGMENTED for name in names}):
         raise UserError(f"{directory / orphans[0]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
@@ -67,14 +69,39 @@ def class_names(directory: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _class_folders(directory: Path) -> set[str]:
+    folders = {entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    return folders - {REJECTED, LEFT_OUT}
+
+
 def image_files(directory: Path) -> list[Path]:
     """The image files right in a folder, sorted by name; none where there is no such folder."""
     if not directory.is_dir():
         return []
     return sorted(
         path for path in directory.iterdir()
-        if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )  # fmt: skip
+
+
+def other_files(directory: Path) -> list[Path]:
+    """The visible files right in a folder whose names are not those of images, sorted by name."""
+    images = set(image_files(directory))
+    return sorted(
+        path for path in directory.iterdir()
+        if path.is_file() and path not in images and not path.name.startswith(".") and path.name not in _LITTER
+    )  # fmt: skip
+
+
+def has_classes(directory: Path) -> bool:
+    """Whether there is a folder with class folders in it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not directory.is_dir():
+        raise UserError(f"there is no folder {directory}")
+    return bool(_class_folders(directory))
 
 
 def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:

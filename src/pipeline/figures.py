@@ -1,4 +1,4 @@
-"""The figures of a run. Colours are of the Okabe-Ito palette and of maps that colour-blind readers can tell apart."""
+"""The figures of a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import write_whole
+from plotting import BLUE, VERMILION, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-TRAIN_COLOUR, VALIDATION_COLOUR = "#0072B2", "#D55E00"
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -24,7 +21,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         history: a row an epoch, with the columns of `history.csv`; rows without validation lack the val columns.
         path: the PNG to write.
     """
-    figure = _figure(10, 4)
+    figure = new_figure(10, 4)
     loss, accuracy = figure.subplots(1, 2)
     _plot_curve(loss, history, "loss", min, "{:.3f}")
     _plot_curve(accuracy, history, "accuracy", max, "{:.1%}")
@@ -32,13 +29,13 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     loss.set_ylim(bottom=0)
     accuracy.set(title="Accuracy", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter("{x:.0%}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_curve(
     axes: Axes, history: Sequence[dict[str, Any]], name: str, best_of: Callable[..., Any], form: str
 ) -> None:
-    for side, label, colour in (("train", "training", TRAIN_COLOUR), ("val", "validation", VALIDATION_COLOUR)):
+    for side, label, colour in (("train", "training", BLUE), ("val", "validation", VERMILION)):
         points = [(row["epoch"], row[f"{side}_{name}"]) for row in history if f"{side}_{name}" in row]
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4 * (len(points) <= 40), label=label)
     epoch, value = best_of(points, key=lambda point: point[1])
@@ -61,7 +58,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
     """
     count = len(classes)
     side = max(4.5, 0.55 * count + 2.5)
-    figure = _figure(side + 1, side)
+    figure = new_figure(side + 1, side)
     axes = figure.subplots()
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
@@ -77,7 +74,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
     axes.set_yticks(range(count), classes)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     figure.colorbar(picture, ax=axes, label="share of the true class", format="{x:.0%}", shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_heatmap(image: np.ndarray, heatmap: np.ndarray, title: str, path: Path) -> None:
@@ -89,7 +86,7 @@ def plot_heatmap(image: np.ndarray, heatmap: np.ndarray, title: str, path: Path)
         title: stands above all three.
         path: the PNG to write.
     """
-    figure = _figure(10, 3.7, layout="none")  # always of one form: to reckon its layout costs more than to draw it
+    figure = new_figure(10, 3.7, layout="none")  # always of one form: to reckon its layout costs more than to draw it
     views = [figure.add_axes((left, 0.03, 0.295, 0.795)) for left in (0.005, 0.31, 0.615)]
     for axes, name in zip(views, ("image", "heatmap", "overlay"), strict=True):
         axes.set_title(name, fontsize=11)
@@ -103,15 +100,4 @@ def plot_heatmap(image: np.ndarray, heatmap: np.ndarray, title: str, path: Path)
     views[2].imshow(heatmap, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * heatmap)  # the image stays clear elsewhere
     figure.colorbar(drawn, cax=figure.add_axes((0.925, 0.03, 0.015, 0.795)), label="activation")
     figure.suptitle(title, fontsize=13)
-    _save(figure, path)
-
-
-def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
-    from matplotlib.figure import Figure  # without pyplot, which keeps every figure and asks for a display
-
-    return Figure(figsize=(width, height), layout=layout)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with write_whole(path) as partial:
-        figure.savefig(partial, dpi=110)
+    save_figure(figure, path)

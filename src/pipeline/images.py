@@ -6,23 +6,21 @@ import hashlib
 import json
 import logging
 import mmap
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from common import available_cores, write_whole
 from dataset.augmentation_data import resize_or_pad_image
+from dataset.reading import UnreadableImage, read_image
 
 CACHE_DIR = Path(".cache/images")
 _FORM = 1  # to be raised when the same files come to give other bytes
 _log = logging.getLogger(__name__)
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # a picture that would fill the memory
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,9 @@ def _decode_into(pixels_file: Path, unreadable_file: Path, paths: Sequence[Path]
 
         def decode(place: int) -> None:
             try:
-                pixels[place] = read_image(paths[place], size)
-            except Exception as error:  # Pillow's readers raise many kinds on damaged files
-                unreadable[place] = _reason(error)
+                pixels[place] = np.asarray(resize_or_pad_image(read_image(paths[place]), size))
+            except UnreadableImage as error:
+                unreadable[place] = str(error)
 
         # Pillow lets go of the interpreter while it decodes and resizes: threads keep all cores busy.
         with ThreadPoolExecutor(available_cores()) as pool:
@@ -94,19 +92,3 @@ def _decode_into(pixels_file: Path, unreadable_file: Path, paths: Sequence[Path]
         pixels.flush()
         with write_whole(unreadable_file) as partial_json:  # first: who finds the pixels finds this too
             partial_json.write_text(json.dumps(dict(sorted(unreadable.items()))))
-
-
-def read_image(path: Path, size: int) -> np.ndarray:
-    """One file as (size, size, 3) uint8.
-
-    Raises:
-        OSError, ValueError, Image.DecompressionBombWarning and others of Pillow's: the file is not a readable image.
-    """
-    with Image.open(path) as image:
-        return np.asarray(resize_or_pad_image(image, size))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    return str(error).partition("\n")[0] or type(error).__name__

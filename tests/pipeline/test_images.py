@@ -21,9 +21,9 @@ def decoded(monkeypatch):
     """The files that are decoded from now on."""
     files = []
 
-    def read_image(path, size, original=images_module.read_image):
+    def read_image(path, original=images_module.read_image):
         files.append(path)
-        return original(path, size)
+        return original(path)
 
     monkeypatch.setattr(images_module, "read_image", read_image)
     return files
@@ -89,14 +89,15 @@ def test_unreadable_files_are_told_with_their_reason(paths, tmp_path, monkeypatc
     for _ in range(2):  # freshly decoded, then from the cache
         result = decode_images(paths, 32, tmp_path / "cache")
         assert sorted(result.unreadable) == [1, 2, 3, 4]
-        assert result.unreadable[1] == result.unreadable[2] == "not an image"
-        assert "exceeds limit" in result.unreadable[4]
+        assert result.unreadable[1] == "not an image"
+        assert result.unreadable[2] == "an empty file"
+        assert result.unreadable[4] == "over the limit of 1,000,000 pixels"
         assert all("\n" not in reason for reason in result.unreadable.values())
         assert not result.pixels[1].any()
 
 
 def test_a_failure_leaves_no_half_written_cache(paths, tmp_path, monkeypatch):
-    def interrupt(path, size):
+    def interrupt(path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(images_module, "read_image", interrupt)

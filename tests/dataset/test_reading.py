@@ -1,0 +1,77 @@
+"""Each file is read or refused with a reason that a person understands."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.reading import UnreadableImage, read_image, upright_rgb
+
+
+def refusal(path):
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(path)
+    return str(caught.value)
+
+
+def test_reasons(tmp_path, monkeypatch):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(b"")
+    assert refusal(path) == "an empty file"
+    path.write_text("text")
+    assert refusal(path) == "not an image"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    assert "truncated" in refusal(path)
+    Image.new("L", (1500, 1500)).save(path)
+    for limit in (2_000_000, 1_000_000):  # Pillow warns above its limit, and refuses above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert refusal(path) == f"over the limit of {limit:,} pixels"
+    assert refusal(tmp_path / "missing.jpg") == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("array", "pixels"),
+    [
+        (np.array([[0, 0.5], [0.25, 1]], np.float32), [[0, 128], [64, 255]]),
+        (np.array([[[0, 1.0]]], np.float64), [[0, 255]]),
+        (np.array([[7, 200]], np.uint8), [[7, 200]]),
+        (np.arange(12, dtype=np.uint8).reshape(3, 2, 2), np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0)),
+    ],
+)
+def test_arrays(tmp_path, array, pixels):
+    np.save(tmp_path / "image.npy", array)
+    assert np.array_equal(read_image(tmp_path / "image.npy"), pixels)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((2, 4, 4), np.float32), "an array of shape (2, 4, 4), not (H, W), (1, H, W) or (3, H, W)"),
+        (np.zeros(4, np.float32), "an array of shape (4,), not (H, W), (1, H, W) or (3, H, W)"),
+        (np.zeros((0, 4), np.float32), "an array without a pixel"),
+        (np.full((4, 4), np.nan, np.float32), "an array with values that are not finite"),
+        (np.full((4, 4), 2.0, np.float32), "a floating-point array with values outside 0 to 1"),
+        (np.zeros((4, 4), np.int64), "an array of int64, not of uint8 or floating point"),
+    ],
+)
+def test_arrays_that_are_no_images(tmp_path, array, reason):
+    np.save(tmp_path / "image.npy", array)
+    assert refusal(tmp_path / "image.npy") == reason
+
+
+def test_pickled_objects_are_not_loaded(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was loaded",))
+
+    np.save(tmp_path / "image.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    assert "pickle" in refusal(tmp_path / "image.npy")
+
+
+def test_keeps_what_it_takes_to_turn_an_image_upright(tmp_path):
+    """The EXIF data is read with the image, in each format that has it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("jpg", "png", "webp", "tif"):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"image.{suffix}", exif=exif)
+        assert upright_rgb(read_image(tmp_path / f"image.{suffix}")).size == (20, 40), suffix
