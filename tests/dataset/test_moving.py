@@ -1,0 +1,106 @@
+"""What is moved out of the way is never lost, wherever the program is stopped."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from common import UserError
+from dataset import moving
+from dataset.moving import finish_moves, lock, move_file, read_rows, set_aside
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    for name in ("A/1.jpg", "A/2.jpg", "B/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def files(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_text()
+        for path in directory.rglob("*")
+        if path.is_file() and path.suffix == ".jpg"
+    }
+
+
+def test_keeps_the_place_and_logs_the_reason(dataset):
+    set_aside(dataset, "rejected", {dataset / "B/1.jpg": "is bad", dataset / "A/2.jpg": "is worse"})
+    assert files(dataset) == {"A/1.jpg": "A/1.jpg", "rejected/A/2.jpg": "A/2.jpg", "rejected/B/1.jpg": "B/1.jpg"}
+    assert read_rows(dataset / "rejected/log.csv") == [
+        {"file": "A/2.jpg", "moved_to": "rejected/A/2.jpg", "reason": "is worse"},
+        {"file": "B/1.jpg", "moved_to": "rejected/B/1.jpg", "reason": "is bad"},
+    ]
+
+
+def test_a_name_that_is_taken_gets_a_number(dataset):
+    for text in ("first", "second"):
+        (dataset / "A/1.jpg").write_text(text)
+        set_aside(dataset, "rejected", {dataset / "A/1.jpg": "is bad"})
+    assert files(dataset)["rejected/A/1.jpg"] == "first"
+    assert files(dataset)["rejected/A/1_2.jpg"] == "second"
+    assert len(read_rows(dataset / "rejected/log.csv")) == 2
+
+
+def test_names_that_spreadsheets_stumble_over(dataset):
+    odd = dataset / "A" / 'a, "b"\nc\udcff.jpg'
+    odd.write_text("odd")
+    set_aside(dataset, "rejected", {odd: "x"})
+    assert (dataset / "rejected" / "A" / odd.name).read_text() == "odd"
+    assert read_rows(dataset / "rejected/log.csv")[0]["file"] == f"A/{odd.name}"
+
+
+@pytest.mark.parametrize("moves_done", [0, 1])
+def test_a_broken_off_move_is_finished(dataset, monkeypatch, moves_done):
+    done = []
+
+    def stop(source: Path, target: Path) -> None:
+        if len(done) == moves_done:
+            raise KeyboardInterrupt
+        done.append(source)
+        move_file(source, target)
+
+    monkeypatch.setattr(moving, "move_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(dataset, "rejected", {dataset / "A/1.jpg": "x", dataset / "B/1.jpg": "y"})
+    monkeypatch.undo()
+    assert finish_moves(dataset, "rejected") == 2 - moves_done
+    assert files(dataset) == {"A/2.jpg": "A/2.jpg", "rejected/A/1.jpg": "A/1.jpg", "rejected/B/1.jpg": "B/1.jpg"}
+
+
+def test_setting_aside_again_what_was_broken_off_leaves_one_row(dataset, monkeypatch):
+    monkeypatch.setattr(moving, "move_file", lambda source, target: None)
+    set_aside(dataset, "left_out", {dataset / "A/1.jpg": "x"})
+    monkeypatch.undo()
+    set_aside(dataset, "left_out", {dataset / "A/1.jpg": "x"})
+    assert [row["moved_to"] for row in read_rows(dataset / "left_out/log.csv")] == ["left_out/A/1.jpg"]
+
+
+def test_never_over_another_file(dataset):
+    with pytest.raises(UserError, match="is another file"):
+        move_file(dataset / "A/1.jpg", dataset / "A/2.jpg")
+    assert len(files(dataset)) == 3
+
+
+def test_to_another_disk(dataset, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    move_file(dataset / "A/1.jpg", dataset / "elsewhere/1.jpg")
+    assert files(dataset) == {"A/2.jpg": "A/2.jpg", "B/1.jpg": "B/1.jpg", "elsewhere/1.jpg": "A/1.jpg"}
+
+
+def test_the_rest_of_a_broken_off_copy_goes(dataset):
+    (dataset / "A/2.jpg").write_text("A/1.jpg")
+    move_file(dataset / "A/1.jpg", dataset / "A/2.jpg")
+    assert files(dataset) == {"A/2.jpg": "A/1.jpg", "B/1.jpg": "B/1.jpg"}
+
+
+def test_one_program_at_a_time(dataset):
+    with lock(dataset), pytest.raises(UserError, match="another program is at work"), lock(dataset):
+        pass
+    with lock(dataset):
+        pass
