@@ -1,0 +1,173 @@
+"""Finding copies of photographs: perceptual hashes of ImageHash against this project's `dataset.duplicates`.
+
+Copies of photographs drawn by lot are made in memory. Printed for each method: the seconds for all photographs, from
+decoded images on; the pairs of photographs that it takes for near-duplicates, beyond those that are the same file
+twice; and the share that it finds of each kind of copies. Needs ImageHash (`pip install ImageHash`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from tqdm import tqdm
+
+from measuring import machine_name, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, UserError, run_program
+from dataset.augmentation_data import resize_or_pad_image
+from dataset.duplicates import find_exact_duplicates, find_near_duplicates, fingerprint
+from dataset.reading import read_image, upright_rgb
+
+SAMPLE = 200
+
+Copier = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+
+class Method(NamedTuple):
+    """A way to find near-duplicates: what it takes of each image, and the pairs (i, j) that it finds by that."""
+
+    describe: Callable[[Image.Image], Any]
+    find_pairs: Callable[[Sequence[Any]], list[tuple[int, int]]]
+
+
+def recompress(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def resize(image: Image.Image, scale: float) -> Image.Image:
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def crop(image: Image.Image, part: float, generator: np.random.Generator) -> Image.Image:
+    """Cuts this part of the width and of the height off, at least a pixel, divided at random between opposite sides."""
+    width, height = (max(1, side - max(1, round(side * part))) for side in image.size)
+    left = int(generator.integers(image.width - width + 1))
+    top = int(generator.integers(image.height - height + 1))
+    return image.crop((left, top, left + width, top + height))
+
+
+def brighten(image: Image.Image, factor: float) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+KINDS: dict[str, Copier] = {
+    "same pixels": lambda image, _: image.copy(),
+    "quality 75": lambda image, _: recompress(image, 75),
+    "quality 50": lambda image, _: recompress(image, 50),
+    "quality 30": lambda image, _: recompress(image, 30),
+    "150 %": lambda image, _: resize(image, 1.5),
+    "50 %": lambda image, _: resize(image, 0.5),
+    "25 %": lambda image, _: resize(image, 0.25),
+    "cut by 2 %": lambda image, generator: crop(image, 0.02, generator),
+    "cut by 5 %": lambda image, generator: crop(image, 0.05, generator),
+    "cut by 10 %": lambda image, generator: crop(image, 0.10, generator),
+    "grey": lambda image, _: image.convert("L").convert("RGB"),
+    "brighter": lambda image, _: brighten(image, 1.15),
+    "darker": lambda image, _: brighten(image, 0.85),
+    "padded": lambda image, _: resize_or_pad_image(image),
+    "5 %, 60 %, 60": lambda image, generator: recompress(resize(crop(image, 0.05, generator), 0.6), 60),
+}
+
+
+def list_methods() -> dict[str, Method]:
+    import imagehash
+
+    def hashing(function: Callable[..., imagehash.ImageHash], size: int, radius: int) -> Method:
+        return Method(lambda image: function(image, size).hash.ravel(), partial(find_within, radius=radius))
+
+    return {
+        "average_hash 8, distance 2": hashing(imagehash.average_hash, 8, 2),
+        "dhash 8, distance 6": hashing(imagehash.dhash, 8, 6),
+        "phash 8, distance 10": hashing(imagehash.phash, 8, 10),
+        "phash 16, distance 64": hashing(imagehash.phash, 16, 64),
+        "dataset.duplicates": Method(fingerprint, find_near_duplicates),
+    }
+
+
+def find_within(bits: Sequence[np.ndarray], radius: int) -> list[tuple[int, int]]:
+    """The pairs of N hashes that differ in at most `radius` bits."""
+    signs = np.array(bits) * np.float32(2) - 1
+    distances = (signs.shape[1] - signs @ signs.T) / 2
+    first, second = np.nonzero(np.triu(distances <= radius, 1))
+    return list(zip(first.tolist(), second.tolist(), strict=True))
+
+
+def make_copies(images: Sequence[Image.Image], seed: int) -> dict[str, dict[int, Image.Image]]:
+    """For each kind, the copies of images drawn by lot, by the place of the image."""
+    chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE].tolist()
+    return {
+        kind: {place: copier(images[place], np.random.default_rng([seed, place])) for place in chosen}
+        for kind, copier in KINDS.items()
+    }
+
+
+def measure_method(
+    method: Method, images: Sequence[Image.Image], copies: dict[str, dict[int, Image.Image]]
+) -> tuple[float, list[tuple[int, int]], dict[str, float]]:
+    """The seconds for all images, the pairs found among them, and the share found of each kind of copies."""
+    begin = time.perf_counter()
+    described = [method.describe(image) for image in images]
+    pairs = method.find_pairs(described)
+    seconds = time.perf_counter() - begin
+    found = {
+        kind: float(np.mean([bool(method.find_pairs([described[i], method.describe(made[i])])) for i in made]))
+        for kind, made in copies.items()
+    }
+    return seconds, pairs, found
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Compares ways to find near-duplicate photographs.")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
+        help="folder of folders of photographs, <set>/<class>/*.jpg (default: IMAGE_PROJECT_DATA, now %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the copies (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        raise UserError("there are no photographs: name their folder with --data or IMAGE_PROJECT_DATA")
+    paths = sorted(arguments.data.glob("*/*/*.jpg"))
+    if not paths:
+        raise UserError(f"{arguments.data} has no <set>/<class>/*.jpg")
+
+    images = [upright_rgb(read_image(path)) for path in tqdm(paths, "reading", disable=None)]
+    copies = make_copies(images, arguments.seed)
+    same_file = set(find_exact_duplicates(paths))
+    results: dict[str, Any] = {"photographs": len(paths), "of the same bytes": len(same_file), "methods": {}}
+    for name, method in list_methods().items():
+        seconds, pairs, found = measure_method(method, images, copies)
+        further = len(set(pairs) - same_file)
+        results["methods"][name] = {"seconds": round(seconds, 1), "further pairs": further, "found": found}
+    print_table(results)
+    print(write_results("near_duplicates", results))
+    return 0
+
+
+def print_table(results: dict[str, Any]) -> None:
+    methods = results["methods"].values()
+    print(
+        f"{machine_name()}: {results['photographs']} photographs, {results['of the same bytes']} pairs of the same file"
+    )
+    for number, name in enumerate(results["methods"], 1):
+        print(f"({number}) {name}")
+    rows = {
+        "": [f"({number})" for number in range(1, len(methods) + 1)],
+        "seconds": [f"{method['seconds']:.1f}" for method in methods],
+        "further pairs": [str(method["further pairs"]) for method in methods],
+        **{kind: [f"{method['found'][kind]:.1%}" for method in methods] for kind in KINDS},
+    }
+    for title, cells in rows.items():
+        print(f"{title:15}" + "".join(f"{cell:>9}" for cell in cells))
+
+
+if __name__ == "__main__":
+    run_program(main)

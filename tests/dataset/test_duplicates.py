@@ -1,0 +1,154 @@
+"""Copies of an image are found as near-duplicates of it; other images, blank ones and small symbols are not."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageEnhance
+
+from dataset.augmentation_data import resize_or_pad_image
+from dataset.duplicates import find_exact_duplicates, find_near_duplicates, fingerprint
+from dataset.reading import read_image, upright_rgb
+from dataset.sample import CLASSES, draw_numbered
+
+
+def recompress(image, quality):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def resize(image, scale):
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def crop(image, part):
+    """Cuts this part of the width and of the height off, a third of it at the left and all of it at the top."""
+    left, top = round(image.width * part / 3), round(image.height * part)
+    return image.crop((left, top, left + round(image.width * (1 - part)), image.height))
+
+
+# Each kind of copies, with the share of them that has to be found.
+KINDS = {
+    "quality 30": (lambda image: recompress(image, 30), 0.95),
+    "enlarged": (lambda image: resize(image, 1.5), 0.98),
+    "halved": (lambda image: resize(image, 0.5), 0.95),
+    "quartered": (lambda image: resize(image, 0.25), 0.9),
+    "cut by 2 %": (lambda image: crop(image, 0.02), 0.9),
+    "cut by 5 %": (lambda image: crop(image, 0.05), 0.85),
+    "cut by 10 %": (lambda image: crop(image, 0.1), 0.8),
+    "grey": (lambda image: image.convert("L"), 1.0),
+    "brighter": (lambda image: ImageEnhance.Brightness(image).enhance(1.15), 0.98),
+    "darker": (lambda image: ImageEnhance.Brightness(image).enhance(0.85), 0.98),
+    "padded": (resize_or_pad_image, 0.98),
+    "all at once": (lambda image: recompress(resize(crop(image, 0.05), 0.6), 60), 0.9),
+}
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return [draw_numbered(label, 5, False, number)[0] for label in CLASSES for number in range(1, 9)]
+
+
+def find(images):
+    return find_near_duplicates([fingerprint(image) for image in images])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_finds_copies_and_nothing_else(drawings, kind):
+    make, least = KINDS[kind]
+    copies = {(place, place + len(drawings)) for place in range(len(drawings))}
+    pairs = set(find(drawings + [make(drawing) for drawing in drawings]))
+    assert pairs <= copies
+    assert len(pairs) >= least * len(copies)
+
+
+def test_cuts_that_share_little_are_not_near_duplicates(drawings):
+    for drawing in drawings:
+        width, height = drawing.size
+        assert find([drawing.crop((0, 0, width // 2, height)), drawing.crop((width // 2, 0, width, height))]) == []
+
+
+def test_images_without_contrast_have_no_near_duplicates():
+    generator = np.random.default_rng(0)
+    noise = [Image.fromarray(generator.integers(100, 108, (60, 60), dtype=np.uint8)) for _ in range(3)]
+    blank = [Image.new("RGB", (50, 40), colour) for colour in ("black", "white", "white", "red")]
+    assert find(blank + noise + noise) == []
+
+
+def test_images_of_few_pixels(drawings):
+    tiny = [
+        Image.new("RGB", (1, 1), "white"),
+        Image.new("L", (1, 300)),
+        *(resize(drawing, 0.03) for drawing in drawings),
+    ]
+    places = range(2, len(tiny))
+    assert find(tiny + tiny) == [(place, place + len(tiny)) for place in places]
+
+
+def draw_symbol(generator):
+    """A symbol of 28 x 28 pixels: a vertical stroke at about the same place, and a free one."""
+    image = Image.new("L", (28, 28))
+    stroke = ImageDraw.Draw(image)
+    stroke.line([(14 + generator.integers(-2, 3), 2), (14 + generator.integers(-2, 3), 25)], fill=255, width=3)
+    stroke.line(generator.integers(3, 25, 4).tolist(), fill=255, width=3)
+    return image
+
+
+def test_symbols_of_a_kind_are_told_apart():
+    generator = np.random.default_rng(1)
+    symbols = [draw_symbol(generator) for _ in range(60)]
+    pairs = find([*symbols, symbols[7]])
+    assert pairs == [(7, 60)]
+
+
+def test_few_images():
+    assert find([]) == []
+    assert find([Image.linear_gradient("L")]) == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(30)))
+def test_the_order_of_the_images_does_not_matter(drawings, order):
+    images = drawings + [crop(drawing, 0.06) for drawing in drawings[:6]]
+    expected = {frozenset(pair) for pair in find(images)}
+    shuffled = find([images[place] for place in order])
+    assert {frozenset(order[place] for place in pair) for pair in shuffled} == expected
+    assert all(first < second for first, second in shuffled)
+    assert shuffled == sorted(shuffled)
+
+
+@settings(max_examples=50, deadline=None)
+@given(number=st.integers(0, 23), size=st.tuples(st.integers(60, 400), st.integers(60, 400)), gain=st.floats(0.7, 1.0))
+def test_a_resized_and_darkened_copy_is_found(drawings, number, size, gain):
+    drawing = drawings[number]
+    scale = min(wanted / side for wanted, side in zip(size, drawing.size, strict=True))
+    assert find([drawing, ImageEnhance.Brightness(resize(drawing, scale)).enhance(gain)]) == [(0, 1)]
+
+
+def test_exact_duplicates(tmp_path):
+    contents = [b"one", b"two", b"one", b"longer", b"two", b"one", b"", b""]
+    paths = [tmp_path / str(number) for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    assert find_exact_duplicates(paths) == [(0, 2), (0, 5), (1, 4), (2, 5), (6, 7)]
+
+
+@pytest.fixture(scope="module")
+def real_images(photographs):
+    """60 photographs, of every class."""
+    files = sorted((photographs / "open_images").glob("*/*.jpg"))
+    chosen = np.random.default_rng(3).permutation(len(files))[:60]
+    return [upright_rgb(read_image(files[place])) for place in chosen]
+
+
+def test_finds_copies_of_photographs(real_images):
+    for kind, (make, least) in KINDS.items():
+        found = [find([image, make(image)]) == [(0, 1)] for image in real_images]
+        assert np.mean(found) >= least, kind
+
+
+def test_different_photographs_are_told_apart(real_images):
+    assert find(real_images) == []
