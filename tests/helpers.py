@@ -1,7 +1,8 @@
-"""The programs started as a user starts them, and a stand-in for weights that cannot be downloaded."""
+"""The programs started as a user starts them, a folder's checksums, and a stand-in for weights from the internet."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -21,6 +22,15 @@ def start(program: str, *arguments: object, cwd: Path, **environment: str) -> su
         text=True,
         check=False,
     )
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """The checksum of every file below a folder, hidden ones left out, by its path in it."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def save_random_weights(path: Path) -> None:

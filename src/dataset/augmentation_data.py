@@ -1,9 +1,39 @@
-"""Images as the models take them: upright, RGB, square."""
+"""Balances, splits, pads and augments: from folders of photographs to classes of equal size and a test set."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import multiprocessing
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from tqdm import tqdm
+
+from common import UserError, available_cores, write_whole
+from dataset.duplicates import find_near_duplicates
+from dataset.examining import examine
+from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, source_stem
+from dataset.moving import move_file, read_rows, set_aside, write_rows
+from dataset.reading import read_image, upright_rgb
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+_log = logging.getLogger(__name__)
+
+TESTING_BATCH = "testing_batch.csv"  # beside the test folders: which images were moved there
+_EXTRA = "extra_"
+_QUALITY = 95  # of the augmented JPEGs
+_WORTH_PROCESSES = 200  # fewer images are sooner made than torch is imported in every process
 
 
 def resize_or_pad_image(image: Image.Image, size: int = 224) -> Image.Image:
@@ -18,7 +48,7 @@ def resize_or_pad_image(image: Image.Image, size: int = 224) -> Image.Image:
     Returns:
         An RGB image of (size, size).
     """
-    image = _to_rgb(ImageOps.exif_transpose(image))
+    image = upright_rgb(image)
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -27,12 +57,206 @@ def resize_or_pad_image(image: Image.Image, size: int = 224) -> Image.Image:
     return padded
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would cut 16-bit values off at 255
-        grey = np.asarray(image).astype(np.float32) / 257
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) -> dict[str, int]:
+    """Moves what a class has above a number of images to `<dataset_dir>/left_out/<class>/`.
+
+    Each image is drawn by its name alone, so that a reduction that was broken off goes on as it would have.
+
+    Returns:
+        How many images of each class were moved.
+    """
+    moved = {}
+    for name in class_names(dataset_dir):
+        surplus = _in_random_order(image_files(dataset_dir / name), seed, "reduce")[max_per_class:]
+        reason = f"the class had more than {max_per_class} images"
+        set_aside(dataset_dir, LEFT_OUT, dict.fromkeys(surplus, reason))
+        moved[name] = len(surplus)
+    return moved
+
+
+def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 30, seed: int = 0) -> dict[str, int]:
+    """Moves images of each class to `<testing_dir>/<class>/`, once.
+
+    Only images without a near-duplicate in the dataset are drawn, so that none stays behind to train on. A class that
+    has a test folder with images keeps it as it is. The list of what is moved is written first, as
+    `testing_batch.csv`: it tells later where the images came from, and a batch that was broken off goes on by it.
+
+    Returns:
+        How many images of each class were moved.
+
+    Raises:
+        UserError: a class has too few images for its batch and at least two to stay.
+    """
+    table = testing_dir / TESTING_BATCH
+    rows = read_rows(table)
+    served = {row["class"] for row in rows}
+    lacking = [name for name in class_names(dataset_dir) if name not in served and not image_files(testing_dir / name)]
+    if lacking and per_class:
+        examined, _ = examine([path for name in class_names(dataset_dir) for path in image_files(dataset_dir / name)])
+        twins = {place for pair in find_near_duplicates([image.fingerprint for image in examined]) for place in pair}
+        alone = [image.path for place, image in enumerate(examined) if place not in twins]
+        for name in lacking:
+            candidates = [path for path in alone if path.parent.name == name]
+            readable = sum(image.path.parent.name == name for image in examined)
+            if per_class > min(len(candidates), readable - 2):
+                raise UserError(
+                    f"{dataset_dir / name} has {readable} readable images, {len(candidates)} of them without a "
+                    f"near-duplicate: too few to move {per_class} to {testing_dir} (--testing-per-class asks for fewer)"
+                )
+            chosen = _in_random_order(candidates, seed, "test")[:per_class]
+            rows += [{"class": name, "file": path.name} for path in sorted(chosen)]
+        write_rows(table, ("class", "file"), sorted(rows, key=lambda row: (row["class"], row["file"])))
+    moved = dict.fromkeys(class_names(dataset_dir), 0)
+    for row in rows:
+        source, target = (directory / row["class"] / row["file"] for directory in (dataset_dir, testing_dir))
+        if source.exists():
+            move_file(source, target)
+            moved[row["class"]] += 1
+    return moved
+
+
+def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
+    """Copies images of one's own, in a folder a class, to the test folders, as `extra_<name>`.
+
+    Returns:
+        How many images of each class were copied; those that are there already are not.
+
+    Raises:
+        UserError: another image has such a name there already.
+    """
+    copied = {}
+    for name in class_names(extra_dir):
+        copied[name] = 0
+        for path in image_files(extra_dir / name):
+            target = testing_dir / name / f"{_EXTRA}{path.name}"
+            if not target.exists():
+                with write_whole(target) as partial:
+                    shutil.copyfile(path, partial)
+                copied[name] += 1
+            elif target.read_bytes() != path.read_bytes():
+                raise UserError(f"cannot copy {path}: {target} is another image; rename one of them")
+    return copied
+
+
+class _Augmentation(NamedTuple):
+    """One augmented image, which depends on nothing else."""
+
+    source: Path
+    label: str
+    number: int
+    seed: int
+
+
+def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = None) -> dict[str, int]:
+    """Brings every class up to the size of the largest with images of 224x224 in `<class>_augmented/`.
+
+    Each is made from a random image of the class by 1 to 6 of the six transforms, in random order. It depends only on
+    the seed, the class and its own number, so that it is the same on any number of cores, and what is there already is
+    not made again. Augmented images that are too many, or whose source has left the class, are moved to
+    `<dataset_dir>/left_out/`.
+
+    Returns:
+        How many images of each class were written.
+    """
+    names = class_names(dataset_dir)
+    sources = {name: tuple(image.path for image in examine(image_files(dataset_dir / name))[0]) for name in names}
+    largest = max(map(len, sources.values()))
+    missing = [
+        _Augmentation(_draw_source(sources[name], name, number, seed), name, number, seed)
+        for name in names
+        for number in _missing_numbers(dataset_dir, name, sources[name], largest - len(sources[name]))
+    ]
+    for _ in tqdm(
+        _write_all(dataset_dir, missing, cores or available_cores()),
+        "augmenting",
+        len(missing),
+        unit="image",
+        disable=None,
+    ):
+        pass
+    return {name: sum(augmentation.label == name for augmentation in missing) for name in names}
+
+
+def _missing_numbers(dataset_dir: Path, name: str, sources: tuple[Path, ...], count: int) -> list[int]:
+    """Which of the numbers from 1 to `count` have no augmented image yet; moves those aside that do not belong."""
+    if count and not sources:
+        raise UserError(f"{dataset_dir / name} has no readable image to make others from")
+    stems = {path.stem for path in sources}
+    there, aside = set(), {}
+    for path in image_files(dataset_dir / (name + AUGMENTED)):
+        number = int(re.search(r"\d+$", path.stem)[0]) if source_stem(path) else 0
+        if source_stem(path) not in stems:
+            aside[path] = f"the image that it was made from is not in {name}"
+        elif not 1 <= number <= count or number in there:
+            aside[path] = f"{name} is not short of it"
+        else:
+            there.add(number)
+    set_aside(dataset_dir, LEFT_OUT, aside)
+    return [number for number in range(1, count + 1) if number not in there]
+
+
+def _write_all(dataset_dir: Path, augmentations: Sequence[_Augmentation], cores: int) -> Iterator[None]:
+    if cores == 1 or len(augmentations) < _WORTH_PROCESSES:
+        yield from (_write_augmented(dataset_dir, augmentation) for augmentation in augmentations)
+        return
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), _use_one_thread) as pool:
+        yield from pool.map(_write_augmented, repeat(dataset_dir), augmentations, chunksize=8)
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the processes keep all cores busy
+
+
+def _write_augmented(dataset_dir: Path, augmentation: _Augmentation) -> None:
+    name = augmented_name(augmentation.source, augmentation.number)
+    with write_whole(dataset_dir / (augmentation.label + AUGMENTED) / name) as partial:
+        augment(*augmentation).save(partial, quality=_QUALITY)
+
+
+def augment(source: Path, label: str, number: int, seed: int) -> Image.Image:
+    """Makes the augmented image of a class with this number, 224x224, from the image that it draws on."""
+    import torch
+
+    generator = _generator(label, number, seed)
+    transforms = _transforms()
+    count = generator.integers(1, len(transforms) + 1)
+    image = resize_or_pad_image(read_image(source))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator.integers(2**63)))
+        for place in generator.permutation(len(transforms))[:count]:
+            image = transforms[place](image)
+    return image
+
+
+def _draw_source(sources: tuple[Path, ...], label: str, number: int, seed: int) -> Path:
+    return sources[_generator(label, number, seed).spawn(1)[0].integers(len(sources))]
+
+
+def _generator(label: str, number: int, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, number, *label.encode(errors="surrogateescape")])
+
+
+@cache
+def _transforms() -> tuple[v2.Transform, ...]:
+    from torchvision.transforms import v2
+
+    return (
+        v2.RandomRotation(40, v2.InterpolationMode.BILINEAR),
+        v2.RandomAffine(degrees=0, translate=(0.2, 0.2)),
+        v2.RandomHorizontalFlip(0.8),
+        v2.RandomVerticalFlip(0.8),
+        v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.5),
+        v2.GaussianBlur(3),
+    )
+
+
+def _in_random_order(paths: Iterable[Path], seed: int, purpose: str) -> list[Path]:
+    """Files in an order that depends on each one's class and name alone."""
+
+    def key(path: Path) -> bytes:
+        text = f"{seed}/{purpose}/{path.parent.name}/{path.name}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+
+    return sorted(paths, key=key)

@@ -1,12 +1,30 @@
-"""Images of every size and kind come out as upright RGB squares."""
+"""Images of every size and kind come out as upright RGB squares; classes come out equal, and nothing is lost."""
+
+import hashlib
+import uuid
+from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset.augmentation_data import resize_or_pad_image
+from common import UserError
+from dataset import augmentation_data, moving
+from dataset.augmentation_data import (
+    add_extra_testing,
+    augment,
+    create_augmented_data,
+    create_testing_batch,
+    reduce_classes,
+    resize_or_pad_image,
+)
+from dataset.examining import examine
+from dataset.folders import image_files, source_stem
+from dataset.moving import read_rows
+from helpers import digests
 
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
 
@@ -70,3 +88,303 @@ def test_palette_with_a_transparent_entry(tmp_path):
     image.save(tmp_path / "palette.png", transparency=0)
     with Image.open(tmp_path / "palette.png") as opened:
         assert (np.asarray(resize_or_pad_image(opened, 8)) == WHITE).all()
+
+
+def noise(size=(40, 30), seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def save_as(image, path, kind):
+    """Saves an image as one of the kinds that users have."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save = {
+        "jpg": lambda: image.save(path.with_suffix(".jpg")),
+        "grey": lambda: image.convert("L").save(path.with_suffix(".jpg")),
+        "turned": lambda: image.save(path.with_suffix(".jpg"), exif=exif),
+        "cmyk": lambda: image.convert("CMYK").save(path.with_suffix(".jpg")),
+        "palette": lambda: image.convert("P").save(path.with_suffix(".png")),
+        "alpha": lambda: image.convert("RGBA").save(path.with_suffix(".png")),
+        "deep": lambda: Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(
+            path.with_suffix(".png")
+        ),
+        "gif": lambda: image.save(path.with_suffix(".gif")),
+        "webp": lambda: image.save(path.with_suffix(".webp"), lossless=True),
+        "array": lambda: np.save(path.with_suffix(".npy"), np.asarray(image.convert("L")) / 255),
+        "broken": lambda: path.with_suffix(".jpg").write_bytes(b"no image"),
+    }
+    save[kind]()
+
+
+KINDS = ("jpg", "grey", "turned", "cmyk", "palette", "alpha", "deep", "gif", "webp", "array")
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """Makes a folder of pictures of which no two are alike."""
+
+    def make(sizes, kinds=KINDS, directory=tmp_path / "dataset"):
+        seed = 0
+        for name, count in sizes.items():
+            (directory / name).mkdir(parents=True)
+            for number in range(count):
+                save_as(noise(seed=seed), directory / name / f"{number:04d}", kinds[seed % len(kinds)])
+                seed += 1
+        return directory
+
+    return make
+
+
+def images_in(directory):
+    return sorted(digest for name, digest in digests(directory).items() if not name.endswith(".csv"))
+
+
+class TestReduce:
+    def test_moves_what_is_too_much_aside(self, make_dataset):
+        dataset = make_dataset({"A": 12, "B": 3})
+        before = images_in(dataset)
+        assert reduce_classes(dataset, 5) == {"A": 7, "B": 0}
+        assert [len(image_files(dataset / place)) for place in ("A", "B", "left_out/A")] == [5, 3, 7]
+        assert images_in(dataset) == before
+        assert len(read_rows(dataset / "left_out/log.csv")) == 7
+        assert reduce_classes(dataset, 5) == {"A": 0, "B": 0}
+
+    def test_another_seed_leaves_others_out(self, make_dataset, tmp_path):
+        kept = []
+        for seed in (0, 1):
+            dataset = make_dataset({"A": 12, "B": 3}, directory=tmp_path / str(seed))
+            reduce_classes(dataset, 5, seed)
+            kept.append([path.name for path in image_files(dataset / "A")])
+        assert kept[0] != kept[1]
+
+    def test_a_broken_off_reduction_ends_as_an_undisturbed_one(self, make_dataset, tmp_path, monkeypatch):
+        undisturbed, stopped = (make_dataset({"A": 12, "B": 3}, directory=tmp_path / name) for name in "us")
+        reduce_classes(undisturbed, 5)
+        stop_after(monkeypatch, moving, "move_file", 3)
+        with pytest.raises(KeyboardInterrupt):
+            reduce_classes(stopped, 5)
+        monkeypatch.undo()
+        reduce_classes(stopped, 5)
+        assert digests(stopped) == digests(undisturbed)
+
+
+def stop_after(monkeypatch, module, name, count):
+    """Lets a function of a module work so many times, and then stops the program."""
+    original, done = getattr(module, name), []
+
+    def limited(*arguments):
+        if len(done) == count:
+            raise KeyboardInterrupt
+        done.append(original(*arguments))
+
+    monkeypatch.setattr(module, name, limited)
+
+
+class TestTestingBatch:
+    def test_moves_so_many_of_each_class(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 9, "B": 12}), tmp_path / "testing"
+        before = images_in(dataset)
+        assert create_testing_batch(dataset, testing, 4) == {"A": 4, "B": 4}
+        assert [len(image_files(folder / name)) for folder in (dataset, testing) for name in "AB"] == [5, 8, 4, 4]
+        assert sorted(images_in(dataset) + images_in(testing)) == before
+
+    def test_never_a_second_time(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 9, "B": 12}), tmp_path / "testing"
+        create_testing_batch(dataset, testing, 4)
+        after = digests(tmp_path)
+        assert create_testing_batch(dataset, testing, 4) == {"A": 0, "B": 0}
+        assert create_testing_batch(dataset, testing, 6, seed=3) == {"A": 0, "B": 0}
+        assert digests(tmp_path) == after
+
+    def test_a_class_with_test_images_keeps_them(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 9, "B": 12}), tmp_path / "testing"
+        (testing / "A").mkdir(parents=True)
+        noise(seed=99).save(testing / "A" / "own.jpg")
+        assert create_testing_batch(dataset, testing, 4) == {"A": 0, "B": 4}
+
+    def test_leaves_no_near_duplicate_behind(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 8, "B": 8}, kinds=("jpg",)), tmp_path / "testing"
+        for number in range(4):
+            noise((60, 45), seed=number).save(dataset / "A" / f"copy_{number}.jpg", quality=60)
+        noise((60, 45), seed=8).save(dataset / "A" / "label_conflict.jpg")
+        assert create_testing_batch(dataset, testing, 4)["A"] == 4
+        assert {path.name for path in image_files(testing / "A")} == {f"{number:04d}.jpg" for number in range(4, 8)}
+        assert "0000.jpg" not in {path.name for path in image_files(testing / "B")}
+
+    def test_too_few_images(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 9, "B": 5}), tmp_path / "testing"
+        before = digests(tmp_path)
+        with pytest.raises(UserError, match=r"B has 5 readable images, 5 of .*--testing-per-class"):
+            create_testing_batch(dataset, testing, 4)
+        assert digests(tmp_path) == before
+
+    @pytest.mark.parametrize("moves_done", [0, 5])
+    def test_a_broken_off_batch_ends_as_an_undisturbed_one(self, make_dataset, tmp_path, monkeypatch, moves_done):
+        for name in ("undisturbed", "stopped"):
+            make_dataset({"A": 9, "B": 12}, directory=tmp_path / name / "dataset")
+        create_testing_batch(tmp_path / "undisturbed/dataset", tmp_path / "undisturbed/testing", 4)
+        stop_after(monkeypatch, augmentation_data, "move_file", moves_done)
+        with pytest.raises(KeyboardInterrupt):
+            create_testing_batch(tmp_path / "stopped/dataset", tmp_path / "stopped/testing", 4)
+        monkeypatch.undo()
+        create_testing_batch(tmp_path / "stopped/dataset", tmp_path / "stopped/testing", 4)
+        assert digests(tmp_path / "stopped") == digests(tmp_path / "undisturbed")
+
+    def test_own_images_are_copied_once(self, make_dataset, tmp_path):
+        extra, testing = make_dataset({"A": 2, "B": 1}, directory=tmp_path / "extra"), tmp_path / "testing"
+        before = digests(extra)
+        assert add_extra_testing(extra, testing) == {"A": 2, "B": 1}
+        assert add_extra_testing(extra, testing) == {"A": 0, "B": 0}
+        assert digests(extra) == before
+        assert sorted(images_in(testing)) == images_in(extra)
+        noise(seed=50).save(extra / "A" / "0000.jpg")
+        with pytest.raises(UserError, match="is another image"):
+            add_extra_testing(extra, testing)
+
+
+class TestAugmentation:
+    def test_brings_every_class_up_to_the_largest(self, make_dataset):
+        dataset = make_dataset({"A": 3, "B": 9, "C": 7})
+        before = digests(dataset)
+        assert create_augmented_data(dataset) == {"A": 6, "B": 0, "C": 2}
+        assert not (dataset / "B_augmented").exists()
+        assert before.items() <= digests(dataset).items()
+        for name, count in (("A", 6), ("C", 2)):
+            made = image_files(dataset / f"{name}_augmented")
+            stems = {path.stem for path in image_files(dataset / name)}
+            assert len(made) == count
+            assert [int(path.stem.rpartition("_")[2]) for path in sorted(made, key=lambda p: p.stem[-4:])] == [
+                *range(1, count + 1)
+            ]
+            for path in made:
+                assert source_stem(path) in stems
+                with Image.open(path) as image:
+                    assert (image.size, image.mode) == ((224, 224), "RGB")
+
+    def test_a_second_time_changes_nothing(self, make_dataset):
+        dataset = make_dataset({"A": 3, "B": 9})
+        create_augmented_data(dataset)
+        after = digests(dataset)
+        assert create_augmented_data(dataset) == {"A": 0, "B": 0}
+        assert digests(dataset) == after
+
+    def test_the_same_on_one_core_and_on_eight(self, make_dataset, tmp_path, monkeypatch):
+        monkeypatch.setattr(augmentation_data, "_WORTH_PROCESSES", 0)
+        made = []
+        for cores in (1, 8):
+            dataset = make_dataset({"A": 3, "B": 19}, directory=tmp_path / str(cores))
+            create_augmented_data(dataset, cores=cores)
+            made.append(digests(dataset))
+        assert made[0] == made[1]
+
+    def test_goes_on_where_it_was_stopped(self, make_dataset):
+        dataset = make_dataset({"A": 3, "B": 12})
+        create_augmented_data(dataset)
+        whole = digests(dataset)
+        for path in image_files(dataset / "A_augmented")[::2]:
+            path.unlink()
+        assert create_augmented_data(dataset) == {"A": 5, "B": 0}
+        assert digests(dataset) == whole
+
+    def test_another_seed_makes_others(self, make_dataset, tmp_path):
+        made = []
+        for seed in (0, 1):
+            dataset = make_dataset({"A": 3, "B": 9}, directory=tmp_path / str(seed))
+            create_augmented_data(dataset, seed)
+            made.append(images_in(dataset / "A_augmented"))
+        assert not set(made[0]) & set(made[1])
+
+    def test_what_no_longer_belongs_moves_aside(self, make_dataset):
+        """An image whose source went to the test set would otherwise leak it; a class that shrank needs fewer."""
+        dataset = make_dataset({"A": 3, "B": 9})
+        create_augmented_data(dataset)
+        gone = image_files(dataset / "A")[0]
+        children = [path for path in image_files(dataset / "A_augmented") if source_stem(path) == gone.stem]
+        assert children
+        gone.unlink()
+        for path in image_files(dataset / "B")[:4]:
+            path.unlink()
+        create_augmented_data(dataset)
+        assert not any(path.exists() for path in children)
+        assert {path.name for path in children} <= {path.name for path in image_files(dataset / "left_out/A_augmented")}
+        assert len(image_files(dataset / "A_augmented")) == 5 - 2
+
+    def test_unreadable_images_are_no_sources_and_do_not_count(self, make_dataset):
+        dataset = make_dataset({"A": 2, "B": 6}, kinds=("jpg",))
+        for name in "AB":
+            (dataset / name / "9999.jpg").write_bytes(b"")
+        assert create_augmented_data(dataset) == {"A": 4, "B": 0}
+        assert not list((dataset / "A_augmented").glob("9999*"))
+
+    def test_one_to_six_transforms_in_random_order(self, tmp_path, monkeypatch):
+        noise().save(tmp_path / "source.png")
+        applied = []
+        recorders = [lambda image, place=place: (applied[-1].append(place), image)[1] for place in range(6)]
+        monkeypatch.setattr(augmentation_data, "_transforms", lambda: recorders)
+        for number in range(600):
+            applied.append([])
+            augment(tmp_path / "source.png", "A", number, seed=0)
+        counts = Counter(map(len, applied))
+        assert set(counts) == {1, 2, 3, 4, 5, 6}
+        assert min(counts.values()) > 60  # 100 are expected, with a standard deviation of 9
+        assert all(len(set(places)) == len(places) for places in applied)
+        firsts, lasts = Counter(places[0] for places in applied), Counter(places[-1] for places in applied)
+        assert min(firsts.values()) > 60 < min(lasts.values())
+
+    def test_the_six_transforms(self):
+        rotation, translation, horizontal, vertical, jitter, blur = augmentation_data._transforms()
+        assert rotation.degrees == [-40, 40]
+        assert (translation.degrees, translation.translate) == ([0, 0], (0.2, 0.2))
+        assert (translation.scale, translation.shear) == (None, None)
+        assert (type(horizontal).__name__, horizontal.p) == ("RandomHorizontalFlip", 0.8)
+        assert (type(vertical).__name__, vertical.p) == ("RandomVerticalFlip", 0.8)
+        assert jitter.brightness == jitter.contrast == jitter.saturation == (0.5, 1.5)
+        assert jitter.hue == (-0.5, 0.5)
+        assert list(blur.kernel_size) == [3, 3]
+
+    def test_leaves_torchs_random_numbers_alone(self, tmp_path):
+        noise().save(tmp_path / "source.png")
+        state = torch.get_rng_state()
+        augment(tmp_path / "source.png", "A", 1, seed=0)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(5, 14), min_size=2, max_size=4),
+    kinds=st.lists(st.sampled_from([*KINDS, "broken"]), min_size=1, max_size=6).filter(
+        lambda kinds: kinds != ["broken"]
+    ),
+    max_per_class=st.integers(5, 12),
+    per_class=st.integers(0, 2),
+)
+def test_nothing_is_lost_and_classes_come_out_equal(make_dataset, tmp_path, sizes, kinds, max_per_class, per_class):
+    place = tmp_path / uuid.uuid4().hex
+    dataset, testing = place / "dataset", place / "testing"
+    make_dataset({f"class {number}": size for number, size in enumerate(sizes)}, kinds, dataset)
+    names = [f"class {number}" for number in range(len(sizes))]
+    before = images_in(dataset)
+    reduce_classes(dataset, max_per_class)
+    try:
+        create_testing_batch(dataset, testing, per_class)
+    except UserError:  # unreadable files can leave too few
+        assert "broken" in kinds
+        return
+    if any(not examine(image_files(dataset / name))[0] for name in names):
+        return
+    create_augmented_data(dataset)
+    augmented = [path for name in names for path in image_files(dataset / f"{name}_augmented")]
+    made = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in augmented)
+    after = images_in(dataset) + (images_in(testing) if testing.exists() else [])
+    assert sorted(before + made) == sorted(after)
+    readable = [len(examine(image_files(dataset / name))[0]) for name in names]
+    extra = [len(image_files(dataset / f"{name}_augmented")) for name in names]
+    assert {count + more for count, more in zip(readable, extra, strict=True)} == {max(readable)}
+    assert all(len(image_files(dataset / name)) <= max_per_class for name in names)
+    assert all(len(image_files(testing / name)) == per_class for name in names)
+    state = digests(place)
+    reduce_classes(dataset, max_per_class)
+    create_testing_batch(dataset, testing, per_class)
+    create_augmented_data(dataset)
+    assert digests(place) == state

@@ -1,0 +1,81 @@
+"""Looks once at every image of a dataset: can it be read, what is its form, and what does it look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common import available_cores
+from dataset.duplicates import Fingerprint, fingerprint
+from dataset.reading import UnreadableImage, read_image, upright_rgb
+
+THUMBNAIL = 32
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of one image file.
+
+    Attributes:
+        path: the file.
+        size: width and height in pixels, as it is looked at.
+        form: file format and mode, such as "JPEG RGB".
+        thumbnail: (32, 32) uint8, grey, its aspect not kept.
+        intensities: (256,) share of pixels of each grey value.
+        fingerprint: what near-duplicates are found by.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    form: str
+    thumbnail: np.ndarray
+    intensities: np.ndarray
+    fingerprint: Fingerprint
+
+
+def examine(paths: Sequence[Path]) -> tuple[list[Examined], dict[Path, str]]:
+    """Reads every file, on all cores; a file that has not changed since is looked at once in a program's life.
+
+    Returns:
+        What is known of those that can be read, in their order, and why the others cannot.
+    """
+    examined: list[Examined] = []
+    unreadable: dict[Path, str] = {}
+    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow lets go of the interpreter while it decodes
+        results = pool.map(_examine, paths)
+        for path, result in zip(paths, tqdm(results, "examining", len(paths), unit="image", disable=None), strict=True):
+            if isinstance(result, Examined):
+                examined.append(result)
+            else:
+                unreadable[path] = result
+    return examined, unreadable
+
+
+def _examine(path: Path) -> Examined | str:
+    stat = path.stat()
+    return _examine_once(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _examine_once(path: Path, size: int, modified: int) -> Examined | str:
+    try:
+        stored = read_image(path)
+        image = upright_rgb(stored)
+    except UnreadableImage as error:
+        return str(error)
+    grey = image.convert("L")
+    return Examined(
+        path=path,
+        size=image.size,
+        form=f"{stored.format or 'array'} {stored.mode}",
+        thumbnail=np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
+        intensities=np.asarray(grey.histogram(), dtype=np.float32) / (grey.width * grey.height),
+        fingerprint=fingerprint(image),
+    )
