@@ -1,0 +1,235 @@
+"""Looks for what makes results wrong: files that cannot be read, duplicates, leaks, and test data of another kind.
+
+python src/dataset/audit.py --dataset-dir dataset --testing-dir dataset_testing --fix
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
+from common import ArgumentParser, run_program
+from dataset.duplicates import find_exact_duplicates, find_near_duplicates
+from dataset.examining import Examined, examine
+from dataset.folders import AUGMENTED, REJECTED, class_names, has_classes, image_files, other_files
+from dataset.moving import finish_moves, set_aside
+from dataset.shift import Aspect, measure_shift
+
+LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
+_TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """An image that shows the same as another.
+
+    Attributes:
+        path: the image that `--fix` moves.
+        of: the one that it keeps.
+        kind: `LEAK` of a test image into training, `LABEL_CONFLICT` between two classes, or `DUPLICATE` within one.
+        exact: whether the two files are the same, byte for byte.
+    """
+
+    path: Path
+    of: Path
+    kind: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found.
+
+    Attributes:
+        images: how many images that can be read each class of each folder has.
+        unreadable: the other files, with the reason.
+        twins: images that show the same as another.
+        shift: how each test folder differs from the training folder.
+    """
+
+    images: dict[Path, dict[str, int]]
+    unreadable: dict[Path, str]
+    twins: list[Twin]
+    shift: dict[Path, list[Aspect]]
+
+    @property
+    def leaks(self) -> list[Twin]:
+        return [twin for twin in self.twins if twin.kind == LEAK]
+
+    @property
+    def clean(self) -> bool:
+        shifted = any(aspect.shifted for aspects in self.shift.values() for aspect in aspects)
+        return not (self.unreadable or self.twins or shifted)
+
+
+def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
+    """Examines a training folder and the test folders that belong to it; changes nothing.
+
+    Augmented images are looked at only for whether they can be read: that they resemble their source is their purpose.
+
+    Raises:
+        UserError: a folder is missing or has fewer than two classes.
+    """
+    folders = [directory for directory in testing_dirs if has_classes(directory)] + [dataset_dir]
+    unreadable: dict[Path, str] = {}
+    examined: dict[Path, list[Examined]] = {}
+    for directory in folders:
+        names = class_names(directory)
+        examined[directory], bad = examine([path for name in names for path in image_files(directory / name)])
+        augmented = [path for name in names for path in image_files(directory / (name + AUGMENTED))]
+        unreadable |= bad | examine(augmented)[1]
+        others = [path for name in names for path in other_files(directory / name)]
+        unreadable |= dict.fromkeys(others, "its name does not end as an image's does, so that nobody would read it")
+    return Report(
+        images={directory: _count_classes(directory, examined[directory]) for directory in reversed(folders)},
+        unreadable=dict(sorted(unreadable.items())),
+        twins=_find_twins(dataset_dir, examined),
+        shift={
+            directory: measure_shift(
+                examined[dataset_dir], _labels(examined[dataset_dir]), examined[directory], _labels(examined[directory])
+            )
+            for directory in folders
+            if directory != dataset_dir
+        },
+    )
+
+
+def fix(report: Report) -> int:
+    """Moves what a report names to `rejected/` in its folder, and logs it there; deletes nothing.
+
+    Of images that show the same, the one in a test folder stays, else the one with more pixels.
+
+    Returns:
+        How many files were moved.
+    """
+    reasons = dict(report.unreadable)
+    reasons |= {twin.path: f"{twin.kind}: shows the same as {twin.of}" for twin in report.twins}
+    for directory in report.images:
+        set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
+    return len(reasons)
+
+
+def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> list[Twin]:
+    """Goes through the images, best first, and keeps each that resembles no kept one: no chain drags others along."""
+    images = [
+        image
+        for directory, members in examined.items()  # test folders come first
+        for image in sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
+    ]
+    paths = [image.path for image in images]
+    folder = [directory for directory, members in examined.items() for _ in members]
+    exact = set(find_exact_duplicates(paths))
+    neighbours: dict[int, list[int]] = {}
+    for first, second in sorted(exact.union(find_near_duplicates([image.fingerprint for image in images]))):
+        neighbours.setdefault(second, []).append(first)
+
+    moved: set[int] = set()
+    twins = []
+    for place in sorted(neighbours):
+        for other in neighbours[place]:
+            leak = folder[place] == dataset_dir != folder[other]
+            if leak or (folder[place] == folder[other] and other not in moved):
+                same_class = paths[place].parent.name == paths[other].parent.name
+                kind = LEAK if leak else DUPLICATE if same_class else LABEL_CONFLICT
+                twins.append(Twin(paths[place], paths[other], kind, (other, place) in exact))
+                moved.add(place)
+                break
+    return sorted(twins, key=lambda twin: twin.path)
+
+
+def _labels(images: Sequence[Examined]) -> np.ndarray:
+    return np.array([image.path.parent.name for image in images])
+
+
+def _count_classes(directory: Path, images: Sequence[Examined]) -> dict[str, int]:
+    labels = _labels(images)
+    return {name: int((labels == name).sum()) for name in class_names(directory)}
+
+
+def describe(report: Report) -> Iterator[str]:
+    """The report in lines for a person."""
+    for directory, counts in report.images.items():
+        yield f"{directory}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+    yield f"unreadable files: {len(report.unreadable)}"
+    yield from (f"  {path}: {reason}" for path, reason in report.unreadable.items())
+    for kind, title in _TITLES.items():
+        twins = [twin for twin in report.twins if twin.kind == kind]
+        yield f"{title}: {len(twins)}"
+        yield from (f"  {twin.path} {'is' if twin.exact else 'resembles'} {twin.of}" for twin in twins)
+    for directory, aspects in report.shift.items():
+        yield f"shift of {directory} (in brackets: the most that two random parts of the training images differ)"
+        for aspect in aspects:
+            numbers = f"{aspect.distance:8.2f} ({aspect.random_parts:.2f}) {aspect.unit}"
+            yield f"  {aspect.name:12}{numbers:36}{aspect.sentence if aspect.shifted else 'as in training'}"
+        yield f"  In short: {_in_short(aspects)}."
+
+
+def summarise(report: Report) -> Iterator[str]:
+    """The report in a few lines, without the names of files."""
+    found = [f"unreadable files: {len(report.unreadable)}"]
+    found += [f"{title}: {sum(twin.kind == kind for twin in report.twins)}" for kind, title in _TITLES.items()]
+    yield "; ".join(found)
+    for directory, aspects in report.shift.items():
+        yield f"shift of {directory}: {_in_short(aspects)}"
+
+
+def _in_short(aspects: Sequence[Aspect]) -> str:
+    return next((aspect.sentence for aspect in aspects if aspect.shifted), "none")
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as `--json` prints it."""
+    return {
+        "clean": report.clean,
+        "images": {str(directory): counts for directory, counts in report.images.items()},
+        "unreadable": {str(path): reason for path, reason in report.unreadable.items()},
+        "twins": [
+            {"path": str(twin.path), "of": str(twin.of), "kind": twin.kind, "exact": twin.exact}
+            for twin in report.twins
+        ],
+        "shift": {
+            str(directory): [{**asdict(aspect), "shifted": aspect.shifted} for aspect in aspects]
+            for directory, aspects in report.shift.items()
+        },
+    }
+
+
+def main() -> int:
+    parser = ArgumentParser(
+        description="Reports unreadable files, duplicates, leaks and shift. Status 1 where it finds something, else 0."
+    )
+    parser.add_argument(
+        "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
+        help="a folder a class, to train on (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--testing-dir", type=Path, nargs="*", default=[Path("dataset_testing")], metavar="DIR",
+        help="one or more such folders to test on; those without images are passed over (default: dataset_testing)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fix", action="store_true", help=f"move what was found to {REJECTED}/ in its folder, with a log"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    arguments = parser.parse_args()
+    if arguments.fix:
+        for directory in (arguments.dataset_dir, *arguments.testing_dir):
+            finish_moves(directory, REJECTED)
+    report = audit(arguments.dataset_dir, arguments.testing_dir)
+    if arguments.json:
+        print(json.dumps(to_json(report), indent=2))
+    else:
+        print(*describe(report), sep="\n")
+    if arguments.fix and (moved := fix(report)):
+        print(f"{moved} files moved to {REJECTED}/", file=sys.stderr)
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,156 @@
+"""What the audit finds, and that mending it loses nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, fix
+from dataset.folders import image_files
+from dataset.moving import read_rows
+from dataset.sample import draw_numbered
+from helpers import digests, start
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A training and a test folder with six drawings of each class in either, no two alike."""
+    for testing, folder in ((False, "dataset"), (True, "testing")):
+        for label in ("Axe", "Book"):
+            (tmp_path / folder / label).mkdir(parents=True)
+            for number in range(6):
+                image, _ = draw_numbered(label, 0, testing, number)
+                image.save(tmp_path / folder / label / f"{number}.jpg")
+    return tmp_path / "dataset", tmp_path / "testing"
+
+
+def kinds(report):
+    return {(twin.path.name, twin.of.name, twin.kind, twin.exact) for twin in report.twins}
+
+
+def copy_smaller(source, target):
+    with Image.open(source) as image:
+        image.resize((image.width * 2 // 3, image.height * 2 // 3)).save(target, quality=60)
+
+
+def test_drawings_are_clean(folders):
+    dataset, testing = folders
+    report = audit(dataset, [testing])
+    assert report.images == {dataset: {"Axe": 6, "Book": 6}, testing: {"Axe": 6, "Book": 6}}
+    assert (report.unreadable, report.twins, report.clean) == ({}, [], True)
+    assert len(report.shift[testing]) == 7
+
+
+def test_tells_duplicates_conflicts_and_leaks_apart(folders):
+    dataset, testing = folders
+    shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe/same.jpg")
+    copy_smaller(dataset / "Axe/1.jpg", dataset / "Axe/smaller.jpg")
+    copy_smaller(dataset / "Axe/2.jpg", dataset / "Book/conflict.jpg")
+    shutil.copy(testing / "Book/3.jpg", dataset / "Book/leak.jpg")
+    copy_smaller(testing / "Book/4.jpg", dataset / "Axe/leak_elsewhere.jpg")
+    copy_smaller(testing / "Book/5.jpg", testing / "Book/twice.jpg")
+    report = audit(dataset, [testing])
+    assert kinds(report) == {
+        ("same.jpg", "0.jpg", DUPLICATE, True),
+        ("smaller.jpg", "1.jpg", DUPLICATE, False),
+        ("conflict.jpg", "2.jpg", LABEL_CONFLICT, False),
+        ("leak.jpg", "3.jpg", LEAK, True),
+        ("leak_elsewhere.jpg", "4.jpg", LEAK, False),
+        ("twice.jpg", "5.jpg", DUPLICATE, False),
+    }
+    assert len(report.leaks) == 2
+    assert not report.clean
+
+
+def test_names_every_file_that_cannot_be_read(folders):
+    dataset, testing = folders
+    (dataset / "Axe/empty.jpg").write_bytes(b"")
+    (dataset / "Axe/text.png").write_text("text")
+    (dataset / "Axe/notes.txt").write_text("text")
+    (testing / "Book/cut.jpg").write_bytes((testing / "Book/0.jpg").read_bytes()[:3000])
+    (dataset / "Axe_augmented").mkdir()
+    (dataset / "Axe_augmented/0_aug_0001.jpg").write_bytes(b"")
+    for litter in (".hidden.jpg", "Thumbs.db"):
+        (dataset / "Axe" / litter).write_bytes(b"")
+    assert {path.name: reason for path, reason in audit(dataset, [testing]).unreadable.items()} == {
+        "empty.jpg": "an empty file",
+        "text.png": "not an image",
+        "notes.txt": "its name does not end as an image's does, so that nobody would read it",
+        "cut.jpg": "image file is truncated (1 bytes not processed)",
+        "0_aug_0001.jpg": "an empty file",
+    } | {"cut.jpg": audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]}
+    assert "truncated" in audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]
+
+
+def test_mending_keeps_one_of_each_and_loses_none(folders, tmp_path):
+    dataset, testing = folders
+    for number in range(3):
+        shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe" / f"same_{number}.jpg")
+    copy_smaller(dataset / "Axe/1.jpg", dataset / "Book/conflict.jpg")
+    copy_smaller(testing / "Book/3.jpg", dataset / "Book/leak.jpg")
+    shutil.copy(testing / "Axe/1.jpg", testing / "Axe/twice.jpg")
+    (dataset / "Axe/bad.jpg").write_text("bad")
+    before = sorted(digests(tmp_path).values())
+    assert fix(audit(dataset, [testing])) == 7
+    report = audit(dataset, [testing])
+    assert (report.unreadable, report.twins) == ({}, [])
+    after = {name: digest for name, digest in digests(tmp_path).items() if not name.endswith("log.csv")}
+    assert sorted(after.values()) == before
+    assert [path.name for path in image_files(dataset / "Axe")] == [f"{number}.jpg" for number in range(6)]
+    assert {row["moved_to"] for row in read_rows(dataset / "rejected/log.csv")} == {
+        "rejected/Axe/bad.jpg", "rejected/Axe/same_0.jpg", "rejected/Axe/same_1.jpg", "rejected/Axe/same_2.jpg",
+        "rejected/Book/conflict.jpg", "rejected/Book/leak.jpg",
+    }  # fmt: skip
+    assert [row["moved_to"] for row in read_rows(testing / "rejected/log.csv")] == ["rejected/Axe/twice.jpg"]
+    state = digests(tmp_path)
+    assert fix(report) == 0
+    assert digests(tmp_path) == state
+
+
+def test_no_chain_drags_others_along(folders, monkeypatch):
+    """Where one image resembles two that do not resemble each other, only the first goes."""
+    dataset, _ = folders
+    names = ["0.jpg", "1.jpg", "2.jpg"]
+    images = [path for path in image_files(dataset / "Axe") if path.name in names]
+    for path, side in zip(images, (300, 200, 100), strict=True):
+        Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+
+    def find(fingerprints):
+        sizes = [fingerprint.size for fingerprint in fingerprints]
+        large, middle, small = (sizes.index((side, side)) for side in (300, 200, 100))
+        return sorted([tuple(sorted((large, middle))), tuple(sorted((middle, small)))])
+
+    monkeypatch.setattr("dataset.audit.find_near_duplicates", find)
+    assert {(twin.path.name, twin.of.name) for twin in audit(dataset, []).twins} == {("1.jpg", "0.jpg")}
+
+
+class TestProgram:
+    def test_clean(self, folders, tmp_path):
+        result = start("dataset/audit.py", "--dataset-dir", "dataset", "--testing-dir", "testing", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[:2] == ["dataset: 6 Axe, 6 Book", "testing: 6 Axe, 6 Book"]
+        assert "leaks: 0" in result.stdout
+
+    def test_finds_mends_and_is_clean(self, folders, tmp_path):
+        dataset, testing = folders
+        shutil.copy(testing / "Book/3.jpg", dataset / "Book/leak.jpg")
+        arguments = ("dataset/audit.py", "--dataset-dir", "dataset", "--testing-dir", "testing")
+        found = start(*arguments, "--json", cwd=tmp_path)
+        assert found.returncode == 1
+        twins = json.loads(found.stdout)["twins"]
+        assert twins == [{"path": "dataset/Book/leak.jpg", "of": "testing/Book/3.jpg", "kind": "leak", "exact": True}]
+        assert (dataset / "Book/leak.jpg").exists()
+        mended = start(*arguments, "--fix", cwd=tmp_path)
+        assert mended.returncode == 1
+        assert "dataset/Book/leak.jpg is testing/Book/3.jpg" in mended.stdout
+        assert mended.stderr == "1 files moved to rejected/\n"
+        assert start(*arguments, cwd=tmp_path).returncode == 0
+
+    @pytest.mark.parametrize("arguments", [("--dataset-dir", "nowhere"), ("--testing-dir", "nowhere"), ("--fixx",)])
+    def test_bad_arguments(self, folders, tmp_path, arguments):
+        result = start("dataset/audit.py", "--dataset-dir", "dataset", *arguments, cwd=tmp_path)
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.splitlines()) == 1
