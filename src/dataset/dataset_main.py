@@ -1,0 +1,153 @@
+"""Makes a dataset: gets the images, audits them, reduces, splits and augments the classes, and draws the figures.
+
+    python src/dataset/dataset_main.py --source existing
+
+Each step does what is missing and leaves what is right alone, so that the program can be run again at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
+from common import ArgumentParser, UserError, run_program
+
+if TYPE_CHECKING:
+    from dataset.plotting_dataset import ClassSizes
+
+
+def make_dataset(arguments: argparse.Namespace) -> None:
+    """Does all steps in order, and prints a line or more on each.
+
+    Raises:
+        UserError: test images are also in the training folders, or a step cannot do its work.
+    """
+    from dataset.augmentation_data import add_extra_testing, create_augmented_data, create_testing_batch, reduce_classes
+    from dataset.moving import lock
+    from dataset.plotting_dataset import plot_dataset
+
+    dataset_dir, testing_dir, seed = arguments.dataset_dir, arguments.testing_dir, arguments.seed
+    with lock(dataset_dir):
+        _get_images(arguments)
+        _check(arguments)
+        moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
+        _say("reduce", f"to {arguments.max_per_class} a class: {_counts(moved)} moved to {dataset_dir}/left_out")
+        moved = create_testing_batch(dataset_dir, testing_dir, arguments.testing_per_class, seed)
+        _say("split", f"{_counts(moved)} moved to {testing_dir}")
+        if arguments.extra_testing:
+            _say("split", f"{_counts(add_extra_testing(arguments.extra_testing, testing_dir))} copied to {testing_dir}")
+        _say("augment", f"{_counts(create_augmented_data(dataset_dir, seed))} written")
+        sizes = measure_classes(dataset_dir, testing_dir)
+        for path in plot_dataset(dataset_dir, sizes, arguments.figures_dir):
+            _say("draw", str(path))
+    for name, size in sizes.items():
+        _say("now", f"{name}: {size.kept} to train on, {size.augmented} augmented, {size.testing} to test on")
+
+
+def _get_images(arguments: argparse.Namespace) -> None:
+    from dataset.folders import class_names, has_classes
+
+    dataset_dir, testing_dir = arguments.dataset_dir, arguments.testing_dir
+    if arguments.source == "openimages":
+        from dataset.preparedataset import CLASSES, fetch
+
+        classes = class_names(dataset_dir) if has_classes(dataset_dir) else CLASSES
+        _say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
+    elif arguments.source == "sample":
+        from dataset.sample import write_sample
+
+        _say("sample", f"{write_sample(dataset_dir, testing_dir, arguments.seed)} images drawn")
+    elif not has_classes(dataset_dir):
+        raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from dataset.audit import audit, summarise
+
+    testing_dirs = [arguments.testing_dir, *filter(None, [arguments.extra_testing])]
+    report = audit(arguments.dataset_dir, testing_dirs)
+    for line in summarise(report):
+        _say("audit", line)
+    if report.leaks and not arguments.allow_leaks:
+        first = report.leaks[0]
+        raise UserError(
+            f"{len(report.leaks)} images to train on show the same as test images: {first.path} and {first.of}; "
+            f"`python src/dataset/audit.py --fix --dataset-dir {arguments.dataset_dir} --testing-dir "
+            f"{' '.join(map(str, testing_dirs))}` moves them out of training, --allow-leaks goes on with them"
+        )
+
+
+def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassSizes]:
+    """Counts the images of each class, also of those that were moved away."""
+    from dataset.augmentation_data import TESTING_BATCH
+    from dataset.folders import AUGMENTED, LEFT_OUT, REJECTED, class_names, image_files
+    from dataset.moving import read_rows
+    from dataset.plotting_dataset import ClassSizes
+
+    batch = Counter(row["class"] for row in read_rows(testing_dir / TESTING_BATCH))
+    sizes = {}
+    for name in class_names(dataset_dir):
+        kept = len(image_files(dataset_dir / name))
+        aside = sum(len(image_files(dataset_dir / place / name)) for place in (LEFT_OUT, REJECTED))
+        sizes[name] = ClassSizes(
+            found=kept + aside + batch[name],
+            kept=kept,
+            augmented=len(image_files(dataset_dir / (name + AUGMENTED))),
+            testing=len(image_files(testing_dir / name)),
+        )
+    return sizes
+
+
+def _say(step: str, text: str) -> None:
+    print(f"{step:8} {text}", flush=True)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Makes a balanced dataset and a test set; running it again changes nothing.")
+    parser.add_argument(
+        "--source", choices=("openimages", "sample", "existing"), default="existing",
+        help="where images come from: fetched, drawn, or those in the folder (default: %(default)s)",
+    )  # fmt: skip
+    for flag, default, purpose in (
+        ("--dataset-dir", "dataset", "a folder a class, to train on"),
+        (
+            "--testing-dir",
+            "dataset_testing",
+            "the same to test on; a class that has images there keeps them as they are",
+        ),
+        ("--figures-dir", "readme_images/dataset_images", "for the figures"),
+    ):
+        parser.add_argument(
+            flag, type=Path, default=Path(default), metavar="DIR", help=f"{purpose} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--extra-testing", type=Path, metavar="DIR", help="a folder a class, to be copied to the test folders too"
+    )
+    for flag, default, purpose in (
+        ("--max-per-class", 1500, "images a class; others are moved to left_out/"),
+        ("--testing-per-class", 30, "images of each class to be moved to the test folders"),
+        ("--seed", 0, "decides what is drawn at random"),
+    ):
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{purpose} (default: %(default)s)")
+    parser.add_argument(
+        "--allow-leaks", action="store_true", help="go on where training images show the same as test images"
+    )
+    arguments = parser.parse_args()
+    for name, least in (("max_per_class", 2), ("testing_per_class", 0), ("seed", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
+    make_dataset(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,155 @@
+"""The whole of it as a user starts it: the same end however often it is run, and wherever it is killed."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from dataset.folders import image_files
+from dataset.sample import draw_numbered
+from helpers import REPOSITORY, digests, start
+
+COUNTS = {"Axe": 7, "Book": 16, "Hammer": 6}
+ARGUMENTS = ("--max-per-class", 12, "--testing-per-class", 3, "--figures-dir", "figures")
+
+
+def fill(directory, counts=COUNTS, testing=False):
+    for label, count in counts.items():
+        (directory / label).mkdir(parents=True)
+        for number in range(count):
+            image, _ = draw_numbered(label, 0, testing, number)
+            image.save(directory / label / f"{number:04d}.jpg")
+
+
+def run(place, *arguments):
+    return start("dataset/dataset_main.py", *ARGUMENTS, *arguments, cwd=place)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A dataset after an undisturbed run, and what that run printed."""
+    place = tmp_path_factory.mktemp("finished")
+    fill(place / "dataset")
+    (place / "dataset_testing").mkdir()
+    result = run(place)
+    assert result.returncode == 0, result.stderr
+    return place, result.stdout
+
+
+def test_does_all_of_it_in_order(finished):
+    place, output = finished
+    steps = [line.split()[0] for line in output.splitlines()]
+    assert list(dict.fromkeys(steps)) == ["audit", "reduce", "split", "augment", "draw", "now"]
+    assert "reduce   to 12 a class: 0 Axe, 4 Book, 0 Hammer moved to dataset/left_out" in output
+    assert "split    3 Axe, 3 Book, 3 Hammer moved to dataset_testing" in output
+    assert "augment  5 Axe, 0 Book, 6 Hammer written" in output
+    assert "now      Book: 9 to train on, 0 augmented, 3 to test on" in output
+    for name, count in {"Axe": 4, "Book": 9, "Hammer": 3, "Axe_augmented": 5, "Hammer_augmented": 6}.items():
+        assert len(image_files(place / "dataset" / name)) == count
+
+
+def test_draws_figures_that_open(finished):
+    place, _ = finished
+    names = {"class_sizes", "image_formats", "original_padded_images", "augmented_images"}
+    assert {path.stem for path in (place / "figures").iterdir()} == names
+    for path in (place / "figures").iterdir():
+        with Image.open(path) as image:
+            image.load()
+            assert image.width > 600
+
+
+def test_a_second_run_changes_no_file(finished):
+    place, first = finished
+    before = digests(place)
+    result = run(place)
+    assert result.returncode == 0, result.stderr
+    assert digests(place) == before
+    assert "augment  0 Axe, 0 Book, 0 Hammer written" in result.stdout
+    assert result.stdout.splitlines()[-3:] == first.splitlines()[-3:]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_as_an_undisturbed_run(finished, tmp_path):
+    place, _ = finished
+    expected = digests(place)
+    fill(tmp_path / "dataset")
+    (tmp_path / "dataset_testing").mkdir()
+    generator = random.Random(0)
+    command = [sys.executable, REPOSITORY / "src/dataset/dataset_main.py", *map(str, ARGUMENTS)]
+    for _ in range(10):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(generator.uniform(0.5, 8))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for name, digest in digests(tmp_path).items():
+            if name in expected and name.endswith((".jpg", ".png")):
+                assert digest == expected[name]
+    assert run(tmp_path).returncode == 0
+    assert digests(tmp_path) == expected
+
+
+def test_stops_on_leaks_unless_they_are_allowed(tmp_path):
+    fill(tmp_path / "dataset")
+    fill(tmp_path / "dataset_testing", {"Axe": 4, "Book": 4, "Hammer": 4}, testing=True)
+    shutil.copy(tmp_path / "dataset_testing/Axe/0001.jpg", tmp_path / "dataset/Axe/leak.jpg")
+    before = digests(tmp_path)
+    result = run(tmp_path)
+    assert result.returncode == 2
+    message = result.stderr.splitlines()[-1]
+    assert "dataset/Axe/leak.jpg and dataset_testing/Axe/0001.jpg" in message
+    assert "--allow-leaks" in message
+    assert digests(tmp_path) == before
+    command = message.split("`")[1].removeprefix("python src/").split()
+    assert start(*command, cwd=tmp_path).returncode == 1
+    assert run(tmp_path).returncode == 0
+    assert not (tmp_path / "dataset/Axe/leak.jpg").exists()
+
+
+def test_leaks_from_own_test_images_are_found_too(tmp_path):
+    fill(tmp_path / "dataset")
+    (tmp_path / "dataset_testing").mkdir()
+    fill(tmp_path / "own", {"Axe": 1, "Book": 1, "Hammer": 1}, testing=True)
+    shutil.copy(tmp_path / "dataset/Axe/0000.jpg", tmp_path / "own/Axe/mine.jpg")
+    assert "own/Axe/mine.jpg" in run(tmp_path, "--extra-testing", "own").stderr
+    result = run(tmp_path, "--extra-testing", "own", "--allow-leaks")
+    assert result.returncode == 0, result.stderr
+    assert len(image_files(tmp_path / "dataset_testing/Axe")) == 3 + 2
+
+
+@pytest.mark.slow
+def test_from_nothing_with_the_sample(tmp_path):
+    (tmp_path / "dataset_testing").mkdir()
+    result = start("dataset/dataset_main.py", "--source", "sample", "--figures-dir", "figures", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "now      Axe: 40 to train on, 120 augmented, 12 to test on" in result.stdout
+    assert "leaks: 0" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "dataset has no images: put some in, or choose --source openimages or --source sample"),
+        (("--source", "nowhere"), "argument --source: invalid choice: 'nowhere'"),
+        (("--seed", -1), "--seed -1: must be at least 0"),
+        (("--max-per-class", 1), "--max-per-class 1: must be at least 2"),
+        (("--testing-per-class", "x"), "argument --testing-per-class: invalid int value: 'x'"),
+        (("--extra-testing", "nowhere"), "there is no folder nowhere"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    (tmp_path / "dataset").mkdir()
+    if "--extra-testing" in arguments:
+        fill(tmp_path / "dataset", {"Axe": 1, "Book": 1})
+    (tmp_path / "dataset_testing").mkdir()
+    before = digests(tmp_path)
+    result = start("dataset/dataset_main.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+    assert digests(tmp_path) == before
