@@ -1,9 +1,10 @@
-"""What every program and package of the project shares: how errors end, how files appear, how notes are printed."""
+"""What all programs share: how errors end, how files appear, how a folder is kept to one program, how notes look."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import logging
 import os
 import sys
@@ -43,6 +44,24 @@ def write_whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path, message: str) -> Iterator[None]:
+    """Keeps a file or folder to one program at a time; a program that was killed holds it no longer.
+
+    Raises:
+        UserError: with this message: another program has it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(message) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def available_cores() -> int:

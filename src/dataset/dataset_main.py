@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, run_program
+from common import ArgumentParser, UserError, lock, run_program
 
 if TYPE_CHECKING:
     from dataset.plotting_dataset import ClassSizes
@@ -27,13 +27,20 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: test images are also in the training folders, or a step cannot do its work.
     """
-    from dataset.augmentation_data import add_extra_testing, create_augmented_data, create_testing_batch, reduce_classes
-    from dataset.moving import lock
+    from dataset.augmentation_data import (
+        add_extra_testing,
+        create_augmented_data,
+        create_testing_batch,
+        prepare_to_augment,
+        reduce_classes,
+    )
     from dataset.plotting_dataset import plot_dataset
 
     dataset_dir, testing_dir, seed = arguments.dataset_dir, arguments.testing_dir, arguments.seed
-    with lock(dataset_dir):
-        _get_images(arguments)
+    _get_images(arguments)
+    testing_dir.mkdir(parents=True, exist_ok=True)
+    with lock(dataset_dir, f"another program is at work on {dataset_dir}: wait until it has finished"):
+        prepare_to_augment(dataset_dir)
         _check(arguments)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
         _say("reduce", f"to {arguments.max_per_class} a class: {_counts(moved)} moved to {dataset_dir}/left_out")

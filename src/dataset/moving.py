@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import filecmp
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from common import UserError, write_whole
 
 _LOG = "log.csv"
-
-
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Keeps a folder to one program at a time; a program that was killed holds it no longer.
-
-    Raises:
-        UserError: another program has it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another program is at work on {directory}: wait until it has finished") from None
-        yield
 
 
 def move_file(source: Path, target: Path) -> None:

