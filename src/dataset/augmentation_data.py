@@ -7,10 +7,10 @@ import logging
 import multiprocessing
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import UserError, available_cores, write_whole
 from dataset.duplicates import find_near_duplicates
-from dataset.examining import examine
+from dataset.examining import examine, find_unreadable
 from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, source_stem
 from dataset.moving import move_file, read_rows, set_aside, write_rows
 from dataset.reading import read_image, upright_rgb
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 TESTING_BATCH = "testing_batch.csv"  # beside the test folders: which images were moved there
 _EXTRA = "extra_"
-_QUALITY = 95  # of the augmented JPEGs
+QUALITY = 95  # of the augmented JPEGs
 _WORTH_PROCESSES = 200  # fewer images are sooner made than torch is imported in every process
 
 
@@ -138,13 +138,24 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
     return copied
 
 
-class _Augmentation(NamedTuple):
-    """One augmented image, which depends on nothing else."""
+def prepare_to_augment(dataset_dir: Path) -> bool:
+    """Lets a process import torch in the background, from which those that augment are forked; it takes seconds.
 
-    source: Path
-    label: str
-    number: int
-    seed: int
+    `create_augmented_data` does this itself. Who has other work before it, calls this first.
+
+    Returns:
+        Whether so many images are missing that processes are worth it.
+    """
+    from multiprocessing import forkserver
+
+    names = class_names(dataset_dir)
+    counts = [len(image_files(dataset_dir / name)) for name in names]
+    there = sum(len(image_files(dataset_dir / (name + AUGMENTED))) for name in names)
+    if len(names) * max(counts) - sum(counts) - there < _WORTH_PROCESSES:
+        return False
+    forkserver.set_forkserver_preload(["torchvision.transforms.v2"])
+    forkserver.ensure_running()
+    return True
 
 
 def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = None) -> dict[str, int]:
@@ -159,25 +170,36 @@ def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = 
         How many images of each class were written.
     """
     names = class_names(dataset_dir)
-    sources = {name: tuple(image.path for image in examine(image_files(dataset_dir / name))[0]) for name in names}
+    cores = cores or available_cores()
+    if cores > 1 and not prepare_to_augment(dataset_dir):
+        cores = 1
+    files = {name: image_files(dataset_dir / name) for name in names}
+    unreadable = find_unreadable([path for name in names for path in files[name]])
+    sources = {name: [path for path in files[name] if path not in unreadable] for name in names}
     largest = max(map(len, sources.values()))
-    missing = [
-        _Augmentation(_draw_source(sources[name], name, number, seed), name, number, seed)
-        for name in names
-        for number in _missing_numbers(dataset_dir, name, sources[name], largest - len(sources[name]))
-    ]
-    for _ in tqdm(
-        _write_all(dataset_dir, missing, cores or available_cores()),
-        "augmenting",
-        len(missing),
-        unit="image",
-        disable=None,
-    ):
-        pass
-    return {name: sum(augmentation.label == name for augmentation in missing) for name in names}
+    missing = {name: _missing_numbers(dataset_dir, name, sources[name], largest - len(sources[name])) for name in names}
+    of_source: dict[tuple[str, Path], list[int]] = {}
+    for name in names:
+        for number in missing[name]:
+            of_source.setdefault((name, _draw_source(sources[name], name, number, seed)), []).append(number)
+    tasks = [_Task(dataset_dir, source, name, tuple(numbers), seed) for (name, source), numbers in of_source.items()]
+    with tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar:
+        for count in _work(tasks, cores):
+            bar.update(count)
+    return {name: len(numbers) for name, numbers in missing.items()}
 
 
-def _missing_numbers(dataset_dir: Path, name: str, sources: tuple[Path, ...], count: int) -> list[int]:
+class _Task(NamedTuple):
+    """Augmented images to be made from one source, which is read once for all of them."""
+
+    dataset_dir: Path
+    source: Path
+    label: str
+    numbers: tuple[int, ...]
+    seed: int
+
+
+def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
     """Which of the numbers from 1 to `count` have no augmented image yet; moves those aside that do not belong."""
     if count and not sources:
         raise UserError(f"{dataset_dir / name} has no readable image to make others from")
@@ -195,12 +217,13 @@ def _missing_numbers(dataset_dir: Path, name: str, sources: tuple[Path, ...], co
     return [number for number in range(1, count + 1) if number not in there]
 
 
-def _write_all(dataset_dir: Path, augmentations: Sequence[_Augmentation], cores: int) -> Iterator[None]:
-    if cores == 1 or len(augmentations) < _WORTH_PROCESSES:
-        yield from (_write_augmented(dataset_dir, augmentation) for augmentation in augmentations)
+def _work(tasks: Sequence[_Task], cores: int) -> Iterator[int]:
+    """Gives the number of images that each task wrote."""
+    if cores == 1:
+        yield from map(_write_augmented, tasks)
         return
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), _use_one_thread) as pool:
-        yield from pool.map(_write_augmented, repeat(dataset_dir), augmentations, chunksize=8)
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), _use_one_thread) as pool:
+        yield from pool.map(_write_augmented, tasks)
 
 
 def _use_one_thread() -> None:
@@ -209,28 +232,32 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)  # the processes keep all cores busy
 
 
-def _write_augmented(dataset_dir: Path, augmentation: _Augmentation) -> None:
-    name = augmented_name(augmentation.source, augmentation.number)
-    with write_whole(dataset_dir / (augmentation.label + AUGMENTED) / name) as partial:
-        augment(*augmentation).save(partial, quality=_QUALITY)
+def _write_augmented(task: _Task) -> int:
+    image = resize_or_pad_image(read_image(task.source))
+    for number in task.numbers:
+        path = task.dataset_dir / (task.label + AUGMENTED) / augmented_name(task.source, number)
+        with write_whole(path) as partial:
+            augment(image, task.label, number, task.seed).save(partial, quality=QUALITY)
+    return len(task.numbers)
 
 
-def augment(source: Path, label: str, number: int, seed: int) -> Image.Image:
-    """Makes the augmented image of a class with this number, 224x224, from the image that it draws on."""
+def augment(image: Image.Image, label: str, number: int, seed: int) -> Image.Image:
+    """Applies the transforms that the augmented image of a class with this number gets, to an RGB image."""
     import torch
 
     generator = _generator(label, number, seed)
     transforms = _transforms()
     count = generator.integers(1, len(transforms) + 1)
-    image = resize_or_pad_image(read_image(source))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator.integers(2**63)))
+    # oneDNN takes seven times as long for the blur as what stands in for it
+    with torch.random.fork_rng(devices=[]), torch.backends.mkldnn.flags(enabled=False):
+        # torch.manual_seed would see to accelerators too, which takes longer than a transform
+        torch.default_generator.manual_seed(int(generator.integers(2**63)))
         for place in generator.permutation(len(transforms))[:count]:
             image = transforms[place](image)
     return image
 
 
-def _draw_source(sources: tuple[Path, ...], label: str, number: int, seed: int) -> Path:
+def _draw_source(sources: Sequence[Path], label: str, number: int, seed: int) -> Path:
     return sources[_generator(label, number, seed).spawn(1)[0].integers(len(sources))]
 
 
@@ -242,8 +269,9 @@ def _generator(label: str, number: int, seed: int) -> np.random.Generator:
 def _transforms() -> tuple[v2.Transform, ...]:
     from torchvision.transforms import v2
 
+    warnings.filterwarnings("ignore", "TF32 acceleration")  # of Intel's GPUs, told when oneDNN is switched back on
     return (
-        v2.RandomRotation(40, v2.InterpolationMode.BILINEAR),
+        v2.RandomRotation(40),
         v2.RandomAffine(degrees=0, translate=(0.2, 0.2)),
         v2.RandomHorizontalFlip(0.8),
         v2.RandomVerticalFlip(0.8),

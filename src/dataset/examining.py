@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,9 +15,10 @@ from tqdm import tqdm
 
 from common import available_cores
 from dataset.duplicates import Fingerprint, fingerprint
-from dataset.reading import UnreadableImage, read_image, upright_rgb
+from dataset.reading import UnreadableImage, read_image, upright_rgb, why_unreadable
 
 THUMBNAIL = 32
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,25 @@ class Examined:
 
 
 def examine(paths: Sequence[Path]) -> tuple[list[Examined], dict[Path, str]]:
-    """Reads every file, on all cores; a file that has not changed since is looked at once in a program's life.
+    """Looks at every file; at one that has not changed since, once in a program's life.
 
     Returns:
         What is known of those that can be read, in their order, and why the others cannot.
     """
-    examined: list[Examined] = []
-    unreadable: dict[Path, str] = {}
+    results = _on_all_cores(_examine, paths, "examining")
+    examined = [result for result in results if isinstance(result, Examined)]
+    return examined, {path: why for path, why in zip(paths, results, strict=True) if isinstance(why, str)}
+
+
+def find_unreadable(paths: Sequence[Path]) -> dict[Path, str]:
+    """Why some of the files cannot be read; takes no time for those that were read before."""
+    reasons = _on_all_cores(why_unreadable, paths, "reading")
+    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+
+
+def _on_all_cores(function: Callable[[Path], _Result], paths: Sequence[Path], title: str) -> list[_Result]:
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow lets go of the interpreter while it decodes
-        results = pool.map(_examine, paths)
-        for path, result in zip(paths, tqdm(results, "examining", len(paths), unit="image", disable=None), strict=True):
-            if isinstance(result, Examined):
-                examined.append(result)
-            else:
-                unreadable[path] = result
-    return examined, unreadable
+        return list(tqdm(pool.map(function, paths), title, len(paths), unit="image", disable=None))
 
 
 def _examine(path: Path) -> Examined | str:
@@ -77,5 +83,5 @@ def _examine_once(path: Path, size: int, modified: int) -> Examined | str:
         form=f"{stored.format or 'array'} {stored.mode}",
         thumbnail=np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
         intensities=np.asarray(grey.histogram(), dtype=np.float32) / (grey.width * grey.height),
-        fingerprint=fingerprint(image),
+        fingerprint=fingerprint(grey),
     )

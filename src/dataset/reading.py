@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a picture is refused, see below
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy"})
+
+
+_outcomes: dict[tuple[Path, int, int], str | None] = {}  # of reading each version of a file: why it failed, or None
 
 
 class UnreadableImage(Exception):
@@ -27,6 +31,49 @@ def read_image(path: Path) -> Image.Image:
         UnreadableImage: it is empty, cut off, no image, or larger than Pillow's limit of pixels.
     """
     try:
+        version = _version(path)
+        image = _read(path)
+    except UnreadableImage as error:
+        _outcomes[version] = str(error)
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableImage(str(error.strerror)) from error
+    _outcomes[version] = None
+    return image
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Why a file cannot be read, or None if it can; one that was read before is read again only if it has changed."""
+    version = _version(path)
+    if version not in _outcomes:
+        with suppress(UnreadableImage):
+            read_image(path)
+    return _outcomes[version]
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF data says, lays transparency on white, and scales 16-bit grey values to 8 bits."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):  # Pillow would cut 16-bit values off at 255
+        grey = np.asarray(image).astype(np.float32) / 257
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+def _read(path: Path) -> Image.Image:
+    try:
         if path.suffix.lower() == ".npy":
             return _from_array(np.load(path, allow_pickle=False))
         with Image.open(path) as image:
@@ -38,19 +85,6 @@ def read_image(path: Path) -> Image.Image:
         raise
     except Exception as error:  # the readers of the formats raise many kinds on damaged files
         raise UnreadableImage(_reason(path, error)) from error
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF data says, lays transparency on white, and scales 16-bit grey values to 8 bits."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow would cut 16-bit values off at 255
-        grey = np.asarray(image).astype(np.float32) / 257
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -72,7 +106,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, (PermissionError, FileNotFoundError)):
+    if isinstance(error, PermissionError):
         return error.strerror or type(error).__name__
     if not os.path.getsize(path):
         return "an empty file"

@@ -317,14 +317,13 @@ class TestAugmentation:
         assert create_augmented_data(dataset) == {"A": 4, "B": 0}
         assert not list((dataset / "A_augmented").glob("9999*"))
 
-    def test_one_to_six_transforms_in_random_order(self, tmp_path, monkeypatch):
-        noise().save(tmp_path / "source.png")
+    def test_one_to_six_transforms_in_random_order(self, monkeypatch):
         applied = []
         recorders = [lambda image, place=place: (applied[-1].append(place), image)[1] for place in range(6)]
         monkeypatch.setattr(augmentation_data, "_transforms", lambda: recorders)
         for number in range(600):
             applied.append([])
-            augment(tmp_path / "source.png", "A", number, seed=0)
+            augment(noise(), "A", number, seed=0)
         counts = Counter(map(len, applied))
         assert set(counts) == {1, 2, 3, 4, 5, 6}
         assert min(counts.values()) > 60  # 100 are expected, with a standard deviation of 9
@@ -343,10 +342,9 @@ class TestAugmentation:
         assert jitter.hue == (-0.5, 0.5)
         assert list(blur.kernel_size) == [3, 3]
 
-    def test_leaves_torchs_random_numbers_alone(self, tmp_path):
-        noise().save(tmp_path / "source.png")
+    def test_leaves_torchs_random_numbers_alone(self):
         state = torch.get_rng_state()
-        augment(tmp_path / "source.png", "A", 1, seed=0)
+        augment(noise(), "A", 1, seed=0)
         assert torch.equal(torch.get_rng_state(), state)
 
 

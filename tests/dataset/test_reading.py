@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.reading import UnreadableImage, read_image, upright_rgb
+from dataset.reading import UnreadableImage, read_image, upright_rgb, why_unreadable
 
 
 def refusal(path):
@@ -75,3 +75,20 @@ def test_keeps_what_it_takes_to_turn_an_image_upright(tmp_path):
     for suffix in ("jpg", "png", "webp", "tif"):
         Image.new("RGB", (40, 20)).save(tmp_path / f"image.{suffix}", exif=exif)
         assert upright_rgb(read_image(tmp_path / f"image.{suffix}")).size == (20, 40), suffix
+
+
+def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("L", (4, 4)).save(good)
+    bad.write_text("text")
+    read_image(good)
+    assert refusal(bad) == "not an image"
+    opened = []
+    monkeypatch.setattr(Image, "open", lambda path, original=Image.open: (opened.append(path), original(path))[1])
+    assert (why_unreadable(good), why_unreadable(bad)) == (None, "not an image")
+    assert opened == []
+    good.write_bytes(b"")
+    Image.new("L", (5, 4)).save(bad)
+    opened.clear()
+    assert (why_unreadable(good), why_unreadable(bad)) == ("an empty file", None)
+    assert opened == [good, bad]
