@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import random
 import re
 import shutil
 import warnings
@@ -14,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -181,7 +181,9 @@ def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = 
     of_source: dict[tuple[str, Path], list[int]] = {}
     for name in names:
         for number in missing[name]:
-            of_source.setdefault((name, _draw_source(sources[name], name, number, seed)), []).append(number)
+            of_source.setdefault((name, _generator(seed, name, number, "source").choice(sources[name])), []).append(
+                number
+            )
     tasks = [_Task(dataset_dir, source, name, tuple(numbers), seed) for (name, source), numbers in of_source.items()]
     with tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar:
         for count in _work(tasks, cores):
@@ -245,24 +247,19 @@ def augment(image: Image.Image, label: str, number: int, seed: int) -> Image.Ima
     """Applies the transforms that the augmented image of a class with this number gets, to an RGB image."""
     import torch
 
-    generator = _generator(label, number, seed)
-    transforms = _transforms()
-    count = generator.integers(1, len(transforms) + 1)
+    generator = _generator(seed, label, number, "transforms")
+    transforms = generator.sample(_transforms(), generator.randint(1, len(_transforms())))
     # oneDNN takes seven times as long for the blur as what stands in for it
     with torch.random.fork_rng(devices=[]), torch.backends.mkldnn.flags(enabled=False):
         # torch.manual_seed would see to accelerators too, which takes longer than a transform
-        torch.default_generator.manual_seed(int(generator.integers(2**63)))
-        for place in generator.permutation(len(transforms))[:count]:
-            image = transforms[place](image)
+        torch.default_generator.manual_seed(generator.getrandbits(63))
+        for transform in transforms:
+            image = transform(image)
     return image
 
 
-def _draw_source(sources: Sequence[Path], label: str, number: int, seed: int) -> Path:
-    return sources[_generator(label, number, seed).spawn(1)[0].integers(len(sources))]
-
-
-def _generator(label: str, number: int, seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, number, *label.encode(errors="surrogateescape")])
+def _generator(seed: int, label: str, number: int, purpose: str) -> random.Random:
+    return random.Random(f"{seed}/{label}/{number}/{purpose}".encode(errors="surrogateescape"))
 
 
 @cache

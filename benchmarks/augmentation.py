@@ -1,0 +1,107 @@
+"""Padding and augmenting a dataset of photographs: this project against the plain reference.
+
+Both read all photographs, fit and pad them, and write augmented ones until every class is as large as the largest. The
+two take turns, each time in a fresh process and from files that are in memory. The quality of the written images is
+what their compression loses, on the same image.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from measuring import machine_name, measure, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, UserError, run_program
+from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment, resize_or_pad_image
+from dataset.folders import image_files, read_folder
+from dataset.reading import read_image
+
+
+def run_reference(dataset_dir: Path, output_dir: Path) -> None:
+    """The plain script."""
+    import reference
+
+    reference.seed_everything(0)
+    reference.load_dataset(dataset_dir)
+    reference.augment_dataset(dataset_dir, output_dir)
+
+
+def run_project(dataset_dir: Path, output_dir: Path) -> None:
+    """This project: padded images go to the image cache, augmented ones beside their class."""
+    from pipeline.images import decode_images
+
+    prepare_to_augment(dataset_dir)
+    decode_images(read_folder(dataset_dir).paths, 224, output_dir / "cache")
+    create_augmented_data(dataset_dir)
+
+
+def measure_quality(paths: list[Path]) -> dict[str, float]:
+    """The mean peak signal-to-noise ratio in dB of padded images as either side saves them."""
+    from matplotlib import pyplot as plt
+
+    ratios: dict[str, list[float]] = {"reference": [], "project": []}
+    for path in paths:
+        image = resize_or_pad_image(read_image(path))
+        saved = {"reference": io.BytesIO(), "project": io.BytesIO()}
+        plt.imsave(saved["reference"], np.asarray(image) / 255, format="jpg")
+        image.save(saved["project"], "JPEG", quality=QUALITY)
+        for side, file in saved.items():
+            with Image.open(file) as stored:
+                error = np.mean((np.asarray(stored.convert("RGB"), dtype=float) - np.asarray(image, dtype=float)) ** 2)
+            ratios[side].append(10 * np.log10(255**2 / max(error, 1e-3)))
+    return {side: round(float(np.mean(values)), 1) for side, values in ratios.items()}
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures the padding and augmenting of photographs.")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
+        help="the photographs are in its open_images/ (default: the variable IMAGE_PROJECT_DATA)",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        raise UserError("there are no photographs: name their folder with --data or IMAGE_PROJECT_DATA")
+
+    photographs = arguments.data / "open_images"
+    counts = [len(image_files(folder)) for folder in sorted(photographs.iterdir())]
+    seconds: dict[str, list[float]] = {"reference": [], "project": []}
+    peak_mb: dict[str, list[float]] = {"reference": [], "project": []}
+    for _ in range(arguments.repeats):
+        for side, run in (("reference", run_reference), ("project", run_project)):
+            with tempfile.TemporaryDirectory() as place:
+                dataset_dir, output_dir = Path(place) / "dataset", Path(place) / "output"
+                shutil.copytree(photographs, dataset_dir)
+                measured = measure(run, dataset_dir, output_dir)
+                made = len(list(Path(place).glob("*/*_augmented/*.jpg")))
+            if made != sum(max(counts) - count for count in counts):
+                raise RuntimeError(f"the {side} wrote {made} images")
+            seconds[side].append(measured.seconds)
+            peak_mb[side].append(measured.peak_mb)
+            print(f"{side}: {measured.seconds:.1f} s")
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    results = {
+        "machine": machine_name(),
+        "photographs": sum(counts),
+        "augmented": made,
+        "repeats": arguments.repeats,
+        "seconds": {side: round(value, 1) for side, value in medians.items()},
+        "ratio": round(medians["reference"] / medians["project"], 1),
+        "peak_mb_of_the_main_process": {side: round(statistics.median(values)) for side, values in peak_mb.items()},
+        "quality_db": measure_quality(image_files(photographs / "Hammer")),
+    }
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    print(write_results("augmentation", results))
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
