@@ -8,7 +8,6 @@ what their compression loses, on the same image.
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import statistics
 import tempfile
@@ -17,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measuring import machine_name, measure, write_results  # isort: skip  (it says where the others are)
-from common import ArgumentParser, UserError, run_program
+from measuring import machine_name, measure, parse_with_photographs, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, run_program
 from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment, resize_or_pad_image
 from dataset.folders import image_files, read_folder
 from dataset.reading import read_image
@@ -61,15 +60,8 @@ def measure_quality(paths: list[Path]) -> dict[str, float]:
 
 def main() -> int:
     parser = ArgumentParser(description="Measures the padding and augmenting of photographs.")
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
-        help="the photographs are in its open_images/ (default: the variable IMAGE_PROJECT_DATA)",
-    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
-    arguments = parser.parse_args()
-    if arguments.data is None:
-        raise UserError("there are no photographs: name their folder with --data or IMAGE_PROJECT_DATA")
-
+    arguments = parse_with_photographs(parser)
     photographs = arguments.data / "open_images"
     counts = [len(image_files(folder)) for folder in sorted(photographs.iterdir())]
     seconds: dict[str, list[float]] = {"reference": [], "project": []}

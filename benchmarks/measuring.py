@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -57,6 +58,26 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any
     result = function(*arguments)
     seconds = time.perf_counter() - begin
     sender.send(Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, result))
+
+
+def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Reads a benchmark's flags, and `--data`, a folder with open_images/<class>/*.jpg.
+
+    Raises:
+        UserError: the folder is not named, or has no photographs.
+    """
+    from common import UserError
+
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
+        help="a folder with open_images/<class>/*.jpg (default: the variable IMAGE_PROJECT_DATA)",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        raise UserError("there are no photographs: name their folder with --data or IMAGE_PROJECT_DATA")
+    if not any(arguments.data.glob("open_images/*/*.jpg")):
+        raise UserError(f"{arguments.data} has no open_images/<class>/*.jpg")
+    return arguments
 
 
 def machine_name() -> str:

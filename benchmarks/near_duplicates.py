@@ -8,19 +8,17 @@ twice; and the share that it finds of each kind of copies. Needs ImageHash (`pip
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from measuring import machine_name, write_results  # isort: skip  (it says where the others are)
-from common import ArgumentParser, UserError, run_program
+from measuring import machine_name, parse_with_photographs, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, run_program
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates, fingerprint
 from dataset.reading import read_image, upright_rgb
@@ -127,18 +125,9 @@ def measure_method(
 
 def main() -> int:
     parser = ArgumentParser(description="Compares ways to find near-duplicate photographs.")
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
-        help="folder of folders of photographs, <set>/<class>/*.jpg (default: IMAGE_PROJECT_DATA, now %(default)s)",
-    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the copies (default: %(default)s)")
-    arguments = parser.parse_args()
-    if arguments.data is None:
-        raise UserError("there are no photographs: name their folder with --data or IMAGE_PROJECT_DATA")
+    arguments = parse_with_photographs(parser)
     paths = sorted(arguments.data.glob("*/*/*.jpg"))
-    if not paths:
-        raise UserError(f"{arguments.data} has no <set>/<class>/*.jpg")
-
     images = [upright_rgb(read_image(path)) for path in tqdm(paths, "reading", disable=None)]
     copies = make_copies(images, arguments.seed)
     same_file = set(find_exact_duplicates(paths))

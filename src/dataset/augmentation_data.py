@@ -22,8 +22,9 @@ from common import UserError, available_cores, write_whole
 from dataset.duplicates import find_near_duplicates
 from dataset.examining import examine, find_unreadable
 from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, source_stem
-from dataset.moving import move_file, read_rows, set_aside, write_rows
+from dataset.moving import move_file, set_aside
 from dataset.reading import read_image, upright_rgb
+from dataset.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

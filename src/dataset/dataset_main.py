@@ -93,8 +93,8 @@ def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassS
     """Counts the images of each class, also of those that were moved away."""
     from dataset.augmentation_data import TESTING_BATCH
     from dataset.folders import AUGMENTED, LEFT_OUT, REJECTED, class_names, image_files
-    from dataset.moving import read_rows
     from dataset.plotting_dataset import ClassSizes
+    from dataset.tables import read_rows
 
     batch = Counter(row["class"] for row in read_rows(testing_dir / TESTING_BATCH))
     sizes = {}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import filecmp
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from common import UserError, write_whole
+from dataset.tables import read_rows, write_rows
 
 _LOG = "log.csv"
 
@@ -74,27 +73,6 @@ def finish_moves(directory: Path, place: str) -> int:
             move_file(source, target)
             moved += 1
     return moved
-
-
-def read_rows(table: Path) -> list[dict[str, str]]:
-    """The rows of a CSV table; none where there is no such file."""
-    if not table.exists():
-        return []
-    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(table: Path, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
-    """Writes a CSV table whole."""
-    with (
-        write_whole(table) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _free_name(directory: Path, name: str, taken: set[str]) -> str:

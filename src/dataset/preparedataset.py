@@ -18,8 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, lock, run_program, write_whole
+from common import ArgumentParser, UserError, lock, run_program
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
+from dataset.tables import write_rows
 
 CLASSES = ("Axe", "Book", "Hammer")
 MAX_SAMPLES = 1000
@@ -68,7 +69,8 @@ class Patches:
         """Records what is staged, and shows it."""
         if self._staged:
             boxes = self._boxes | self._staged
-            _write_table(self._folder / TABLE, boxes)
+            rows = [{"file": file, **box._asdict()} for file, box in sorted(boxes.items())]
+            write_rows(self._folder / TABLE, ("file", *Box._fields), rows)
             self._boxes = boxes
         self.settle()
 
@@ -105,13 +107,6 @@ def _read_table(path: Path) -> dict[str, Box]:
     if header != ["file", *Box._fields] or any(len(row) != len(header) for row in rows):
         raise UserError(f"{path} is damaged: it tells which patch each image is; bring back its last whole version")
     return {row[0]: Box(*row[1:]) for row in rows}
-
-
-def _write_table(path: Path, boxes: Mapping[str, Box]) -> None:
-    with write_whole(path) as partial, partial.open("w", encoding="utf8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", *Box._fields])
-        writer.writerows([name, *box] for name, box in sorted(boxes.items()))
 
 
 @contextmanager

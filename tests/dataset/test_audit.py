@@ -9,8 +9,8 @@ from PIL import Image
 
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, fix
 from dataset.folders import image_files
-from dataset.moving import read_rows
 from dataset.sample import draw_numbered
+from dataset.tables import read_rows
 from helpers import digests, start
 
 

@@ -23,7 +23,7 @@ from dataset.augmentation_data import (
 )
 from dataset.examining import examine
 from dataset.folders import image_files, source_stem
-from dataset.moving import read_rows
+from dataset.tables import read_rows
 from helpers import digests
 
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)

@@ -7,7 +7,8 @@ import pytest
 
 from common import UserError
 from dataset import moving
-from dataset.moving import finish_moves, move_file, read_rows, set_aside
+from dataset.moving import finish_moves, move_file, set_aside
+from dataset.tables import read_rows
 
 
 @pytest.fixture
