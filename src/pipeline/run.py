@@ -33,16 +33,14 @@ def run(settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: something in the settings, the folders or the weights does not fit. Nothing has been written then.
     """
-    folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    if finished := finished_results(settings):
+        _log.info("%s has finished already; --restart begins anew", settings.run_dir)
+        return finished
     return_freed_memory()
     hardware = Hardware.choose(settings.precision)
+    folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     classes = folders[0].classes
-    described = {**settings.to_json(), "precision": hardware.precision, "classes": list(classes)}
-    if not settings.restart:
-        _check_same(settings.run_dir, described)
-        if finished := _finished_results(settings):
-            _log.info("%s has finished already; --restart begins anew", settings.run_dir)
-            return finished
+    described = _describe(settings, hardware, classes)
 
     torch.manual_seed(settings.seed)
     model = build_model(settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to)
@@ -64,6 +62,28 @@ def run(settings: Settings) -> dict[str, Any]:
     return metrics
 
 
+def finished_results(settings: Settings) -> dict[str, Any] | None:
+    """What `run` came to earlier, if it finished and has all that is asked for now.
+
+    Raises:
+        UserError: something in the settings or the folders does not fit, or the run was begun with other settings.
+    """
+    folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    if settings.restart:
+        return None
+    _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), folders[0].classes))
+    file = settings.run_dir / "metrics.json"
+    if file.exists():
+        metrics = _read_json(file)
+        if metrics.get("plots") or not settings.plots:
+            return metrics
+    return None
+
+
+def _describe(settings: Settings, hardware: Hardware, classes: tuple[str, ...]) -> dict[str, Any]:
+    return {**settings.to_json(), "precision": hardware.precision, "classes": list(classes)}
+
+
 def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     file = run_dir / "settings.json"
     if not file.exists():
@@ -79,16 +99,6 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
             f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
             "use these, another --output-dir, or --restart"
         )
-
-
-def _finished_results(settings: Settings) -> dict[str, Any] | None:
-    """An earlier call's results, if they have all that is asked for now."""
-    file = settings.run_dir / "metrics.json"
-    if file.exists():
-        metrics = _read_json(file)
-        if metrics.get("plots") or not settings.plots:
-            return metrics
-    return None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,19 @@ class Settings:
     def from_command_line(cls, description: str, arguments: list[str] | None = None) -> Settings:
         """Reads the flags, from sys.argv where none are given."""
         parser = ArgumentParser(description=description)
-        for field in dataclasses.fields(cls):
-            parser.add_argument(*field.metadata["flags"], dest=field.name, **field.metadata["argument"])
-        values = vars(parser.parse_args(arguments))
+        cls.add_flags(parser, [field.name for field in dataclasses.fields(cls)])
+        return cls.from_flags(vars(parser.parse_args(arguments)))
+
+    @classmethod
+    def add_flags(cls, parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+        """Gives a parser the flags of some of the fields."""
+        for name in names:
+            metadata = cls.__dataclass_fields__[name].metadata
+            parser.add_argument(*metadata["flags"], dest=name, **metadata["argument"])
+
+    @classmethod
+    def from_flags(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings of parsed flags, by the names of the fields."""
         return cls(**{**values, "test_dir": tuple(values["test_dir"])})
 
     @property

@@ -1,0 +1,119 @@
+"""One run, one program: claims on runs, which also programs on other machines respect that share the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_HEARTBEAT = 60  # seconds between signs of life
+_SILENCE = 600  # seconds without one, after which an owner on another machine is taken for gone
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Claims what a file stands for, and gives it back at the end.
+
+    The file is created by one program alone. A claim passes to another program if its owner was killed, its machine
+    was started anew, or an owner on another machine has given no sign of life for ten minutes.
+
+    Args:
+        path: the file, in a folder that is there.
+
+    Yields:
+        Whether this program has it now.
+    """
+    if not (_create(path) or _take_over(path)):
+        yield False
+        return
+    finished = threading.Event()
+    heart = threading.Thread(target=_beat, args=(path, finished), daemon=True)
+    heart.start()
+    try:
+        yield True
+    finally:
+        finished.set()
+        heart.join()
+        path.unlink(missing_ok=True)
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether a program that lives has the claim."""
+    return path.exists() and not _is_abandoned(path)
+
+
+def _create(path: Path) -> bool:
+    """Creates the file whole, unless it is there."""
+    own = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    own.write_text(json.dumps(_identity(os.getpid())))
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    finally:
+        own.unlink()
+    return True
+
+
+def _take_over(path: Path) -> bool:
+    """Takes a claim whose owner is gone. One program at a time looks and takes, or two might take one another's."""
+    if not _is_abandoned(path):
+        return False
+    turnstile = path.with_name(f".{path.name}.takeover")
+    if not _create(turnstile):
+        if _is_abandoned(turnstile):
+            turnstile.unlink(missing_ok=True)  # its owner was killed in these few lines; the next attempt may pass
+        return False
+    try:
+        if not _is_abandoned(path):
+            return False
+        path.unlink(missing_ok=True)
+        return _create(path)
+    finally:
+        turnstile.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        owner = json.loads(path.read_text())
+        age = _now_there(path) - path.stat().st_mtime
+    except FileNotFoundError:
+        return False  # given back; it can be created again
+    except ValueError:
+        return True  # nobody writes such a one
+    if owner.get("host") == socket.gethostname():
+        return owner != _identity(owner.get("pid", 0))
+    return age > _SILENCE
+
+
+def _identity(pid: int) -> dict[str, Any]:
+    """What tells a process from any other that has the same number at another time; None for one that is not there."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        started = None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"host": socket.gethostname(), "boot": boot, "pid": pid, "started": started}
+
+
+def _now_there(path: Path) -> float:
+    """The time by the clock that stamps the folder's files, which may be another machine's."""
+    own = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.clock")
+    own.touch()
+    try:
+        return own.stat().st_mtime
+    finally:
+        own.unlink()
+
+
+def _beat(path: Path, finished: threading.Event) -> None:
+    while not finished.wait(_HEARTBEAT):
+        try:
+            os.utime(path)
+        except FileNotFoundError:  # somebody deleted the claim; the run goes on
+            return

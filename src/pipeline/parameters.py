@@ -1,0 +1,121 @@
+"""Parameter files: a run a line, and the 1040 runs of the experiment.
+
+A line has nine fields, as in `VGG True 80 32 0.001 0.01 0.95 True True`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from common import UserError, write_whole
+from models import ALIASES
+from pipeline.settings import Settings
+
+RUNS_A_FILE = 30
+
+
+def _read_bool(text: str) -> bool:
+    values = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in values:
+        raise ValueError("must be True or False")
+    return values[text.lower()]
+
+
+def _read_number(kind: type, what: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"must be {what}") from None
+
+    return read
+
+
+# The fields of a line, in order, and how each is read.
+FIELDS: dict[str, Callable[[str], Any]] = {
+    "model_type": Settings.__dataclass_fields__["model_type"].metadata["argument"]["type"],
+    "pretrained": _read_bool,
+    "num_epochs": _read_number(int, "a whole number"),
+    "batch_size": _read_number(int, "a whole number"),
+    "learning_rate": _read_number(float, "a number"),
+    "weight_decay": _read_number(float, "a number"),
+    "gamma": _read_number(float, "a number"),
+    "data_augmentation": _read_bool,
+    "plots": _read_bool,
+}
+
+
+def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
+    """Reads a parameter file; empty lines are passed over.
+
+    Args:
+        path: the file.
+        others: the settings that a line does not have, as the program's flags say.
+
+    Raises:
+        UserError: a line is malformed; the message names file, line and field.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+    return [_read_line(line, f"{path}:{number}", others) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
+    texts = line.split()
+    if len(texts) != len(FIELDS):
+        raise UserError(f"{where}: {len(texts)} fields, not the {len(FIELDS)} that are needed: {' '.join(FIELDS)}")
+    values = {}
+    for (name, read), text in zip(FIELDS.items(), texts, strict=True):
+        try:
+            values[name] = read(text)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"{where}: {name} {text}: {error}") from None
+    try:
+        return Settings.from_flags({**others, **values})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def write_line(settings: Settings) -> str:
+    """A run as a line of a parameter file."""
+    short = {name: alias for alias, name in ALIASES.items()}
+    values = [getattr(settings, name) for name in FIELDS]
+    return " ".join(map(str, [short.get(values[0], values[0]), *values[1:]]))
+
+
+def experiment() -> Iterator[Settings]:
+    """The 1040 runs: every model with every learning rate, weight decay, gamma, with and without augmentation.
+
+    The VGG models have pretrained weights or not, and no learning rate of 0.01; the others are trained from scratch.
+    """
+    rates = (0.01, 0.001, 0.0001, 0.00001)
+    for model, pretrained, learning_rates in (
+        ("VGG", (True, False), rates[1:]),
+        ("VGGAdapted", (True, False), rates[1:]),
+        ("CustomVGG", (True, False), rates[1:]),
+        ("ResNet18", (False,), rates),
+        ("CNNBasic", (False,), rates),
+    ):
+        for weights, augmentation, learning_rate, weight_decay, gamma in itertools.product(
+            pretrained, (True, False), learning_rates, rates, (0.95, 0.96, 0.97, 0.98, 0.99)
+        ):
+            yield Settings(
+                model_type=model, pretrained=weights, num_epochs=80, batch_size=32, learning_rate=learning_rate,
+                weight_decay=weight_decay, gamma=gamma, data_augmentation=augmentation, plots=True,
+            )  # fmt: skip
+
+
+def write_parameters(directory: Path) -> int:
+    """Writes the experiment as `<directory>/hyperparameters_<1 to 35>.txt`; returns the number of files."""
+    lines = [write_line(settings) for settings in experiment()]
+    starts = range(0, len(lines), RUNS_A_FILE)
+    for number, start in enumerate(starts, 1):
+        with write_whole(directory / f"hyperparameters_{number}.txt") as partial:
+            partial.write_text("\n".join(lines[start : start + RUNS_A_FILE]) + "\n")
+    return len(starts)

@@ -1,0 +1,154 @@
+"""Trains and tests every run of parameter files: `python src/sweep.py parameters/hyperparameters_7.txt`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import gc
+import json
+import logging
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common import ArgumentParser, UserError, run_program, write_whole
+from pipeline.claims import claim, is_claimed
+from pipeline.parameters import FIELDS, read_parameters, write_parameters
+from pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
+# What a parameter line does not say, and a sweep's flags do.
+_FLAGS = [
+    *("val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir"),
+    *("seed", "precision", "weights", "wandb"),
+]
+
+
+def sweep(runs: Sequence[Settings]) -> bool:
+    """Trains and tests each run that has not finished, and that no other program is at work on.
+
+    A run that fails is recorded in its folder, as `failed.json`, and the sweep goes on; the next sweep tries it again.
+
+    Returns:
+        Whether none of them failed.
+    """
+    pending = [settings for settings in runs if not _has_finished(settings)]
+    _log.info("%d runs, of which %d have finished", len(runs), len(runs) - len(pending))
+    failed = elsewhere = 0
+    with tqdm(desc="sweep", total=len(pending), unit="run", disable=None) as bar:
+        for settings in pending:
+            with claim(_claim_file(settings)) as claimed:
+                if not claimed:
+                    elsewhere += 1
+                elif not _has_finished(settings):  # another program may have finished it meanwhile
+                    failed += not _try(settings)
+            bar.update()
+    if elsewhere:
+        _log.info("%d runs were left to other programs that are at work on them", elsewhere)
+    if failed:
+        _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
+    return not failed
+
+
+def _has_finished(settings: Settings) -> bool:
+    from pipeline.run import finished_results
+
+    try:
+        return finished_results(settings) is not None
+    except UserError:
+        return False  # to be told by the run itself
+
+
+def _try(settings: Settings) -> bool:
+    """Does a run, and records why it failed if it does."""
+    import torch
+
+    from pipeline.run import run
+
+    record = settings.run_dir / "failed.json"
+    try:
+        run(settings)
+    except OSError:
+        raise  # a full disk, a lost folder: the next run would fare no better
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        trace = None if isinstance(error, UserError) else traceback.format_exc()
+        with write_whole(record) as partial:
+            partial.write_text(json.dumps({"reason": reason, "trace": trace}, indent=2) + "\n")
+        _log.warning("%s failed: %s", settings.run_name, reason)
+        return False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
+    record.unlink(missing_ok=True)
+    return True
+
+
+def _claim_file(settings: Settings) -> Path:
+    folder = settings.output_dir / ".claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / settings.run_name
+
+
+def describe_state(settings: Settings) -> str:
+    """How far a run is."""
+    if _has_finished(settings):
+        return "finished"
+    if is_claimed(settings.output_dir / ".claims" / settings.run_name):
+        return "at work"
+    if (settings.run_dir / "failed.json").exists():
+        return f"failed: {json.loads((settings.run_dir / 'failed.json').read_text())['reason']}"
+    if (settings.run_dir / "last.pt").exists():
+        with (settings.run_dir / "history.csv").open(newline="") as file:
+            return f"interrupted after epoch {len(list(csv.DictReader(file)))}"
+    return "to do"
+
+
+def _read_all(arguments: argparse.Namespace) -> list[Settings]:
+    """The runs of all files; of two with the same name the first line counts only if they are the same.
+
+    Raises:
+        UserError: a line is malformed, or two lines of the same name differ.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings) if field.name not in FIELDS}
+    others = {**defaults, **{name: getattr(arguments, name) for name in _FLAGS}}
+    runs: dict[str, Settings] = {}
+    for path in arguments.files:
+        for settings in read_parameters(path, others):
+            if runs.setdefault(settings.run_name, settings) != settings:
+                raise UserError(f"{path}: two lines for {settings.run_name} differ in what its name does not say")
+    return list(runs.values())
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Trains and tests all runs of parameter files, in one process.")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="a run a line, such as in parameters/")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and how far each is, and train none")
+    parser.add_argument(
+        "--write-parameters", type=Path, metavar="DIR", help="write the files of the experiment's 1040 runs, and end"
+    )
+    Settings.add_flags(parser, _FLAGS)
+    arguments = parser.parse_args()
+    if arguments.write_parameters:
+        print(f"{write_parameters(arguments.write_parameters)} files in {arguments.write_parameters}")
+        return 0
+    if not arguments.files:
+        raise UserError("no parameter file is named (--help lists the flags)")
+    runs = _read_all(arguments)
+
+    from pipeline.data import check_folders
+
+    for with_augmented in {settings.data_augmentation for settings in runs}:
+        check_folders(arguments.data_dir, tuple(arguments.test_dir), with_augmented)
+    if arguments.dry_run:
+        for settings in runs:
+            print(f"{settings.run_name}: {describe_state(settings)}")
+        return 0
+    return 0 if sweep(runs) else 1
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,104 @@
+"""One program at a time has a claim; a dead one's passes on, to one other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers import REPOSITORY
+from pipeline import claims
+from pipeline.claims import claim, is_claimed
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.claims import claim
+while time.time() < float(sys.argv[2]): pass
+with claim(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+def start_holding(path, begin=0.0, seconds=60.0):
+    """A program that asks for a claim at a time, says whether it got it, and holds it so long."""
+    command = [sys.executable, "-c", HOLD, path, str(begin), str(seconds)]
+    return subprocess.Popen(command, cwd=REPOSITORY / "src", stdout=subprocess.PIPE, text=True)
+
+
+def test_one_has_it_and_gives_it_back(tmp_path):
+    path = tmp_path / "run"
+    with claim(path) as mine, claim(path) as another:
+        assert (mine, another) == (True, False)
+        assert is_claimed(path)
+    assert list(tmp_path.iterdir()) == []
+    assert not is_claimed(path)
+
+
+def test_gives_it_back_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), claim(tmp_path / "run"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_owners_claim_passes_on(tmp_path):
+    owner = start_holding(tmp_path / "run")
+    assert owner.stdout.readline() == "True\n"
+    with claim(tmp_path / "run") as mine:
+        assert not mine
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    assert not is_claimed(tmp_path / "run")
+    with claim(tmp_path / "run") as mine:
+        assert mine
+
+
+def test_of_many_that_find_it_abandoned_one_takes_it(tmp_path):
+    for attempt in range(3):
+        path = tmp_path / str(attempt)
+        owner = start_holding(path)
+        owner.stdout.readline()
+        owner.kill()
+        owner.wait()
+        racers = [start_holding(path, time.time() + 1.5, 1.5) for _ in range(6)]
+        assert [racer.communicate()[0] for racer in racers].count("True\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "abandoned"),
+    [({}, False), ({"started": "1"}, True), ({"boot": "another"}, True), ({"pid": 4_194_303}, True)],
+)
+def test_what_shows_that_an_owner_here_is_gone(tmp_path, change, abandoned):
+    (tmp_path / "run").write_text(json.dumps({**claims._identity(os.getpid()), **change}))
+    with claim(tmp_path / "run") as mine:
+        assert mine == abandoned
+
+
+@pytest.mark.parametrize(("silence", "abandoned"), [(0, False), (500, False), (700, True)])
+def test_an_owner_on_another_machine_is_gone_after_ten_minutes_of_silence(tmp_path, silence, abandoned):
+    (tmp_path / "run").write_text(json.dumps({"host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}))
+    then = time.time() - silence
+    os.utime(tmp_path / "run", (then, then))
+    with claim(tmp_path / "run") as mine:
+        assert mine == abandoned
+
+
+def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "_HEARTBEAT", 0.05)
+    with claim(tmp_path / "run"):
+        os.utime(tmp_path / "run", (0, 0))
+        for _ in range(100):
+            time.sleep(0.05)
+            if (tmp_path / "run").stat().st_mtime:
+                break
+        assert time.time() - (tmp_path / "run").stat().st_mtime < 60
+
+
+def test_a_damaged_claim_is_nobodys(tmp_path):
+    (tmp_path / "run").write_text("{")
+    with claim(tmp_path / "run") as mine:
+        assert mine

@@ -1,0 +1,190 @@
+"""A sweep does each run once, goes on after failures and interruptions, and says how far it is."""
+
+import dataclasses
+import json
+import threading
+import time
+
+import pytest
+
+import pipeline.run
+import sweep as program
+from common import UserError
+from helpers import digests, start
+from pipeline.parameters import FIELDS, write_line
+from pipeline.settings import Settings
+
+
+@pytest.fixture
+def runs(make_folder, tmp_path, tiny_model):
+    """Four runs that differ in learning rate and weight decay, on twelve images of two classes."""
+    common = Settings(
+        model_type=tiny_model, num_epochs=2, batch_size=4, wandb="disabled", output_dir=tmp_path / "saved",
+        data_dir=make_folder("data", {"A": 6, "B": 6}), test_dir=(make_folder("test", {"A": 2, "B": 2}),),
+    )  # fmt: skip
+    return [
+        dataclasses.replace(common, learning_rate=rate, weight_decay=decay)
+        for rate in (0.01, 0.001)
+        for decay in (0.1, 0.01)
+    ]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The names of the runs that are trained from now on."""
+    names = []
+
+    def run(settings, original=pipeline.run.run):
+        names.append(settings.run_name)
+        return original(settings)
+
+    monkeypatch.setattr(pipeline.run, "run", run)
+    return names
+
+
+def test_does_every_run_once(runs, trained):
+    assert program.sweep(runs)
+    assert trained == [settings.run_name for settings in runs]
+    assert all((settings.run_dir / "metrics.json").exists() for settings in runs)
+    assert [program.describe_state(settings) for settings in runs] == ["finished"] * 4
+    after = digests(runs[0].output_dir)
+    assert program.sweep(runs)
+    assert len(trained) == 4
+    assert digests(runs[0].output_dir) == after
+
+
+def test_a_run_comes_to_the_same_in_a_sweep_as_alone(runs, tmp_path):
+    assert program.sweep(runs)
+    alone = dataclasses.replace(runs[-1], output_dir=tmp_path / "alone")
+    pipeline.run.run(alone)
+    for name in ("metrics.json", "history.csv"):
+        assert (alone.run_dir / name).read_text() == (runs[-1].run_dir / name).read_text()
+
+
+def test_a_failed_run_is_recorded_and_the_others_done(runs, trained):
+    wild = dataclasses.replace(runs[1], learning_rate=1e30)
+    assert not program.sweep([runs[0], wild, runs[2]])
+    assert len(trained) == 3
+    record = json.loads((wild.run_dir / "failed.json").read_text())
+    assert "no longer a finite number" in record["reason"]
+    assert record["trace"] is None
+    assert program.describe_state(wild).startswith("failed: the loss is no longer a finite number")
+    assert [program.describe_state(settings) for settings in (runs[0], runs[2])] == ["finished", "finished"]
+
+
+def test_out_of_memory_is_a_failure_like_another_and_is_tried_again(runs, monkeypatch):
+    def run_out(settings):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.run, "run", run_out)
+        assert not program.sweep(runs[:1])
+    assert json.loads((runs[0].run_dir / "failed.json").read_text())["reason"] == "MemoryError"
+    assert program.sweep(runs[:1])
+    assert not (runs[0].run_dir / "failed.json").exists()
+
+
+def test_a_full_disk_stops_the_sweep(runs, monkeypatch):
+    def run_out(settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline.run, "run", run_out)
+    with pytest.raises(OSError, match="No space left"):
+        program.sweep(runs)
+    assert list((runs[0].output_dir / ".claims").iterdir()) == []
+
+
+def test_an_interrupted_run_is_taken_up_where_it_was(runs, trained, monkeypatch):
+    from pipeline.trainer import Trainer
+
+    def stop(self, original=Trainer._run_epoch):
+        if self.epoch == 1 and len(trained) == 2:
+            raise KeyboardInterrupt
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_run_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            program.sweep(runs)
+    states = [program.describe_state(settings) for settings in runs]
+    assert states == ["finished", "interrupted after epoch 1", "to do", "to do"]
+    assert program.sweep(runs)
+    assert trained == [runs[place].run_name for place in (0, 1, 1, 2, 3)]
+
+
+def test_settings_that_differ_from_a_finished_run_are_told(runs):
+    program.sweep(runs[:1])
+    longer = dataclasses.replace(runs[0], num_epochs=3)
+    assert not program.sweep([longer])
+    assert "begun with other settings (num_epochs 2 there, 3 here)" in program.describe_state(longer)
+
+
+def test_two_sweeps_share_the_work(runs, monkeypatch):
+    done = []
+
+    def run(settings):
+        done.append(settings.run_name)
+        time.sleep(0.2)
+        settings.run_dir.mkdir(parents=True)
+        (settings.run_dir / "metrics.json").write_text('{"plots": false}')
+
+    monkeypatch.setattr(pipeline.run, "run", run)
+    sweeps = [threading.Thread(target=program.sweep, args=(order,)) for order in (runs, runs[::-1])]
+    for thread in sweeps:
+        thread.start()
+    for thread in sweeps:
+        thread.join()
+    assert sorted(done) == sorted(settings.run_name for settings in runs)
+
+
+class TestProgram:
+    @pytest.fixture
+    def place(self, make_folder, tmp_path):
+        make_folder("dataset", {"A": 6, "B": 6})
+        make_folder("dataset_testing", {"A": 2, "B": 2})
+        (tmp_path / "runs.txt").write_text("ResNet False 1 4 0.001 0.01 0.95 0 0\nCNNBasic 0 1 4 0.001 0.01 1 0 0\n")
+        return tmp_path
+
+    def test_lists_what_would_run(self, place):
+        before = digests(place)
+        result = start("sweep.py", "runs.txt", "--dry-run", cwd=place)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines() == [
+            "ResNet18_pretrained_False_aug_False_lr_0.001_wd_0.01_g_0.95: to do",
+            "CNNBasic_pretrained_False_aug_False_lr_0.001_wd_0.01_g_1.0: to do",
+        ]
+        assert digests(place) == before
+
+    def test_writes_the_parameter_files_of_the_repository(self, tmp_path):
+        result = start("sweep.py", "--write-parameters", "parameters", cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (0, "35 files in parameters\n")
+        from helpers import REPOSITORY
+
+        assert digests(tmp_path / "parameters") == digests(REPOSITORY / "parameters")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((), "no parameter file is named"),
+            (("missing.txt",), "missing.txt cannot be read"),
+            (("bad.txt",), "bad.txt:2: -g/--gamma 2.0: must be above 0"),
+            (("runs.txt", "-d", "nowhere"), "there is no folder nowhere"),
+            (("runs.txt", "other.txt"), "other.txt: two lines for ResNet18_pretrained_False_aug_False_lr_0.001"),
+        ],
+    )
+    def test_bad_input(self, place, arguments, message):
+        (place / "bad.txt").write_text("VGG 1 2 4 0.1 0.1 1 0 0\nVGG 1 2 4 0.1 0.1 2 0 0\n")
+        (place / "other.txt").write_text("ResNet False 2 4 0.001 0.01 0.95 0 0\n")
+        before = digests(place)
+        result = start("sweep.py", *arguments, cwd=place)
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert digests(place) == before
+
+
+def test_a_line_and_its_flags_make_the_settings():
+    assert set(FIELDS) | set(program._FLAGS) | {"freeze_to", "restart"} == set(Settings.__dataclass_fields__)
+    assert write_line(Settings(model_type="ResNet18")) == "ResNet False 30 32 0.0001 0.0001 0.99 False False"
+    with pytest.raises(UserError):
+        Settings.from_flags({"model_type": "VGG", "gamma": 2.0, "test_dir": ["a"]})
