@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, run_program
+from common import ArgumentParser, UserError, run_program
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates
 from dataset.examining import Examined, examine
-from dataset.folders import AUGMENTED, REJECTED, class_names, has_classes, image_files, other_files
+from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, has_classes, image_files, other_files
 from dataset.moving import finish_moves, set_aside
 from dataset.shift import Aspect, measure_shift
 
@@ -75,14 +75,17 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
     Augmented images are looked at only for whether they can be read: that they resemble their source is their purpose.
 
     Raises:
-        UserError: a folder is missing or has fewer than two classes.
+        UserError: a folder is missing, has fewer than two classes or no images, or lies in another.
     """
+    check_apart([dataset_dir, *testing_dirs])
     folders = [directory for directory in testing_dirs if has_classes(directory)] + [dataset_dir]
     unreadable: dict[Path, str] = {}
     examined: dict[Path, list[Examined]] = {}
     for directory in folders:
         names = class_names(directory)
         examined[directory], bad = examine([path for name in names for path in image_files(directory / name)])
+        if not (examined[directory] or bad):
+            raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
         augmented = [path for name in names for path in image_files(directory / (name + AUGMENTED))]
         unreadable |= bad | examine(augmented)[1]
         others = [path for name in names for path in other_files(directory / name)]

@@ -34,10 +34,13 @@ def make_dataset(arguments: argparse.Namespace) -> None:
         prepare_to_augment,
         reduce_classes,
     )
+    from dataset.folders import check_apart
     from dataset.plotting_dataset import plot_dataset
 
     dataset_dir, testing_dir, seed = arguments.dataset_dir, arguments.testing_dir, arguments.seed
+    check_apart([dataset_dir, testing_dir, *filter(None, [arguments.extra_testing])])
     _get_images(arguments)
+    _check_classes(arguments.extra_testing, dataset_dir)
     testing_dir.mkdir(parents=True, exist_ok=True)
     with lock(dataset_dir, f"another program is at work on {dataset_dir}: wait until it has finished"):
         prepare_to_augment(dataset_dir)
@@ -63,7 +66,7 @@ def _get_images(arguments: argparse.Namespace) -> None:
     if arguments.source == "openimages":
         from dataset.preparedataset import CLASSES, fetch
 
-        classes = class_names(dataset_dir) if has_classes(dataset_dir) else CLASSES
+        classes = class_names(dataset_dir) if dataset_dir.is_dir() and has_classes(dataset_dir) else CLASSES
         _say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
         from dataset.sample import write_sample
@@ -71,6 +74,13 @@ def _get_images(arguments: argparse.Namespace) -> None:
         _say("sample", f"{write_sample(dataset_dir, testing_dir, arguments.seed)} images drawn")
     elif not has_classes(dataset_dir):
         raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
+
+
+def _check_classes(extra_testing: Path | None, dataset_dir: Path) -> None:
+    from dataset.folders import class_names
+
+    if extra_testing and (unknown := set(class_names(extra_testing)) - set(class_names(dataset_dir))):
+        raise UserError(f"{extra_testing / min(unknown)} is a class that {dataset_dir} does not have")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -84,8 +94,8 @@ def _check(arguments: argparse.Namespace) -> None:
         first = report.leaks[0]
         raise UserError(
             f"{len(report.leaks)} images to train on show the same as test images: {first.path} and {first.of}; "
-            f"`python src/dataset/audit.py --fix --dataset-dir {arguments.dataset_dir} --testing-dir "
-            f"{' '.join(map(str, testing_dirs))}` moves them out of training, --allow-leaks goes on with them"
+            f"`{sys.executable} src/dataset/audit.py --fix --dataset-dir {arguments.dataset_dir} --testing-dir "
+            f"{' '.join(map(str, testing_dirs))}` moves them out of training, and what else is wrong; --allow-leaks goes on with them"
         )
 
 
@@ -152,6 +162,11 @@ def main() -> int:
     for name, least in (("max_per_class", 2), ("testing_per_class", 0), ("seed", 0)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
+    if arguments.max_per_class < arguments.testing_per_class + 2:
+        raise UserError(
+            f"--max-per-class {arguments.max_per_class}: must leave two images beside "
+            f"the {arguments.testing_per_class} of --testing-per-class"
+        )
     make_dataset(arguments)
     return 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,18 @@ def source_stem(augmented: Path) -> str | None:
     """The stem of the image that an augmented one was made from, or None where its name does not tell."""
     match = re.fullmatch(r"(.+)_aug_\d+", augmented.stem, re.DOTALL)
     return match[1] if match else None
+
+
+def check_apart(directories: Sequence[Path]) -> None:
+    """Sees to it that no folder is another one, or lies in it.
+
+    Raises:
+        UserError: one is, or does.
+    """
+    for first, second in combinations(directories, 2):
+        one, other = first.resolve(), second.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise UserError(f"{first} and {second} must be folders apart: what is tested on must not be trained on")
 
 
 def class_names(directory: Path) -> tuple[str, ...]:

@@ -69,6 +69,8 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
     paths = {name: figures_dir / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         save_figure(figure, paths[name])
+    if "augmented_images" not in figures:
+        (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # it would show another dataset's
     return list(paths.values())
 
 

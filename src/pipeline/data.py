@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common import UserError
-from dataset.folders import ImageFolder, read_folder
+from dataset.folders import ImageFolder, check_apart, read_folder
 from pipeline.images import DecodedImages, decode_images
 
 VALIDATION_SHARE = 0.2
@@ -136,6 +136,7 @@ def check_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
     Raises:
         UserError: a folder is missing or empty, a class has no images, or the classes differ.
     """
+    check_apart([data_dir, *test_dirs])
     training = read_folder(data_dir, with_augmented)
     testing = [read_folder(directory) for directory in test_dirs]
     for folder in testing:

@@ -148,7 +148,10 @@ class TestProgram:
         assert mended.stderr == "1 files moved to rejected/\n"
         assert start(*arguments, cwd=tmp_path).returncode == 0
 
-    @pytest.mark.parametrize("arguments", [("--dataset-dir", "nowhere"), ("--testing-dir", "nowhere"), ("--fixx",)])
+    @pytest.mark.parametrize(
+        "arguments",
+        [("--dataset-dir", "nowhere"), ("--testing-dir", "nowhere"), ("--testing-dir", "dataset/Axe"), ("--fixx",)],
+    )
     def test_bad_arguments(self, folders, tmp_path, arguments):
         result = start("dataset/audit.py", "--dataset-dir", "dataset", *arguments, cwd=tmp_path)
         assert result.returncode == 2

@@ -105,8 +105,9 @@ def test_stops_on_leaks_unless_they_are_allowed(tmp_path):
     assert "dataset/Axe/leak.jpg and dataset_testing/Axe/0001.jpg" in message
     assert "--allow-leaks" in message
     assert digests(tmp_path) == before
-    command = message.split("`")[1].removeprefix("python src/").split()
-    assert start(*command, cwd=tmp_path).returncode == 1
+    python, script, *flags = message.split("`")[1].split()
+    assert python == sys.executable
+    assert start(script.removeprefix("src/"), *flags, cwd=tmp_path).returncode == 1
     assert run(tmp_path).returncode == 0
     assert not (tmp_path / "dataset/Axe/leak.jpg").exists()
 
@@ -138,6 +139,9 @@ def test_from_nothing_with_the_sample(tmp_path):
         (("--source", "nowhere"), "argument --source: invalid choice: 'nowhere'"),
         (("--seed", -1), "--seed -1: must be at least 0"),
         (("--max-per-class", 1), "--max-per-class 1: must be at least 2"),
+        (("--max-per-class", 10), "--max-per-class 10: must leave two images beside the 30 of --testing-per-class"),
+        (("--testing-dir", "dataset"), "dataset and dataset must be folders apart"),
+        (("--extra-testing", "dataset/more"), "dataset and dataset/more must be folders apart"),
         (("--testing-per-class", "x"), "argument --testing-per-class: invalid int value: 'x'"),
         (("--extra-testing", "nowhere"), "there is no folder nowhere"),
     ],
