@@ -1,0 +1,182 @@
+"""A report as tables for people, in text or Markdown, and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any, NamedTuple
+
+from reporting.comparison import TOP, Choice, Effect, Report, wilson_interval
+from reporting.results import Run, shown
+
+
+class Table(NamedTuple):
+    """A table under a title, and what has to be said about it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    remark: str = ""
+
+
+def make_tables(report: Report) -> Iterator[Table]:
+    """The report for people, as text or Markdown."""
+    total = sum(map(len, report.groups.values()))
+    counts = [(shown(group), str(len(members))) for group, members in report.groups.items()]
+    yield Table("Runs", ("group", "runs"), [*counts, ("total", str(total))])
+    for group, members in report.groups.items():
+        rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
+        title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
+        yield Table(title, ("", "settings", "test accuracy", "per class"), rows, _interval_remark(members))
+    header = ("group", "picked from", "picked by", "settings", "test accuracy", "per class", "validation accuracy")
+    rows = [row for choice in report.choices for row in _choice_rows(choice)]
+    yield Table("Best of each group, and what validation picks", header, rows, _CHOICE_REMARK)
+    if report.comparisons:
+        rows = [
+            (f"{shown(pair.first.group)} - {shown(pair.second.group)}", _points(pair.difference),
+             _range(map(_points, pair.interval)), "within chance" if pair.within_chance else "beyond chance")
+            for pair in report.comparisons
+        ]  # fmt: skip
+        header = ("best of groups", "difference in points", "95% interval", "")
+        yield Table("Differences between the best of each group", header, rows, _comparison_remark(len(rows)))
+    header = ("hyperparameter", "value", "median change in points", "quartiles", "sets of runs")
+    rows = [row for name, effects in report.effects.items() for row in _effect_rows(name, effects)]
+    yield Table("What each hyperparameter does to test accuracy", header, rows, _EFFECT_REMARK)
+
+
+def _row(run: Run) -> tuple[str, str, str]:
+    return run.describe(), _with_interval(run.accuracy, run), _with_interval(run.per_class_accuracy, run)
+
+
+def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
+    place = (shown(choice.group) if choice.group else "all", str(choice.runs))
+    for picked_by, run in (("test", choice.by_test), ("validation", choice.by_validation)):
+        if run is None:
+            yield *place, picked_by, "no validation accuracies", "-", "-", "-"
+        else:
+            settings = run.describe() if choice.group else f"{shown(run.group)}, {run.describe()}"
+            yield *place, picked_by, settings, *_row(run)[1:], _percent(run.val_accuracy)
+
+
+def _effect_rows(name: str, effects: Sequence[Effect]) -> Iterator[tuple[str, ...]]:
+    name = name.replace("_", " ")
+    if not effects:
+        yield name, "-", "-", "-", "0: no runs differ in it alone"
+    for effect in effects:
+        value = str(effect.value)
+        yield name, value, _points(effect.median), _range(map(_points, effect.quartiles)), str(effect.sets)
+
+
+_CHOICE_REMARK = (
+    "Test images that pick the best of many runs flatter it, the more the more runs there are; what validation picks,"
+    " they have not picked. Ties go to the higher per-class accuracy, then to the first name."
+)
+_EFFECT_REMARK = (
+    "A set of runs differs in this hyperparameter alone. True - False: the difference within a set. Other values: the"
+    " accuracy less the mean of its set."
+)
+
+
+def _comparison_remark(pairs: int) -> str:
+    return (
+        f"Newcombe's intervals (method 10), {pairs} pair{'s' * (pairs > 1)} compared at 95% each: if no two differed,"
+        f" {0.05 * pairs:.2g} would be expected beyond chance. They take each run for tested on images of its own,"
+        " which makes them wider than need be on the same images, and leave out that each run is the best of many."
+    )
+
+
+def _interval_remark(runs: Iterable[Run]) -> str:
+    counts = sorted({run.test_images for run in runs})
+    return (
+        f"In brackets: 95% intervals (Wilson) from {' or '.join(map(str, counts))} test images; those of per-class"
+        " accuracy hold roughly where classes differ in size."
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
+def _with_interval(share: float | None, run: Run) -> str:
+    if share is None:
+        return "-"
+    return f"{_percent(share)} ({_range(map(_percent, wilson_interval(share, run.test_images)))})"
+
+
+def _range(ends: Iterable[str]) -> str:
+    return " to ".join(ends)
+
+
+def _points(change: float) -> str:
+    return f"{round(100 * change, 2) + 0.0:+.2f}"  # the sum makes +0 of -0
+
+
+def as_text(tables: Iterable[Table]) -> str:
+    """Tables for the screen."""
+    return "\n\n".join(_as_text(table) for table in tables)
+
+
+def _as_text(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in (table.header, *table.rows))  # fmt: skip
+    return "\n".join([table.title, *(f"  {line}" for line in lines), *([table.remark] if table.remark else [])])
+
+
+def as_markdown(tables: Iterable[Table]) -> str:
+    """Tables for the README."""
+    return "\n\n".join(_as_markdown(table) for table in tables)
+
+
+def _as_markdown(table: Table) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    rows = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
+    parts = [f"### {table.title}", "\n".join(rows), table.remark]
+    return "\n\n".join(part for part in parts if part)
+
+
+def to_json(report: Report, notes: Sequence[str]) -> dict[str, Any]:
+    """The report as `--json` prints it; shares and changes from 0 to 1."""
+    return {
+        "runs": {group: len(members) for group, members in report.groups.items()},
+        "top": {group: [_run_json(run) for run in members[:TOP]] for group, members in report.groups.items()},
+        "choices": [
+            {
+                "group": choice.group,
+                "runs": choice.runs,
+                "by_test": _run_json(choice.by_test),
+                "by_validation": _run_json(choice.by_validation) if choice.by_validation else None,
+            }
+            for choice in report.choices
+        ],
+        "comparisons": [
+            {
+                "first": pair.first.name,
+                "second": pair.second.name,
+                "difference": pair.difference,
+                "interval": pair.interval,
+                "within_chance": pair.within_chance,
+            }
+            for pair in report.comparisons
+        ],
+        "effects": [asdict(effect) for effect in chain.from_iterable(report.effects.values())],
+        "notes": list(notes),
+    }
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    per_class = run.per_class_accuracy
+    return {
+        "name": run.name,
+        "group": run.group,
+        "settings": asdict(run.hyperparameters) if run.hyperparameters else None,
+        "test_images": run.test_images,
+        "test_accuracy": run.accuracy,
+        "test_accuracy_interval": wilson_interval(run.accuracy, run.test_images),
+        "test_per_class_accuracy": per_class,
+        "test_per_class_accuracy_interval": None if per_class is None else wilson_interval(per_class, run.test_images),
+        "val_accuracy": run.val_accuracy,
+    }
