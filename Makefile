@@ -19,7 +19,7 @@ test-slow: $(VENV)/.installed-tests
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh)
+	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh src/*.sh)
 
 $(VENV)/.installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -102,7 +102,8 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
             if per_class > min(len(candidates), readable - 2):
                 raise UserError(
                     f"{dataset_dir / name} has {readable} readable images, {len(candidates)} of them without a "
-                    f"near-duplicate: too few to move {per_class} to {testing_dir} and keep two (--testing-per-class asks for fewer)"
+                    f"near-duplicate: too few to move {per_class} to {testing_dir} and keep two "
+                    "(--testing-per-class asks for fewer)"
                 )
             chosen = _in_random_order(candidates, seed, "test")[:per_class]
             rows += [{"class": name, "file": path.name} for path in sorted(chosen)]

@@ -95,7 +95,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{len(report.leaks)} images to train on show the same as test images: {first.path} and {first.of}; "
             f"`{sys.executable} src/dataset/audit.py --fix --dataset-dir {arguments.dataset_dir} --testing-dir "
-            f"{' '.join(map(str, testing_dirs))}` moves them out of training, and what else is wrong; --allow-leaks goes on with them"
+            f"{' '.join(map(str, testing_dirs))}` moves them out of training, and what else is wrong; "
+            "--allow-leaks goes on with them"
         )
 
 

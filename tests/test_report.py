@@ -1,0 +1,681 @@
+"""The report: what it reads, how it ranks, what it calls chance, and what it writes."""
+
+import csv
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+
+import report as report_program
+from common import run_program
+from helpers import REPOSITORY, digests, start
+from models import MODELS, model_class
+from pipeline.checkpoints import CHECKPOINTS
+from pipeline.settings import Settings
+from reporting import results
+from reporting.comparison import (
+    PAIRED,
+    Effect,
+    compare,
+    make_report,
+    measure_effects,
+    newcombe_interval,
+    rank_by_test,
+    rank_by_validation,
+    wilson_interval,
+)
+from reporting.figures import draw_runs
+from reporting.results import GROUPS, SCORE_COLUMNS, Hyperparameters, Run, read_models, read_table, write_table
+from reporting.tables import as_markdown, as_text, make_tables, to_json
+
+COLUMNS = ["", "Modelname", "Group", *SCORE_COLUMNS]
+FIGURES = {f"{group}_top5.png" for group in ("VGG", "VGGAdapted", "CustomVGG", "CNNBasic", "ResNet")}
+
+
+def run_name(model="VGG", pretrained=False, augmentation=False, lr=0.001, wd=0.01, gamma=0.95):
+    return f"{model}_pretrained_{pretrained}_aug_{augmentation}_lr_{lr}_wd_{wd}_g_{gamma}"
+
+
+def make_row(name, accuracy, group=None, **others):
+    """A row of a table, as good as its test accuracy everywhere; double underscores stand for nothing."""
+    row = dict.fromkeys(SCORE_COLUMNS, accuracy)
+    return {"": 0, "Modelname": name, "Group": name.split("_")[0] if group is None else group, **row, **others}
+
+
+def write_rows(file, rows, columns=COLUMNS):
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def make_run(name, accuracy, per_class=None, val=None, val_per_class=None, group="VGG", images=105):
+    scores = {
+        "test_accuracy_best_val_acc": accuracy, "test_per_class_accuracy_best_val_acc": per_class,
+        "val_accuracy": val, "val_per_class_accuracy": val_per_class,
+    }  # fmt: skip
+    return Run(name, group, {column: score for column, score in scores.items() if score is not None}, images)
+
+
+def make_metrics(name, group, accuracies, images=105, **test_sets):
+    """What metrics.json of a run holds, with an accuracy for each checkpoint."""
+    checkpoints = {}
+    for number, (checkpoint, accuracy) in enumerate(zip(CHECKPOINTS, accuracies, strict=True), 1):
+        scores = {"loss": 0.1 * number, "accuracy": accuracy, "per_class_accuracy": accuracy - 0.01}
+        checkpoints[checkpoint] = {
+            "epoch": number,
+            "test": {"first": {"images": images, **scores, "confusion_matrix": []}, **test_sets},
+            "train": {"loss": 0.01 * number, "accuracy": 0.9, "per_class_accuracy": 0.8},
+            "val": {"loss": 0.02 * number, "accuracy": 0.5 + 0.1 * number, "per_class_accuracy": 0.4},
+        }
+    return {"run": name, "group": group, "settings": {}, "checkpoints": checkpoints}
+
+
+def write_metrics(directory, metrics, folder=None):
+    place = directory / (folder or metrics["run"])
+    place.mkdir(parents=True)
+    (place / "settings.json").write_text("{}")
+    (place / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def models_dir(tmp_path):
+    """Four finished runs of two groups, whose folders do not lie in the order of their names."""
+    directory = tmp_path / "saved_models"
+    write_metrics(directory, make_metrics(run_name("ResNet18"), "ResNet", (63 / 105, 0.5, 0.4)), "a")
+    write_metrics(directory, make_metrics(run_name("ResNet18", lr=1e-05), "ResNet", (42 / 105, 0.5, 0.4)), "b")
+    write_metrics(directory, make_metrics(run_name("CNNBasic", augmentation=True), "CNNBasic", (0.8, 0.5, 0.4)), "d")
+    write_metrics(directory, make_metrics(run_name("CNNBasic"), "CNNBasic", (0.8, 0.5, 0.4)), "c")
+    return directory
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capsys, caplog):
+    """Runs report.py in a folder of its own, in this process; returns its status, stdout, and notes with errors."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "report")
+
+    def run(*arguments):
+        caplog.clear()
+        monkeypatch.setattr("sys.argv", ["report.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run_program(report_program.main)
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out, "".join(f"{note}\n" for note in caplog.messages) + printed.err
+
+    return run
+
+
+# Names and groups.
+
+
+def test_agrees_with_the_pipeline_on_checkpoints_and_groups():
+    assert results.CHECKPOINTS == CHECKPOINTS
+    assert [model_class(model).group for model in MODELS] == list(GROUPS)
+    assert results.shown("ResNet") == "ResNet18"
+    assert {f"{group}_top5.png" for group in GROUPS} == FIGURES
+
+
+@given(
+    model=st.sampled_from(list(MODELS)),
+    pretrained=st.booleans(),
+    augmentation=st.booleans(),
+    lr=st.floats(1e-12, 1e3),
+    wd=st.floats(0, 1e3),
+    gamma=st.floats(1e-12, 1),
+)
+def test_reads_the_settings_off_the_name_that_they_gave(model, pretrained, augmentation, lr, wd, gamma):
+    run = Settings(
+        model_type=model, pretrained=pretrained, data_augmentation=augmentation, learning_rate=lr, weight_decay=wd,
+        gamma=gamma,
+    )  # fmt: skip
+    told = Hyperparameters.from_name(run.run_name)
+    assert told == Hyperparameters(model, pretrained, augmentation, lr, wd, gamma)
+
+
+@pytest.mark.parametrize("name", ["", "VGG", run_name(gamma="nan"), run_name(lr="fast"), run_name() + "_2"])
+def test_other_names_tell_no_settings(name):
+    assert Hyperparameters.from_name(name) is None
+
+
+# Reading.
+
+
+def test_reads_and_writes_the_runs_of_a_folder(program, models_dir):
+    status, out, err = program()
+    assert status == 0
+    assert err == "not drawn, for want of runs: VGG_top5.png, VGGAdapted_top5.png, CustomVGG_top5.png\n"
+    with Path("clean_runs.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == [
+        "", "Modelname", "Group",
+        "test_accuracy_best_val_acc", "test_loss_best_val_acc", "test_per_class_accuracy_best_val_acc",
+        "test_accuracy_best_val_loss", "test_loss_best_val_loss", "test_per_class_accuracy_best_val_loss",
+        "test_accuracy_terminal", "test_loss_terminal", "test_per_class_accuracy_terminal",
+        "train_accuracy", "train_loss", "train_per_class_accuracy",
+        "val_accuracy", "val_loss", "val_per_class_accuracy", "test_images",
+    ]  # fmt: skip
+    names = [run_name("CNNBasic"), run_name("CNNBasic", augmentation=True)]
+    names += [run_name("ResNet18"), run_name("ResNet18", lr=1e-05)]
+    assert [row[:3] for row in rows] == [[str(n), name, name.split("_")[0].removesuffix("18")]
+                                         for n, name in enumerate(names)]  # fmt: skip
+    assert [float(cell) for cell in rows[2][3:]] == pytest.approx(
+        [0.6, 0.1, 0.59, 0.5, 0.2, 0.49, 0.4, 0.3, 0.39, 0.9, 0.01, 0.8, 0.6, 0.02, 0.4, 105]
+    )
+    assert "ResNet18: best 2 of 2" in out
+
+
+def test_reads_what_it_has_written(models_dir, tmp_path):
+    runs, _ = read_models(models_dir)
+    write_table(runs, tmp_path / "t.csv")
+    assert read_table(tmp_path / "t.csv") == (runs, [])
+
+
+def test_a_second_call_changes_no_file(program, models_dir, tmp_path):
+    first = program()
+    before = digests(tmp_path)
+    assert program() == first
+    assert digests(tmp_path) == before
+    assert {Path(name).name for name in before if name.startswith("readme_images/results/")} == {
+        "CNNBasic_top5.png", "ResNet_top5.png", "overall_top5.png",
+    }  # fmt: skip
+
+
+def test_the_first_of_several_test_sets_counts(models_dir, tmp_path):
+    other = {"images": 9, "loss": 5.0, "accuracy": 0.0, "per_class_accuracy": 0.0}
+    write_metrics(tmp_path / "m", make_metrics("two", "VGG", (0.6, 0.5, 0.4), 35, **{"Earlier by name": other}))
+    (run,), _ = read_models(tmp_path / "m")
+    assert (run.accuracy, run.test_images) == (0.6, 35)
+
+
+DAMAGED = ["", "{", "[]", "null", "3", '"text"', '{"run": "x"}', '{"run": "x", "group": "VGG", "checkpoints": {}}']
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, "[" * 100_000, "\x00\xff"])
+def test_damaged_and_unfinished_runs_are_named_and_left_out(models_dir, content):
+    (models_dir / "bad").mkdir()
+    (models_dir / "bad" / "metrics.json").write_text(content, encoding="latin-1")
+    (models_dir / "running").mkdir()
+    (models_dir / "running" / "settings.json").write_text("{}")
+    (models_dir / "replaced" / "old").mkdir(parents=True)
+    (models_dir / "replaced" / "old" / "metrics.json").write_text("{}")
+    runs, notes = read_models(models_dir)
+    assert len(runs) == 4
+    assert notes == [
+        f"{models_dir}/bad/metrics.json is damaged: left out",
+        f"{models_dir}: 1 of 5 runs not finished: left out",
+    ]
+
+
+def test_metrics_with_odd_values_are_used_for_what_they_have(tmp_path):
+    metrics = make_metrics(run_name(), "VGG", (0.6, 0.5, 0.4), images=None)
+    metrics["checkpoints"]["terminal"]["test"]["first"]["loss"] = math.nan
+    metrics["checkpoints"]["best_val_acc"]["val"] |= {"accuracy": None, "loss": "much"}
+    write_metrics(tmp_path, metrics)
+    (run,), (note,) = read_models(tmp_path)
+    assert note.endswith("no number, or none that can be, for test_loss_terminal, val_accuracy, val_loss, test_images")
+    assert (run.accuracy, run.val_accuracy, run.test_images) == (0.6, None, None)
+
+
+def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
+    rows = [
+        make_row(run_name(gamma=0.9), 0.6),
+        make_row(run_name(gamma=0.91), 0.6, test_loss_terminal="", val_loss="inf"),
+        make_row(run_name(gamma=0.92), ""),
+        make_row(run_name(gamma=0.93), 88.57),
+        make_row("my best", 0.7, group=""),
+        make_row("", 0.7),
+        make_row(run_name(gamma=0.9), 0.9),
+        make_row(run_name("ResNet18"), 0.5, group="ResNet18", seed=3, test_images=10.5),
+    ]
+    file = write_rows(tmp_path / "t.csv", rows, [*COLUMNS, "test_images", "seed", "seed"])
+    runs, notes = read_table(file)
+    assert [(run.name, run.group, run.accuracy) for run in runs] == [
+        (run_name("ResNet18"), "ResNet", 0.5),
+        (run_name(gamma=0.9), "VGG", 0.6),
+        (run_name(gamma=0.91), "VGG", 0.6),
+        ("my best", "unknown", 0.7),
+    ]
+    lacks = "no number, or none that can be, for"
+    everything = ", ".join([*SCORE_COLUMNS, "test_images"])
+    accuracies = ", ".join([*(column for column in SCORE_COLUMNS if "accuracy" in column), "test_images"])
+    assert notes == [
+        f"{file}: not used: column seed",
+        f"{file}: of each column seed the last counts",
+        f"{file} line 2 ({run_name(gamma=0.9)}): {lacks} test_images",
+        f"{file} line 3 ({run_name(gamma=0.91)}): {lacks} test_loss_terminal, val_loss, test_images",
+        f"{file} line 4: {lacks} {everything}; left out",
+        f"{file} line 5: {lacks} {accuracies}; left out",
+        f"{file} line 6 (my best): {lacks} test_images; its name does not tell its settings",
+        f"{file} line 7: {lacks} test_images; no name; left out",
+        f"{file} line 8 ({run_name(gamma=0.9)}): {lacks} test_images",
+        f"{file} line 9 ({run_name('ResNet18')}): {lacks} test_images",
+        f"{run_name(gamma=0.9)} occurs 2 times: the first counts",
+    ]
+
+
+def test_missing_columns_are_told_once(tmp_path):
+    file = write_rows(tmp_path / "t.csv", [make_row(run_name("CNNBasic"), 0.6)] * 2, ["Modelname", *SCORE_COLUMNS[:4]])
+    (run,), notes = read_table(file)
+    assert run.group == "CNNBasic"
+    assert notes[0] == f"{file} has no column Group, {', '.join(SCORE_COLUMNS[4:])}"
+    assert notes[1:] == [f"{run_name('CNNBasic')} occurs 2 times: the first counts"]
+
+
+cells = st.one_of(
+    st.sampled_from(["", "nan", "inf", "-inf", "1e999", "0.5", "1", "0", "-0.1", "1.1", "half", "105", "True"]),
+    st.floats(0, 1).map(str),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+)
+names = st.one_of(
+    st.builds(
+        run_name, st.sampled_from(["VGG", "ResNet", "CNNBasic"]), st.booleans(), st.booleans(),
+        st.sampled_from([0.001, 1e-05, "nan"]), st.just(0.01), st.sampled_from([0.9, 0.99]),
+    ),
+    st.sampled_from(["", "  ", "a|b", "$x_{", "two\nlines", "\x1b[31m", "\ufeff"]),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(names, st.sampled_from(["VGG", "", "Mine", "ResNet"]), st.lists(cells, max_size=20)), max_size=6)
+)
+def test_no_table_makes_it_crash(tmp_path_factory, rows):
+    file = tmp_path_factory.mktemp("random") / "runs.csv"
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow([*COLUMNS, "test_images", "colour"])
+        writer.writerows((number, name, group, *values) for number, (name, group, values) in enumerate(rows))
+    runs, notes = read_table(file)
+    expected = {
+        name for name, _, (accuracy, *_) in ((n, g, v or [""]) for n, g, v in rows) if name.split() and share(accuracy)
+    }
+    assert len(runs) == len({results._printable(name) for name in expected})
+    settled, more = report_program.settle_test_images(runs, None)
+    assert all(len(note.splitlines()) == 1 for note in notes + more)
+    if settled:
+        made = make_report(settled)
+        json.dumps(to_json(made, notes), allow_nan=False)
+        check_markdown(as_markdown(make_tables(made)))
+        assert all(line.isprintable() for line in as_text(make_tables(made)).split("\n"))
+
+
+def share(text):
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
+# Ranking.
+
+
+def test_ranks_by_accuracy_then_per_class_accuracy_then_name():
+    runs = [
+        make_run("c", 0.8, 0.7), make_run("f", 0.9, 0.1), make_run("b", 0.8, 0.7 + 1e-16), make_run("a", 0.8),
+        make_run("e", 0.8, 0.75), make_run("d", 0.7, 1.0),
+    ]  # fmt: skip
+    assert [run.name for run in rank_by_test(runs)] == ["f", "e", "b", "c", "a", "d"]
+
+
+def test_validation_picks_by_itself():
+    runs = [
+        make_run("a", 0.9, val=0.6), make_run("b", 0.5, val=0.7, val_per_class=0.6), make_run("c", 0.99),
+        make_run("d", 0.6, val=0.7, val_per_class=0.65), make_run("e", 0.6, val=0.7, val_per_class=0.65),
+    ]  # fmt: skip
+    assert [run.name for run in rank_by_validation(runs)] == ["d", "e", "b", "a"]
+    (choice,) = make_report(runs).choices
+    assert (choice.group, choice.runs, choice.by_test.name, choice.by_validation.name) == ("VGG", 5, "c", "d")
+
+
+def test_the_best_of_each_group_and_of_all():
+    runs = [make_run("a", 0.6, val=0.9), make_run("b", 0.7, val=0.5), make_run("c", 0.8, group="CNNBasic", val=0.6)]
+    choices = make_report(runs).choices
+    assert [(c.group, c.runs, c.by_test.name, c.by_validation.name) for c in choices] == [
+        ("CNNBasic", 1, "c", "c"), ("VGG", 2, "b", "a"), (None, 3, "c", "a"),
+    ]  # fmt: skip
+
+
+def test_says_so_where_no_run_was_validated():
+    text = as_text(make_tables(make_report([make_run("a", 0.6)])))
+    assert "validation  no validation accuracies" in text
+
+
+# Chance.
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 1), (0, 105), (93, 105), (105, 105), (24, 36), (1, 3)])
+def test_wilsons_interval(right, images):
+    expected = binomtest(right, images).proportion_ci(0.95, "wilson")
+    assert wilson_interval(right / images, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.floats(0, 1), st.integers(1, 10**9))
+def test_an_interval_holds_its_share(share, images):
+    low, high = wilson_interval(share, images)
+    assert 0 <= low <= share <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "interval"),
+    [
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((6, 7, 2, 7), (0.0582, 0.8062)),
+        ((5, 56, 0, 29), (-0.0381, 0.1926)),
+    ],
+)
+def test_newcombes_published_examples(counts, interval):
+    """Table II of his paper of 1998, method 10."""
+    first, first_count, second, second_count = counts
+    found = newcombe_interval(first / first_count, first_count, second / second_count, second_count)
+    assert found == pytest.approx(interval, abs=5e-5)
+
+
+def test_tells_chance_from_difference():
+    """The published bests: of 105 images, VGGs of 93 and 92 right cannot be told apart, a ResNet of 71 can."""
+    runs = [
+        make_run("c", 71 / 105, group="ResNet"),
+        make_run("a", 93 / 105, group="CustomVGG"),
+        make_run("b", 92 / 105),
+    ]
+    found = [(pair.first.name, pair.second.name, pair.within_chance) for pair in compare(runs)]
+    assert found == [("a", "b", True), ("a", "c", False), ("b", "c", False)]
+    text = as_text(make_tables(make_report(runs)))
+    assert "CustomVGG - VGG       +0.95 " in text
+    assert "3 pairs compared at 95% each: if no two differed, 0.15 would be expected" in text
+
+
+def test_test_images_are_the_given_else_the_runs_own_else_105():
+    runs = [make_run("a", 0.6, images=35), make_run("b", 0.6, images=None)]
+    settled, notes = report_program.settle_test_images(runs, None)
+    assert [run.test_images for run in settled] == [35, 105]
+    assert notes == [
+        "1 runs do not say on how many images they were tested: taken as 105 (--test-images)",
+        "the runs were tested on different numbers of images (1 on 35, 1 on 105): they do not compare well",
+    ]
+    settled, notes = report_program.settle_test_images(runs, 36)
+    assert [run.test_images for run in settled] == [36, 36]
+    assert notes == ["2 test accuracies are no whole number of images right: is the number of test images so?"]
+
+
+# Effects.
+
+
+def test_effects_on_a_grid_reckoned_by_hand():
+    grid = {(True, 1e-3): 0.9, (True, 1e-4): 0.7, (False, 1e-3): 0.6, (False, 1e-4): 0.5}
+    runs = [make_run(run_name(pretrained=p, lr=lr), accuracy) for (p, lr), accuracy in grid.items()]
+    runs += [make_run(run_name("CNNBasic"), 0.1, group="CNNBasic"), make_run("unnamed", 0.0)]
+    effects = measure_effects(runs)
+    # Pretrained less from scratch: 0.3 and 0.2. Learning rates: 0.1 and 0.05 above and below the means 0.8 and 0.55.
+    assert effects == {
+        "pretrained": [approximately(Effect("pretrained", PAIRED, 0.25, (0.225, 0.275), 2))],
+        "augmentation": [],
+        "learning_rate": [
+            approximately(Effect("learning_rate", 1e-4, -0.075, (-0.0875, -0.0625), 2)),
+            approximately(Effect("learning_rate", 1e-3, 0.075, (0.0625, 0.0875), 2)),
+        ],
+        "weight_decay": [],
+        "gamma": [],
+    }
+    table = list(make_tables(make_report(runs)))[-1]
+    assert table.rows[0] == ("pretrained", PAIRED, "+25.00", "+22.50 to +27.50", "2")
+    assert table.rows[1] == ("augmentation", "-", "-", "-", "0: no runs differ in it alone")
+    assert table.rows[2] == ("learning rate", "0.0001", "-7.50", "-8.75 to -6.25", "2")
+
+
+def approximately(effect):
+    return Effect(
+        effect.hyperparameter, effect.value, pytest.approx(effect.median), pytest.approx(effect.quartiles), effect.sets
+    )
+
+
+def test_sets_may_lack_values_and_hold_a_value_twice():
+    accuracies = {"0.95": 0.3, "0.96": 0.6, "0.99": 0.9}
+    runs = [make_run(run_name(gamma=gamma), accuracy) for gamma, accuracy in accuracies.items()]
+    runs.append(make_run(run_name(gamma="0.990"), 0.7))  # as 0.99: 0.8 on average; the mean of the set is 17/30
+    runs += [make_run(run_name(gamma=gamma, wd=1), accuracy) for gamma, accuracy in (("0.95", 0.5), ("0.99", 0.5))]
+    found = {effect.value: (effect.median, effect.sets) for effect in measure_effects(runs)["gamma"]}
+    assert found == {
+        0.95: (pytest.approx((0.3 - 17 / 30) / 2), 2), 0.96: (pytest.approx(0.6 - 17 / 30), 1),
+        0.99: (pytest.approx((0.8 - 17 / 30) / 2), 2),
+    }  # fmt: skip
+
+
+# Printing.
+
+
+def check_markdown(text):
+    """Each table has a title and a line of dashes, and all its lines have equally many cells."""
+    blocks = text.split("\n\n")
+    tables = [block.split("\n") for block in blocks if block.startswith("|")]
+    assert sum(block.startswith("### ") for block in blocks) == len(tables) >= 3
+    for lines in tables:
+        assert lines[1].replace("|", "").replace(" ", "").strip("-") == ""
+        assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+        assert len(lines) >= 3
+
+
+def test_json_and_markdown_say_what_the_text_says(models_dir):
+    report = make_report(read_models(models_dir)[0])
+    text, markdown = as_text(make_tables(report)), as_markdown(make_tables(report))
+    check_markdown(markdown)
+    told = json.loads(json.dumps(to_json(report, [])))
+    assert told["runs"] == {"ResNet": 2, "CNNBasic": 2}
+    for group, runs in told["top"].items():
+        block = text.split(f"{results.shown(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
+        for line, run in zip(block.splitlines()[1:], runs, strict=False):
+            low, high = run["test_accuracy_interval"]
+            assert f"lr {run['settings']['learning_rate']}, wd 0.01, gamma 0.95" in line
+            assert f"{run['test_accuracy']:.2%} ({low:.2%} to {high:.2%})" in line
+            assert line in text
+    for choice in told["choices"]:
+        name = results.shown(choice["group"]) if choice["group"] else "all"
+        assert f"| {name} | {choice['runs']} | test | " in markdown
+        assert f"{choice['by_test']['test_accuracy']:.2%}" in text
+    (pair,) = told["comparisons"]
+    assert f"| CNNBasic - ResNet18 | {100 * pair['difference']:+.2f} | " in markdown
+    assert not pair["within_chance"]
+    assert "beyond chance" in text
+    assert [(effect["hyperparameter"], effect["sets"]) for effect in told["effects"]] == [
+        ("augmentation", 1), ("learning_rate", 1), ("learning_rate", 1),
+    ]  # fmt: skip
+
+
+def test_validations_pick_stands_beside_the_test_sets(tmp_path, program):
+    rows = [make_row(run_name(gamma=0.9), 84 / 105, val_accuracy=0.5), make_row(run_name(gamma=0.8), 63 / 105)]
+    _, out, err = program("--runs", write_rows(tmp_path / "t.csv", rows))
+    lines = [line.split() for line in out.split("what validation picks\n")[1].splitlines()[1:3]]
+    assert [(*line[:3], *line[line.index("gamma") + 1 :][:2]) for line in lines] == [
+        ("VGG", "2", "test", "0.9", "80.00%"), ("VGG", "2", "validation", "0.8", "60.00%"),
+    ]  # fmt: skip
+    assert "2 runs do not say on how many images" in err
+    assert not Path("clean_runs.csv").exists()
+
+
+# Figures.
+
+
+def texts(figure):
+    """The labels below the bars and the percentages on them."""
+    (axes,) = figure.axes
+    return [label.get_text() for label in axes.get_xticklabels()], [text.get_text() for text in axes.texts]
+
+
+def boxes(figure):
+    """The places of all texts in the picture, in pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    return [
+        text.get_window_extent(canvas.get_renderer())
+        for text in (*axes.get_xticklabels(), *axes.texts, axes.title, figure.legends[0])
+    ]
+
+
+ODD = [
+    make_run(run_name(lr=0.00012345678901234, wd=1.2345678901234e-05, gamma=0.987654321), 1.0, 1.0),
+    make_run("a_name_that_tells_no_settings_and_has_no_end_" * 9, 0.6, 0.5),
+    make_run("$x_{ is no formula", 0.05, 0.02),
+    make_run("no per-class accuracy", 0.01),
+    make_run(run_name("CustomVGG", True, True), 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize("runs", [ODD, ODD[:1], ODD[1:3]])
+@pytest.mark.parametrize("with_groups", [False, True])
+def test_figures_are_legible(runs, with_groups):
+    figure = draw_runs(runs, "Title", with_groups)
+    width, height = figure.get_size_inches() * figure.dpi
+    places = boxes(figure)
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(places, 2))
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in places)
+    assert figure.axes[0].get_ylim() == (0, 1)
+
+
+def test_bars_have_heights_percentages_and_intervals():
+    runs = [make_run(run_name(), 0.8, 0.7, images=100), make_run(run_name(gamma=0.99), 0.6, 0.5, images=100)]
+    figure = draw_runs(runs, "Title")
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == [0.8, 0.6, 0.7, 0.5]
+    assert texts(figure) == (["gamma 0.95", "gamma 0.99"], ["80.0%", "60.0%", "70.0%", "50.0%"])
+    assert axes.get_title() == "Title\nall: from scratch, not augmented, lr 0.001, wd 0.01"
+    first, second = axes.containers[1], axes.containers[3]
+    for container, shares in ((first, (0.8, 0.6)), (second, (0.7, 0.5))):
+        ends = [segment[:, 1] for segment in container[2][0].get_segments()]
+        assert ends == [pytest.approx(wilson_interval(share, 100)) for share in shares]
+
+
+def test_the_overall_figure_names_groups_and_all_settings():
+    runs = [make_run(run_name("ResNet18"), 0.8, group="ResNet"), make_run(run_name("CNNBasic"), 0.7, group="CNNBasic")]
+    labels, _ = texts(draw_runs(runs, "Title", with_groups=True))
+    assert labels == [f"{name}\nfrom scratch\nnot augmented\nlr 0.001\nwd 0.01\ngamma 0.95"
+                      for name in ("ResNet18", "CNNBasic")]  # fmt: skip
+
+
+def test_a_groups_old_figure_is_left_alone(program, models_dir):
+    Path("figures").mkdir()
+    Path("figures/VGG_top5.png").write_text("precious")
+    status, _, err = program("--figures-dir", "figures")
+    assert status == 0
+    assert "VGG_top5.png" in err
+    assert Path("figures/VGG_top5.png").read_text() == "precious"
+
+
+# The program.
+
+
+def test_more_than_a_thousand_runs(program, tmp_path):
+    """All that the specification counts; the accuracy depends on the settings in a known way."""
+    rows = []
+    for model in ("VGG", "VGGAdapted", "CustomVGG", "CNNBasic", "ResNet"):
+        ours = "VGG" in model
+        grid = itertools.product(
+            (False, True)[: 1 + ours], (False, True), (1e-3, 1e-4, 1e-5, 1e-2)[: 4 - ours],
+            (1e-2, 1e-3, 1e-4, 1e-5), (0.95, 0.96, 0.97, 0.98, 0.99),
+        )  # fmt: skip
+        for pretrained, augmentation, lr, wd, gamma in grid:
+            right = 60 + 10 * pretrained + 5 * augmentation + (gamma == 0.98) - 2 * (lr == 1e-2)
+            rows.append(make_row(run_name(model, pretrained, augmentation, lr, wd, gamma), right / 105))
+    file = write_rows(tmp_path / "all.csv", rows)
+    status, out, err = program("--runs", file, "--figures-dir", "f", "--json", "--test-images", 105)
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    assert told["runs"] == {"VGG": 240, "VGGAdapted": 240, "CustomVGG": 240, "CNNBasic": 160, "ResNet": 160}
+    assert all(run["settings"]["gamma"] == 0.98 for runs in told["top"].values() for run in runs)
+    assert len(told["comparisons"]) == 10
+    effects = {(effect["hyperparameter"], effect["value"]): effect for effect in told["effects"]}
+    assert effects["pretrained", PAIRED]["median"] == pytest.approx(10 / 105)
+    assert effects["pretrained", PAIRED]["sets"] == 360
+    assert effects["augmentation", PAIRED]["quartiles"] == pytest.approx([5 / 105, 5 / 105])
+    assert effects["gamma", 0.98]["median"] == pytest.approx(0.8 / 105)
+    assert effects["learning_rate", 0.01]["median"] == pytest.approx(-1.5 / 105)
+    assert effects["weight_decay", 0.01]["median"] == pytest.approx(0)
+    assert {path.name for path in Path("f").iterdir()} == FIGURES | {"overall_top5.png"}
+    for path in Path("f").iterdir():
+        with Image.open(path) as image:
+            image.load()
+
+
+def test_a_table_with_other_runs_is_moved_aside_not_lost(program, models_dir, tmp_path):
+    file = write_rows(tmp_path / "clean_runs.csv", [make_row(run_name(), 0.6)])
+    before = file.read_bytes()
+    status, _, err = program()
+    assert status == 0
+    assert "clean_runs.csv held other runs too: it is now clean_runs_replaced_1.csv" in err
+    assert (tmp_path / "clean_runs_replaced_1.csv").read_bytes() == before
+    runs, _ = read_table(file)
+    assert write_table(runs, file) is None
+    file.write_text("precious")
+    assert write_table(runs, file) == tmp_path / "clean_runs_replaced_2.csv"
+    assert (tmp_path / "clean_runs_replaced_2.csv").read_text() == "precious"
+
+
+BAD = [
+    (["--models-dir", "nowhere"], "there is no folder nowhere: train a run first, or name a table with --runs"),
+    (["--models-dir", "empty"], "no finished runs in empty: there is nothing to report"),
+    (["--runs", "nowhere.csv"], "there is no file nowhere.csv"),
+    (["--runs", "empty"], "Is a directory: empty"),
+    (["--runs", "blank.csv"], "blank.csv has no column Modelname: it must have those of clean_runs.csv"),
+    (["--runs", "other.csv"], "other.csv has no column test_accuracy_best_val_acc: it must have those of"),
+    (["--runs", "header.csv"], "no finished runs in header.csv"),
+    (["--runs", "picture.csv"], "picture.csv is not a CSV file: 'utf-8' codec can't decode"),
+    (["--runs", "huge.csv"], "huge.csv is not a CSV file: field larger than field limit"),
+    (["--test-images", 0], "--test-images 0: must be from 1"),
+    (["--test-images", "many"], "--test-images: invalid int value: 'many'"),
+    (["--json", "--markdown"], "--markdown: not allowed with argument --json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(map(str, a)) for a, _ in BAD])
+def test_bad_input_ends_with_one_line(program, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.csv").write_text("")
+    (tmp_path / "other.csv").write_text("Modelname,accuracy\nx,1\n")
+    write_rows(tmp_path / "header.csv", [], [*COLUMNS, "test_images"])
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\r\n\xff")
+    (tmp_path / "huge.csv").write_text("x" * 200_000)
+    before = digests(tmp_path)
+    status, out, err = program(*arguments)
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert digests(tmp_path) == before
+
+
+def test_through_the_shell(models_dir):
+    (models_dir / "bad").mkdir()
+    (models_dir / "bad" / "metrics.json").write_text("{")
+    result = start("report.py", "--markdown", cwd=models_dir.parent)
+    assert result.returncode == 0
+    assert result.stdout.startswith("### Runs\n\n| group | runs |\n| --- | --- |\n| ResNet18 | 2 |\n")
+    assert result.stderr == (
+        "saved_models/bad/metrics.json is damaged: left out\n"
+        "not drawn, for want of runs: VGG_top5.png, VGGAdapted_top5.png, CustomVGG_top5.png\n"
+    )
+
+
+def test_help_does_not_wait_for_heavy_imports():
+    code = (
+        "import sys; sys.argv = ['report.py', '--help']; import report\n"
+        "try: report.main()\n"
+        "except SystemExit: print(*sorted({'torch', 'matplotlib', 'PIL'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY / "src", capture_output=True, text=True, check=True
+    )
+    assert "usage: report.py" in result.stdout
+    assert result.stdout.splitlines()[-1] == ""

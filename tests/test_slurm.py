@@ -1,0 +1,338 @@
+"""The scripts for a cluster: their arguments and environments, and, on a real Slurm, jobs from submission to end."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+import slurm
+from helpers import REPOSITORY
+
+SCRIPTS = ("run_cluster.sh", "run_cluster_sets.sh", "setup_conda.sh")
+NINE = ("ResNet", "False", "1", "4", "0.001", "0.01", "0.99", "false", "false")
+
+
+def run_name(rate):
+    return f"ResNet18_pretrained_False_aug_False_lr_{rate}_wd_0.01_g_0.99"
+
+
+def copy_repository(folder):
+    """A copy of what the scripts need, without data."""
+    folder.mkdir()
+    for name in (*SCRIPTS, "requirements.txt", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("logs", "parameters"):
+        (folder / name).mkdir()
+    return folder
+
+
+def surroundings(**changes):
+    """This process's environment, in which `python` is this Python, and not that of a job or of another activation."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**inherited, "PATH": path, "PYTHON_ENVIRONMENT": "none", "WANDB_MODE": "disabled", **changes}
+
+
+def call(script, *arguments, cwd, **environment):
+    return subprocess.run(
+        ["bash", script, *arguments],
+        cwd=cwd,
+        env=surroundings(**environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class TestScripts:
+    """Without Slurm, and with a program in the place of `sweep.py` where training is not what is tested."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        return copy_repository(tmp_path / "check out")
+
+    @pytest.fixture
+    def stand_in(self, place):
+        """Puts a few lines of Python in the place of `sweep.py`."""
+        return lambda lines: (place / "src" / "sweep.py").write_text(f"import sys\n{lines}\n")
+
+    @pytest.mark.parametrize(
+        ("command", "message"),
+        [
+            (("run_cluster.sh",), "0 arguments, not 9"),
+            (("run_cluster.sh", *NINE, "more"), "10 arguments, not 9"),
+            (("run_cluster_sets.sh",), "no parameter file is named"),
+            (("run_cluster_sets.sh", ""), "no parameter file is named"),
+            (("run_cluster_sets.sh", "36"), "there is no parameters/hyperparameters_36.txt"),
+            (("run_cluster_sets.sh", "1", "2"), "2 arguments, not 1"),
+            (("setup_conda.sh", "a", "b"), "2 arguments, not 1"),
+            (("setup_conda.sh", "--help"), "--help is no name for an environment"),
+        ],
+    )
+    def test_bad_arguments_get_a_usage_line(self, place, command, message):
+        result = call(*command, cwd=place)
+        assert (result.returncode, result.stdout) == (2, "")
+        error, usage = result.stderr.splitlines()
+        assert error == f"error: {message}"
+        assert usage.startswith("usage: ")
+        assert command[0] in usage
+
+    def test_a_value_that_is_no_value_is_named(self, place):
+        result = call("run_cluster.sh", "ResNet", "False", "many", *NINE[3:], cwd=place)
+        assert result.returncode == 2
+        assert result.stderr == "error: /dev/stdin:1: num_epochs many: must be a whole number\n"
+
+    @pytest.mark.parametrize("environment", ["venv:", "venv:nowhere", "conda:", "poetry", "conda:x"])
+    def test_an_environment_that_is_not_there(self, place, environment):
+        result = call("run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT=environment)
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"error: PYTHON_ENVIRONMENT is {environment}")
+
+    def test_takes_the_virtual_environment_that_is_there(self, place, stand_in):
+        stand_in("print(sys.prefix)")
+        for name in (".venv", "my own"):
+            venv.create(place / name, symlinks=True)
+        for environment, prefix in (("", ".venv"), ("venv:my own", "my own"), ("none", None)):
+            result = call("run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT=environment)
+            assert result.stdout.strip() == (str(place / prefix) if prefix else sys.prefix), result.stderr
+
+    def test_takes_the_conda_environment(self, place, stand_in, tmp_path, conda_calls):
+        stand_in("print('trained')")
+        result = call(
+            "run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT="conda:images", PATH=path_with(tmp_path / "bin")
+        )
+        assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
+        assert conda_calls() == ["shell.bash hook", "activate images"]
+
+    def test_a_set_is_its_file_or_that_of_the_array_index(self, place, stand_in):
+        stand_in("print(sys.argv[1])")
+        for number in (7, 12):
+            (place / "parameters" / f"hyperparameters_{number}.txt").touch()
+        named = call("run_cluster_sets.sh", "7", cwd=place, SLURM_ARRAY_TASK_ID="12")
+        indexed = call("run_cluster_sets.sh", cwd=place, SLURM_ARRAY_TASK_ID="12")
+        assert named.stdout == "parameters/hyperparameters_7.txt\n"
+        assert indexed.stdout == "parameters/hyperparameters_12.txt\n"
+
+    def test_works_from_another_folder_and_from_a_spool(self, place, stand_in, tmp_path):
+        stand_in("print(open(sys.argv[1]).read())")
+        spooled = shutil.copy(place / "run_cluster.sh", tmp_path / "slurm_script")
+        directly = call(place / "run_cluster.sh", *NINE, cwd=tmp_path)
+        from_spool = call(spooled, *NINE, cwd=tmp_path, SLURM_SUBMIT_DIR=str(place))
+        assert directly.stdout.strip() == from_spool.stdout.strip() == " ".join(NINE)
+
+    def test_ends_with_the_program_s_status(self, place, stand_in):
+        stand_in("sys.exit(7)")
+        assert call("run_cluster.sh", *NINE, cwd=place).returncode == 7
+
+    @pytest.mark.parametrize(
+        ("ending", "status", "requeued"), [("sys.exit(130)", 130, True), ("pass", 0, False), ("1 / 0", 1, False)]
+    )
+    def test_a_job_that_was_stopped_is_queued_again_and_one_that_ended_is_not(
+        self, place, stand_in, tmp_path, ending, status, requeued
+    ):
+        stand_in(
+            "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(30)\n"
+            f"except KeyboardInterrupt:\n    {ending}"
+        )
+        calls = stub(tmp_path / "bin", "scontrol")
+        job = subprocess.Popen(
+            ["bash", "run_cluster.sh", *NINE],
+            cwd=place,
+            env=surroundings(SLURM_JOB_ID="5", PATH=path_with(tmp_path / "bin")),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert job.stdout.readline() == b"ready\n"
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=20) == status
+        job.stdout.close()
+        assert calls() == (["requeue 5"] if requeued else [])
+
+    def test_makes_the_conda_environment_and_brings_it_up_to_date(self, place, tmp_path, conda_calls):
+        for _ in range(2):
+            result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"))
+            assert result.returncode == 0, result.stderr
+        install = (
+            "run --no-capture-output --name image-classification "
+            "python -m pip install -r requirements.txt -c constraints.txt"
+        )
+        make, update = (f"{verb} --yes --name image-classification python=3.11 pip" for verb in ("create", "install"))
+        assert conda_calls() == ["env list", make, install, "env list", update, install]
+
+    @pytest.mark.usefixtures("conda_calls")
+    def test_a_failed_installation_is_the_setup_s_status(self, place, tmp_path):
+        result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_STATUS="3")
+        assert result.returncode == 3
+
+
+def path_with(folder):
+    return f"{folder}:{surroundings()['PATH']}"
+
+
+def stub(folder, name, script=""):
+    """A program that writes down how it was called; returns what reads that."""
+    folder.mkdir(exist_ok=True)
+    record = folder / f"{name}.calls"
+    record.touch()
+    program = folder / name
+    program.write_text(f'#!/bin/bash\nrecord="{record}"\necho "$*" >> "$record"\n{script}\n')
+    program.chmod(0o755)
+    return lambda: record.read_text().splitlines()
+
+
+CONDA = r"""
+known="$(dirname "$0")/environments"
+case "$1" in
+  shell.bash) echo "conda() { echo \"\$*\" >> '$record'; }" ;;
+  env) echo "# conda environments:"; cat "$known" 2>/dev/null ;;
+  create) echo "$4  /envs/$4" >> "$known" ;;
+  run) exit "${CONDA_STATUS:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def conda_calls(tmp_path):
+    """Puts a stand-in for conda, which is not everywhere, into `bin/`; it knows what it was told to create."""
+    return stub(tmp_path / "bin", "conda", CONDA)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if reason := slurm.why_impossible():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("slurm")
+    with slurm.start_cluster(folder) as cluster:
+        yield cluster
+    assert not processes_of(folder / "slurm.conf")
+
+
+@pytest.mark.slow
+class TestJobs:
+    """Real training, on drawings of a few pixels."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        folder = copy_repository(tmp_path / "check out")
+        draw(folder / "dataset", 8)
+        draw(folder / "dataset_testing", 2)
+        return folder
+
+    @pytest.fixture
+    def submit(self, cluster, place):
+        """Submits a script of the copy, with flags before it."""
+        environment = {**surroundings(), "SBATCH_PARTITION": "tests"}
+
+        def submit(*command, **more):
+            return cluster.submit("--cpus-per-task=1", *command, cwd=place, **environment, **more)
+
+        return submit
+
+    def test_one_run(self, cluster, place, submit):
+        job = submit("run_cluster.sh", *NINE, SBATCH_GPUS="1")
+        (state,) = cluster.await_end(job, 120)
+        log = (place / "logs" / f"image-run-{job}.log").read_text()
+        assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
+        assert (state["Partition"], state["TresPerJob"]) == ("tests", "gres:gpu:1")
+        assert (place / "saved_models" / run_name(0.001) / "metrics.json").exists()
+        assert epochs_in(log) == [1]
+
+    def test_bad_arguments_end_the_job_at_once(self, cluster, place, submit):
+        for command, message in (
+            (("run_cluster.sh", "ResNet"), "usage: "),
+            (("run_cluster.sh", "ResNet", "maybe", *NINE[2:]), "pretrained maybe: must be True or False"),
+        ):
+            job = submit(*command)
+            (state,) = cluster.await_end(job, 30)
+            assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0")
+            assert message in (place / "logs" / f"image-run-{job}.log").read_text()
+
+    def test_a_parameter_file(self, cluster, place, submit):
+        write_set(place, 7, [0.001, 0.0001])
+        job = submit("run_cluster_sets.sh", 7)
+        (state,) = cluster.await_end(job, 120)
+        log = (place / "logs" / f"image-sets-{job}.log").read_text()
+        assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
+        assert finished(place) == {run_name(0.001), run_name(0.0001)}
+
+    def test_an_array_is_the_experiment(self, cluster, place, submit):
+        write_set(place, 1, [0.001])
+        write_set(place, 2, [0.0001])
+        states = cluster.await_end(submit("--array=1-2", "run_cluster_sets.sh"), 180)
+        assert [state["JobState"] for state in states] == ["COMPLETED", "COMPLETED"]
+        assert finished(place) == {run_name(0.001), run_name(0.0001)}
+
+    def test_two_jobs_share_a_file(self, cluster, place, submit):
+        write_set(place, 3, [0.001, 0.0001, 0.00001])
+        jobs = [submit("--array=3", "run_cluster_sets.sh") for _ in range(2)]
+        states = [state for job in jobs for state in cluster.await_end(job, 180)]
+        assert [state["JobState"] for state in states] == ["COMPLETED", "COMPLETED"]
+        assert len(finished(place)) == 3
+        logs = [path.read_text() for path in (place / "logs").iterdir()]
+        assert len(logs) == 2
+        assert sum(len(epochs_in(log)) for log in logs) == 3, "each run was to be trained once"
+
+    def test_a_job_at_its_time_limit_goes_on_where_it_was(self, cluster, place, submit):
+        """Slurm looks every 30 seconds: it gives the signal 25 to 55 seconds after the start, of one minute."""
+        epochs = 10
+        draw(place / "dataset", 16, first=8)  # more than a minute of training, on a CPU
+        arguments = ("ResNet", "False", epochs, *NINE[3:])
+        job = submit("--time=1", "--signal=B:USR1@5", "run_cluster.sh", *arguments)
+        slurm.wait_until(lambda: cluster.show(job)[0]["Restarts"] == "1", 90, "the job's return to the queue")
+        cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # once is enough
+        (state,) = cluster.await_end(job, 300)
+        log = (place / "logs" / f"image-run-{job}.log").read_text()
+        assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
+        assert log.count("goes back into the queue") == log.count("going on after epoch") == 1
+        assert epochs_in(log) == list(range(1, epochs + 1)), "each epoch was to be trained once"
+        with (place / "saved_models" / run_name(0.001) / "history.csv").open() as file:
+            assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs + 1))
+        assert finished(place) == {run_name(0.001)}
+
+
+def draw(directory, count, first=0):
+    """Two classes of noise, one of which is reddish."""
+    generator = np.random.default_rng(count)
+    for place, label in enumerate("AB"):
+        (directory / label).mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + count):
+            pixels = generator.integers(0, 100, (40, 40, 3), dtype=np.uint8)
+            pixels[..., place] += 120
+            Image.fromarray(pixels).save(directory / label / f"{number:04d}.png")
+
+
+def write_set(place, number, rates):
+    lines = (" ".join([*NINE[:4], str(rate), *NINE[5:]]) for rate in rates)
+    (place / "parameters" / f"hyperparameters_{number}.txt").write_text("\n".join(lines) + "\n")
+
+
+def finished(place):
+    return {path.parent.name for path in (place / "saved_models").glob("*/metrics.json")}
+
+
+def epochs_in(log):
+    """The numbers of the epochs that a log tells the end of."""
+    return [int(number) for number in re.findall(r"^epoch +(\d+)/", log, re.MULTILINE)]
+
+
+def processes_of(settings):
+    """The processes of a cluster: its daemons and all that they started."""
+
+    def belongs(process):
+        try:
+            return process.environ().get("SLURM_CONF") == str(settings)
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if belongs(process)]
