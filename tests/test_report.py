@@ -271,6 +271,12 @@ def test_missing_columns_are_told_once(tmp_path):
     assert notes[1:] == [f"{run_name('CNNBasic')} occurs 2 times: the first counts"]
 
 
+def test_reads_what_spreadsheets_write(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text(f"\ufeffModelname,test_accuracy_best_val_acc\r\n{run_name()},0.6\r\n", encoding="utf-8")
+    assert [(run.name, run.accuracy) for run in read_table(file)[0]] == [(run_name(), 0.6)]
+
+
 cells = st.one_of(
     st.sampled_from(["", "nan", "inf", "-inf", "1e999", "0.5", "1", "0", "-0.1", "1.1", "half", "105", "True"]),
     st.floats(0, 1).map(str),
@@ -321,8 +327,9 @@ def share(text):
 
 
 def test_ranks_by_accuracy_then_per_class_accuracy_then_name():
+    dust = 1e-15  # that sums of fractions leave
     runs = [
-        make_run("c", 0.8, 0.7), make_run("f", 0.9, 0.1), make_run("b", 0.8, 0.7 + 1e-16), make_run("a", 0.8),
+        make_run("c", 0.8, 0.7 + dust), make_run("f", 0.9, 0.1), make_run("b", 0.8 - dust, 0.7), make_run("a", 0.8),
         make_run("e", 0.8, 0.75), make_run("d", 0.7, 1.0),
     ]  # fmt: skip
     assert [run.name for run in rank_by_test(runs)] == ["f", "e", "b", "c", "a", "d"]
@@ -416,6 +423,7 @@ def test_effects_on_a_grid_reckoned_by_hand():
     grid = {(True, 1e-3): 0.9, (True, 1e-4): 0.7, (False, 1e-3): 0.6, (False, 1e-4): 0.5}
     runs = [make_run(run_name(pretrained=p, lr=lr), accuracy) for (p, lr), accuracy in grid.items()]
     runs += [make_run(run_name("CNNBasic"), 0.1, group="CNNBasic"), make_run("unnamed", 0.0)]
+    runs.append(make_run(run_name(gamma=0.99), 0.1, group="Mine"))
     effects = measure_effects(runs)
     # Pretrained less from scratch: 0.3 and 0.2. Learning rates: 0.1 and 0.05 above and below the means 0.8 and 0.55.
     assert effects == {
@@ -438,6 +446,12 @@ def approximately(effect):
     return Effect(
         effect.hyperparameter, effect.value, pytest.approx(effect.median), pytest.approx(effect.quartiles), effect.sets
     )
+
+
+def test_no_change_has_no_sign_of_a_loss():
+    runs = [make_run(run_name(gamma=0.9), 0.6), make_run(run_name(gamma=0.99), 0.600001)]
+    rows = list(make_tables(make_report(runs)))[-1].rows
+    assert [row[1:3] for row in rows if row[0] == "gamma"] == [("0.9", "+0.00"), ("0.99", "+0.00")]
 
 
 def test_sets_may_lack_values_and_hold_a_value_twice():
@@ -528,7 +542,7 @@ def boxes(figure):
 ODD = [
     make_run(run_name(lr=0.00012345678901234, wd=1.2345678901234e-05, gamma=0.987654321), 1.0, 1.0),
     make_run("a_name_that_tells_no_settings_and_has_no_end_" * 9, 0.6, 0.5),
-    make_run("$x_{ is no formula", 0.05, 0.02),
+    make_run("$x_{$ is no formula", 0.05, 0.02),
     make_run("no per-class accuracy", 0.01),
     make_run(run_name("CustomVGG", True, True), 0.0, 0.0),
 ]
@@ -556,6 +570,13 @@ def test_bars_have_heights_percentages_and_intervals():
     for container, shares in ((first, (0.8, 0.6)), (second, (0.7, 0.5))):
         ends = [segment[:, 1] for segment in container[2][0].get_segments()]
         assert ends == [pytest.approx(wilson_interval(share, 100)) for share in shares]
+
+
+def test_the_percentage_of_a_low_bar_stands_above_its_interval():
+    figure = draw_runs([make_run(run_name(), 0.0), make_run(run_name(gamma=0.9), 0.5)], "Title")
+    low, high = figure.axes[0].texts
+    assert low.get_position()[1] > wilson_interval(0.0, 105)[1]
+    assert high.get_position()[1] < wilson_interval(0.5, 105)[0]
 
 
 def test_the_overall_figure_names_groups_and_all_settings():

@@ -44,7 +44,7 @@ def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Fig
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     subtitle = f"all: {', '.join(shared.values())}" if shared else ""
-    axes.set_title("\n".join(filter(None, (title, subtitle))), fontsize=11, parse_math=False)
+    axes.set_title("\n".join(filter(None, (title, subtitle))), fontsize=11)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 

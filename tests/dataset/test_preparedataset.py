@@ -333,7 +333,7 @@ def kill_in(monkeypatch, target, name, after, calls):
     ("target", "name", "calls"),
     [
         (Image.Image, "save", 1), (Image.Image, "save", 4), (Image.Image, "save", 6),
-        (program, "_write_table", 1), (os, "replace", 1), (os, "replace", 2), (os, "replace", 4), (os, "replace", 7),
+        (program, "write_rows", 1), (os, "replace", 1), (os, "replace", 2), (os, "replace", 4), (os, "replace", 7),
     ],
 )  # fmt: skip
 def test_a_killed_batch_counts_wholly_or_not_at_all(monkeypatch, tmp_path, target, name, calls, after):
@@ -363,7 +363,7 @@ def test_a_fetch_that_fails_in_between_goes_on_as_if_it_had_not(go, tmp_path, mo
     monkeypatch.setattr(program, "_ROUND", 6)
     go(7, "undisturbed")
     with monkeypatch.context() as patch:
-        kill_in(patch, program, "_write_table", after=False, calls=2)
+        kill_in(patch, program, "write_rows", after=False, calls=2)
         with pytest.raises(Killed):
             go(7)
     assert len(table(tmp_path / "dataset")) == 6
