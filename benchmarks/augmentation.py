@@ -37,7 +37,7 @@ def run_project(dataset_dir: Path, output_dir: Path) -> None:
     from pipeline.images import decode_images
 
     prepare_to_augment(dataset_dir)
-    decode_images(read_folder(dataset_dir).paths, 224, output_dir / "cache")
+    decode_images(read_folder(dataset_dir), (3, 224, 224), output_dir / "cache")
     create_augmented_data(dataset_dir)
 
 

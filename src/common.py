@@ -7,7 +7,9 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,10 @@ _USER_ERRNOS = {
 
 class UserError(Exception):
     """Something that the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a cluster sends: as Ctrl-C, but for the status."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -44,6 +50,48 @@ def write_whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class StopRequest:
+    """Puts Ctrl-C and SIGTERM off, in a `with` block, until the program grants them where nothing is half done.
+
+    The second one stops the program at once. Outside the main thread, which gets no signals, nothing is put off.
+
+    Attributes:
+        made: whether there was one.
+    """
+
+    def __init__(self) -> None:
+        self._stop: type[KeyboardInterrupt] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def made(self) -> bool:
+        return self._stop is not None
+
+    def grant(self) -> None:
+        """Stops the program, if that was requested.
+
+        Raises:
+            KeyboardInterrupt: or `Terminated`, which is one.
+        """
+        if self._stop:
+            raise self._stop
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.grant()
+
+    def _note(self, number: int, _: object) -> None:
+        self.grant()
+        self._stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager
@@ -77,8 +125,9 @@ def show_notes() -> None:
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Runs a program's `main` and exits: 2 with one line on stderr for a user's error, 130 for Ctrl-C."""
+    """Runs a program's `main` and exits: 2 and a line on stderr for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
     show_notes()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main()
     except UserError as error:
@@ -89,7 +138,11 @@ def run_program(main: Callable[[], int]) -> None:
             raise
         print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; the same command goes on from where it was", file=sys.stderr)
-        status = 130
+        status = 143 if isinstance(stop, Terminated) else 130
     sys.exit(status)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated

@@ -8,9 +8,15 @@ from pipeline.settings import Settings
 
 def main() -> int:
     settings = Settings.from_command_line("Trains a classifier on folders of images, tests it and explains it.")
-    from pipeline.run import results_table, run  # torch takes seconds to import: --help and errors do not wait for it
+    # torch takes seconds to import: --help and errors do not wait for it
+    from pipeline.distributed import joined_processes
+    from pipeline.run import results_table, run
 
-    print(results_table(run(settings)))
+    with joined_processes():
+        metrics = run(settings)
+    if metrics is None:
+        return 0
+    print(results_table(metrics))
     figures = "curves.png, confusion_matrices/, heatmaps/" if settings.plots else "curves.png (-c draws more)"
     print(f"\nfigures in {settings.run_dir}: {figures}")
     return 0

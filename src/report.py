@@ -109,15 +109,13 @@ def _write_table(runs: Sequence[Run], file: Path) -> None:
 
 
 def draw_figures(report: Report, directory: Path) -> None:
-    """Draws the best runs of each group, and the best run of each, into a folder; a group without runs is told of."""
+    """Draws the best runs of each group, and the best run of each, into a folder."""
     for group in GROUPS:
         if members := report.groups.get(group):
             title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} runs by test accuracy"
             save_figure(draw_runs(members[:TOP], title), directory / f"{group}_top5.png")
     overall = draw_runs(report.best[:TOP], "Best run of each group by test accuracy", with_groups=True)
     save_figure(overall, directory / "overall_top5.png")
-    if missing := [f"{group}_top5.png" for group in GROUPS if group not in report.groups]:
-        _log.info("not drawn, for want of runs: %s", ", ".join(missing))
 
 
 if __name__ == "__main__":

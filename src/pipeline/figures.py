@@ -81,11 +81,12 @@ def plot_heatmap(image: np.ndarray, heatmap: np.ndarray, title: str, path: Path)
     """Draws an image, its class activation map, and the two laid over each other.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3), or grey (H, W, 1), uint8.
         heatmap: (H, W) float, 0 to 1.
         title: stands above all three.
         path: the PNG to write.
     """
+    image = np.broadcast_to(image, (*heatmap.shape, 3))  # matplotlib would draw grey values in colours of its own
     figure = new_figure(10, 3.7, layout="none")  # always of one form: to reckon its layout costs more than to draw it
     views = [figure.add_axes((left, 0.03, 0.295, 0.795)) for left in (0.005, 0.31, 0.615)]
     for axes, name in zip(views, ("image", "heatmap", "overlay"), strict=True):

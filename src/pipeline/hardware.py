@@ -21,7 +21,7 @@ class Hardware:
     @classmethod
     def choose(cls, precision: str = "auto") -> Hardware:
         """The GPU where there is one; for "auto" bf16 where the hardware computes in it rather than imitating it."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         if precision == "auto":
             precision = "bf16" if _computes_in_bf16(device) else "fp32"
         return cls(device, precision)

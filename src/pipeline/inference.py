@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models.base import Classifier
+from pipeline import distributed
 from pipeline.hardware import Hardware
 from pipeline.metrics import Scores
 
@@ -35,10 +36,11 @@ def predict(model: Classifier, loader: DataLoader, hardware: Hardware, title: st
     """Logits (N, classes) float32 and labels (N,) of all images of a loader, in its order, on the device."""
     model.eval()
     batches = []
-    with tqdm(desc=title, total=len(loader.dataset), unit="image", leave=False, disable=None) as bar:
-        for images, labels in loader:
+    bar_hidden = None if distributed.is_first() else True
+    with tqdm(desc=title, total=len(loader.dataset), unit="image", leave=False, disable=bar_hidden) as bar:
+        for size, (images, labels) in zip(loader.batch_sampler.batch_sizes, loader, strict=True):
             batches.append(forward(model, images, labels, hardware))
-            bar.update(len(labels))
+            bar.update(size)
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return logits, labels
 

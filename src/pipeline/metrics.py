@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pipeline.distributed import sum_over_processes
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -27,7 +29,7 @@ class Scores:
     def of(cls, logits: Tensor, labels: Tensor) -> Scores:
         """Scores logits (N, C) against labels (N,)."""
         scores = RunningScores(logits.shape[1], logits.device)
-        scores.add(logits, labels, cross_entropy(logits, labels))
+        scores.add(logits, labels, cross_entropy(logits, labels, reduction="sum"))
         return scores.read()
 
     @property
@@ -52,13 +54,16 @@ class Scores:
 
 
 class RunningScores:
-    """Adds up batches on the device, without waiting for it. Read once, at the end."""
+    """Adds up batches on the device, without waiting for it. Read once, at the end.
+
+    Attributes:
+        sums: (1 + C * C,) float64, the sum of the losses, then the confusion matrix: all that a stopped run must keep.
+    """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
-        # The sum of the losses, then the confusion matrix, flat: one tensor, so that reading takes one copy.
-        self._sums = torch.zeros(1 + num_classes**2, dtype=torch.float64, device=device)
-        self._glanced = torch.zeros_like(self._sums, device="cpu", pin_memory=device.type == "cuda")
+        self.sums = torch.zeros(1 + num_classes**2, dtype=torch.float64, device=device)  # one, to be read in one copy
+        self._glanced = torch.zeros_like(self.sums, device="cpu", pin_memory=device.type == "cuda")
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Adds a batch.
@@ -66,21 +71,21 @@ class RunningScores:
         Args:
             logits: (B, C).
             labels: (B,) int64.
-            loss: the batch's mean loss, a scalar.
+            loss: the sum of the images' losses, a scalar.
         """
         cells = 1 + labels * self._num_classes + logits.argmax(dim=1)
-        self._sums.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
-        self._sums[0] += loss * len(labels)
+        self.sums.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
+        self.sums[0] += loss
 
     def glance(self) -> Scores | None:
         """The scores so far, for the eye: on a GPU as of the last glance, so that nothing waits; None before."""
         scores = self._scores(self._glanced) if self._glanced[1:].any() else None
-        self._glanced.copy_(self._sums, non_blocking=True)
+        self._glanced.copy_(self.sums, non_blocking=True)
         return scores
 
     def read(self) -> Scores:
-        """The scores of all batches."""
-        return self._scores(self._sums.cpu())
+        """The scores of all batches, of all joined processes."""
+        return self._scores(sum_over_processes(self.sums).cpu())
 
     def _scores(self, sums: Tensor) -> Scores:
         confusion = sums[1:].long().view(self._num_classes, self._num_classes).numpy()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common import UserError, write_whole
+from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
+from pipeline import distributed
 from pipeline.checkpoints import CHECKPOINTS
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
 from pipeline.hardware import Hardware, return_freed_memory
@@ -24,36 +27,50 @@ from pipeline.trainer import Trainer
 _log = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> dict[str, Any]:
+def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, Any] | None:
     """Trains and tests; goes on where an earlier call was stopped, and does nothing where one has finished.
 
+    Of joined processes (`pipeline.distributed`) all train, and the first one tests and writes.
+
+    Args:
+        settings: of the run.
+        folders: the images to train on and one or more sets to test on, of the same classes, where they are derived
+            from what lies in the folders that the settings name.
+
     Returns:
-        What `metrics.json` holds.
+        What `metrics.json` holds; None from a process that is not the first.
 
     Raises:
         UserError: something in the settings, the folders or the weights does not fit. Nothing has been written then.
     """
-    if finished := finished_results(settings):
+    folders = folders or check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    classes = folders[0].classes
+    if finished := _finished_results(settings, classes):
         _log.info("%s has finished already; --restart begins anew", settings.run_dir)
-        return finished
+        return finished if distributed.is_first() else None
     return_freed_memory()
     hardware = Hardware.choose(settings.precision)
-    folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
-    classes = folders[0].classes
     described = _describe(settings, hardware, classes)
 
     torch.manual_seed(settings.seed)
     model = build_model(settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to)
-    size = model.input_size[-1]
-    data = load_training_data(folders[0], size)
-    test_sets = [load_test_set(folder, size) for folder in folders[1:]]
+    with distributed.first_alone():  # the others find the images decoded
+        data = load_training_data(folders[0], model.input_size)
+    if not distributed.is_first():
+        distributed.wait_for_all()  # until there is a folder
+        Trainer(model, data, settings, hardware, logger=None).fit()
+        distributed.leave()
+        return None
+    test_sets = [load_test_set(folder, model.input_size) for folder in folders[1:]]
     run_id = _open_folder(settings, described)
+    distributed.wait_for_all()
     _introduce(settings, hardware, model, data, test_sets)
 
     logger = Logger(settings, described, model.group, run_id)
     try:
         trainer = Trainer(model, data, settings, hardware, logger)
         trainer.fit()
+        distributed.leave()
         tester = Tester(model, classes, test_sets, settings, hardware)
         metrics = _gather(settings, described, model, data, trainer, tester.test())
         logger.log_results(trainer.history, metrics, tester.figures)
@@ -69,9 +86,13 @@ def finished_results(settings: Settings) -> dict[str, Any] | None:
         UserError: something in the settings or the folders does not fit, or the run was begun with other settings.
     """
     folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    return _finished_results(settings, folders[0].classes)
+
+
+def _finished_results(settings: Settings, classes: tuple[str, ...]) -> dict[str, Any] | None:
     if settings.restart:
         return None
-    _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), folders[0].classes))
+    _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), classes))
     file = settings.run_dir / "metrics.json"
     if file.exists():
         metrics = _read_json(file)

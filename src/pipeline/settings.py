@@ -13,6 +13,7 @@ from typing import Any
 
 from common import ArgumentParser, UserError
 from models import ALIASES, MODELS
+from pipeline.recipes import RECIPES
 
 _METAVARS = {int: "N", float: "X", Path: "DIR"}  # how --help shows a value of that type
 
@@ -88,6 +89,8 @@ class Settings:
     seed: int = _option("--seed", 100, "of weights, batches and dropout")
     precision: str = _option(
         "--precision", "auto", "auto takes bf16 where the hardware computes in it", choices=("auto", "fp32", "bf16"))
+    recipe: str = _option(
+        "--recipe", "default", "how to train, where numbers do not say (pipeline/recipes.py)", choices=tuple(RECIPES))
     weights: Path | None = _option(
         "--weights", None, "with -p: a file of torchvision's vgg19 weights, where there is no internet",
         type=Path, metavar="FILE")

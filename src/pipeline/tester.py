@@ -38,6 +38,7 @@ class Tester:
         self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
         self.folder = settings.run_dir
         self.figures: list[Path] = []
+        self._predicted: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def test(self) -> dict[str, dict[str, Any]]:
         """For each checkpoint its `epoch` and, in `test`, the scores on each test set, in JSON's types."""
@@ -47,13 +48,16 @@ class Tester:
             self.model.load_state_dict(checkpoint.weights)
             results[name] = {
                 "epoch": checkpoint.epoch,
-                "test": {test_set.name: self._test_on(test_set, name) for test_set in self.test_sets},
+                "test": {test_set.name: self._test_on(test_set, checkpoint.epoch, name) for test_set in self.test_sets},
             }
         return results
 
-    def _test_on(self, test_set: TestSet, checkpoint: str) -> dict[str, Any]:
-        loader = make_loader(test_set.images, self.settings.batch_size)
-        logits, labels = predict(self.model, loader, self.hardware, f"testing {checkpoint} on {test_set.name}")
+    def _test_on(self, test_set: TestSet, epoch: int, checkpoint: str) -> dict[str, Any]:
+        if (epoch, test_set.name) not in self._predicted:  # else another checkpoint of that epoch has been tested
+            loader = make_loader(test_set.images, self.settings.batch_size)
+            title = f"testing {checkpoint} on {test_set.name}"
+            self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
+        logits, labels = self._predicted[epoch, test_set.name]
         scores = Scores.of(logits, labels)
         if self.settings.plots:
             self._draw(test_set, checkpoint, scores, logits.softmax(dim=1).cpu().numpy())

@@ -5,35 +5,41 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import UserError
+from common import StopRequest, UserError
 from models.base import Classifier
+from pipeline import distributed
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.data import TrainingData, make_loader
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate, forward
+from pipeline.jitter import vary
 from pipeline.logger import Logger
 from pipeline.metrics import RunningScores, Scores
+from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 # What `last.pt` keeps besides the states of model, optimizer and scheduler.
-_PROGRESS = ("epoch", "best_accuracy", "best_loss", "validations_without_improvement", "history")
+_PROGRESS = ("epoch", "unfinished", "best_accuracy", "best_loss", "validations_without_improvement", "history")
 
 
 class Trainer:
-    """Cross-entropy, AdamW (amsgrad), a learning rate that falls by `gamma` after each epoch, early stopping.
+    """Cross-entropy and AdamW by a recipe, and early stopping.
 
-    Everything that the next epoch depends on is in `last.pt`, written after each epoch: a run that was stopped goes on
-    from there. Random numbers are drawn anew in each epoch, from the seed and the epoch's number.
+    Everything that the rest of a run depends on is in `last.pt`, written after each epoch, and after a batch if the
+    program is told to stop: a run goes on from there. Random numbers are drawn anew in each epoch, from the seed and
+    the epoch's number.
     """
 
     def __init__(
@@ -46,7 +52,11 @@ class Trainer:
     ) -> None:
         self.settings, self.hardware, self.logger = settings, hardware, logger
         self.folder = settings.run_dir
+        self.recipe = RECIPES[settings.recipe]
         self.model = model.to(hardware.device, memory_format=torch.channels_last)
+        self.averaged = self._make_average()
+        self.evaluated = self.averaged.module if self.averaged else self.model
+        self.network = distributed.join_gradients(self.model)
         self.classes = data.classes
         self.train_loader = make_loader(data.train, settings.batch_size, shuffle=True)
         self.validation_loader = make_loader(data.validation, settings.batch_size)
@@ -54,23 +64,40 @@ class Trainer:
             model.trainable_parameters(),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            amsgrad=True,
+            amsgrad=self.recipe.amsgrad,
             fused=True,
         )
-        self.scheduler = ExponentialLR(self.optimizer, settings.gamma)
+        self.scheduler = self._make_scheduler()
         self.epoch = 0  # finished ones
+        self.unfinished: dict[str, Any] | None = None  # what an epoch came to that was stopped within
         self.best_accuracy, self.best_loss = -math.inf, math.inf
         self.validations_without_improvement = 0
         self.history: list[dict[str, Any]] = []
+        self._stop = StopRequest()
+
+    def _make_average(self) -> AveragedModel | None:
+        if not self.recipe.averaging:
+            return None
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.averaging), use_buffers=True)
+
+    def _make_scheduler(self) -> LRScheduler:
+        if not self.recipe.one_cycle:
+            return ExponentialLR(self.optimizer, self.settings.gamma)
+        batches = self.settings.num_epochs * len(self.train_loader)
+        return OneCycleLR(self.optimizer, self.settings.learning_rate, batches)
 
     def fit(self) -> None:
         """Trains to the last epoch or until early stopping, from wherever the run stands."""
         if (self.folder / "last.pt").exists():
             self._load_last()
-            _log.info("going on after epoch %d", self.epoch)
-        while not self._finished():
-            self._run_epoch()
-            self._save_last()
+            place = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
+            _log.info("going on %s", place)
+        # Joined processes would each stop after another batch, and wait for one another: these stop at once.
+        with self._stop if distributed.world_size() == 1 else nullcontext():
+            while not self._finished():
+                self._run_epoch()
+                self._save_last()
+                self._stop.grant()
         self._save_checkpoint("terminal")
 
     def _finished(self) -> bool:
@@ -79,14 +106,15 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
-        learning_rate = self.scheduler.get_last_lr()[0]
+        before = self.unfinished["sums"][1:].sum().item() if self.unfinished else 0
         train = self._train()
-        images_per_second = train.images / (time.perf_counter() - start)
+        images_per_second = (train.images - before) / (time.perf_counter() - start)
+        learning_rate = self.scheduler.get_last_lr()[0]  # in a cycle, that at the end of the epoch
         self.epoch += 1
         row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
         improved: list[str] = []
         if self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs:
-            validation = evaluate(self.model, self.validation_loader, self.hardware, "validating")
+            validation = evaluate(self.evaluated, self.validation_loader, self.hardware, "validating")
             row |= _columns("val", validation)
         if not all(map(math.isfinite, row.values())):
             raise UserError(
@@ -95,27 +123,53 @@ class Trainer:
             )
         if "val_loss" in row:
             improved = self._keep_best(validation)
-        self.scheduler.step()
+        if not self.recipe.one_cycle:
+            self.scheduler.step()
         self.history.append(row)
-        self.logger.log_epoch(self.history, images_per_second)
-        self._report(row, improved, images_per_second)
+        if distributed.is_first():
+            self.logger.log_epoch(self.history, images_per_second)
+            self._report(row, improved, images_per_second)
 
     def _train(self) -> Scores:
-        """One pass over the training images."""
-        torch.manual_seed(_epoch_seed(self.settings.seed, self.epoch))
+        """One pass over the training images, or what is left of it."""
+        seed = _epoch_seed(self.settings.seed, self.epoch)
+        torch.manual_seed(seed + distributed.rank())  # dropout is each process's own
         scores = RunningScores(len(self.classes), self.hardware.device)
+        batches = 0
+        if self.unfinished:
+            batches = self.unfinished["batches"]
+            scores.sums.copy_(self.unfinished["sums"])
+            torch.set_rng_state(self.unfinished["random_state"])
+            torch.cuda.set_rng_state_all(self.unfinished["cuda_random_states"])
+            self.unfinished = None
+        order = self.train_loader.batch_sampler
+        order.set_epoch(seed, batches)
+        sizes = order.batch_sizes
         title = f"epoch {self.epoch + 1}/{self.settings.num_epochs}"
         self.model.train()
-        total = len(self.train_loader.dataset)
-        with tqdm(desc=title, total=total, unit="image", leave=False, disable=None, mininterval=0.5) as bar:
-            for images, labels in self.train_loader:
-                logits, labels = forward(self.model, images, labels, self.hardware)
-                loss = cross_entropy(logits, labels)
+        with tqdm(
+            desc=title, initial=sum(sizes[:batches]), total=sum(sizes), unit="image", leave=False,
+            disable=None if distributed.is_first() else True, mininterval=0.5,
+        ) as bar:  # fmt: skip
+            for size, (images, labels) in zip(sizes[batches:], self.train_loader, strict=True):
+                if self.recipe.jitter:
+                    images = vary(images.to(self.hardware.device).float(), self.recipe.jitter)
+                logits, labels = forward(self.network, images, labels, self.hardware)
+                smoothing = self.recipe.label_smoothing
+                loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
                 self.optimizer.zero_grad()
-                loss.backward()
+                (loss * (distributed.world_size() / size)).backward()  # whose mean over processes is that of the batch
                 self.optimizer.step()
+                if self.recipe.one_cycle:
+                    self.scheduler.step()
+                if self.averaged:
+                    self.averaged.update_parameters(self.model)
                 scores.add(logits.detach(), labels, loss.detach())
-                if bar.update(len(labels)) and (so_far := scores.glance()):
+                batches += 1
+                if self._stop.made:
+                    self._save_within_epoch(batches, scores)
+                    self._stop.grant()
+                if bar.update(size) and (so_far := scores.glance()):
                     bar.set_postfix(loss=f"{so_far.loss:.3f}", accuracy=f"{so_far.accuracy:.1%}")
         return scores.read()
 
@@ -148,23 +202,39 @@ class Trainer:
         _log.info("  ".join(parts))
 
     def _save_checkpoint(self, name: str) -> None:
-        checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, self.model.state_dict())
+        if not distributed.is_first():
+            return
+        checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, self.evaluated.state_dict())
         checkpoint.save(self.folder / f"{name}.pt")
 
     def _save_last(self) -> None:
+        if not distributed.is_first():
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
             **{name: getattr(self, name) for name in _PROGRESS},
         }
         save_state(state, self.folder / "last.pt")
+
+    def _save_within_epoch(self, batches: int, scores: RunningScores) -> None:
+        self.unfinished = {
+            "batches": batches,
+            "sums": scores.sums,
+            "random_state": torch.get_rng_state(),
+            "cuda_random_states": torch.cuda.get_rng_state_all(),
+        }
+        self._save_last()
 
     def _load_last(self) -> None:
         state = load_state(self.folder / "last.pt")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
         for name in _PROGRESS:
             setattr(self, name, state[name])
 

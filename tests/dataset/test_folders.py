@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import UserError
 from dataset.folders import augmented_name, read_folder, source_stem
 
 
@@ -51,3 +53,89 @@ def test_an_augmented_images_name_carries_its_source(stem, number):
 def test_a_name_without_source():
     assert source_stem(Path("0001.jpg")) is None
     assert source_stem(Path("_aug_3.jpg")) is None
+
+
+def test_lists_the_images_of_an_archive(tmp_path):
+    file = tmp_path / "TRAIN.npz"
+    images = np.arange(5 * 16, dtype=np.uint8).reshape(5, 4, 4)
+    np.savez(file, images=images, labels=[10, 2, 10, 2, 10])
+    listed = read_folder(file, with_augmented=True)
+    assert listed.classes == ("10", "2")  # as folders of these names are sorted
+    assert listed.labels.tolist() == [0, 1, 0, 1, 0]
+    assert listed.paths[3] == file / "2" / "3"
+    assert not listed.augmented.any()
+    assert listed.sources == ("0", "1", "2", "3", "4")
+    assert all(np.array_equal(listed.read(place), images[place]) for place in range(5))
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_subset_keeps_all_that_belongs_to_an_image(make_folder, tmp_path, archive):
+    if archive:
+        images = np.random.default_rng(0).integers(0, 256, (6, 4, 4)).astype(np.uint8)
+        np.savez(tmp_path / "set.npz", images=images, labels=list("AABBBB"))
+        folder = read_folder(tmp_path / "set.npz")
+    else:
+        folder = read_folder(make_folder("set", {"A": 2, "A_augmented": 1, "B": 3}), with_augmented=True)
+    folder.inverted[4] = True
+    places = [4, 0, 2]
+    subset = folder.subset(places)
+    assert subset.classes == folder.classes
+    for new, old in enumerate(places):
+        assert subset.paths[new] == folder.paths[old]
+        assert subset.sources[new] == folder.sources[old]
+        assert subset.is_array(new) == archive
+        for name in ("labels", "augmented", "inverted"):
+            assert getattr(subset, name)[new] == getattr(folder, name)[old]
+        assert np.array_equal(subset.read(new), folder.read(old))
+    assert len(folder.subset(np.array([], dtype=int)).paths) == 0
+
+
+IMAGES, LABELS = np.zeros((4, 28, 28), np.float32), np.array([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"images": IMAGES}, "has no array `labels`"),
+        ({"labels": LABELS}, "has no array `images`"),
+        ({"images": IMAGES, "labels": LABELS[:3]}, "has 4 images and 3 labels"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "is empty"),
+        ({"images": IMAGES[0], "labels": LABELS}, r"images of shape \(28, 28\)"),
+        ({"images": IMAGES[:, None, None], "labels": LABELS}, r"images of shape \(4, 1, 1, 28, 28\)"),
+        ({"images": IMAGES.reshape(4, 2, 14, 28), "labels": LABELS}, r"images of shape \(4, 2, 14, 28\)"),
+        ({"images": IMAGES[:, :0], "labels": LABELS}, r"images of shape \(4, 0, 28\)"),
+        ({"images": IMAGES.astype(int), "labels": LABELS}, "images of int64"),
+        ({"images": IMAGES, "labels": LABELS / 2}, r"labels of shape \(4,\) and float64"),
+        ({"images": IMAGES, "labels": LABELS[:, None]}, r"labels of shape \(4, 1\)"),
+        ({"images": IMAGES, "labels": np.array(["../a", "b", "b", "b"])}, "label '../a'"),
+        ({"images": IMAGES, "labels": np.array(["", "b", "b", "b"])}, "label ''"),
+        ({"images": IMAGES, "labels": LABELS * 0}, "has a single class, 0"),
+        ({"images": IMAGES.astype(object), "labels": LABELS}, "has pickled objects"),
+        ({"images": IMAGES, "labels": LABELS.astype(object)}, "has pickled objects"),
+    ],
+)
+def test_archives_that_are_no_datasets(tmp_path, arrays, complaint):
+    file = tmp_path / "set.npz"
+    np.savez(file, **arrays)
+    with pytest.raises(UserError, match=complaint) as error:
+        read_folder(file)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_archives(tmp_path):
+    file = tmp_path / "set.npz"
+    with pytest.raises(UserError, match="there is no file"):
+        read_folder(file)
+    np.savez_compressed(file, images=IMAGES, labels=LABELS)
+    whole = bytearray(file.read_bytes())
+    contents = [b"", b"text", whole[:-40], whole[: len(whole) // 2]]
+    contents.append(whole[:60] + bytes(20) + whole[80:])
+    for content in contents:
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged, or no"):
+            read_folder(file)
+    np.save(tmp_path / "set.npy", IMAGES)
+    (tmp_path / "set.npy").rename(file)
+    with pytest.raises(UserError, match="is damaged, or no"):
+        read_folder(file)

@@ -1,5 +1,7 @@
 """Each file is read or refused with a reason that a person understands."""
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,6 +52,7 @@ def test_arrays(tmp_path, array, pixels):
         (np.zeros(4, np.float32), "an array of shape (4,), not (H, W), (1, H, W) or (3, H, W)"),
         (np.zeros((0, 4), np.float32), "an array without a pixel"),
         (np.full((4, 4), np.nan, np.float32), "an array with values that are not finite"),
+        (np.array([[0, -np.inf]]), "an array with values that are not finite"),
         (np.full((4, 4), 2.0, np.float32), "a floating-point array with values outside 0 to 1"),
         (np.zeros((4, 4), np.int64), "an array of int64, not of uint8 or floating point"),
     ],
@@ -65,7 +68,33 @@ def test_pickled_objects_are_not_loaded(tmp_path):
             return (pytest.fail, ("a pickle was loaded",))
 
     np.save(tmp_path / "image.npy", np.array([Trap()], dtype=object), allow_pickle=True)
-    assert "pickle" in refusal(tmp_path / "image.npy")
+    assert refusal(tmp_path / "image.npy") == "an array of pickled objects"
+    (tmp_path / "image.npy").write_bytes(pickle.dumps(Trap()))
+    assert refusal(tmp_path / "image.npy") == "not an array, or a pickled one"
+
+
+def test_damaged_array_files(tmp_path):
+    path = tmp_path / "image.npy"
+    np.save(path, np.zeros((4, 4), np.float32))
+    content = path.read_bytes()
+    for length in (0, 4, 9, 60, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert "\n" not in refusal(path)
+        assert (refusal(path) == "an empty file") == (length == 0)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_array_files_of_every_kind(tmp_path, version, order):
+    array = np.asarray(np.random.default_rng(0).integers(0, 256, (3, 5, 4)), dtype=np.uint8, order=order)
+    with (tmp_path / "image.npy").open("wb") as file:
+        np.lib.format.write_array(file, array, version=version)
+    assert np.array_equal(read_image(tmp_path / "image.npy"), array.transpose(1, 2, 0))
+
+
+def test_big_endian_arrays(tmp_path):
+    np.save(tmp_path / "image.npy", np.array([[0, 0.2, 1]], dtype=">f4"))
+    assert np.asarray(read_image(tmp_path / "image.npy")).tolist() == [[0, 51, 255]]
 
 
 def test_keeps_what_it_takes_to_turn_an_image_upright(tmp_path):

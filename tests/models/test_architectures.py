@@ -56,7 +56,8 @@ def test_parameter_count_for_three_classes(built, name, parameters):
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_for_any_number_of_classes(name):
     with torch.inference_mode():
-        assert build_model(name, 5).eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 5)
+        model = build_model(name, 5).eval()
+        assert model(torch.zeros(2, *model.input_size)).shape == (2, 5)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,60 @@ def test_cnn_basic_layers(built):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("SmallVGG", 421_126), ("SmallResNet", 305_670), ("SmallEfficientNet", 99_814), ("HybridVGGResNet", 1_348_102)],
+)
+def test_parameter_count_for_six_classes(name, parameters):
+    model = build_model(name, 6)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert f"{parameters:,} parameters for six classes" in type(model).__doc__
+
+
+VGG_STAGE = [("Conv3", 1, 32), ("ReLU",), ("MaxPool2d",), ("Conv3", 32, 64), ("ReLU",), ("MaxPool2d",)]
+
+
+def residual_block(channels_in, channels_out):
+    block = [("Conv3", channels_in, channels_out), ("BatchNorm2d", channels_out), ("ReLU",)]
+    block += [("Conv3", channels_out, channels_out), ("BatchNorm2d", channels_out)]
+    projection = [("Conv1", channels_in, channels_out), ("BatchNorm2d", channels_out)]
+    return block + projection * (channels_in != channels_out)
+
+
+def fully_connected(width_in):
+    return [("Linear", width_in, 128), ("ReLU",), ("Dropout", 0.5), ("Linear", 128, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("SmallVGG", [*VGG_STAGE, *fully_connected(64 * 7 * 7)]),
+        (
+            "SmallResNet",
+            [
+                *residual_block(1, 64), ("MaxPool2d",), *residual_block(64, 128), ("MaxPool2d",),
+                ("Linear", 128 * 7 * 7, 3),
+            ],
+        ),
+        (
+            "SmallEfficientNet",
+            [
+                ("Conv3", 1, 32), ("BatchNorm2d", 32), ("ReLU",), ("MaxPool2d",),
+                ("Conv3", 32, 64), ("BatchNorm2d", 64), ("ReLU",), ("MaxPool2d",),
+                ("Conv3", 64, 128), ("BatchNorm2d", 128), ("ReLU",), ("MaxPool2d",),
+                ("Dropout", 0.5), ("Linear", 128 * 3 * 3, 3),
+            ],
+        ),
+        (
+            "HybridVGGResNet",
+            [*VGG_STAGE, *residual_block(64, 128), *residual_block(128, 128), *fully_connected(128 * 7 * 7)],
+        ),
+    ],
+)  # fmt: skip
+def test_layers_of_the_models_for_arrays(built, name, expected):
+    assert layers(built(name)) == expected
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_resnet18_gives_torchvisions_output_to_the_last_bit(training):
     torch.manual_seed(1)
@@ -133,16 +188,18 @@ def test_cam_layer_gives_maps(built, name):
     model, maps = built(name), []
     hook = model.get_submodule(model.cam_layer).register_forward_hook(lambda *call: maps.append(call[2].shape))
     with torch.inference_mode():
-        model(torch.zeros(1, 3, 224, 224))
+        model(torch.zeros(1, *model.input_size))
     hook.remove()
     (shape,) = maps
     assert len(shape) == 4
     assert min(shape[2:]) >= 7
 
 
-def test_normalise_matches_torchvision():
-    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    model = build_model("CNNBasic", 3)
+@pytest.mark.parametrize("name", ["CNNBasic", "SmallVGG"])
+def test_normalise_matches_torchvision(name):
+    model = build_model(name, 3)
+    images = torch.randint(0, 256, (2, *model.input_size), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
     expected = torchvision.transforms.functional.normalize(images / 255, model.mean, model.std)
     normalised = model.normalise(images)
     torch.testing.assert_close(normalised, expected)

@@ -35,6 +35,7 @@ def image_folders(draw):
         np.array(labels),
         np.array(augmented),
         tuple(source_stem(path) if made else path.stem for path, made in zip(paths, augmented, strict=True)),
+        np.zeros(len(paths), dtype=bool),
     )
 
 
@@ -119,11 +120,12 @@ def test_batches_are_slices(batches):
 def test_shuffling_depends_on_the_seed_and_drops_a_last_batch_of_one(batches):
     loader = make_loader(batches[1], 8, shuffle=True)  # 33 images
 
-    def labels(seed):
-        torch.manual_seed(seed)
+    def labels(seed, *first):
+        loader.batch_sampler.set_epoch(seed, *first)
         return [batch.tolist() for _, batch in loader]
 
     assert labels(1) == labels(1) != labels(2)
+    assert labels(1, 3) == labels(1)[3:]
     assert [len(batch) for batch in labels(1)] == [8, 8, 8, 8]
     assert len({label for batch in labels(1) for label in batch}) == 32
     assert [len(batch) for _, batch in make_loader(batches[1], 7, shuffle=True)] == [7, 7, 7, 7, 5]
@@ -133,10 +135,10 @@ def test_unreadable_images_are_left_out_and_named(make_folder, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 5, "B": 5})
     (folder / "A" / "0002.png").write_text("no picture")
-    data = load_training_data(read_folder(folder), 16)
+    data = load_training_data(read_folder(folder), (3, 16, 16))
     assert len(data.train) + len(data.validation) == 9
     assert [record.getMessage() for record in caplog.records] == [f"left out: {folder}/A/0002.png: not an image"]
-    test_set = load_test_set(read_folder(folder), 16)
+    test_set = load_test_set(read_folder(folder), (3, 16, 16))
     assert len(test_set.paths) == len(test_set.images) == len(test_set.labels) == 9
     assert test_set.name == "data"
     assert folder / "A" / "0002.png" not in test_set.paths

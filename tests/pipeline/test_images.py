@@ -5,15 +5,23 @@ import psutil
 import pytest
 from PIL import Image
 
+from common import UserError
+from dataset import folders
 from dataset.augmentation_data import resize_or_pad_image
-from pipeline import images as images_module
+from dataset.folders import read_folder
 from pipeline.images import decode_images
+
+COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 
 
 @pytest.fixture
-def paths(make_folder):
-    folder = make_folder("data", {"A": 4, "B": 4})
-    return sorted(folder.rglob("*.png"))
+def directory(make_folder):
+    return make_folder("data", {"A": 4, "B": 4})
+
+
+@pytest.fixture
+def folder(directory):
+    return read_folder(directory)
 
 
 @pytest.fixture
@@ -21,27 +29,27 @@ def decoded(monkeypatch):
     """The files that are decoded from now on."""
     files = []
 
-    def read_image(path, original=images_module.read_image):
+    def read_image(path, original=folders.read_image):
         files.append(path)
         return original(path)
 
-    monkeypatch.setattr(images_module, "read_image", read_image)
+    monkeypatch.setattr(folders, "read_image", read_image)
     return files
 
 
-def test_holds_each_image_in_its_place(paths, tmp_path):
-    result = decode_images(paths, 32, tmp_path / "cache")
+def test_holds_each_image_in_its_place(folder, tmp_path):
+    result = decode_images(folder, COLOUR, tmp_path / "cache")
     assert result.pixels.shape == (8, 32, 32, 3)
     assert result.pixels.dtype == np.uint8
     assert isinstance(result.pixels, np.memmap)
-    for path, pixels in zip(paths, result.pixels, strict=True):
+    for path, pixels in zip(folder.paths, result.pixels, strict=True):
         with Image.open(path) as image:
             assert np.array_equal(pixels, resize_or_pad_image(image, 32))
 
 
-def test_batches_are_copies_that_leave_the_process(paths, tmp_path):
+def test_batches_are_copies_that_leave_the_process(folder, tmp_path):
     """Asked for images, it gives them, also a second time, and its pages do not stay resident."""
-    result = decode_images(paths * 40, 224, tmp_path / "cache")  # 48 MB
+    result = decode_images(folder.subset(np.tile(np.arange(8), 40)), (3, 224, 224), tmp_path / "cache")  # 48 MB
     expected = np.load(next((tmp_path / "cache").glob("*.npy")))
     process = psutil.Process()
     before = process.memory_info().rss
@@ -51,43 +59,46 @@ def test_batches_are_copies_that_leave_the_process(paths, tmp_path):
     assert process.memory_info().rss - before < 20e6
 
 
-def test_a_second_time_decodes_nothing(paths, tmp_path, decoded):
-    first = decode_images(paths, 32, tmp_path / "cache")
-    assert sorted(decoded) == paths
-    second = decode_images(paths, 32, tmp_path / "cache")
-    assert sorted(decoded) == paths
+def test_a_second_time_decodes_nothing(folder, tmp_path, decoded):
+    first = decode_images(folder, COLOUR, tmp_path / "cache")
+    assert sorted(decoded) == list(folder.paths)
+    second = decode_images(folder, COLOUR, tmp_path / "cache")
+    assert sorted(decoded) == list(folder.paths)
     assert np.array_equal(first.pixels, second.pixels)
 
 
-@pytest.mark.parametrize("change", ["content", "deleted", "added", "size"])
-def test_a_change_is_noticed(paths, tmp_path, decoded, change):
-    decode_images(paths, 32, tmp_path / "cache")
+@pytest.mark.parametrize("change", ["content", "deleted", "added", "size", "channels", "inverted"])
+def test_a_change_is_noticed(directory, folder, tmp_path, decoded, change):
+    decode_images(folder, COLOUR, tmp_path / "cache")
     decoded.clear()
-    size = 32
+    size = COLOUR
     if change == "content":
-        Image.new("RGB", (9, 9), "white").save(paths[3])
+        Image.new("RGB", (9, 9), "white").save(folder.paths[3])
     elif change == "deleted":
-        paths = paths[:-1]
+        folder.paths[0].unlink()
     elif change == "added":
-        added = paths[0].with_name("9999.png")
-        Image.new("RGB", (9, 9)).save(added)
-        paths = [*paths, added]
-    else:
-        size = 16
-    result = decode_images(paths, size, tmp_path / "cache")
-    assert sorted(decoded) == sorted(paths)
+        Image.new("RGB", (9, 9)).save(directory / "A" / "9999.png")
+    elif change == "size":
+        size = (3, 16, 16)
+    elif change == "channels":
+        size = (1, 32, 32)
+    folder = read_folder(directory)
+    folder.inverted[2] = change == "inverted"
+    result = decode_images(folder, size, tmp_path / "cache")
+    assert sorted(decoded) == list(folder.paths)
     if change == "content":
         assert (result.pixels[3] == 255).all()
 
 
-def test_unreadable_files_are_told_with_their_reason(paths, tmp_path, monkeypatch):
+def test_unreadable_files_are_told_with_their_reason(folder, tmp_path, monkeypatch):
+    paths = folder.paths
     paths[1].write_text("text")
     paths[2].write_bytes(b"")
     paths[3].write_bytes(paths[3].read_bytes()[:60])
     Image.new("1", (4000, 4000)).save(paths[4])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     for _ in range(2):  # freshly decoded, then from the cache
-        result = decode_images(paths, 32, tmp_path / "cache")
+        result = decode_images(folder, COLOUR, tmp_path / "cache")
         assert sorted(result.unreadable) == [1, 2, 3, 4]
         assert result.unreadable[1] == "not an image"
         assert result.unreadable[2] == "an empty file"
@@ -96,11 +107,108 @@ def test_unreadable_files_are_told_with_their_reason(paths, tmp_path, monkeypatc
         assert not result.pixels[1].any()
 
 
-def test_a_failure_leaves_no_half_written_cache(paths, tmp_path, monkeypatch):
+def test_a_folder_without_a_readable_image(folder, tmp_path):
+    for path in folder.paths:
+        path.write_text("text")
+    with pytest.raises(UserError) as error:
+        decode_images(folder, COLOUR, tmp_path / "cache")
+    assert str(error.value) == f"{folder.directory} has no readable image: {folder.paths[0]}: not an image"
+
+
+def test_a_failure_leaves_no_half_written_cache(folder, tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images_module, "read_image", interrupt)
+    monkeypatch.setattr(folders, "read_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        decode_images(paths, 32, tmp_path / "cache")
+        decode_images(folder, COLOUR, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.fixture
+def save_arrays(tmp_path):
+    """Saves arrays, every other one of class A, as a folder of .npy files or as one .npz; both list them alike."""
+
+    def save(arrays, archive):
+        labels = sorted("AB"[number % 2] for number in range(len(arrays)))
+        if archive:
+            np.savez(tmp_path / "set.npz", images=np.stack(arrays), labels=labels)
+            return read_folder(tmp_path / "set.npz")
+        for number, (array, label) in enumerate(zip(arrays, labels, strict=True)):
+            (tmp_path / "set" / label).mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / "set" / label / f"{number:04d}.npy", array)
+        return read_folder(tmp_path / "set")
+
+    return save
+
+
+@pytest.mark.parametrize("form", [(28, 28), (1, 28, 28), (3, 28, 28)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("input_size", [GREY, COLOUR])
+def test_an_archive_gives_the_pixels_of_the_folder(save_arrays, tmp_path, form, dtype, input_size):
+    arrays = np.random.default_rng(1).integers(0, 256, (6, *form)).astype(np.uint8)
+    if dtype != np.uint8:
+        arrays = (arrays / 255).astype(dtype)
+    files, archive = (
+        decode_images(save_arrays(arrays, kind), input_size, tmp_path / "cache") for kind in (False, True)
+    )
+    assert files.pixels.shape == (6, *input_size[1:], input_size[0])
+    assert np.array_equal(files.pixels, archive.pixels)
+    if dtype == np.uint8 and input_size == GREY and form != (3, 28, 28):
+        assert np.array_equal(files.pixels.reshape(arrays.shape), arrays)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_inverted_images(save_arrays, tmp_path, archive):
+    arrays = np.random.default_rng(2).random((4, 1, 28, 28), dtype=np.float32)
+    folder = save_arrays(arrays, archive)
+    folder.inverted[[1, 2]] = True
+    plain, mixed = (
+        decode_images(folder.subset(places), GREY, tmp_path / "cache").pixels for places in ([0, 3], [1, 0, 2, 3])
+    )
+    assert np.array_equal(mixed[[1, 3]], plain)
+    assert np.array_equal(mixed[[0, 2], ..., 0], 255 - np.round(arrays[[1, 2], 0] * 255).astype(np.uint8))
+
+
+def test_an_inverted_photograph_has_its_colours_inverted(folder, tmp_path):
+    upright = np.asarray(folder.read(0))
+    folder.inverted[0] = True
+    assert np.array_equal(np.asarray(folder.read(0)), 255 - upright)
+
+
+def test_photographs_turn_grey_for_a_model_of_one_channel(folder, tmp_path):
+    result = decode_images(folder, GREY, tmp_path / "cache")
+    with Image.open(folder.paths[0]) as image:
+        assert np.array_equal(result.pixels[0, ..., 0], resize_or_pad_image(image, 28).convert("L"))
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_arrays_without_finite_values_are_told(save_arrays, tmp_path, caplog, archive):
+    arrays = np.zeros((6, 28, 28), dtype=np.float32)
+    arrays[1, 3, 4], arrays[2, 0, 0], arrays[4, 5, 5] = np.nan, -np.inf, 1.5
+    folder = save_arrays(arrays, archive)
+    for _ in range(2):  # freshly decoded, then from the cache
+        caplog.clear()
+        result = decode_images(folder, GREY, tmp_path / "cache")
+        assert [record.getMessage() for record in caplog.records] == [
+            f"left out: {folder.paths[1]}: an array with values that are not finite",
+            f"left out: {folder.paths[2]}: an array with values that are not finite",
+            f"left out: {folder.paths[4]}: a floating-point array with values outside 0 to 1",
+        ]
+        assert sorted(result.unreadable) == [1, 2, 4]
+
+
+def test_an_array_of_another_size_is_told_where_the_model_takes_arrays(save_arrays, tmp_path):
+    folder = save_arrays([np.zeros((28, 28)), np.zeros((20, 30)), np.zeros((3, 28, 28)), np.zeros((1, 56, 56))], False)
+    assert decode_images(folder, GREY, tmp_path / "cache").unreadable == {
+        1: "an array of 20x30 pixels, where the model takes 28x28",
+        3: "an array of 56x56 pixels, where the model takes 28x28",
+    }
+    assert not decode_images(folder, COLOUR, tmp_path / "cache").unreadable
+
+
+def test_a_changed_archive_is_noticed(save_arrays, tmp_path):
+    before = decode_images(save_arrays(np.zeros((4, 28, 28)), True), GREY, tmp_path / "cache").pixels
+    after = decode_images(save_arrays(np.ones((4, 28, 28), np.float32), True), GREY, tmp_path / "cache").pixels
+    assert not before.any()
+    assert after.all()

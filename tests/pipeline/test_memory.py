@@ -24,7 +24,7 @@ from pipeline.settings import Settings
 from pipeline.trainer import Trainer
 
 return_freed_memory()
-data = load_training_data(read_folder(Path("data"), with_augmented=True), 224)
+data = load_training_data(read_folder(Path("data"), with_augmented=True), (3, 224, 224))
 settings = Settings(model_type="ResNet18", data_dir=Path("data"))
 trainer = Trainer(build_model("ResNet18", 3), data, settings, Hardware.choose(), logger=None)
 images = sum(len(labels) for _, labels in trainer.train_loader)

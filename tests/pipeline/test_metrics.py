@@ -30,9 +30,10 @@ def test_batches_add_up():
     logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
     running = RunningScores(3, torch.device("cpu"))
     assert running.glance() is None
-    for start in range(0, 50, 8):  # the last batch is smaller: the loss is weighted by images, not by batches
+    for start in range(0, 50, 8):
         part = slice(start, start + 8)
-        running.add(logits[part], labels[part], torch.nn.functional.cross_entropy(logits[part], labels[part]))
+        loss = torch.nn.functional.cross_entropy(logits[part], labels[part], reduction="sum")
+        running.add(logits[part], labels[part], loss)
     whole, added = Scores.of(logits, labels), running.read()
     assert np.array_equal(added.confusion, whole.confusion)
     assert added.loss == pytest.approx(whole.loss)

@@ -34,7 +34,7 @@ def two_sets(tiny_model, make_folder, tmp_path, monkeypatch, request):
         torch.manual_seed(epoch)
         weights = build_model(tiny_model, 2).state_dict()
         Checkpoint(tiny_model, ("A", "B"), epoch, weights).save(settings.run_dir / f"{name}.pt")
-    test_sets = [load_test_set(read_folder(folder), 16) for folder in folders]
+    test_sets = [load_test_set(read_folder(folder), (3, 16, 16)) for folder in folders]
     return tester.Tester(build_model(tiny_model, 2, pretrained=True), ("A", "B"), test_sets, settings, CPU)
 
 

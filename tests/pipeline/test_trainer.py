@@ -2,11 +2,13 @@
 
 import csv
 import math
+import signal
 
 import pytest
 import torch
 
-from common import UserError
+import pipeline.trainer
+from common import Terminated, UserError
 from models import build_model
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_training_data, make_loader
@@ -36,7 +38,7 @@ def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
         model = build_model(tiny_model, 2, pretrained=frozen)
-        data = load_training_data(read_folder(folder), 16)
+        data = load_training_data(read_folder(folder), (3, 16, 16))
         return Trainer(model, data, settings, hardware, Logger(settings, {}, "Tiny", "id"))
 
     return make
@@ -123,13 +125,39 @@ def test_optimizer_is_amsgrad_adamw(trainer):
     assert isinstance(trainer().optimizer, torch.optim.AdamW)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precision):
+def test_without_amsgrad_and_decay_it_is_adam(trainer):
+    run = trainer(recipe="adam", weight_decay=0.0, gamma=1.0, num_epochs=2)
+    twin = build_model("Tiny", 2)
+    twin.load_state_dict(run.model.state_dict())
+    adam = torch.optim.Adam(twin.parameters(), run.settings.learning_rate)
+    for parameter, other in zip(run.model.parameters(), twin.parameters(), strict=True):
+        parameter.grad = other.grad = torch.randn_like(parameter)
+    for _ in range(3):
+        run.optimizer.step()
+        adam.step()
+    torch.testing.assert_close(run.model.state_dict(), twin.state_dict())
+
+
+def test_one_cycle_rises_and_falls_to_nothing_and_the_average_is_what_counts(trainer):
+    run = trainer(recipe="one-cycle", num_epochs=6)
+    run.fit()
+    rates = [row["learning_rate"] for row in run.history]
+    assert rates.index(max(rates)) == 1
+    assert rates[-1] < 0.01 * run.settings.learning_rate
+    terminal = weights_of(run, "terminal").weights
+    averaged, last = run.averaged.module.state_dict(), run.model.state_dict()
+    assert all(torch.equal(terminal[name], value) for name, value in averaged.items())
+    assert not all(torch.equal(terminal[name], value) for name, value in last.items())
+    assert scores_of(run, "terminal").loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "recipe"), [("fp32", "default"), ("bf16", "default"), ("fp32", "one-cycle")])
+def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precision, recipe):
     hardware = Hardware(torch.device("cpu"), precision)
-    whole = trainer("whole", hardware=hardware)
+    whole = trainer("whole", hardware=hardware, recipe=recipe)
     whole.fit()
 
-    stopped = trainer("stopped", hardware=hardware)
+    stopped = trainer("stopped", hardware=hardware, recipe=recipe)
     train = Trainer._train
 
     def stop_in_fourth_epoch(self):
@@ -141,7 +169,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precisio
         patch.setattr(Trainer, "_train", stop_in_fourth_epoch)
         with pytest.raises(KeyboardInterrupt):
             stopped.fit()
-    resumed = trainer("stopped", hardware=hardware)
+    resumed = trainer("stopped", hardware=hardware, recipe=recipe)
     resumed.fit()
 
     assert resumed.history == whole.history
@@ -150,6 +178,52 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precisio
         assert found.epoch == expected.epoch
         assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
     assert (resumed.folder / "history.csv").read_bytes() == (whole.folder / "history.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize(("precision", "recipe"), [("fp32", "one-cycle"), ("bf16", "default")])
+def test_told_to_stop_it_finishes_the_batch_and_goes_on_after_it(trainer, monkeypatch, precision, recipe, number, kind):
+    hardware = Hardware(torch.device("cpu"), precision)
+    whole = trainer("whole", hardware=hardware, recipe=recipe)
+    whole.fit()
+
+    batches = []
+
+    def count_and_signal(*arguments, original=pipeline.trainer.forward):
+        batches.append(1)
+        if len(batches) in (3, 11):  # of five an epoch, the last of which has one image and is dropped
+            signal.raise_signal(number)
+        return original(*arguments)
+
+    monkeypatch.setattr("pipeline.trainer.forward", count_and_signal)
+    for _ in range(2):
+        with pytest.raises(kind):
+            trainer("stopped", hardware=hardware, recipe=recipe).fit()
+    resumed = trainer("stopped", hardware=hardware, recipe=recipe)
+    resumed.fit()
+    assert len(batches) == 6 * 4, "no batch was to be done twice"
+    assert resumed.history == whole.history
+    for name in ("best_val_acc", "best_val_loss", "terminal"):
+        expected, found = weights_of(whole, name).weights, weights_of(resumed, name).weights
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_told_to_stop_twice_it_stops_at_once_and_goes_on_from_the_last_epoch(trainer, monkeypatch):
+    def signal_twice(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second was to stop it")
+
+    run = trainer(num_epochs=1)
+    run.fit()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.trainer.forward", signal_twice)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(num_epochs=2).fit()
+    resumed = trainer(num_epochs=2)
+    resumed.fit()
+    assert [row["epoch"] for row in resumed.history] == [1, 2]
 
 
 def test_a_finished_run_does_not_train_again(trainer, monkeypatch):

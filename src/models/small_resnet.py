@@ -1,0 +1,34 @@
+"""A small network after ResNet for grey images of 28x28, trained from scratch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from models.base import Classifier
+from models.resnet18 import ResidualBlock
+
+
+class SmallResNet(Classifier):
+    """A residual block (64) at 28x28, a max pool, a block (128) at 14x14, a max pool, one linear layer.
+
+    305,670 parameters for six classes.
+    """
+
+    group: ClassVar[str] = "SmallResNet"
+    cam_layer: ClassVar[str] = "features.2"  # the last block, (N, 128, 14, 14)
+    input_size: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+    mean: ClassVar[tuple[float, ...]] = (0.5,)
+    std: ClassVar[tuple[float, ...]] = (0.5,)
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            ResidualBlock(1, 64, 1), nn.MaxPool2d(2), ResidualBlock(64, 128, 1), nn.MaxPool2d(2)
+        )
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(128 * 7 * 7, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 1, 28, 28) float to (N, C) logits."""
+        return self.classifier(self.features(images))

@@ -1,0 +1,90 @@
+"""One run by several processes: it comes to what one process comes to, and one of them writes."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from helpers import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+RUN = "SmallResNet_pretrained_False_aug_False_lr_0.0001_wd_0.0001_g_0.9"
+FLAGS = shlex.split("-m SmallResNet -e 3 -b 14 -l 0.0001 -g 0.9 -c --wandb disabled --precision fp32")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Noise of two kinds that a network can almost tell apart: 30 images to train on, the last batch smaller."""
+    folder = tmp_path_factory.mktemp("distributed")
+    generator = np.random.default_rng(0)
+    for name, count in (("dataset", 19), ("dataset_testing", 5)):
+        for place, label in enumerate("AB"):
+            (folder / name / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.random((28, 28), np.float32)
+                pixels[:14] *= 0.7 + 0.3 * place
+                np.save(folder / name / label / f"{number:02d}.npy", pixels)
+    return folder
+
+
+def call(place, *command, **environment):
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def torchrun(place, processes, *arguments):
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    return call(place, *launcher, REPOSITORY / "src" / "main.py", *arguments)
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    result = call(place, REPOSITORY / "src" / "main.py", *FLAGS, "-o", "alone")
+    assert result.returncode == 0, result.stderr
+    return place / "alone"
+
+
+def history(folder):
+    with (folder / RUN / "history.csv").open(newline="") as file:
+        return [list(map(float, row.values())) for row in csv.DictReader(file)]
+
+
+def results(folder):
+    """Of each checkpoint: its epoch, and its loss and accuracies on the test images."""
+    checkpoints = json.loads((folder / RUN / "metrics.json").read_text())["checkpoints"].values()
+    scores = [(kept["epoch"], kept["test"]["dataset_testing"]) for kept in checkpoints]
+    return [number for epoch, test in scores for number in (epoch, test["loss"], test["accuracy"])]
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("processes", [2, 3])  # the third has no share of the last batch, of two images
+def test_comes_to_the_same_as_one_process(place, alone, processes):
+    output = place / str(processes)
+    result = torchrun(place, processes, *FLAGS, "-o", output)
+    assert result.returncode == 0, result.stderr
+    assert np.array(history(output)) == pytest.approx(np.array(history(alone)), rel=1e-3)
+    assert results(output) == pytest.approx(results(alone), rel=1e-3)
+    assert files(output) == files(alone)
+    assert re.findall(r"^epoch +(\d)/3 ", result.stderr, re.MULTILINE) == ["1", "2", "3"], "one process was to speak"
+
+
+def test_an_error_is_told_once(place):
+    result = torchrun(place, 2, *FLAGS, "-d", "nowhere")
+    assert result.stderr.count("error: there is no folder nowhere") == 1
+    assert result.returncode != 0
