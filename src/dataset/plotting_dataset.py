@@ -1,4 +1,4 @@
-"""The figures of a dataset: class sizes, forms of images, padding, augmentation."""
+"""The figures of a dataset: class sizes, forms of images, padding, augmentation; of array sets, side by side."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine
 from dataset.folders import AUGMENTED, class_names, image_files, source_stem
 from dataset.reading import read_image, upright_rgb
-from plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
+from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from PIL import Image
+
+    from dataset.array_images import ArraySet
 
 _EXAMPLES = 3  # pairs a class
 _SOURCES = 2  # a class whose augmented images are shown
 _AUGMENTED_SHOWN = 5  # of a source
 _CLASSES_SHOWN = 6  # in a figure of pictures
+_IN_A_ROW = 5  # images of a class, from the start of an array set, from its middle and from its end
+_GAP = "#a9c4de"  # between array images, so that neither black nor white ones run into it
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,27 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
     augmented = {name: image_files(dataset_dir / (name + AUGMENTED)) for name in names}
     if any(augmented.values()):
         figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a})
-    paths = {name: figures_dir / f"{name}.png" for name in figures}
-    for name, figure in figures.items():
-        save_figure(figure, paths[name])
+    paths = _save_all(figures, figures_dir)
     if "augmented_images" not in figures:
         (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # it would show another dataset's
-    return list(paths.values())
+    return paths
+
+
+def plot_array_sets(sets: Sequence[ArraySet], figures_dir: Path) -> list[Path]:
+    """Draws examples, intensities, and mean and variance images of sets side by side; returns the PNGs."""
+    figures = {
+        "examples": draw_array_examples(sets),
+        "intensities": draw_intensities(sets),
+        "means": draw_means(sets),
+    }
+    return _save_all(figures, figures_dir)
+
+
+def _save_all(figures: Mapping[str, Figure], figures_dir: Path) -> list[Path]:
+    paths = [figures_dir / f"{name}.png" for name in figures]
+    for figure, path in zip(figures.values(), paths, strict=True):
+        save_figure(figure, path)
+    return paths
 
 
 def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
@@ -189,3 +209,121 @@ def _use_plain_numbers(axes: Axes) -> None:
         axis.set_major_locator(LogLocator(10, (1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+def draw_array_examples(sets: Sequence[ArraySet]) -> Figure:
+    """Images of every class: a column of panels a set, with the first, the middle and the last ones."""
+    names = _all_classes(sets)
+    cell = 0.42
+    longest = max(map(len, names))
+    figure = new_figure(
+        len(sets) * (cell * _IN_A_ROW + 0.25) + 0.6 + 0.08 * longest, 3 * (cell * len(names) + 0.2) + 0.8
+    )
+    grid = figure.subplots(3, len(sets), squeeze=False)
+    for column, array_set in zip(grid.T, sets, strict=True):
+        thirds = [np.array_split(array_set.of_class(name), 3) for name in names]
+        for part, axes in enumerate(column):
+            _show_tiles(axes, [_five(third[part], part) for third in thirds], array_set.pixels.shape[1:], "gray", 255)
+        column[0].set_title(f"{array_set.name}\n{len(array_set.pixels):,} images", fontsize=11)
+    for axes, title in zip(grid[:, 0], ("first", "middle", "last"), strict=True):
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        axes.set_ylabel(title, fontsize=11)
+    figure.suptitle("Examples of each class")
+    return figure
+
+
+def draw_intensities(sets: Sequence[ArraySet]) -> Figure:
+    """Two histograms a set, on shared axes: the values of all pixels, and how much of each image is dark."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure = new_figure(max(5, 2.6 * len(sets) + 1.2), 5.2)
+    grid = figure.subplots(2, len(sets), sharey="row", squeeze=False)
+    for (above, below), array_set in zip(grid.T, sets, strict=True):
+        levels = np.bincount(array_set.pixels.ravel(), minlength=256).reshape(16, 16).sum(axis=1)
+        above.bar(np.arange(8, 256, 16), levels / levels.sum(), 16, color=BLUE, edgecolor="white", linewidth=0.5)
+        shares = array_set.dark_shares
+        above.set_title(f"{array_set.name}\n{shares.mean():.0%} of the pixels are dark", fontsize=11)
+        above.set(xlim=(0, 256), xticks=[0, 128, 255])
+        counts, edges = np.histogram(shares, 25, (0, 1))
+        below.bar(edges[:-1], counts / counts.sum(), 0.04, align="edge", color=ORANGE, edgecolor="white", linewidth=0.5)
+        below.axvline(0.5, color=VERMILION, linestyle="--", linewidth=1.2)
+        below.set_title(f"{np.mean(shares <= 0.5):.0%} of the images are white", fontsize=11)
+        below.set(xlim=(0, 1), xticks=[0, 0.5, 1])
+        below.xaxis.set_major_formatter(PercentFormatter(1))
+    for axes, label in zip(grid[:, 0], ("share of pixels", "share of images"), strict=True):
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    for row, label in zip(
+        grid, ("grey value of a pixel (0 is black)", "dark pixels of an image (white, if at most half)"), strict=True
+    ):
+        row[len(sets) // 2].set_xlabel(label)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_means(sets: Sequence[ArraySet]) -> Figure:
+    """The mean and the variance image of each class, of values from 0 to 1: a row a set; below, the numbers."""
+    names = _all_classes(sets)
+    cell = 0.75 if len(names) <= 6 else 0.55
+    longest, longest_set = max(map(len, names)), max(len(array_set.name) for array_set in sets)
+    upright = longest > 10 * cell  # or the names would run into one another
+    figure = new_figure(
+        max(4.5, 2 * (cell * len(names) + 0.2)) + 0.9 + 0.08 * longest_set,
+        len(sets) * (cell + 0.3) + 1.5 + (0.08 * longest if upright else 0),
+    )
+    grid = figure.subplots(len(sets) + 1, 2, height_ratios=[1] * len(sets) + [0.1])
+    for row, array_set in zip(grid[:-1], sets, strict=True):
+        members = [array_set.of_class(name) for name in names]
+        shape = array_set.pixels.shape[1:]
+        means = [images.mean(axis=0) / 255 if len(images) else None for images in members]
+        variances = [images.var(axis=0) / 255**2 if len(images) else None for images in members]
+        shown = [_show_tiles(row[0], [means], shape, "gray", 1), _show_tiles(row[1], [variances], shape, "magma", 0.25)]
+        row[0].set_ylabel(array_set.name, fontsize=11, rotation=0, ha="right", va="center")
+        for axes in row:
+            for place, images in enumerate(members):
+                axes.text(place + 0.5, 1.04, f"{len(images):,}", ha="center", va="top", fontsize=8)
+    explained = (
+        ("Mean (below: number of images)", "0 is black, 1 is white"),
+        ("Variance", "0.25: half black, half white"),
+    )
+    for column, image, (title, label) in zip(grid.T, shown, explained, strict=True):
+        column[0].xaxis.set_label_position("top")
+        column[0].xaxis.tick_top()
+        column[0].set_xticks(np.arange(len(names)) + 0.5, names, rotation=90 if upright else 0)
+        column[0].set_xlabel(title, fontsize=12)
+        column[0].tick_params(length=0)
+        figure.colorbar(image, cax=column[-1], orientation="horizontal").set_label(label, fontsize=9)
+    return figure
+
+
+def _all_classes(sets: Sequence[ArraySet]) -> list[str]:
+    return sorted(set().union(*(array_set.labels.tolist() for array_set in sets)))
+
+
+def _five(images: np.ndarray, part: int) -> list[np.ndarray | None]:
+    """The first, the middle or the last five of some images; None in place of those that are not there."""
+    spare = max(0, len(images) - _IN_A_ROW)
+    chosen = images[part * spare // 2 :][:_IN_A_ROW]
+    return [*chosen, *[None] * (_IN_A_ROW - len(chosen))]
+
+
+def _show_tiles(
+    axes: Axes, rows: Sequence[Sequence[np.ndarray | None]], shape: tuple[int, int], colours: str, white: float
+) -> AxesImage:
+    """Shows rows of images of one shape with gaps between them, each over one unit of the axes."""
+    import matplotlib
+
+    (height, width), gap = shape, max(1, shape[0] // 14)
+    tiled = np.full((len(rows) * (height + 2 * gap), len(rows[0]) * (width + 2 * gap)), np.nan, dtype=np.float32)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            if image is not None:
+                top, left = row * (height + 2 * gap) + gap, column * (width + 2 * gap) + gap
+                tiled[top : top + height, left : left + width] = image
+    axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    shades = matplotlib.colormaps[colours].resampled(64).with_extremes(bad=_GAP)  # more would only make large files
+    extent = (0, len(rows[0]), len(rows), 0)
+    return axes.imshow(tiled, shades, vmin=0, vmax=white, interpolation="nearest", extent=extent, aspect=height / width)
