@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 # What a parameter line does not say, and a sweep's flags do.
 _FLAGS = [
     *("val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir"),
-    *("seed", "precision", "weights", "wandb"),
+    *("seed", "precision", "recipe", "weights", "wandb"),
 ]
 
 
@@ -37,17 +37,24 @@ def sweep(runs: Sequence[Settings]) -> bool:
     """
     pending = [settings for settings in runs if not _has_finished(settings)]
     _log.info("%d runs, of which %d have finished", len(runs), len(runs) - len(pending))
-    failed = elsewhere = 0
-    with tqdm(desc="sweep", total=len(pending), unit="run", disable=None) as bar:
-        for settings in pending:
-            with claim(_claim_file(settings)) as claimed:
-                if not claimed:
-                    elsewhere += 1
-                elif not _has_finished(settings):  # another program may have finished it meanwhile
-                    failed += not _try(settings)
-            bar.update()
+    failed = 0
+    with tqdm(desc="sweep", total=len(pending), unit="run", smoothing=0, disable=None) as bar:
+        while True:
+            elsewhere = []
+            for settings in pending:
+                with claim(_claim_file(settings)) as claimed:
+                    if not claimed:
+                        elsewhere.append(settings)
+                    elif _has_finished(settings):  # by another program, meanwhile
+                        bar.total -= 1  # and no part of what the time left is reckoned from
+                    else:
+                        failed += not _try(settings)
+                        bar.update()
+            if len(elsewhere) == len(pending):
+                break
+            pending = elsewhere  # whose owners may be gone by now
     if elsewhere:
-        _log.info("%d runs were left to other programs that are at work on them", elsewhere)
+        _log.info("%d runs were left to other programs that are at work on them", len(elsewhere))
     if failed:
         _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
     return not failed

@@ -35,7 +35,6 @@ def random_weights(few_photographs):
         ("CNNBasic", []),
         ("VGG", ["-p"]),
         ("VGGAdapted", ["-p"]),
-        ("CustomVGG", ["-p"]),
         ("CustomVGG", []),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value) or "scratch",

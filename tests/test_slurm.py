@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,20 +11,21 @@ import sys
 import venv
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 import slurm
+from dataset.folders import image_files
+from dataset.sample import CLASSES, write_sample
 from helpers import REPOSITORY
 
 SCRIPTS = ("run_cluster.sh", "run_cluster_sets.sh", "setup_conda.sh")
 NINE = ("ResNet", "False", "1", "4", "0.001", "0.01", "0.99", "false", "false")
+SMALL = ("SmallResNet", *NINE[1:])
 
 
-def run_name(rate):
-    return f"ResNet18_pretrained_False_aug_False_lr_{rate}_wd_0.01_g_0.99"
+def run_name(rate, model="SmallResNet"):
+    return f"{model}_pretrained_False_aug_False_lr_{rate}_wd_0.01_g_0.99"
 
 
 def copy_repository(folder):
@@ -220,13 +222,22 @@ def cluster(tmp_path_factory):
 
 @pytest.mark.slow
 class TestJobs:
-    """Real training, on drawings of a few pixels."""
+    """Real training, on a few images of the offline sample."""
+
+    @pytest.fixture(scope="class")
+    def sample(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("sample")
+        write_sample(folder / "dataset", folder / "dataset_testing")
+        return folder
 
     @pytest.fixture
-    def place(self, tmp_path):
+    def place(self, tmp_path, sample):
         folder = copy_repository(tmp_path / "check out")
-        draw(folder / "dataset", 8)
-        draw(folder / "dataset_testing", 2)
+        for name, count in (("dataset", 8), ("dataset_testing", 2)):
+            for label in CLASSES:
+                (folder / name / label).mkdir(parents=True)
+                for file in image_files(sample / name / label)[:count]:
+                    shutil.copy(file, folder / name / label)
         return folder
 
     @pytest.fixture
@@ -245,8 +256,17 @@ class TestJobs:
         log = (place / "logs" / f"image-run-{job}.log").read_text()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
         assert (state["Partition"], state["TresPerJob"]) == ("tests", "gres:gpu:1")
-        assert (place / "saved_models" / run_name(0.001) / "metrics.json").exists()
+        assert finished(place) == {run_name(0.001, "ResNet18")}
         assert epochs_in(log) == [1]
+
+    def test_one_run_by_two_tasks_of_srun(self, cluster, place, submit):
+        flags = f"-m SmallResNet -e 1 -b 4 -l 0.001 -w 0.01 --output-dir {shlex.quote(str(place / 'saved_models'))}"
+        job = submit("--ntasks=2", "--output=log", "--wrap", f"srun python src/main.py {flags}")
+        (state,) = cluster.await_end(job, 120)
+        log = (place / "log").read_text()
+        assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
+        assert finished(place) == {run_name(0.001)}
+        assert epochs_in(log) == [1], "the two were to join"
 
     def test_bad_arguments_end_the_job_at_once(self, cluster, place, submit):
         for command, message in (
@@ -285,35 +305,31 @@ class TestJobs:
 
     def test_a_job_at_its_time_limit_goes_on_where_it_was(self, cluster, place, submit):
         """Slurm looks every 30 seconds: it gives the signal 25 to 55 seconds after the start, of one minute."""
-        epochs = 10
-        draw(place / "dataset", 16, first=8)  # more than a minute of training, on a CPU
-        arguments = ("ResNet", "False", epochs, *NINE[3:])
-        job = submit("--time=1", "--signal=B:USR1@5", "run_cluster.sh", *arguments)
+        epochs = 1 + round(70 / seconds_an_epoch(place))
+        job = submit("--time=1", "--signal=B:USR1@5", "run_cluster.sh", *NINE[:2], epochs, *NINE[3:])
         slurm.wait_until(lambda: cluster.show(job)[0]["Restarts"] == "1", 90, "the job's return to the queue")
         cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # once is enough
         (state,) = cluster.await_end(job, 300)
         log = (place / "logs" / f"image-run-{job}.log").read_text()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
-        assert log.count("goes back into the queue") == log.count("going on after epoch") == 1
+        assert log.count("goes back into the queue") == log.count("\ngoing on ") == 1
         assert epochs_in(log) == list(range(1, epochs + 1)), "each epoch was to be trained once"
-        with (place / "saved_models" / run_name(0.001) / "history.csv").open() as file:
+        with (place / "saved_models" / run_name(0.001, "ResNet18") / "history.csv").open() as file:
             assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs + 1))
-        assert finished(place) == {run_name(0.001)}
+        assert finished(place) == {run_name(0.001, "ResNet18")}
 
 
-def draw(directory, count, first=0):
-    """Two classes of noise, one of which is reddish."""
-    generator = np.random.default_rng(count)
-    for place, label in enumerate("AB"):
-        (directory / label).mkdir(parents=True, exist_ok=True)
-        for number in range(first, first + count):
-            pixels = generator.integers(0, 100, (40, 40, 3), dtype=np.uint8)
-            pixels[..., place] += 120
-            Image.fromarray(pixels).save(directory / label / f"{number:04d}.png")
+def seconds_an_epoch(place):
+    """How long a ResNet18 trains for an epoch on this machine."""
+    flags = ("-m", "ResNet", "-e", "1", "-b", "4", "-o", "timed")
+    command = [sys.executable, "src/main.py", *flags]
+    notes = subprocess.run(command, cwd=place, env=surroundings(), capture_output=True, text=True, check=True).stderr
+    images_per_second = float(re.search(r"([\d.]+) images/s", notes)[1])
+    return len(list((place / "dataset").glob("*/*"))) / images_per_second
 
 
 def write_set(place, number, rates):
-    lines = (" ".join([*NINE[:4], str(rate), *NINE[5:]]) for rate in rates)
+    lines = (" ".join([*SMALL[:4], str(rate), *SMALL[5:]]) for rate in rates)
     (place / "parameters" / f"hyperparameters_{number}.txt").write_text("\n".join(lines) + "\n")
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +13,8 @@ import pytest
 import pipeline.run
 import sweep as program
 from common import UserError
-from helpers import digests, start
+from dataset.sample import write_sample
+from helpers import REPOSITORY, digests, start
 from pipeline.parameters import FIELDS, write_line
 from pipeline.settings import Settings
 
@@ -137,6 +141,37 @@ def test_two_sweeps_share_the_work(runs, monkeypatch):
     assert sorted(done) == sorted(settings.run_name for settings in runs)
 
 
+@pytest.mark.slow
+def test_killed_three_times_it_comes_to_the_same_table(tmp_path):
+    lines = [
+        f"{model} False 3 16 {rate} 0.01 {gamma} False False"
+        for model in ("SmallVGG", "SmallResNet", "SmallEfficientNet")
+        for rate in (0.001, 0.0001)
+        for gamma in (0.9, 0.99)
+    ]
+    generator = random.Random(0)
+    for name in ("undisturbed", "killed"):
+        place = tmp_path / name
+        write_sample(place / "dataset", place / "dataset_testing")
+        (place / "runs.txt").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, REPOSITORY / "src" / "sweep.py", "runs.txt", "--wandb", "disabled"]
+    for finished in (1, 4, 8):
+        with subprocess.Popen(command, cwd=place, stderr=subprocess.DEVNULL) as sweep:
+            while len(list(place.glob("saved_models/*/metrics.json"))) < finished:
+                assert sweep.poll() is None
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, 2))  # somewhere in the next run
+            sweep.kill()
+        assert len(list(place.glob("saved_models/*/metrics.json"))) < 12
+    for name in ("undisturbed", "killed"):
+        result = start("sweep.py", "runs.txt", cwd=tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        assert start("report.py", cwd=tmp_path / name).returncode == 0
+    tables = [(tmp_path / name / "clean_runs.csv").read_text() for name in ("undisturbed", "killed")]
+    assert len(tables[0].splitlines()) == 13
+    assert tables[0] == tables[1]
+
+
 class TestProgram:
     @pytest.fixture
     def place(self, make_folder, tmp_path):
@@ -158,8 +193,6 @@ class TestProgram:
     def test_writes_the_parameter_files_of_the_repository(self, tmp_path):
         result = start("sweep.py", "--write-parameters", "parameters", cwd=tmp_path)
         assert (result.returncode, result.stdout) == (0, "35 files in parameters\n")
-        from helpers import REPOSITORY
-
         assert digests(tmp_path / "parameters") == digests(REPOSITORY / "parameters")
 
     @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Splits that do not leak, and batches that hold what they should."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import UserError
 from dataset.folders import ImageFolder, augmented_name, read_folder, source_stem
-from pipeline.data import ImageBatches, load_test_set, load_training_data, make_loader, split_folder
+from pipeline.data import ImageBatches, check_folders, load_test_set, load_training_data, make_loader, split_folder
 
 STEMS = st.text("ab01_", min_size=1, max_size=4)
 
@@ -15,8 +18,6 @@ STEMS = st.text("ab01_", min_size=1, max_size=4)
 @st.composite
 def image_folders(draw):
     """Folders on paper: originals of any names, two files of one stem among them, and images made from some."""
-    from pathlib import Path
-
     paths, labels, augmented = [], [], []
     count = draw(st.integers(2, 4))
     for label in range(count):
@@ -142,3 +143,31 @@ def test_unreadable_images_are_left_out_and_named(make_folder, tmp_path, monkeyp
     assert len(test_set.paths) == len(test_set.images) == len(test_set.labels) == 9
     assert test_set.name == "data"
     assert folder / "A" / "0002.png" not in test_set.paths
+
+
+def test_trains_on_a_folder_of_arrays_and_tests_on_an_archive(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).random((12, 1, 28, 28), dtype=np.float32)
+    labels = np.arange(12) // 6 + 1
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        Path("TRAIN", str(label)).mkdir(parents=True, exist_ok=True)
+        np.save(Path("TRAIN", str(label), f"{number:02d}.npy"), image)
+    images[4, 0, 2, 2] = np.nan
+    np.savez("TEST.npz", images=images, labels=labels)
+    training, testing = check_folders(Path("TRAIN"), (Path("TEST.npz"),), with_augmented=False)
+    data, test_set = load_training_data(training, (1, 28, 28)), load_test_set(testing, (1, 28, 28))
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out: TEST.npz/1/4: an array with values that are not finite"
+    ]
+    assert len(data.train) + len(data.validation) == 12
+    assert data.classes == ("1", "2")
+    assert test_set.name == "TEST.npz"
+    assert test_set.labels.tolist() == [0] * 5 + [1] * 6
+    (batch, _), *_ = make_loader(test_set.images, 16)
+    assert np.array_equal(batch.numpy(), np.round(np.delete(images, 4, axis=0) * 255).astype(np.uint8))
+
+
+def test_an_archive_with_other_classes_is_refused(make_folder, tmp_path):
+    np.savez(tmp_path / "TEST.npz", images=np.zeros((3, 28, 28)), labels=["A", "A", "C"])
+    with pytest.raises(UserError, match=r"differ in their classes: only .* has B; only .* has C"):
+        check_folders(make_folder("data", {"A": 2, "B": 2}), (tmp_path / "TEST.npz",), with_augmented=False)

@@ -11,6 +11,7 @@ from models import build_model
 from pipeline import tester
 from pipeline.checkpoints import CHECKPOINTS, Checkpoint
 from pipeline.data import load_test_set
+from pipeline.figures import plot_heatmap
 from pipeline.hardware import Hardware
 from pipeline.settings import Settings
 from pipeline.tester import choose_examples, class_activation_maps
@@ -76,8 +77,22 @@ def test_figures_of_every_checkpoint_and_test_set(two_sets):
             assert min(image.size) > 300
 
 
+def test_a_small_grey_image_is_drawn_grey_and_large(tmp_path):
+    image = np.full((28, 28, 1), 128, dtype=np.uint8)
+    image[7:21, 7:21] = 200
+    plot_heatmap(image, np.zeros((28, 28)), "", tmp_path / "heatmap.png")
+    with Image.open(tmp_path / "heatmap.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB"))
+    areas = [(pixels == grey).all(axis=2).sum() for grey in (128, 200)]
+    assert areas[1] > 2 * 150 * 150  # in the image and in the overlay
+    assert areas[0] == pytest.approx(3 * areas[1], rel=0.1)
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
-@pytest.mark.parametrize("name", ["Tiny", "ResNet18", "CustomVGG"])
+@pytest.mark.parametrize(
+    "name",
+    ["Tiny", "ResNet18", "CustomVGG", "SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet"],
+)
 def test_maps_of_frozen_and_trainable_models(tiny_model, name, frozen):
     torch.manual_seed(0)
     model = build_model(name, 2)

@@ -1,0 +1,223 @@
+"""Trains small models on sets of arrays and tests them on others, which differ: `python src/array_study.py [DATA_DIR]`.
+
+The sets are TRAIN, TEST and TEST2, and two that are derived from them: TRAIN2, which is TRAIN and its inversion, and
+TRAIN3, the images of TEST with a white background. Without a folder of sets the embedded digits are taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from common import ArgumentParser, UserError, run_program, write_whole
+from dataset.array_images import white_background, with_inversions, write_digits
+from dataset.folders import ImageFolder
+from pipeline.settings import Settings
+from reporting.study import (
+    HALVES,
+    MODELS,
+    ROWS,
+    Outcome,
+    Study,
+    draw_confusions,
+    draw_curves,
+    make_tables,
+    write_reports,
+)
+from reporting.tables import as_markdown, as_text
+
+_log = logging.getLogger(__name__)
+
+_CHECKPOINT = "best_val_acc"
+_BATCH_SIZE = 64
+_DIGITS = Path(".cache/digits")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the study trains.
+
+    Attributes:
+        images: about how many images a run sees in all; a set of more is seen once.
+        learning_rate: of all epochs, or the highest of a cycle.
+        patience: epochs without a lower validation loss before a run stops; None to go through all.
+        recipes: by the set that is trained on.
+    """
+
+    images: int
+    learning_rate: float
+    patience: int | None
+    recipes: Mapping[str, str]
+
+
+PLANS = {
+    "published": Plan(
+        images=50_000,
+        learning_rate=1e-3,
+        patience=2,
+        recipes={"TRAIN": "adam", "TRAIN2": "adam", "TEST": "adam-crop", "TRAIN3": "adam-crop"},
+    ),
+    "best": Plan(
+        images=100_000,
+        learning_rate=3e-3,
+        patience=None,
+        recipes=dict.fromkeys(("TRAIN", "TRAIN2", "TEST", "TRAIN3"), "one-cycle"),
+    ),
+}
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Trains four small models on sets of arrays and tests them on others.")
+    parser.add_argument(
+        "data_dir", type=Path, nargs="?", metavar="DATA_DIR",
+        help="holds the sets TRAIN, TEST and TEST2, folders or .npz files (default: digits, written to .cache/)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(PLANS),
+        default="published",
+        help="as it was published, or better (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs of each model on each set (default: %(default)s)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    Settings.add_flags(parser, ["output_dir", "precision", "wandb"])
+    parser.set_defaults(output_dir=Path("saved_models/array_study"), wandb="disabled")
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds {arguments.seeds}: must be at least 1")
+    sets = derive_sets(arguments.data_dir or _write_digits())
+    folder = arguments.output_dir / arguments.recipe
+    common = {"precision": arguments.precision, "wandb": arguments.wandb}
+    study = run_study(sets, PLANS[arguments.recipe], arguments.seeds, folder, **common)
+    draw_curves(study, folder / "curves.png")
+    draw_confusions(study, folder / "confusion_matrices.png")
+    write_reports(study, folder / "reports.txt")
+    with write_whole(folder / "study.json") as partial:
+        partial.write_text(json.dumps(study.to_json(), indent=2) + "\n")
+    print(
+        (as_markdown if arguments.markdown else as_text)(
+            make_tables(study, with_published=arguments.data_dir is not None)
+        )
+    )
+    return 0
+
+
+def _write_digits() -> Path:
+    write_digits(_DIGITS)
+    return _DIGITS
+
+
+def derive_sets(data_dir: Path) -> dict[str, ImageFolder]:
+    """The three sets of a folder, the two made from them, and the halves of TEST, by name.
+
+    Raises:
+        UserError: a set is missing, or their classes differ, or TEST has no half with a white background.
+    """
+    from pipeline.data import check_folders
+
+    places = [_find_set(data_dir, name) for name in ("TRAIN", "TEST", "TEST2")]
+    train, test, test2 = check_folders(places[0], tuple(places[1:]), with_augmented=False)
+    white = white_background(test)
+    whites = set(white.paths)
+    black = test.subset([place for place, path in enumerate(test.paths) if path not in whites])
+    sets = {"TRAIN": train, "TRAIN2": with_inversions(train), "TRAIN3": white, "TEST": test, "TEST2": test2}
+    sets |= dict(zip(HALVES["TEST"], (black, white), strict=True))
+    return {name: replace(folder, directory=data_dir / name) for name, folder in sets.items()}
+
+
+def _find_set(data_dir: Path, name: str) -> Path:
+    for place in (data_dir / name, data_dir / f"{name}.npz"):
+        if place.exists():
+            return place
+    raise UserError(f"there is no {data_dir / name}, nor {name}.npz: the study needs the sets TRAIN, TEST and TEST2")
+
+
+def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: Path, **common: Any) -> Study:
+    """Trains every model on every set with every seed, and tests it; what has finished before is only read.
+
+    Args:
+        sets: as `derive_sets` gives them.
+        plan: how to train.
+        seeds: runs of each model on each set.
+        folder: for the runs.
+        common: settings that all runs share.
+    """
+    from pipeline.run import run
+
+    runs = [(seed, trained, model) for seed in range(seeds) for trained in plan.recipes for model in MODELS]
+    outcomes: dict[tuple[str, str], list[Outcome]] = {(trained, model): [] for _, trained, model in runs}
+    times = folder / "seconds.json"
+    with tqdm(desc="study", total=len(runs), unit="run", smoothing=0, disable=None) as bar:
+        for seed, trained, model in runs:
+            settings = _make_settings(sets, plan, trained, model, seed, folder, common)
+            tested = [directory.name for directory in settings.test_dir]
+            with _timed(times, settings.run_dir):
+                metrics = run(settings, [sets[name] for name in (trained, *tested)])
+            scores = metrics["checkpoints"][_CHECKPOINT]["test"]
+            confusions = {name: np.array(scores[name]["confusion_matrix"]) for name in tested}
+            outcomes[trained, model].append(Outcome(settings.run_dir / "history.csv", confusions))
+            bar.update()
+    return Study(sets["TRAIN"].classes, outcomes, sum(_read_times(times).values()))
+
+
+def _make_settings(
+    sets: Mapping[str, ImageFolder],
+    plan: Plan,
+    trained: str,
+    model: str,
+    seed: int,
+    folder: Path,
+    common: Mapping[str, Any],
+) -> Settings:
+    tested = dict.fromkeys(tested for from_, tested in ROWS if from_ == trained)
+    parts = [part for name in tested for part in HALVES.get(name, (name,))]
+    epochs = max(1, round(plan.images / len(sets[trained].paths)))
+    return Settings(
+        model_type=model,
+        num_epochs=epochs,
+        batch_size=_BATCH_SIZE,
+        learning_rate=plan.learning_rate,
+        weight_decay=0.0,
+        gamma=1.0,
+        early_stopping_patience=plan.patience or epochs,
+        recipe=plan.recipes[trained],
+        data_dir=sets[trained].directory,
+        test_dir=tuple(sets[part].directory for part in parts),
+        output_dir=folder / trained / f"seed_{seed}",
+        seed=seed,
+        **common,
+    )
+
+
+@contextmanager
+def _timed(file: Path, run_dir: Path) -> Iterator[None]:
+    """Adds the seconds that a run takes to those that it took before, unless it has finished."""
+    finished = (run_dir / "metrics.json").exists()
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        if not finished:
+            times, name = _read_times(file), f"{run_dir.parent.parent.name}/{run_dir.parent.name}/{run_dir.name}"
+            times[name] = times.get(name, 0.0) + time.monotonic() - begin
+            with write_whole(file) as partial:
+                partial.write_text(json.dumps(times, indent=2) + "\n")
+
+
+def _read_times(file: Path) -> dict[str, float]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+if __name__ == "__main__":
+    run_program(main)

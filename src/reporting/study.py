@@ -1,0 +1,176 @@
+"""What the study of array images came to: its tables, figures and classification reports."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common import write_whole
+from plotting import BLUE, VERMILION, new_figure, save_figure
+from reporting.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Accuracies that were published for SmallVGG, SmallResNet, SmallEfficientNet and HybridVGGResNet on the real sets.
+PUBLISHED = {
+    ("TRAIN", "TEST"): (0.59, 0.57, 0.57, 0.57),
+    ("TRAIN2", "TEST"): (0.53, 0.55, 0.54, 0.57),
+    ("TRAIN", "TEST2"): (0.22, 0.19, 0.15, 0.14),
+    ("TEST", "TEST2"): (0.96, 0.92, 0.95, 0.97),
+    ("TRAIN3", "TEST2"): (0.96, 0.96, 0.96, 0.97),
+}
+ROWS = tuple(PUBLISHED)
+MODELS = ("SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet")
+HALVES = {"TEST": ("TEST_black", "TEST_white")}  # sets that are tested on in parts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained run.
+
+    Attributes:
+        history: the file with a row an epoch.
+        confusions: (C, C) int64 on each test set, by its name; rows are true classes.
+    """
+
+    history: Path
+    confusions: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs of the study.
+
+    Attributes:
+        classes: C names.
+        outcomes: a run a seed, by the set that was trained on and the model.
+        seconds: that all runs took.
+    """
+
+    classes: Sequence[str]
+    outcomes: Mapping[tuple[str, str], Sequence[Outcome]]
+    seconds: float
+
+    def confusions(self, trained: str, tested: str, model: str) -> np.ndarray:
+        """(seeds, C, C) int64."""
+        parts = HALVES.get(tested, (tested,))
+        return np.stack([sum(run.confusions[part] for part in parts) for run in self.outcomes[trained, model]])
+
+    def accuracies(self, trained: str, tested: str, model: str) -> np.ndarray:
+        """(seeds,) from 0 to 1."""
+        confusions = self.confusions(trained, tested, model)
+        return confusions.trace(axis1=1, axis2=2) / confusions.sum(axis=(1, 2))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every accuracy, and what all runs took."""
+        halves = [(trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ())]
+        rows = [
+            {
+                "trained_on": trained,
+                "tested_on": tested,
+                "accuracies": {model: self.accuracies(trained, tested, model).round(4).tolist() for model in MODELS},
+            }
+            for trained, tested in (*ROWS, *halves)
+        ]
+        return {"rows": rows, "seconds": round(self.seconds)}
+
+
+def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
+    """The accuracies, beside the published ones if these are of the same sets, and those on the two halves of TEST."""
+    halves = [(trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ())]
+    accuracies = {
+        (trained, tested): [_spread(study.accuracies(trained, tested, model)) for model in MODELS]
+        for trained, tested in (*ROWS, *halves)
+    }
+    seeds = len(study.outcomes[ROWS[0][0], MODELS[0]])
+    remark = f"Mean and standard deviation of {seeds} runs with different seeds." if seeds > 1 else "One run each."
+    if with_published:
+        remark += " In brackets what was published."
+        for row, published in PUBLISHED.items():
+            accuracies[row] = [f"{ours} ({other:.2f})" for ours, other in zip(accuracies[row], published, strict=True)]
+    took = f"All {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes."
+    header = ("trained on / tested on", *MODELS)
+    for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", halves, took)):
+        yield Table(title, header, [(" / ".join(row), *accuracies[row]) for row in rows], below)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+
+
+def write_reports(study: Study, path: Path) -> None:
+    """Writes precision, recall and F1 of each class, for every row and model, over all seeds together."""
+    from sklearn.metrics import classification_report
+
+    parts = []
+    for trained, tested in ROWS:
+        for model in MODELS:
+            confusion = study.confusions(trained, tested, model).sum(axis=0)
+            true, predicted = np.indices(confusion.shape).reshape(2, -1)
+            report = classification_report(
+                true, predicted, sample_weight=confusion.ravel(), target_names=study.classes, digits=3, zero_division=0
+            )
+            parts.append(f"{model}, trained on {trained}, tested on {tested}\n\n{report}")
+    with write_whole(path) as partial:
+        partial.write_text("\n".join(parts))
+
+
+def draw_curves(study: Study, path: Path) -> None:
+    """Draws the loss over the epochs of every run, a row of panels for each set that was trained on."""
+    sets = tuple(dict.fromkeys(trained for trained, _ in ROWS))
+    figure = new_figure(3 * len(MODELS), 2.4 * len(sets))
+    panels = figure.subplots(len(sets), len(MODELS), sharex="row", sharey="row", squeeze=False)
+    for row, trained in zip(panels, sets, strict=True):
+        for axes, model in zip(row, MODELS, strict=True):
+            for run in study.outcomes[trained, model]:
+                _draw_loss(axes, run.history)
+        row[0].set_ylabel(f"trained on {trained}\nloss")
+        row[0].set_ylim(bottom=0)
+    for axes, model in zip(panels[0], MODELS, strict=True):
+        axes.set_title(model)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    lines = [panels[0, 0].lines[place] for place in (0, 1)]
+    figure.legend(lines, ("training", "validation"), loc="outside lower center", ncols=2, frameon=False)
+    save_figure(figure, path)
+
+
+def _draw_loss(axes: Axes, history: Path) -> None:
+    with history.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(row["epoch"]) for row in rows]
+    for side, colour in (("train", BLUE), ("val", VERMILION)):
+        losses = [float(row[f"{side}_loss"]) for row in rows]
+        axes.plot(epochs, losses, color=colour, alpha=0.8, marker="o", markersize=3 * (len(epochs) <= 30))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+
+
+def draw_confusions(study: Study, path: Path) -> None:
+    """Draws a confusion matrix of all seeds together for every row and model: shares of each true class."""
+    count = len(study.classes)
+    side = max(2.4, 0.4 * count)
+    figure = new_figure(side * len(MODELS) + 1, side * len(ROWS) + 0.6)
+    panels = figure.subplots(len(ROWS), len(MODELS), squeeze=False)
+    for row, (trained, tested) in zip(panels, ROWS, strict=True):
+        for axes, model in zip(row, MODELS, strict=True):
+            confusion = study.confusions(trained, tested, model).sum(axis=0)
+            shares = confusion / confusion.sum(axis=1, keepdims=True).clip(1)
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            for (true, predicted), share in np.ndenumerate(shares):
+                colour = "white" if share > 0.6 else "black"
+                axes.text(predicted, true, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+            axes.set_xticks(range(count), study.classes)
+            axes.set_yticks(range(count), study.classes)
+            axes.set_xlabel("predicted")
+        row[0].set_ylabel(f"{trained} / {tested}\ntrue class")
+    for axes, model in zip(panels[0], MODELS, strict=True):
+        axes.set_title(model)
+    figure.suptitle("Of each true class, how many percent were taken for which")
+    save_figure(figure, path)

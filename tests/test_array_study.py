@@ -1,0 +1,141 @@
+"""The study of array images: which sets each run is trained and tested on, and what is told of them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import array_study
+from array_study import PLANS, Plan, derive_sets, run_study
+from common import UserError
+from dataset.array_images import write_digits
+from helpers import digests, start
+from reporting.study import MODELS, PUBLISHED, ROWS, Outcome, Study, draw_confusions, draw_curves, make_tables
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(digits):
+    return derive_sets(digits)
+
+
+def test_sets_are_derived_without_files(sets, digits):
+    counts = {name: len(folder.paths) for name, folder in sets.items()}
+    assert counts == {
+        "TRAIN": 500, "TRAIN2": 1000, "TRAIN3": 350, "TEST": 700, "TEST2": 500, "TEST_black": 350, "TEST_white": 350,
+    }  # fmt: skip
+    assert {path.name for path in digits.iterdir()} == {"TRAIN", "TEST", "TEST2"}
+    assert {folder.directory.name for folder in sets.values()} == set(sets)
+    assert not set(sets["TEST_black"].paths) & set(sets["TEST_white"].paths)
+
+
+PLAN = Plan(images=1, learning_rate=1e-3, patience=None, recipes=PLANS["published"].recipes)
+
+
+@pytest.fixture(scope="module")
+def few(sets):
+    """Every tenth image of each set."""
+    return {name: folder.subset(range(0, len(folder.paths), 10)) for name, folder in sets.items()}
+
+
+@pytest.fixture(scope="module")
+def study(few, tmp_path_factory):
+    """One epoch of each run."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return run_study(few, PLAN, 1, folder, wandb="disabled")
+
+
+def test_a_model_trained_once_serves_both_test_sets(study):
+    assert study.outcomes.keys() == {(trained, model) for trained, _ in ROWS for model in MODELS}
+    for (trained, _), runs in study.outcomes.items():
+        assert len(runs) == 1
+        tested = {name: int(confusion.sum()) for name, confusion in runs[0].confusions.items()}
+        assert tested == {
+            "TRAIN": {"TEST_black": 35, "TEST_white": 35, "TEST2": 50},
+            "TRAIN2": {"TEST_black": 35, "TEST_white": 35},
+        }.get(trained, {"TEST2": 50})
+    assert study.confusions("TRAIN", "TEST", "SmallVGG").sum() == 70
+
+
+def test_runs_are_as_planned_and_not_repeated(study, few, monkeypatch):
+    folder = study.outcomes["TRAIN", "SmallVGG"][0].history.parents[3]
+    settings = {
+        path.relative_to(folder).parts[:2]: json.loads(path.read_text())
+        for path in folder.glob("*/*/SmallVGG*/settings.json")
+    }
+    assert {key: value["recipe"] for key, value in settings.items()} == {
+        (trained, "seed_0"): PLANS["published"].recipes[trained] for trained, _ in ROWS
+    }
+    before = digests(folder)
+    monkeypatch.chdir(folder)
+    again = run_study(few, PLAN, 1, folder, wandb="disabled")
+    assert digests(folder) == before
+    assert again.to_json() == study.to_json()
+
+
+def test_tables_have_each_row_and_the_halves(study):
+    twice = Study(study.classes, {key: runs * 2 for key, runs in study.outcomes.items()}, study.seconds)
+    accuracy, halves = make_tables(twice, with_published=True)
+    assert [row[0] for row in accuracy.rows] == [f"{trained} / {tested}" for trained, tested in ROWS]
+    for row, published in zip(accuracy.rows, PUBLISHED.values(), strict=True):
+        for cell, other in zip(row[1:], published, strict=True):
+            assert re.fullmatch(rf"[01]\.\d{{3}} ± 0\.000 \({other:.2f}\)", cell)
+    assert [row[0] for row in halves.rows] == [
+        f"{trained} / {half}" for trained in ("TRAIN", "TRAIN2") for half in ("TEST_black", "TEST_white")
+    ]
+    plain, _ = make_tables(study, with_published=False)
+    assert "(" not in "".join(plain.rows[0][1:])
+
+
+def test_accuracy_of_a_set_in_halves_is_that_of_all_its_images():
+    black, white = np.array([[3, 0], [0, 3]]), np.array([[1, 1], [2, 0]])
+    outcome = Outcome(None, {"TEST_black": black, "TEST_white": white, "TEST2": np.eye(2, dtype=int)})
+    study = Study(("a", "b"), {(trained, model): [outcome] for trained, _ in ROWS for model in MODELS}, 1.0)
+    assert study.accuracies("TRAIN", "TEST", "SmallVGG") == pytest.approx([0.7])
+    assert study.accuracies("TRAIN", "TEST_white", "SmallVGG") == pytest.approx([0.25])
+
+
+def test_figures_and_reports(study, tmp_path):
+    draw_curves(study, tmp_path / "curves.png")
+    draw_confusions(study, tmp_path / "confusion_matrices.png")
+    array_study.write_reports(study, tmp_path / "reports.txt")
+    report = (tmp_path / "reports.txt").read_text()
+    assert report.count("precision") == 20
+    assert "HybridVGGResNet, trained on TRAIN3, tested on TEST2" in report
+    support = re.findall(r"accuracy +[\d.]+ +(\d+)", report)
+    assert set(support) == {"70", "50"}
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("curves.png", "confusion_matrices.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "there is no nowhere/TRAIN, nor TRAIN.npz"),
+        (("--seeds", "0"), "--seeds 0: must be at least 1"),
+    ],
+)
+def test_bad_input(tmp_path, arguments, message):
+    result = start("array_study.py", *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_sets_of_different_classes_are_refused(digits, tmp_path):
+    for name in ("TRAIN", "TEST", "TEST2"):
+        (tmp_path / name).symlink_to(digits / name)
+    (tmp_path / "TEST2").unlink()
+    (tmp_path / "TEST2").mkdir()
+    for label in "ab":
+        (tmp_path / "TEST2" / label).symlink_to(digits / "TEST2" / "1")
+    with pytest.raises(UserError, match="differ in their classes"):
+        derive_sets(tmp_path)
