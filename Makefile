@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 IN_VENV = $(VENV)/bin/python
+IN_PARALLEL = OMP_NUM_THREADS=1 $(IN_VENV)  # a test process for each core
 
 .PHONY: train test test-slow lint
 
@@ -11,10 +12,10 @@ train: $(VENV)/.installed
 	$(IN_VENV) src/main.py -m ResNet18 -e 4 -b 16 -l 0.0003 -g 0.5 -c
 
 test: $(VENV)/.installed-tests
-	$(IN_VENV) -m pytest
+	$(IN_PARALLEL) -m pytest -n logical --dist loadfile
 
 test-slow: $(VENV)/.installed-tests
-	$(IN_VENV) -m pytest -m slow
+	$(IN_PARALLEL) -m pytest -n logical --dist loadfile -m slow
 
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check

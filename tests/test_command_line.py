@@ -23,8 +23,8 @@ def test_defaults():
     assert parse("-m", "VGG").to_json() == {
         "model_type": "VGG", "pretrained": False, "num_epochs": 30, "batch_size": 32, "learning_rate": 1e-4,
         "weight_decay": 1e-4, "gamma": 0.99, "val_freq": 1, "early_stopping_patience": 20, "data_augmentation": False,
-        "data_dir": "dataset", "test_dir": ["dataset_testing"], "seed": 100, "precision": "auto", "weights": None,
-        "freeze_to": None,
+        "data_dir": "dataset", "test_dir": ["dataset_testing"], "seed": 100, "precision": "auto", "recipe": "default",
+        "weights": None, "freeze_to": None,
     }  # fmt: skip
     assert parse("-m", "VGG").output_dir == Path("saved_models")
     assert parse("-m", "VGG").wandb == "auto"

@@ -93,7 +93,9 @@ class TestScripts:
     def test_a_value_that_is_no_value_is_named(self, place):
         result = call("run_cluster.sh", "ResNet", "False", "many", *NINE[3:], cwd=place)
         assert result.returncode == 2
-        assert result.stderr == "error: /dev/stdin:1: num_epochs many: must be a whole number\n"
+        error, usage = result.stderr.splitlines()
+        assert error == "error: /dev/stdin:1: num_epochs many: must be a whole number"
+        assert usage.startswith("usage: sbatch run_cluster.sh MODEL ")
 
     @pytest.mark.parametrize("environment", ["venv:", "venv:nowhere", "conda:", "poetry", "conda:x"])
     def test_an_environment_that_is_not_there(self, place, environment):
@@ -220,15 +222,16 @@ def cluster(tmp_path_factory):
     assert not processes_of(folder / "slurm.conf")
 
 
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder / "dataset", folder / "dataset_testing")
+    return folder
+
+
 @pytest.mark.slow
 class TestJobs:
     """Real training, on a few images of the offline sample."""
-
-    @pytest.fixture(scope="class")
-    def sample(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("sample")
-        write_sample(folder / "dataset", folder / "dataset_testing")
-        return folder
 
     @pytest.fixture
     def place(self, tmp_path, sample):

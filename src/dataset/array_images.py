@@ -276,7 +276,7 @@ def inspect(places: Sequence[Path], figures_dir: Path) -> None:
         UserError: as `load_set`, or two sets have the same name.
     """
     from dataset.plotting_dataset import plot_array_sets
-    from dataset.shift import measure_shift
+    from dataset.shift import in_short, measure_shift
 
     sets = [load_set(place) for place in places]
     if len({array_set.name for array_set in sets}) < len(sets):
@@ -284,8 +284,7 @@ def inspect(places: Sequence[Path], figures_dir: Path) -> None:
     for array_set in sets:
         _say("set", f"{array_set.name}: {_tell_counts(array_set)}")
     for (trained, training), (tested, testing) in combinations(zip(sets, map(_examine_some, sets), strict=True), 2):
-        aspects = measure_shift(*training, *testing)
-        sentence = next((aspect.sentence for aspect in aspects if aspect.shifted), "none")
+        sentence = in_short(measure_shift(*training, *testing))
         _say("shift", f"{tested.name} against {trained.name}: {sentence}")
     for path in plot_array_sets(sets, figures_dir):
         _say("draw", str(path))
@@ -299,25 +298,15 @@ def _tell_counts(array_set: ArraySet) -> str:
 
 def _examine_some(array_set: ArraySet) -> tuple[list[Examined], np.ndarray]:
     """What shift is measured on: images of each class, drawn at random, and their labels (N,)."""
-    from dataset.duplicates import fingerprint
-    from dataset.examining import THUMBNAIL, Examined
+    from dataset.examining import describe
 
     generator = np.random.default_rng(0)
     of_classes = [np.flatnonzero(array_set.labels == name) for name in np.unique(array_set.labels)]
     places = np.concatenate([generator.permutation(of_class)[:_COMPARED] for of_class in of_classes])
-    examined = []
-    for place in places:
-        image = Image.fromarray(array_set.pixels[place])
-        examined.append(
-            Examined(
-                path=Path(array_set.name, array_set.labels[place], str(place)),
-                size=image.size,
-                form="array L",
-                thumbnail=np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
-                intensities=np.asarray(image.histogram(), dtype=np.float32) / (image.width * image.height),
-                fingerprint=fingerprint(image),
-            )
-        )
+    examined = [
+        describe(Path(array_set.name, array_set.labels[place], str(place)), Image.fromarray(array_set.pixels[place]))
+        for place in places
+    ]
     return examined, array_set.labels[places]
 
 

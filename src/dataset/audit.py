@@ -20,7 +20,7 @@ from dataset.duplicates import find_exact_duplicates, find_near_duplicates
 from dataset.examining import Examined, examine
 from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, has_classes, image_files, other_files
 from dataset.moving import finish_moves, set_aside
-from dataset.shift import Aspect, measure_shift
+from dataset.shift import Aspect, in_short, measure_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
@@ -171,7 +171,7 @@ def describe(report: Report) -> Iterator[str]:
         for aspect in aspects:
             numbers = f"{aspect.distance:8.2f} ({aspect.random_parts:.2f}) {aspect.unit}"
             yield f"  {aspect.name:12}{numbers:36}{aspect.sentence if aspect.shifted else 'as in training'}"
-        yield f"  In short: {_in_short(aspects)}."
+        yield f"  In short: {in_short(aspects)}."
 
 
 def summarise(report: Report) -> Iterator[str]:
@@ -180,11 +180,7 @@ def summarise(report: Report) -> Iterator[str]:
     found += [f"{title}: {sum(twin.kind == kind for twin in report.twins)}" for kind, title in _TITLES.items()]
     yield "; ".join(found)
     for directory, aspects in report.shift.items():
-        yield f"shift of {directory}: {_in_short(aspects)}"
-
-
-def _in_short(aspects: Sequence[Aspect]) -> str:
-    return next((aspect.sentence for aspect in aspects if aspect.shifted), "none")
+        yield f"shift of {directory}: {in_short(aspects)}"
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -72,10 +72,14 @@ def _examine(path: Path) -> Examined | str:
 @cache
 def _examine_once(path: Path, size: int, modified: int) -> Examined | str:
     try:
-        stored = read_image(path)
-        image = upright_rgb(stored)
+        return describe(path, read_image(path))
     except UnreadableImage as error:
         return str(error)
+
+
+def describe(path: Path, stored: Image.Image) -> Examined:
+    """What is known of an image that was read as it is stored."""
+    image = upright_rgb(stored)
     grey = image.convert("L")
     return Examined(
         path=path,

@@ -50,6 +50,11 @@ class _Kind(NamedTuple):
     tell: Callable[[np.ndarray, np.ndarray], str]
 
 
+def in_short(aspects: Sequence[Aspect]) -> str:
+    """The first thing that a person should hear of, or "none"."""
+    return next((aspect.sentence for aspect in aspects if aspect.shifted), "none")
+
+
 def measure_shift(
     training: Sequence[Examined], training_labels: np.ndarray, testing: Sequence[Examined], testing_labels: np.ndarray
 ) -> list[Aspect]:

@@ -6,12 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.base import Classifier
 from models.resnet18 import ResidualBlock
-from models.small_vgg import vgg_stage
+from models.small import SmallClassifier, dense_classifier, vgg_stage
 
 
-class HybridVGGResNet(Classifier):
+class HybridVGGResNet(SmallClassifier):
     """SmallVGG's stage (32, 64), two residual blocks (128) at 7x7, two fully connected layers with dropout between.
 
     1,348,102 parameters for six classes.
@@ -19,21 +18,12 @@ class HybridVGGResNet(Classifier):
 
     group: ClassVar[str] = "HybridVGGResNet"
     cam_layer: ClassVar[str] = "blocks"  # (N, 128, 7, 7)
-    input_size: ClassVar[tuple[int, int, int]] = (1, 28, 28)
-    mean: ClassVar[tuple[float, ...]] = (0.5,)
-    std: ClassVar[tuple[float, ...]] = (0.5,)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.features = vgg_stage()
         self.blocks = nn.Sequential(ResidualBlock(64, 128, 1), ResidualBlock(128, 128, 1))
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(128 * 7 * 7, 128),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            nn.Linear(128, num_classes),
-        )
+        self.classifier = dense_classifier(128, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 1, 28, 28) float to (N, C) logits."""

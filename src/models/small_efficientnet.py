@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.base import Classifier
+from models.small import SmallClassifier
 
 
-class SmallEfficientNet(Classifier):
+class SmallEfficientNet(SmallClassifier):
     """Three 3x3 convolutions (32, 64, 128) with batch normalisation and a max pool each; dropout, one linear layer.
 
     99,814 parameters for six classes.
@@ -18,9 +18,6 @@ class SmallEfficientNet(Classifier):
 
     group: ClassVar[str] = "SmallEfficientNet"
     cam_layer: ClassVar[str] = "features.10"  # the last ReLU, (N, 128, 7, 7)
-    input_size: ClassVar[tuple[int, int, int]] = (1, 28, 28)
-    mean: ClassVar[tuple[float, ...]] = (0.5,)
-    std: ClassVar[tuple[float, ...]] = (0.5,)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

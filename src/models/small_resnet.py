@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.base import Classifier
 from models.resnet18 import ResidualBlock
+from models.small import SmallClassifier
 
 
-class SmallResNet(Classifier):
+class SmallResNet(SmallClassifier):
     """A residual block (64) at 28x28, a max pool, a block (128) at 14x14, a max pool, one linear layer.
 
     305,670 parameters for six classes.
@@ -18,9 +18,6 @@ class SmallResNet(Classifier):
 
     group: ClassVar[str] = "SmallResNet"
     cam_layer: ClassVar[str] = "features.2"  # the last block, (N, 128, 14, 14)
-    input_size: ClassVar[tuple[int, int, int]] = (1, 28, 28)
-    mean: ClassVar[tuple[float, ...]] = (0.5,)
-    std: ClassVar[tuple[float, ...]] = (0.5,)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ class _Wandb:
 
     def __init__(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         self._run: Any = None
-        self._given_up = False
+        self._given_up = threading.Lock()  # held from the one time on that it is said
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if settings.wandb != "disabled":
@@ -94,8 +94,7 @@ class _Wandb:
         self._tasks.put(None)
         self._thread.join(self._PATIENCE)
         if self._thread.is_alive():
-            self._given_up = True
-            _log.warning("wandb has not answered for %d s: going on without it", self._PATIENCE)
+            self._give_up(f"wandb has not answered for {self._PATIENCE} s")
 
     def _start(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         import wandb
@@ -122,9 +121,11 @@ class _Wandb:
             if self._run is not None:
                 self._run.finish()
         except Exception as error:  # whatever wandb raises is no reason to lose a run
-            if self._given_up:
-                return
-            _log.warning("wandb: %s: going on without it", str(error).partition("\n")[0] or type(error).__name__)
+            self._give_up("wandb: " + (str(error).partition("\n")[0] or type(error).__name__))
+
+    def _give_up(self, why: str) -> None:
+        if self._given_up.acquire(blocking=False):
+            _log.warning("%s: going on without it", why)
 
 
 def _wandb_mode(wanted: str) -> str | None:

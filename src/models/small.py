@@ -1,0 +1,40 @@
+"""What the networks for grey images of 28x28 share."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from models.base import Classifier
+
+
+class SmallClassifier(Classifier):
+    """A network from (N, 1, 28, 28) to logits, trained from scratch."""
+
+    input_size: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+    mean: ClassVar[tuple[float, ...]] = (0.5,)
+    std: ClassVar[tuple[float, ...]] = (0.5,)
+
+
+def vgg_stage() -> nn.Sequential:
+    """Two 3x3 convolutions, each with a max pool: (N, 1, 28, 28) to (N, 64, 7, 7)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )
+
+
+def dense_classifier(channels: int, num_classes: int) -> nn.Sequential:
+    """Two fully connected layers with dropout between: (N, channels, 7, 7) to (N, C) logits."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * 7 * 7, 128),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(128, num_classes),
+    )
