@@ -123,6 +123,23 @@ def test_settings_that_differ_from_a_finished_run_are_told(runs):
     assert "begun with other settings (num_epochs 2 there, 3 here)" in program.describe_state(longer)
 
 
+def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypatch):
+    first = runs[0].output_dir / ".claims" / runs[0].run_name
+    first.parent.mkdir(parents=True)
+    first.write_text('{"host": "elsewhere", "boot": "", "pid": 1, "started": "1"}')
+    done = []
+
+    def run(settings):
+        done.append(settings)
+        settings.run_dir.mkdir(parents=True)
+        (settings.run_dir / "metrics.json").write_text('{"plots": false}')
+        first.unlink(missing_ok=True)
+
+    monkeypatch.setattr(pipeline.run, "run", run)
+    assert program.sweep(runs)
+    assert done == [*runs[1:], runs[0]]
+
+
 def test_two_sweeps_share_the_work(runs, monkeypatch):
     done = []
 
