@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 PHOTOGRAPHS = "IMAGE_PROJECT_DATA"
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have ignored by what they run in the background
 
 
 @pytest.fixture(scope="session")
