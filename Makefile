@@ -9,7 +9,7 @@ IN_PARALLEL = OMP_NUM_THREADS=1 $(IN_VENV)  # a test process for each core
 
 train: $(VENV)/.installed
 	$(IN_VENV) src/dataset/sample.py
-	$(IN_VENV) src/main.py -m ResNet18 -e 4 -b 16 -l 0.0003 -g 0.5 -c
+	$(IN_VENV) src/main.py -m ResNet18 -e 4 -b 8 -l 0.0003 -g 0.5 -c
 
 test: $(VENV)/.installed-tests
 	$(IN_PARALLEL) -m pytest -n logical --dist loadfile

@@ -19,7 +19,7 @@ from pipeline.tester import class_activation_maps
 pytestmark = pytest.mark.slow
 
 RUN = "ResNet18_pretrained_False_aug_False_lr_0.0003_wd_0.0001_g_0.5"
-SAME_RUN = ("main.py", "-m", "ResNet18", "-b", 16, "-l", 0.0003, "-g", 0.5)
+SAME_RUN = ("main.py", "-m", "ResNet18", "-b", 8, "-l", 0.0003, "-g", 0.5)
 TRAIN = (*SAME_RUN, "-e", 4)
 SEED = 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from common import UserError
@@ -118,7 +119,7 @@ def join_gradients(model: nn.Module) -> nn.Module:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     else:
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, _BatchNorm):
                 module.__class__ = _BatchNormOverProcesses
     joined = DistributedDataParallel(model)
     joined.normalise = model.normalise
@@ -137,22 +138,27 @@ class _Sum(torch.autograd.Function):
         return sum_over_processes(gradient)
 
 
-class _BatchNormOverProcesses(nn.BatchNorm2d):
+class _BatchNormOverProcesses(_BatchNorm):
     """Normalises by mean and variance of all processes' images, as torch's SyncBatchNorm does, which needs a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape; N may differ between processes, or be 0."""
+        """(N, C, ...) to the same shape; N may differ between processes, or be 0."""
         if not self.training:
             return super().forward(x)
         values = x.float()
-        totals = _Sum.apply(torch.cat([values.sum((0, 2, 3)), values.new_tensor([x.numel() / x.shape[1]])]))
+        others = (0, *range(2, x.dim()))
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        totals = _Sum.apply(torch.cat([values.sum(others), values.new_tensor([x.numel() / x.shape[1]])]))
         count = totals[-1].detach()
         mean = totals[:-1] / count
-        centred = values - mean.view(1, -1, 1, 1)
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        centred = values - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum(others)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions will do."""

@@ -45,9 +45,9 @@ def call(place, *command, **environment):
     )
 
 
-def torchrun(place, processes, *arguments):
+def torchrun(place, processes, *arguments, program=REPOSITORY / "src" / "main.py"):
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
-    return call(place, *launcher, REPOSITORY / "src" / "main.py", *arguments)
+    return call(place, *launcher, program, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,44 @@ def test_comes_to_the_same_as_one_process(place, alone, processes):
     assert results(output) == pytest.approx(results(alone), rel=1e-3)
     assert files(output) == files(alone)
     assert re.findall(r"^epoch +(\d)/3 ", result.stderr, re.MULTILINE) == ["1", "2", "3"], "one process was to speak"
+
+
+LAYERS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from torch import nn
+from pipeline.distributed import join_gradients, joined_processes, rank
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.maps, self.features = nn.BatchNorm2d(2), nn.BatchNorm1d(2)
+
+    def normalise(self, images):
+        return images
+
+    def forward(self, x):
+        return self.features((self.maps(x) ** 3).mean((2, 3)))
+
+torch.manual_seed(0)
+x, weights = torch.randn(5, 2, 3, 3), torch.randn(5, 2)
+plain, joined = Model(), Model()
+(plain(x) * weights).sum().backward()
+with joined_processes():
+    part = slice(rank(), None, 2)  # three images, and two
+    network = join_gradients(joined)
+    (network(x[part]) * weights[part]).sum().mul(2).backward()
+torch.testing.assert_close(joined.state_dict(), plain.state_dict())
+for one, other in zip(joined.parameters(), plain.parameters()):
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_batch_normalisation_is_that_of_the_whole_batch(place):
+    (place / "layers.py").write_text(LAYERS)
+    result = torchrun(place, 2, REPOSITORY / "src", program="layers.py")
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_error_is_told_once(place):
