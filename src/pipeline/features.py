@@ -129,7 +129,10 @@ def compute_features(model: Classifier, data: TrainingData, hardware: Hardware, 
     if distributed.sum_over_processes(lacking).item():
         _log.info("the frozen layers run anew for each batch: %s", reason)
         return None
-    _log.info("trains on features of %.2f GB, computed once up to %s", features.rows.nbytes / 1e9, model.frozen_to)
+    _log.info(
+        "trains on features: what the layers up to %s make of %d images, %.2f GB",
+        *(model.frozen_to, len(places), features.rows.nbytes / 1e9),
+    )
     return replace(
         data,
         train=FeatureBatches(data.train, features, 0),

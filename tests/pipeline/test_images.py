@@ -1,5 +1,7 @@
 """Images are decoded once, and decoded anew when they change."""
 
+import shutil
+
 import numpy as np
 import psutil
 import pytest
@@ -55,9 +57,13 @@ def test_holds_each_image_in_its_place(folder, cache):
 
 def test_batches_are_copies_that_leave_the_process(folder, cache):
     """Asked for images, it gives them, also a second time, and its pages do not stay resident."""
-    result = decode_images(folder.subset(np.tile(np.arange(8), 40)), (3, 224, 224), cache)  # 48 MB
-    expected = np.load(next(cache.directory.glob("images/*.npy")))
+    many = folder.subset(np.tile(np.arange(8), 40))  # 48 MB
+    decode_images(folder, (3, 224, 224), cache)  # what a first time needs, it keeps
     process = psutil.Process()
+    before = process.memory_info().rss
+    result = decode_images(many, (3, 224, 224), cache)
+    assert process.memory_info().rss - before < 20e6
+    expected = np.load(max(cache.directory.glob("images/*.npy"), key=lambda file: file.stat().st_size))
     before = process.memory_info().rss
     for start in range(0, 320, 32):
         places = np.arange(start, start + 32)
@@ -71,6 +77,35 @@ def test_a_second_time_decodes_nothing(folder, cache, decoded):
     second = decode_images(folder, COLOUR, cache)
     assert sorted(decoded) == list(folder.paths)
     assert np.array_equal(first.pixels, second.pixels)
+
+
+def test_a_damaged_cache_is_decoded_anew(folder, cache, decoded):
+    pixels = decode_images(folder, COLOUR, cache).pixels.copy()
+    (file,) = cache.directory.glob("images/*.npy")
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    decoded.clear()
+    assert np.array_equal(decode_images(folder, COLOUR, cache).pixels, pixels)
+    assert sorted(decoded) == list(folder.paths)
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_without_a_cache_or_room_in_it_images_are_decoded_for_this_program(folder, cache, caplog, tmp_path, limit):
+    expected = decode_images(folder, COLOUR, cache).pixels
+    other = Cache(None) if limit is None else Cache(tmp_path / "small", limit)
+    for _ in range(2):
+        result = decode_images(folder, COLOUR, other)
+        assert np.array_equal(result.pixels, expected)
+        assert np.array_equal(result[np.array([5, 2])], expected[[5, 2]])
+    assert not list((tmp_path / "small").glob("*/*"))
+    assert ("are decoded for this run alone" in caplog.text) == (limit is not None)
+
+
+def test_no_room_anywhere(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**4, 10**4, 0))
+    with pytest.raises(UserError, match=r"data, decoded, finds no room: 0\.00 GB are more than half"):
+        decode_images(folder, COLOUR, Cache(None))
 
 
 @pytest.mark.parametrize("change", ["content", "deleted", "added", "size", "channels", "inverted"])
