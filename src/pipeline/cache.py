@@ -64,6 +64,10 @@ class Cache:
         """The cache that a run is to use."""
         return cls(None if settings.no_cache else cls.directory, settings.cache_limit * 1e9)
 
+    def find(self, name: str) -> Kept | None:
+        """An array by kind and key; None if it is to be made, or made anew."""
+        return None if self.directory is None else _open(self._file(name))
+
     def get(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]) -> Kept:
         """Finds an array, or makes it.
 
@@ -79,7 +83,7 @@ class Cache:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.directory is None:
             return _make_nameless(size, shape, dtype, fill)
-        file = self.directory / f"{name}.npy"
+        file = self._file(name)
         if kept := _open(file, shape, dtype):
             return kept
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +133,9 @@ class Cache:
                 _record_of(other).unlink(missing_ok=True)
         _check_disk(self.directory, size)
 
+    def _file(self, name: str) -> Path:
+        return self.directory / f"{name}.npy"
+
     def _files(self, pattern: str) -> list[Path]:
         return [file for kind in _KINDS for file in (self.directory / kind).glob(pattern)]
 
@@ -174,15 +181,15 @@ def _allocate(stream: IO[bytes], size: int) -> None:
         raise NoRoom(f"{_gb(size)} are not to be had ({error.strerror})") from error
 
 
-def _open(file: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Kept | None:
-    """An array that is there; None if there is none, or it is damaged."""
+def _open(file: Path, shape: tuple[int, ...] | None = None, dtype: DTypeLike | None = None) -> Kept | None:
+    """An array that is there; None if there is none, or it is damaged, or it should have another form."""
     try:
         with file.open("rb") as stream:
             _share(stream)
             record = json.loads(_record_of(file).read_text())
             if _is_untouched(file, stream, record):
                 array = _map(stream)
-                if array.shape == shape and array.dtype == dtype:
+                if shape is None or (array.shape == shape and array.dtype == dtype):
                     with suppress(OSError):  # of a cache that may only be read
                         os.utime(_record_of(file))  # when it was used last
                     return Kept(array, record["notes"])

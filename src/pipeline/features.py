@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -42,40 +42,12 @@ class BehindFrozen(nn.Module):
 
 
 class FeatureBatches(ImageBatches):
-    """The same batches of features in place of images."""
-
-    def __init__(self, images: ImageBatches, features: Features, first: int) -> None:
-        self.labels = images.labels[images.places]
-        self.places = np.arange(len(images))
-        self._features, self._first = features, first
+    """Batches of what `_to_rows` made of features, in place of decoded images."""
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Features (B, ...), as they leave the frozen layers, and labels (B,) int64."""
-        places = np.array(indices, dtype=np.int64)
-        return self._features[self._first + places], self.labels[places]
-
-
-@dataclass(frozen=True)
-class Features:
-    """The frozen layers' output for M images.
-
-    Attributes:
-        rows: (M, ...), memory-mapped; of maps (M, h, w, K); bf16, which numpy does not know, as int16.
-        dtype: of the output.
-    """
-
-    rows: np.memmap
-    dtype: torch.dtype
-
-    def __getitem__(self, places: np.ndarray) -> Tensor:
-        """A copy of the output for B images: of maps (B, K, h, w), channels last in memory."""
-        output = torch.from_numpy(take(self.rows, places)).view(self.dtype)
-        return output.permute(0, 3, 1, 2) if output.dim() == 4 else output
-
-
-def _to_rows(output: Tensor) -> np.ndarray:
-    rows = (output.permute(0, 2, 3, 1) if output.dim() == 4 else output).contiguous().cpu()
-    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+        """Features (B, ...) as they leave the frozen layers, maps (B, K, h, w) channels last, and labels (B,) int64."""
+        places = self.places[np.array(indices, dtype=np.int64)]
+        return _from_rows(take(self.decoded, places)), self.labels[places]
 
 
 def compute_features(model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> TrainingData | None:
@@ -91,70 +63,102 @@ def compute_features(model: Classifier, data: TrainingData, hardware: Hardware, 
 
     Returns:
         The data with features in place of images, for `BehindFrozen`. None, and a line says why, if an image's
-        features differ from time to time, or find no room.
+        features would differ from time to time, or find no room.
     """
-    frozen, _ = model.split(model.frozen_to)
-    images = data.train.decoded
     places = np.concatenate([data.train.places, data.validation.places])
-
-    def compute(layers: nn.Module, places: np.ndarray) -> Tensor:
-        return _run(model, layers, images, places, hardware)
-
-    def fill(rows: np.memmap) -> Notes:
-        hidden = None if distributed.is_first() else True
-        with tqdm(desc="computing features", total=len(places), unit="image", disable=hidden) as bar:
-            for start in range(0, len(places), _BATCH):
-                batch = places[start : start + _BATCH]
-                rows[start : start + len(batch)] = _to_rows(compute(frozen, batch))
-                release(rows)
-                bar.update(len(batch))
-        return {}
-
-    features, reason = None, "another process has none"
+    frozen = _Frozen(model, data.train.decoded, places, hardware)
+    rows, reason = None, "another process has no features"
     with distributed.first_alone():
-        twin = copy.deepcopy(frozen)  # for batch normalisation to keep its statistics in
-        training, example = compute(twin.train(), places[:2]), compute(twin.eval(), places[:2])
-        rows = _to_rows(example)
-        if torch.equal(training, example):
-            frozen.eval()
-            key = _key(model, frozen, images, places, hardware)
-            try:
-                kept = cache.get(f"features/{key}", (len(places), *rows.shape[1:]), rows.dtype, fill)
-                features = Features(kept.array, example.dtype)
-            except NoRoom as error:
-                reason = f"the features find no room: {error}"
-        else:
+        try:
+            rows = frozen.find_or_compute(cache)
+        except NoRoom as error:
+            reason = f"the features find no room: {error}"
+        except _Varying:
             reason = "they have batch normalisation or dropout, whose output depends on the batch or on chance"
-    lacking = torch.tensor(float(features is None), device=hardware.device)
+    lacking = torch.tensor(float(rows is None), device=hardware.device)
     if distributed.sum_over_processes(lacking).item():
         _log.info("the frozen layers run anew for each batch: %s", reason)
         return None
     _log.info(
         "trains on features: what the layers up to %s make of %d images, %.2f GB",
-        *(model.frozen_to, len(places), features.rows.nbytes / 1e9),
+        *(model.frozen_to, len(places), rows.nbytes / 1e9),
     )
+    labels = data.train.labels[places].numpy()
+    of_train, of_validation = np.split(np.arange(len(places)), [len(data.train)])
     return replace(
         data,
-        train=FeatureBatches(data.train, features, 0),
-        validation=FeatureBatches(data.validation, features, len(data.train)),
+        train=FeatureBatches(rows, labels, of_train),
+        validation=FeatureBatches(rows, labels, of_validation),
     )
 
 
-@torch.inference_mode()
-def _run(model: Classifier, layers: nn.Module, images: DecodedImages, places: np.ndarray, hardware: Hardware) -> Tensor:
-    batch = torch.from_numpy(images[places]).permute(0, 3, 1, 2).to(hardware.device)
-    with hardware.autocast():
-        return layers(model.normalise(batch))
+class _Varying(Exception):
+    """What layers make of an image is not always the same."""
 
 
-def _key(model: Classifier, frozen: nn.Module, images: DecodedImages, places: np.ndarray, hardware: Hardware) -> str:
-    """All that the features depend on: images, weights, how layers compute, and how rounding goes."""
-    digest = hashlib.sha256(f"{_FORM} {images.key} {model.mean} {model.std}".encode())
-    digest.update(f"{hardware.device.type} {hardware.precision} channels last".encode())
-    digest.update(places.tobytes())
-    for name, layer in frozen.named_modules():
-        digest.update(f"\0{name} {type(layer)} {layer.extra_repr()}".encode())
-    for name, tensor in itertools.chain(frozen.named_parameters(), frozen.named_buffers()):
-        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+class _Frozen:
+    """A model's frozen layers, and the images that they are to be run on."""
+
+    def __init__(self, model: Classifier, images: DecodedImages, places: np.ndarray, hardware: Hardware) -> None:
+        self.layers, _ = model.split(model.frozen_to)
+        self.model, self.images, self.places, self.hardware = model, images, places, hardware
+
+    def find_or_compute(self, cache: Cache) -> np.memmap:
+        """The features of all images, as rows.
+
+        Raises:
+            _Varying: training has others than evaluation.
+            NoRoom: the cache has none for them.
+        """
+        name = f"features/{self._key()}"
+        if kept := cache.find(name):
+            return kept.array
+        twin = copy.deepcopy(self.layers)  # in which batch normalisation may keep its statistics
+        some = self.places[:2]
+        in_training, features = self._run(twin.train(), some), self._run(twin.eval(), some)
+        if not torch.equal(in_training, features):
+            raise _Varying
+        rows = _to_rows(features)
+        return cache.get(name, (len(self.places), *rows.shape[1:]), rows.dtype, self._fill).array
+
+    def _key(self) -> str:
+        """All that the features depend on: images, weights, how layers compute, and how they round."""
+        digest = hashlib.sha256(f"{_FORM} {self.images.key} {self.model.mean} {self.model.std}".encode())
+        digest.update(self.places.tobytes())
+        digest.update(f"{self.hardware.device.type} {self.hardware.precision} channels last".encode())
+        for name, layer in self.layers.named_modules():
+            digest.update(f"\0{name} {type(layer)} {layer.extra_repr()}".encode())
+        for name, tensor in itertools.chain(self.layers.named_parameters(), self.layers.named_buffers()):
+            digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:32]
+
+    @torch.inference_mode()
+    def _run(self, layers: nn.Module, places: np.ndarray) -> Tensor:
+        images = torch.from_numpy(self.images[places]).permute(0, 3, 1, 2).to(self.hardware.device)
+        with self.hardware.autocast():
+            return layers(self.model.normalise(images))
+
+    def _fill(self, rows: np.memmap) -> Notes:
+        self.layers.eval()
+        hidden = None if distributed.is_first() else True
+        with tqdm(desc="computing features", total=len(rows), unit="image", disable=hidden) as bar:
+            for start in range(0, len(rows), _BATCH):
+                places = self.places[start : start + _BATCH]
+                rows[start : start + len(places)] = _to_rows(self._run(self.layers, places))
+                release(rows)
+                bar.update(len(places))
+        return {}
+
+
+def _to_rows(features: Tensor) -> np.ndarray:
+    """(N, ...) as it lies in memory: maps as (N, h, w, K), bf16, which numpy does not know, as int16."""
+    rows = (features.permute(0, 2, 3, 1) if features.dim() == 4 else features).contiguous().cpu()
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def _from_rows(rows: np.ndarray) -> Tensor:
+    features = torch.from_numpy(rows)
+    if features.dtype == torch.int16:
+        features = features.view(torch.bfloat16)
+    return features.permute(0, 3, 1, 2) if features.dim() == 4 else features
