@@ -34,10 +34,11 @@ def run_reference(dataset_dir: Path, output_dir: Path) -> None:
 
 def run_project(dataset_dir: Path, output_dir: Path) -> None:
     """This project: padded images go to the image cache, augmented ones beside their class."""
+    from pipeline.cache import Cache
     from pipeline.images import decode_images
 
     prepare_to_augment(dataset_dir)
-    decode_images(read_folder(dataset_dir), (3, 224, 224), output_dir / "cache")
+    decode_images(read_folder(dataset_dir), (3, 224, 224), Cache(output_dir / "cache"))
     create_augmented_data(dataset_dir)
 
 

@@ -91,15 +91,16 @@ def main() -> int:
         "--seeds", type=int, default=3, metavar="N", help="runs of each model on each set (default: %(default)s)"
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    Settings.add_flags(parser, ["output_dir", "precision", "wandb"])
+    common = ["precision", "wandb", "no_cache", "cache_limit"]
+    Settings.add_flags(parser, ["output_dir", *common])
     parser.set_defaults(output_dir=Path("saved_models/array_study"), wandb="disabled")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: must be at least 1")
     sets = derive_sets(arguments.data_dir or _write_digits())
     folder = arguments.output_dir / arguments.recipe
-    common = {"precision": arguments.precision, "wandb": arguments.wandb}
-    study = run_study(sets, PLANS[arguments.recipe], arguments.seeds, folder, **common)
+    given = {name: getattr(arguments, name) for name in common}
+    study = run_study(sets, PLANS[arguments.recipe], arguments.seeds, folder, **given)
     draw_curves(study, folder / "curves.png")
     draw_confusions(study, folder / "confusion_matrices.png")
     write_reports(study, folder / "reports.txt")

@@ -55,20 +55,24 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> str:
 
     class Tiny(Classifier):
         group = "Tiny"
-        cam_layer = "features.2"
+        cam_layer = "features.4"
         input_size = (3, 16, 16)
-        freeze_points = ("conv1",)
+        freeze_points = ("conv1", "conv2")
         default_freeze_point = "conv1"
 
         def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
             super().__init__()
-            self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+            self.features = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
+                nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            )  # fmt: skip
             self.classifier = nn.Sequential(
                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, num_classes)
             )
 
-        def layers_up_to(self, freeze_point: str):
-            yield self.features
+        def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
+            end = {"conv1": 2, "conv2": 5}[freeze_point]
+            return self.features[:end], nn.Sequential(self.features[end:], self.classifier)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.classifier(self.features(images))

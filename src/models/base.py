@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -21,6 +20,7 @@ class Classifier(nn.Module):
         mean, std: a value a channel, for images scaled to 0..1.
         freeze_points: names that `freeze_to` accepts, first layers first; empty for a network trained from scratch.
         default_freeze_point: the one used with pretrained weights where the user names none.
+        frozen_to: the one that `freeze_to` was called with; None while all layers are trained.
     """
 
     group: ClassVar[str]
@@ -30,6 +30,7 @@ class Classifier(nn.Module):
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     freeze_points: ClassVar[tuple[str, ...]] = ()
     default_freeze_point: ClassVar[str] = "none"
+    frozen_to: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,14 +43,17 @@ class Classifier(nn.Module):
         """(N, C, H, W) uint8 to (N, C, H, W) float32 on the same device, in the same memory format."""
         return torch.addcmul(self._shift, images.float(), self._scale)
 
-    def layers_up_to(self, freeze_point: str) -> Iterator[nn.Module]:
-        """The layers that `freeze_point`, one of `freeze_points`, freezes; nothing for a network with none."""
-        yield from ()
+    def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
+        """The network in two, which share its layers: what `freeze_point` freezes, and what comes behind it.
+
+        The second one's output for the first one's is the network's. Whoever has `freeze_points` says this.
+        """
+        raise NotImplementedError
 
     def freeze_to(self, freeze_point: str) -> None:
         """Takes the layers up to a freeze point out of training: no gradient, hence no update and no weight decay."""
-        for layer in self.layers_up_to(freeze_point):
-            layer.requires_grad_(False)
+        self.frozen_to = freeze_point
+        self.split(freeze_point)[0].requires_grad_(False)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimizer is given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.vgg19 import VGG19Classifier, load_features
 
@@ -40,7 +40,3 @@ class CustomVGG(VGG19Classifier):
         for width_in, width_out in ((1024, 1024), (1024, 512), (512, 256)):
             self.classifier.extend([nn.Linear(width_in, width_out), nn.GELU(), nn.BatchNorm1d(width_out)])
         self.classifier.append(nn.Linear(256, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) float to (N, C) logits."""
-        return self.classifier(self.pool(self.convolutions(self.features(images))))

@@ -5,7 +5,6 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,12 +16,15 @@ from torchvision.models.vgg import cfgs, make_layers
 from common import UserError
 from models.base import Classifier
 
-# The place in `features` behind each block's last ReLU. The max pool that follows has no weights to freeze.
-_END_OF_BLOCK = {"conv1": 4, "conv2": 9, "conv3": 18, "conv4": 27, "conv5": 36}
+# The place in `features` behind each block's max pool, which has no weights to freeze, but makes the output smaller.
+_END_OF_BLOCK = {"conv1": 5, "conv2": 10, "conv3": 19, "conv4": 28, "conv5": 37}
 
 
 class VGG19Classifier(Classifier):
-    """Borrowed layers in `features`, which are frozen block by block, and a `classifier` of a subclass's own."""
+    """Borrowed layers in `features`, which are frozen block by block, then a subclass's own, up to a `classifier`.
+
+    They are passed one after the other, in the order in which the subclass makes them.
+    """
 
     cam_layer: ClassVar[str] = "features.35"  # the last ReLU, (N, 512, 14, 14)
     freeze_points: ClassVar[tuple[str, ...]] = tuple(_END_OF_BLOCK)
@@ -32,10 +34,15 @@ class VGG19Classifier(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 224, 224) float to (N, C) logits."""
-        return self.classifier(self.features(images))
+        x = images
+        for layer in self.children():
+            x = layer(x)
+        return x
 
-    def layers_up_to(self, freeze_point: str) -> Iterator[nn.Module]:
-        yield from self.features[: _END_OF_BLOCK[freeze_point]]
+    def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
+        end = _END_OF_BLOCK[freeze_point]
+        features, *others = self.children()
+        return features[:end], nn.Sequential(*features[end:], *others)
 
 
 def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:

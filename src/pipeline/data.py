@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common import UserError
 from dataset.folders import ImageFolder, check_apart, read_folder
 from pipeline import distributed
+from pipeline.cache import SHARED, Cache
 from pipeline.images import DecodedImages, decode_images
 
 VALIDATION_SHARE = 0.2
@@ -67,18 +68,24 @@ def split_folder(folder: ImageFolder, readable: np.ndarray) -> Split:
 
 
 class ImageBatches(Dataset):
-    """Batches as slices of the decoded images. Asked for a list of places, it answers with one batch."""
+    """Batches as slices of the decoded images. Asked for a list of places, it answers with one batch.
+
+    Attributes:
+        decoded: the images of a folder.
+        labels: theirs, (N,) int64.
+        places: (M,) int, which of them these batches are made from.
+    """
 
     def __init__(self, decoded: DecodedImages, labels: np.ndarray, places: np.ndarray) -> None:
-        self._decoded, self._labels, self._places = decoded, torch.from_numpy(labels), places
+        self.decoded, self.labels, self.places = decoded, torch.from_numpy(labels), places
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
-        places = self._places[np.array(indices, dtype=np.int64)]
-        return torch.from_numpy(self._decoded[places]).permute(0, 3, 1, 2), self._labels[places]
+        places = self.places[np.array(indices, dtype=np.int64)]
+        return torch.from_numpy(self.decoded[places]).permute(0, 3, 1, 2), self.labels[places]
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -178,33 +185,35 @@ def check_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
     return [training, *testing]
 
 
-def load_training_data(folder: ImageFolder, input_size: tuple[int, int, int]) -> TrainingData:
+def load_training_data(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TrainingData:
     """Decodes and splits a training folder.
 
     Args:
         folder: the images.
         input_size: channels, height and width that the model takes.
+        cache: keeps the decoded images.
 
     Raises:
         UserError: a class has too few readable images.
     """
-    decoded = decode_images(folder, input_size)
+    decoded = decode_images(folder, input_size, cache)
     split = split_folder(folder, _readable(folder, decoded.unreadable))
     train, validation = (ImageBatches(decoded, folder.labels, places) for places in (split.train, split.validation))
     return TrainingData(folder.classes, train, validation, int(folder.augmented.sum()), split.left_out)
 
 
-def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int]) -> TestSet:
+def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TestSet:
     """Decodes a test folder.
 
     Args:
         folder: the images.
         input_size: channels, height and width that the model takes.
+        cache: keeps the decoded images.
 
     Raises:
         UserError: none of its images can be read.
     """
-    decoded = decode_images(folder, input_size)
+    decoded = decode_images(folder, input_size, cache)
     places = np.flatnonzero(_readable(folder, decoded.unreadable))
     return TestSet(
         folder.directory.resolve().name,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import UserError, available_cores, write_whole
+from common import UserError, available_cores
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.folders import ImageFolder
 from dataset.reading import UnreadableImage
+from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes, release, take
 
-CACHE_DIR = Path(".cache/images")
 _BLOCK = 16  # images that a thread is given at once: handing one over takes as long as reading a small array
-_FORM = 2  # to be raised when the same files come to give other bytes
+_FORM = 3  # to be raised when the same files come to give other bytes
 _log = logging.getLogger(__name__)
 
 
@@ -32,23 +30,19 @@ class DecodedImages:
     Attributes:
         pixels: (N, H, W, C) uint8, memory-mapped; black where a file could not be read.
         unreadable: the places of those, each with the reason.
+        key: what the pixels depend on, in short.
     """
 
     pixels: np.memmap
     unreadable: dict[int, str]
+    key: str
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """A copy (B, H, W, C) of the images at B places.
-
-        The pages that were read stay in the system's cache, but leave this process, whose memory would otherwise grow
-        to the size of the whole file in the first epoch.
-        """
-        batch = np.asarray(self.pixels[places])
-        self.pixels.base.madvise(mmap.MADV_DONTNEED)
-        return batch
+        """A copy (B, H, W, C) of the images at B places."""
+        return take(self.pixels, places)
 
 
-def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache_dir: Path = CACHE_DIR) -> DecodedImages:
+def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> DecodedImages:
     """Decodes, fits and pads each image, or finds this done already.
 
     The files' paths, sizes and modification times are the key, so that a changed file is decoded anew.
@@ -56,21 +50,31 @@ def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache_d
     Args:
         folder: the images.
         input_size: channels (1 for grey, or 3), and height and width, which are the same.
-        cache_dir: the folder that keeps the result.
+        cache: keeps the result. Where it has no room, this is kept for this program alone.
 
     Raises:
-        UserError: no image can be read.
+        UserError: no image can be read, or there is no room for them anywhere.
     """
-    pixels_file = cache_dir / f"{_key(folder, input_size)}.npy"
-    unreadable_file = pixels_file.with_suffix(".json")
-    if not pixels_file.exists():
-        _decode_into(pixels_file, unreadable_file, folder, input_size)
-    unreadable = {int(place): reason for place, reason in json.loads(unreadable_file.read_text()).items()}
+    key = _key(folder, input_size)
+    pixels, notes = _decode_or_find(key, folder, input_size, cache)
+    unreadable = {int(place): reason for place, reason in notes.items()}
     if len(unreadable) == len(folder.paths):
         raise UserError(f"{folder.directory} has no readable image: {folder.paths[0]}: {unreadable[0]}")
     for place, reason in unreadable.items():
         _log.warning("left out: %s: %s", folder.paths[place], reason)
-    return DecodedImages(np.load(pixels_file, mmap_mode="r"), unreadable)
+    return DecodedImages(pixels, unreadable, key)
+
+
+def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache) -> Kept:
+    channels, height, width = input_size
+    shape = (len(folder.paths), height, width, channels)
+    try:
+        return cache.get(f"images/{key}", shape, np.uint8, lambda pixels: _decode_into(pixels, folder, input_size))
+    except NoRoom as reason:
+        if cache.directory is None:
+            raise UserError(f"{folder.directory}, decoded, finds no room: {reason}") from None
+        _log.warning("the images of %s are decoded for this run alone: %s", folder.directory, reason)
+        return _decode_or_find(key, folder, input_size, Cache(directory=None))
 
 
 def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
@@ -88,36 +92,28 @@ def _version(file: Path) -> str:
     return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
-def _decode_into(
-    pixels_file: Path, unreadable_file: Path, folder: ImageFolder, input_size: tuple[int, int, int]
-) -> None:
-    channels, height, width = input_size
+def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, int, int]) -> Notes:
+    """Fills `pixels`; returns the places of what could not be read, as text, each with the reason."""
     count = len(folder.paths)
     unreadable: dict[int, str] = {}
-    with write_whole(pixels_file) as partial:
-        pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, height, width, channels))
 
-        def decode(places: range) -> int:
-            for place in places:
-                try:
-                    pixels[place] = _fit(folder, place, input_size)
-                except UnreadableImage as error:
-                    unreadable[place] = str(error)
-            return len(places)
+    def decode(places: range) -> int:
+        for place in places:
+            try:
+                pixels[place] = _fit(folder, place, input_size)
+            except UnreadableImage as error:
+                unreadable[place] = str(error)
+        return len(places)
 
-        # Pillow lets go of the interpreter while it decodes and resizes: threads keep all cores busy. Who reads small
-        # arrays holds it nearly all the time: several threads take longer than one.
-        threads = 1 if folder.is_array(0) else available_cores()
-        blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-        with (
-            ThreadPoolExecutor(threads) as pool,
-            tqdm(desc="decoding", total=count, unit="image", disable=None) as bar,
-        ):
-            for decoded in pool.map(decode, blocks):
-                bar.update(decoded)
-        pixels.flush()
-        with write_whole(unreadable_file) as partial_json:  # first: who finds the pixels finds this too
-            partial_json.write_text(json.dumps(dict(sorted(unreadable.items()))))
+    # Pillow lets go of the interpreter while it decodes and resizes: threads keep all cores busy. Who reads small
+    # arrays holds it nearly all the time: several threads take longer than one.
+    threads = 1 if folder.is_array(0) else available_cores()
+    blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+    with ThreadPoolExecutor(threads) as pool, tqdm(desc="decoding", total=count, unit="image", disable=None) as bar:
+        for decoded in pool.map(decode, blocks):
+            release(pixels)
+            bar.update(decoded)
+    return {str(place): unreadable[place] for place in sorted(unreadable)}
 
 
 def _fit(folder: ImageFolder, place: int, input_size: tuple[int, int, int]) -> np.ndarray:

@@ -16,6 +16,7 @@ from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
 from pipeline import distributed
+from pipeline.cache import Cache
 from pipeline.checkpoints import CHECKPOINTS
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
 from pipeline.hardware import Hardware, return_freed_memory
@@ -54,14 +55,15 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
 
     torch.manual_seed(settings.seed)
     model = build_model(settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to)
+    cache = Cache.of(settings)
     with distributed.first_alone():  # the others find the images decoded
-        data = load_training_data(folders[0], model.input_size)
+        data = load_training_data(folders[0], model.input_size, cache)
     if not distributed.is_first():
         distributed.wait_for_all()  # until there is a folder
         Trainer(model, data, settings, hardware, logger=None).fit()
         distributed.leave()
         return None
-    test_sets = [load_test_set(folder, model.input_size) for folder in folders[1:]]
+    test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
     run_id = _open_folder(settings, described)
     distributed.wait_for_all()
     _introduce(settings, hardware, model, data, test_sets)

@@ -99,6 +99,11 @@ class Settings:
     wandb: str = _option(
         "--wandb", "auto", "auto is online where a key is configured, else offline",
         choices=("auto", "online", "offline", "disabled"), describes_run=False)
+    no_cache: bool = _option(
+        "--no-cache", False, "prepare the images for this run alone, and keep nothing in .cache/", describes_run=False)
+    cache_limit: float = _option(
+        "--cache-limit", 10.0, "GB that .cache/ may take; what was not used for longest goes first",
+        describes_run=False)
     restart: bool = _option(
         "--restart", False, "begin anew; an earlier run of the same name is moved aside", describes_run=False)
     # fmt: on
@@ -112,6 +117,7 @@ class Settings:
         self._require(self.val_freq >= 1, "val_freq", "at least 1")
         self._require(self.early_stopping_patience >= 1, "early_stopping_patience", "at least 1")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
+        self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
         names = {directory.resolve().name for directory in self.test_dir}
         self._require(len(names) == len(self.test_dir), "test_dir", "folders of different names, which figures carry")
         for option in ("weights", "freeze_to"):

@@ -18,8 +18,10 @@ from tqdm import tqdm
 from common import StopRequest, UserError
 from models.base import Classifier
 from pipeline import distributed
+from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.data import TrainingData, make_loader
+from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate, forward
 from pipeline.jitter import vary
@@ -56,10 +58,8 @@ class Trainer:
         self.model = model.to(hardware.device, memory_format=torch.channels_last)
         self.averaged = self._make_average()
         self.evaluated = self.averaged.module if self.averaged else self.model
-        self.network = distributed.join_gradients(self.model)
         self.classes = data.classes
-        self.train_loader = make_loader(data.train, settings.batch_size, shuffle=True)
-        self.validation_loader = make_loader(data.validation, settings.batch_size)
+        self._make_loaders(data)
         self.optimizer = torch.optim.AdamW(
             model.trainable_parameters(),
             lr=settings.learning_rate,
@@ -74,6 +74,23 @@ class Trainer:
         self.validations_without_improvement = 0
         self.history: list[dict[str, Any]] = []
         self._stop = StopRequest()
+        if (self.folder / "last.pt").exists():
+            self._load_last()
+        # What runs, in place of the whole model where frozen layers need not.
+        self.network, self.validated = self.model, self.evaluated
+        if self.model.frozen_to and not self.recipe.jitter and not self._finished():
+            self._use_features(data)
+        self.network = distributed.join_gradients(self.network)
+
+    def _make_loaders(self, data: TrainingData) -> None:
+        self.train_loader = make_loader(data.train, self.settings.batch_size, shuffle=True)
+        self.validation_loader = make_loader(data.validation, self.settings.batch_size)
+
+    def _use_features(self, data: TrainingData) -> None:
+        """Has frozen layers run once for each image, if that comes to the same."""
+        if features := compute_features(self.model, data, self.hardware, Cache.of(self.settings)):
+            self._make_loaders(features)
+            self.network, self.validated = BehindFrozen(self.model), BehindFrozen(self.evaluated)
 
     def _make_average(self) -> AveragedModel | None:
         if not self.recipe.averaging:
@@ -88,8 +105,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains to the last epoch or until early stopping, from wherever the run stands."""
-        if (self.folder / "last.pt").exists():
-            self._load_last()
+        if self.epoch or self.unfinished:
             place = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
             _log.info("going on %s", place)
         # Joined processes would each stop after another batch, and wait for one another: these stop at once.
@@ -114,7 +130,7 @@ class Trainer:
         row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
         improved: list[str] = []
         if self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs:
-            validation = evaluate(self.evaluated, self.validation_loader, self.hardware, "validating")
+            validation = evaluate(self.validated, self.validation_loader, self.hardware, "validating")
             row |= _columns("val", validation)
         if not all(map(math.isfinite, row.values())):
             raise UserError(

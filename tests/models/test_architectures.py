@@ -195,6 +195,28 @@ def test_cam_layer_gives_maps(built, name):
     assert min(shape[2:]) >= 7
 
 
+@pytest.mark.parametrize(
+    ("name", "freeze_point", "features"),
+    [
+        ("VGG", "conv5", (512, 7, 7)),
+        ("VGGAdapted", "conv5", (512, 7, 7)),
+        ("CustomVGG", "conv3", (256, 28, 28)),
+        ("CustomVGG", "conv4", (512, 28, 28)),
+    ],
+)
+def test_a_split_model_is_the_model(built, name, freeze_point, features):
+    model = built(name)
+    frozen, rest = model.split(freeze_point)
+    images = torch.randn(1, *model.input_size)
+    with torch.inference_mode():
+        output = frozen(images)
+        assert output.shape[1:] == features
+        assert torch.equal(rest(output), model(images))
+    parts = {*frozen.parameters()}, {*rest.parameters()}
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == {*model.parameters()}
+
+
 @pytest.mark.parametrize("name", ["CNNBasic", "SmallVGG"])
 def test_normalise_matches_torchvision(name):
     model = build_model(name, 3)

@@ -57,8 +57,8 @@ def alone(place):
     return place / "alone"
 
 
-def history(folder):
-    with (folder / RUN / "history.csv").open(newline="") as file:
+def history(folder, run=RUN):
+    with (folder / run / "history.csv").open(newline="") as file:
         return [list(map(float, row.values())) for row in csv.DictReader(file)]
 
 
@@ -120,6 +120,54 @@ def test_batch_normalisation_is_that_of_the_whole_batch(place):
     (place / "layers.py").write_text(LAYERS)
     result = torchrun(place, 2, REPOSITORY / "src", program="layers.py")
     assert result.returncode == 0, result.stderr
+
+
+# main.py with one more model, whose first layers are frozen.
+WITH_A_FROZEN_MODEL = """
+import sys, types
+sys.path.insert(0, {source!r})
+from torch import nn
+import main, models
+from common import run_program
+from models.small import SmallClassifier, vgg_stage
+
+class Frozen(SmallClassifier):
+    group, cam_layer, freeze_points, default_freeze_point = "Frozen", "features.4", ("conv1",), "conv1"
+
+    def __init__(self, num_classes, pretrained=False, weights=None):
+        super().__init__()
+        self.features = vgg_stage()
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(64 * 7 * 7, num_classes))
+
+    def split(self, freeze_point):
+        return self.features[:3], nn.Sequential(self.features[3:], self.classifier)
+
+    def forward(self, images):
+        return self.classifier(self.features(images))
+
+sys.modules["models.frozen"] = types.ModuleType("models.frozen")
+sys.modules["models.frozen"].Frozen = Frozen
+models.MODELS["Frozen"] = "frozen"
+run_program(main.main)
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--no-cache",)], ids=["cache", "no cache"])
+def test_on_features_it_comes_to_the_same_too(place, tmp_path, more):
+    program = tmp_path / "program.py"
+    program.write_text(WITH_A_FROZEN_MODEL.format(source=str(REPOSITORY / "src")))
+    flags = [*FLAGS, "-m", "Frozen", "-p", "-d", place / "dataset", "-t", place / "dataset_testing", *more]
+    run = RUN.replace("SmallResNet_pretrained_False", "Frozen_pretrained_True")
+    assert call(tmp_path, program, *flags, "-o", "alone").returncode == 0
+    for features in (tmp_path / ".cache").glob("features/*"):
+        features.unlink()
+    result = torchrun(tmp_path, 2, *flags, "-o", "joined", program=program)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("trains on features") == 1
+    assert np.array(history(tmp_path / "joined", run)) == pytest.approx(
+        np.array(history(tmp_path / "alone", run)), rel=1e-3
+    )
+    assert len(list((tmp_path / ".cache").glob("features/*.npy"))) == (0 if more else 1)
 
 
 def test_an_error_is_told_once(place):

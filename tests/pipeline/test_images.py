@@ -1,5 +1,7 @@
 """Images are decoded once, and decoded anew when they change."""
 
+import shutil
+
 import numpy as np
 import psutil
 import pytest
@@ -9,6 +11,7 @@ from common import UserError
 from dataset import folders
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.folders import read_folder
+from pipeline.cache import Cache
 from pipeline.images import decode_images
 
 COLOUR, GREY = (3, 32, 32), (1, 28, 28)
@@ -25,6 +28,11 @@ def folder(directory):
 
 
 @pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
 def decoded(monkeypatch):
     """The files that are decoded from now on."""
     files = []
@@ -37,8 +45,8 @@ def decoded(monkeypatch):
     return files
 
 
-def test_holds_each_image_in_its_place(folder, tmp_path):
-    result = decode_images(folder, COLOUR, tmp_path / "cache")
+def test_holds_each_image_in_its_place(folder, cache):
+    result = decode_images(folder, COLOUR, cache)
     assert result.pixels.shape == (8, 32, 32, 3)
     assert result.pixels.dtype == np.uint8
     assert isinstance(result.pixels, np.memmap)
@@ -47,29 +55,61 @@ def test_holds_each_image_in_its_place(folder, tmp_path):
             assert np.array_equal(pixels, resize_or_pad_image(image, 32))
 
 
-def test_batches_are_copies_that_leave_the_process(folder, tmp_path):
-    """Asked for images, it gives them, also a second time, and its pages do not stay resident."""
-    result = decode_images(folder.subset(np.tile(np.arange(8), 40)), (3, 224, 224), tmp_path / "cache")  # 48 MB
-    expected = np.load(next((tmp_path / "cache").glob("*.npy")))
+@pytest.mark.parametrize("kept", [True, False])
+def test_batches_are_copies_that_leave_the_process(folder, cache, kept):
+    """Decoded or asked for, also a second time, images are what they are, and their pages do not stay resident."""
+    expected = decode_images(folder, (3, 224, 224), cache).pixels
     process = psutil.Process()
     before = process.memory_info().rss
+    many = folder.subset(np.tile(np.arange(8), 40))  # 48 MB
+    result = decode_images(many, (3, 224, 224), cache if kept else Cache(directory=None))
+    assert process.memory_info().rss - before < 20e6
     for start in range(0, 320, 32):
         places = np.arange(start, start + 32)
-        assert np.array_equal(result[places], expected[places])
+        assert np.array_equal(result[places], expected[places % 8])
     assert process.memory_info().rss - before < 20e6
 
 
-def test_a_second_time_decodes_nothing(folder, tmp_path, decoded):
-    first = decode_images(folder, COLOUR, tmp_path / "cache")
+def test_a_second_time_decodes_nothing(folder, cache, decoded):
+    first = decode_images(folder, COLOUR, cache)
     assert sorted(decoded) == list(folder.paths)
-    second = decode_images(folder, COLOUR, tmp_path / "cache")
+    second = decode_images(folder, COLOUR, cache)
     assert sorted(decoded) == list(folder.paths)
     assert np.array_equal(first.pixels, second.pixels)
 
 
+def test_a_damaged_cache_is_decoded_anew(folder, cache, decoded):
+    pixels = decode_images(folder, COLOUR, cache).pixels.copy()
+    (file,) = cache.directory.glob("images/*.npy")
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    decoded.clear()
+    assert np.array_equal(decode_images(folder, COLOUR, cache).pixels, pixels)
+    assert sorted(decoded) == list(folder.paths)
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_without_a_cache_or_room_in_it_images_are_decoded_for_this_program(folder, cache, caplog, tmp_path, limit):
+    expected = decode_images(folder, COLOUR, cache).pixels
+    other = Cache(None) if limit is None else Cache(tmp_path / "small", limit)
+    for _ in range(2):
+        result = decode_images(folder, COLOUR, other)
+        assert np.array_equal(result.pixels, expected)
+        assert np.array_equal(result[np.array([5, 2])], expected[[5, 2]])
+    assert not list((tmp_path / "small").glob("*/*"))
+    assert ("are decoded for this run alone" in caplog.text) == (limit is not None)
+
+
+def test_no_room_anywhere(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**4, 10**4, 0))
+    with pytest.raises(UserError, match=r"data, decoded, finds no room: 0\.00 GB are more than half"):
+        decode_images(folder, COLOUR, Cache(None))
+
+
 @pytest.mark.parametrize("change", ["content", "deleted", "added", "size", "channels", "inverted"])
-def test_a_change_is_noticed(directory, folder, tmp_path, decoded, change):
-    decode_images(folder, COLOUR, tmp_path / "cache")
+def test_a_change_is_noticed(directory, folder, cache, decoded, change):
+    decode_images(folder, COLOUR, cache)
     decoded.clear()
     size = COLOUR
     if change == "content":
@@ -84,13 +124,13 @@ def test_a_change_is_noticed(directory, folder, tmp_path, decoded, change):
         size = (1, 32, 32)
     folder = read_folder(directory)
     folder.inverted[2] = change == "inverted"
-    result = decode_images(folder, size, tmp_path / "cache")
+    result = decode_images(folder, size, cache)
     assert sorted(decoded) == list(folder.paths)
     if change == "content":
         assert (result.pixels[3] == 255).all()
 
 
-def test_unreadable_files_are_told_with_their_reason(folder, tmp_path, monkeypatch):
+def test_unreadable_files_are_told_with_their_reason(folder, cache, monkeypatch):
     paths = folder.paths
     paths[1].write_text("text")
     paths[2].write_bytes(b"")
@@ -98,7 +138,7 @@ def test_unreadable_files_are_told_with_their_reason(folder, tmp_path, monkeypat
     Image.new("1", (4000, 4000)).save(paths[4])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     for _ in range(2):  # freshly decoded, then from the cache
-        result = decode_images(folder, COLOUR, tmp_path / "cache")
+        result = decode_images(folder, COLOUR, cache)
         assert sorted(result.unreadable) == [1, 2, 3, 4]
         assert result.unreadable[1] == "not an image"
         assert result.unreadable[2] == "an empty file"
@@ -107,22 +147,22 @@ def test_unreadable_files_are_told_with_their_reason(folder, tmp_path, monkeypat
         assert not result.pixels[1].any()
 
 
-def test_a_folder_without_a_readable_image(folder, tmp_path):
+def test_a_folder_without_a_readable_image(folder, cache):
     for path in folder.paths:
         path.write_text("text")
     with pytest.raises(UserError) as error:
-        decode_images(folder, COLOUR, tmp_path / "cache")
+        decode_images(folder, COLOUR, cache)
     assert str(error.value) == f"{folder.directory} has no readable image: {folder.paths[0]}: not an image"
 
 
-def test_a_failure_leaves_no_half_written_cache(folder, tmp_path, monkeypatch):
+def test_a_failure_leaves_no_half_written_cache(folder, cache, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(folders, "read_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        decode_images(folder, COLOUR, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+        decode_images(folder, COLOUR, cache)
+    assert list((cache.directory / "images").iterdir()) == []
 
 
 @pytest.fixture
@@ -145,13 +185,11 @@ def save_arrays(tmp_path):
 @pytest.mark.parametrize("form", [(28, 28), (1, 28, 28), (3, 28, 28)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("input_size", [GREY, COLOUR])
-def test_an_archive_gives_the_pixels_of_the_folder(save_arrays, tmp_path, form, dtype, input_size):
+def test_an_archive_gives_the_pixels_of_the_folder(save_arrays, cache, form, dtype, input_size):
     arrays = np.random.default_rng(1).integers(0, 256, (6, *form)).astype(np.uint8)
     if dtype != np.uint8:
         arrays = (arrays / 255).astype(dtype)
-    files, archive = (
-        decode_images(save_arrays(arrays, kind), input_size, tmp_path / "cache") for kind in (False, True)
-    )
+    files, archive = (decode_images(save_arrays(arrays, kind), input_size, cache) for kind in (False, True))
     assert files.pixels.shape == (6, *input_size[1:], input_size[0])
     assert np.array_equal(files.pixels, archive.pixels)
     if dtype == np.uint8 and input_size == GREY and form != (3, 28, 28):
@@ -159,13 +197,11 @@ def test_an_archive_gives_the_pixels_of_the_folder(save_arrays, tmp_path, form, 
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_inverted_images(save_arrays, tmp_path, archive):
+def test_inverted_images(save_arrays, cache, archive):
     arrays = np.random.default_rng(2).random((4, 1, 28, 28), dtype=np.float32)
     folder = save_arrays(arrays, archive)
     folder.inverted[[1, 2]] = True
-    plain, mixed = (
-        decode_images(folder.subset(places), GREY, tmp_path / "cache").pixels for places in ([0, 3], [1, 0, 2, 3])
-    )
+    plain, mixed = (decode_images(folder.subset(places), GREY, cache).pixels for places in ([0, 3], [1, 0, 2, 3]))
     assert np.array_equal(mixed[[1, 3]], plain)
     assert np.array_equal(mixed[[0, 2], ..., 0], 255 - np.round(arrays[[1, 2], 0] * 255).astype(np.uint8))
 
@@ -176,20 +212,20 @@ def test_an_inverted_photograph_has_its_colours_inverted(folder, tmp_path):
     assert np.array_equal(np.asarray(folder.read(0)), 255 - upright)
 
 
-def test_photographs_turn_grey_for_a_model_of_one_channel(folder, tmp_path):
-    result = decode_images(folder, GREY, tmp_path / "cache")
+def test_photographs_turn_grey_for_a_model_of_one_channel(folder, cache):
+    result = decode_images(folder, GREY, cache)
     with Image.open(folder.paths[0]) as image:
         assert np.array_equal(result.pixels[0, ..., 0], resize_or_pad_image(image, 28).convert("L"))
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_arrays_without_finite_values_are_told(save_arrays, tmp_path, caplog, archive):
+def test_arrays_without_finite_values_are_told(save_arrays, cache, caplog, archive):
     arrays = np.zeros((6, 28, 28), dtype=np.float32)
     arrays[1, 3, 4], arrays[2, 0, 0], arrays[4, 5, 5] = np.nan, -np.inf, 1.5
     folder = save_arrays(arrays, archive)
     for _ in range(2):  # freshly decoded, then from the cache
         caplog.clear()
-        result = decode_images(folder, GREY, tmp_path / "cache")
+        result = decode_images(folder, GREY, cache)
         assert [record.getMessage() for record in caplog.records] == [
             f"left out: {folder.paths[1]}: an array with values that are not finite",
             f"left out: {folder.paths[2]}: an array with values that are not finite",
@@ -198,17 +234,17 @@ def test_arrays_without_finite_values_are_told(save_arrays, tmp_path, caplog, ar
         assert sorted(result.unreadable) == [1, 2, 4]
 
 
-def test_an_array_of_another_size_is_told_where_the_model_takes_arrays(save_arrays, tmp_path):
+def test_an_array_of_another_size_is_told_where_the_model_takes_arrays(save_arrays, cache):
     folder = save_arrays([np.zeros((28, 28)), np.zeros((20, 30)), np.zeros((3, 28, 28)), np.zeros((1, 56, 56))], False)
-    assert decode_images(folder, GREY, tmp_path / "cache").unreadable == {
+    assert decode_images(folder, GREY, cache).unreadable == {
         1: "an array of 20x30 pixels, where the model takes 28x28",
         3: "an array of 56x56 pixels, where the model takes 28x28",
     }
-    assert not decode_images(folder, COLOUR, tmp_path / "cache").unreadable
+    assert not decode_images(folder, COLOUR, cache).unreadable
 
 
-def test_a_changed_archive_is_noticed(save_arrays, tmp_path):
-    before = decode_images(save_arrays(np.zeros((4, 28, 28)), True), GREY, tmp_path / "cache").pixels
-    after = decode_images(save_arrays(np.ones((4, 28, 28), np.float32), True), GREY, tmp_path / "cache").pixels
+def test_a_changed_archive_is_noticed(save_arrays, cache):
+    before = decode_images(save_arrays(np.zeros((4, 28, 28)), True), GREY, cache).pixels
+    after = decode_images(save_arrays(np.ones((4, 28, 28), np.float32), True), GREY, cache).pixels
     assert not before.any()
     assert after.all()

@@ -1,0 +1,164 @@
+"""What frozen layers make of each image, computed once: the layers behind them are trained on that."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.base import Classifier
+from pipeline import distributed
+from pipeline.cache import Cache, NoRoom, Notes, release, take
+from pipeline.data import ImageBatches, TrainingData
+from pipeline.hardware import Hardware
+from pipeline.images import DecodedImages
+
+_BATCH = 32  # not the run's: the last bits may depend on it, and all runs share the features
+_FORM = 1  # to be raised when the same layers and images come to give other bytes
+_log = logging.getLogger(__name__)
+
+
+class BehindFrozen(nn.Module):
+    """The layers behind a model's frozen ones, which they share: to features what the model is to images."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        _, self.layers = model.split(model.frozen_to)
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """Features as they are: the images were normalised."""
+        return features
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The frozen layers' output to (N, C) logits."""
+        return self.layers(features)
+
+
+class FeatureBatches(ImageBatches):
+    """Batches of what `_to_rows` made of features, in place of decoded images."""
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Features (B, ...) as they leave the frozen layers, maps (B, K, h, w) channels last, and labels (B,) int64."""
+        places = self.places[np.array(indices, dtype=np.int64)]
+        return _from_rows(take(self.decoded, places)), self.labels[places]
+
+
+def compute_features(model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> TrainingData | None:
+    """Computes the frozen layers' output for all images of a run, or finds it.
+
+    Of joined processes, the first one computes and the others find.
+
+    Args:
+        model: with frozen layers, on the hardware's device.
+        data: images that are trained on as they are.
+        hardware: where and in which precision to compute.
+        cache: keeps the features.
+
+    Returns:
+        The data with features in place of images, for `BehindFrozen`. None, and a line says why, if an image's
+        features would differ from time to time, or find no room.
+    """
+    places = np.concatenate([data.train.places, data.validation.places])
+    frozen = _Frozen(model, data.train.decoded, places, hardware)
+    rows, reason = None, "another process has no features"
+    with distributed.first_alone():
+        try:
+            rows = frozen.find_or_compute(cache)
+        except NoRoom as error:
+            reason = f"the features find no room: {error}"
+        except _Varying:
+            reason = "they have batch normalisation or dropout, whose output depends on the batch or on chance"
+    lacking = torch.tensor(float(rows is None), device=hardware.device)
+    if distributed.sum_over_processes(lacking).item():
+        _log.info("the frozen layers run anew for each batch: %s", reason)
+        return None
+    _log.info(
+        "trains on features: what the layers up to %s make of %d images, %.2f GB",
+        *(model.frozen_to, len(places), rows.nbytes / 1e9),
+    )
+    labels = data.train.labels[places].numpy()
+    of_train, of_validation = np.split(np.arange(len(places)), [len(data.train)])
+    return replace(
+        data,
+        train=FeatureBatches(rows, labels, of_train),
+        validation=FeatureBatches(rows, labels, of_validation),
+    )
+
+
+class _Varying(Exception):
+    """What layers make of an image is not always the same."""
+
+
+class _Frozen:
+    """A model's frozen layers, and the images that they are to be run on."""
+
+    def __init__(self, model: Classifier, images: DecodedImages, places: np.ndarray, hardware: Hardware) -> None:
+        self.layers, _ = model.split(model.frozen_to)
+        self.model, self.images, self.places, self.hardware = model, images, places, hardware
+
+    def find_or_compute(self, cache: Cache) -> np.memmap:
+        """The features of all images, as rows.
+
+        Raises:
+            _Varying: training has others than evaluation.
+            NoRoom: the cache has none for them.
+        """
+        name = f"features/{self._key()}"
+        if kept := cache.find(name):
+            return kept.array
+        twin = copy.deepcopy(self.layers)  # in which batch normalisation may keep its statistics
+        some = self.places[:2]
+        in_training, features = self._run(twin.train(), some), self._run(twin.eval(), some)
+        if not torch.equal(in_training, features):
+            raise _Varying
+        rows = _to_rows(features)
+        return cache.get(name, (len(self.places), *rows.shape[1:]), rows.dtype, self._fill).array
+
+    def _key(self) -> str:
+        """All that the features depend on: images, weights, how layers compute, and how they round."""
+        digest = hashlib.sha256(f"{_FORM} {self.images.key} {self.model.mean} {self.model.std}".encode())
+        digest.update(self.places.tobytes())
+        digest.update(f"{self.hardware.device.type} {self.hardware.precision} channels last".encode())
+        for name, layer in self.layers.named_modules():
+            digest.update(f"\0{name} {type(layer)} {layer.extra_repr()}".encode())
+        for name, tensor in itertools.chain(self.layers.named_parameters(), self.layers.named_buffers()):
+            digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:32]
+
+    @torch.inference_mode()
+    def _run(self, layers: nn.Module, places: np.ndarray) -> Tensor:
+        images = torch.from_numpy(self.images[places]).permute(0, 3, 1, 2).to(self.hardware.device)
+        with self.hardware.autocast():
+            return layers(self.model.normalise(images))
+
+    def _fill(self, rows: np.memmap) -> Notes:
+        self.layers.eval()
+        hidden = None if distributed.is_first() else True
+        with tqdm(desc="computing features", total=len(rows), unit="image", disable=hidden) as bar:
+            for start in range(0, len(rows), _BATCH):
+                places = self.places[start : start + _BATCH]
+                rows[start : start + len(places)] = _to_rows(self._run(self.layers, places))
+                release(rows)
+                bar.update(len(places))
+        return {}
+
+
+def _to_rows(features: Tensor) -> np.ndarray:
+    """(N, ...) as it lies in memory: maps as (N, h, w, K), bf16, which numpy does not know, as int16."""
+    rows = (features.permute(0, 2, 3, 1) if features.dim() == 4 else features).contiguous().cpu()
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def _from_rows(rows: np.ndarray) -> Tensor:
+    features = torch.from_numpy(rows)
+    if features.dtype == torch.int16:
+        features = features.view(torch.bfloat16)
+    return features.permute(0, 3, 1, 2) if features.dim() == 4 else features

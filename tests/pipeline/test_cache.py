@@ -1,0 +1,248 @@
+"""Arrays are made once, by one program, found whole by the others, and leave when room is short."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import REPOSITORY
+from pipeline.cache import Cache, NoRoom
+
+SIZE = 1128  # bytes of a file of 1000 bytes
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+class Maker:
+    """Fills arrays with a number; counts how many."""
+
+    def __init__(self, number=7):
+        self.number, self.made = number, 0
+
+    def __call__(self, array):
+        self.made += 1
+        array[:] = self.number
+        return {"number": self.number}
+
+
+def get(cache, name="a", maker=None, shape=(10, 100)):
+    return cache.get(f"images/{name}", shape, np.uint8, maker or Maker())
+
+
+def files(cache):
+    return sorted(path.name for path in cache.directory.rglob("*") if path.is_file())
+
+
+def test_what_was_made_is_found(cache):
+    maker = Maker()
+    for _ in range(2):
+        array, notes = get(cache, maker=maker)
+        assert array.shape == (10, 100)
+        assert (array == 7).all()
+        assert notes == {"number": 7}
+        assert not array.flags.writeable
+    assert maker.made == 1
+    assert files(cache) == ["a.json", "a.npy"]
+
+
+# Waits until all have come here, then wants the array; tells of its making in a file.
+MAKE_SLOWLY = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from pipeline.cache import Cache
+
+def fill(array):
+    with Path("made").open("a") as file:
+        file.write("x")
+    for row in array:
+        row[:] = 7
+        time.sleep(0.05)
+    return {"whole": True}
+
+Path(sys.argv[2]).touch()
+while len(list(Path().glob("here_*"))) < 4:
+    time.sleep(0.01)
+array, notes = Cache(Path("cache")).get("images/a", (10, 100), np.uint8, fill)
+assert (array == 7).all() and notes == {"whole": True}
+"""
+
+
+def start_making(folder, name):
+    return subprocess.Popen([sys.executable, "-c", MAKE_SLOWLY, str(REPOSITORY / "src"), name], cwd=folder)
+
+
+def test_of_several_programs_at_once_one_makes_it_and_all_find_it_whole(tmp_path):
+    programs = [start_making(tmp_path, f"here_{number}") for number in range(4)]
+    assert [program.wait() for program in programs] == [0] * 4
+    assert (tmp_path / "made").read_text() == "x"
+    assert files(Cache(tmp_path / "cache")) == ["a.json", "a.npy"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_a_killed_program_leaves_is_cleared_away(tmp_path, cache, same):
+    for number in range(3):
+        (tmp_path / f"here_{number}").touch()
+    program = start_making(tmp_path, "here_3")
+    while not (tmp_path / "made").exists():
+        time.sleep(0.01)
+    program.send_signal(signal.SIGKILL)
+    program.wait()
+    assert len(files(cache)) == 2  # half an array, and the lock
+    name = "a" if same else "b"
+    assert (get(cache, name).array == 7).all()
+    assert files(cache) == [f"{name}.json", f"{name}.npy"]
+
+
+def test_a_failure_leaves_nothing(cache):
+    def fail(array):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        get(cache, maker=fail)
+    assert files(cache) == []
+
+
+DAMAGES = {
+    "cut": lambda file, record: file.write_bytes(file.read_bytes()[:-1]),
+    "empty": lambda file, record: file.write_bytes(b""),
+    "other bytes": lambda file, record: file.write_bytes(file.read_bytes()[:-1] + b"\0"),
+    "other header": lambda file, record: file.write_bytes(b"\0" * 64 + file.read_bytes()[64:]),
+    "other shape": lambda file, record: np.save(file, np.zeros((20, 50), np.uint8)),
+    "record cut": lambda file, record: record.write_text(record.read_text()[:-1]),
+    "other record": lambda file, record: record.write_text("[]"),
+    "record of another form": lambda file, record: record.write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_array_is_made_anew(cache, caplog, damage):
+    get(cache)
+    DAMAGES[damage](cache.directory / "images/a.npy", cache.directory / "images/a.json")
+    maker = Maker()
+    assert (get(cache, maker=maker).array == 7).all()
+    assert maker.made == 1
+    assert "a.npy is damaged: it is made anew" in caplog.text
+    get(cache, maker=maker)
+    assert maker.made == 1
+
+
+def test_a_lost_record_or_another_shape_is_no_match(cache):
+    maker = Maker()
+    get(cache)
+    (cache.directory / "images/a.json").unlink()
+    get(cache, maker=maker)
+    assert get(cache, maker=maker, shape=(100, 10)).array.shape == (100, 10)
+    assert maker.made == 2
+
+
+def test_a_copy_is_looked_through_once_and_taken(tmp_path, cache, monkeypatch):
+    get(cache)
+    copy = Cache(tmp_path / "copy")
+    shutil.copytree(cache.directory, copy.directory, copy_function=shutil.copyfile)
+    looked, maker = [], Maker()
+    from pipeline import cache as module
+
+    monkeypatch.setattr(module, "_checksum", lambda stream, real=module._checksum: looked.append(1) or real(stream))
+    for _ in range(2):
+        get(copy, maker=maker)
+    assert (len(looked), maker.made) == (1, 0)
+
+
+def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    nowhere, maker = Cache(directory=None), Maker()
+    for made in (1, 2):
+        array, notes = get(nowhere, maker=maker)
+        assert (array == 7).all()
+        assert (notes, maker.made) == ({"number": 7}, made)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path):
+    cache = Cache(tmp_path, limit=3 * SIZE)
+    for number, name in enumerate("abc"):
+        get(cache, name)
+        os.utime(tmp_path / f"images/{name}.json", (number, number))
+    get(cache, "a")
+    get(cache, "d")
+    assert files(cache) == ["a.json", "a.npy", "c.json", "c.npy", "d.json", "d.npy"]
+
+
+def test_other_files_are_left_alone(tmp_path):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "TRAIN.npy").write_bytes(bytes(5000))
+    cache = Cache(tmp_path, limit=SIZE)
+    for name in "ab":
+        get(cache, name)
+    assert files(cache) == ["TRAIN.npy", "b.json", "b.npy"]
+
+
+def test_what_would_not_fit_makes_nothing_leave(tmp_path):
+    cache = Cache(tmp_path, limit=2 * SIZE)
+    held = get(cache, "a").array
+    get(cache, "b")
+    with pytest.raises(NoRoom, match=r"0\.00 GB are more than is left of 0\.00 GB \(--cache-limit\)"):
+        get(cache, "c", shape=(20, 100))
+    assert files(cache) == ["a.json", "a.npy", "b.json", "b.npy"]
+    assert (held == 7).all()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_disk_is_filled_by_half_of_what_is_free_at_most(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 1999, 1999))
+    cache = Cache(tmp_path if kept else None)
+    with pytest.raises(NoRoom, match="more than half of what is free"):
+        get(cache)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=25), st.integers(1, 6))
+def test_the_limit_holds_and_what_is_used_stays(tmp_path_factory, wants, count):
+    """Arrays are wanted, and some go on being used; each is right, as many are kept as may be, and those in use."""
+    cache = Cache(tmp_path_factory.mktemp("cache"), limit=count * SIZE)
+    used, ever = {}, set()
+    for name, go_on in wants:
+        maker = Maker(ord(name))
+        try:
+            array, notes = get(cache, name, maker)
+        except NoRoom:
+            assert name not in used
+            assert len(used) == count
+            continue
+        assert (array == ord(name)).all()
+        assert notes == {"number": ord(name)}
+        assert not (maker.made and name in used)
+        ever.add(name)
+        if go_on:
+            used[name] = array
+        del array
+        kept = {path.stem for path in cache.directory.glob("images/*.npy")}
+        assert used.keys() <= kept
+        assert len(kept) == min(len(ever), count)
+
+
+def test_a_program_that_waits_says_so(tmp_path, cache, caplog):
+    caplog.set_level(logging.INFO)
+    for number in range(3):
+        (tmp_path / f"here_{number}").touch()
+    program = start_making(tmp_path, "here_3")
+    while not (tmp_path / "made").exists():
+        time.sleep(0.01)
+    maker = Maker()
+    assert (get(cache, maker=maker).array == 7).all()
+    assert maker.made == 0
+    assert "another program is making" in caplog.text
+    assert program.wait() == 0

@@ -1,0 +1,275 @@
+"""Frozen layers run once for each image, and all comes to what it comes to where they run in every epoch."""
+
+import dataclasses
+import logging
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pipeline.trainer
+from common import Terminated
+from dataset.folders import read_folder
+from models import build_model
+from pipeline import recipes
+from pipeline.cache import Cache
+from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.data import load_training_data, make_loader
+from pipeline.features import BehindFrozen, compute_features
+from pipeline.hardware import Hardware
+from pipeline.inference import evaluate
+from pipeline.settings import Settings
+from pipeline.trainer import Trainer
+
+FP32, BF16 = (Hardware(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
+ROUNDING = {"fp32": 1e-5, "bf16": 1e-2}
+
+
+class Silent:
+    """A logger for which nobody asked."""
+
+    def log_epoch(self, *_):
+        pass
+
+
+@pytest.fixture
+def folder(make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_folder("data", {"A": 20, "B": 21})
+
+
+@pytest.fixture
+def make_trainer(folder, tiny_model, tmp_path, monkeypatch):
+    """Makes a trainer of a tiny model, frozen to its first layers, on 33 training images."""
+    unvaried = dataclasses.replace(recipes.RECIPES["one-cycle"], jitter=None)
+    monkeypatch.setitem(recipes.RECIPES, "unvaried-cycle", unvaried)
+
+    def make(name="run", hardware=FP32, freeze_point="conv1", **settings):
+        settings = Settings(
+            model_type=tiny_model, data_dir=folder, output_dir=tmp_path / name,
+            **{"num_epochs": 4, "batch_size": 8, "learning_rate": 0.01, **settings},
+        )  # fmt: skip
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(settings.seed)
+        model = build_model(tiny_model, 2, pretrained=True, freeze_point=freeze_point)
+        return Trainer(model, load_training_data(read_folder(folder), (3, 16, 16)), settings, hardware, Silent())
+
+    return make
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Makes a trainer that does without features."""
+
+    def make(make_trainer, *arguments, **settings):
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline.trainer, "compute_features", lambda *_: None)
+            return make_trainer(*arguments, **settings)
+
+    return make
+
+
+def trains_on_features(trainer):
+    return isinstance(trainer.network, BehindFrozen)
+
+
+def numbers(history):
+    return np.array([[row[name] for name in ("train_loss", "train_accuracy", "val_loss")] for row in history])
+
+
+def weights_of(trainer, name):
+    return Checkpoint.load(trainer.folder / f"{name}.pt", "Tiny").weights
+
+
+@pytest.mark.parametrize("hardware", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", ["default", "unvaried-cycle"])
+def test_comes_to_the_same_as_the_plain_way(make_trainer, plainly, hardware, recipe):
+    """Loss curves and weights, dropout included, which draws the same random numbers."""
+    plain, once = plainly(make_trainer, "plain", hardware, recipe=recipe), make_trainer("once", hardware, recipe=recipe)
+    assert trains_on_features(once)
+    assert not trains_on_features(plain)
+    plain.fit()
+    once.fit()
+    rounding = ROUNDING[hardware.precision]
+    assert numbers(once.history) == pytest.approx(numbers(plain.history), rel=rounding, abs=rounding)
+    for name in CHECKPOINTS:
+        expected, found = weights_of(plain, name), weights_of(once, name)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=10 * rounding, atol=10 * rounding)
+
+
+def test_a_checkpoint_is_of_the_whole_model(make_trainer):
+    """Run on the validation images themselves, it has the loss that it had on their features."""
+    run = make_trainer()
+    run.fit()
+    model = build_model("Tiny", 2)
+    model.load_state_dict(weights_of(run, "terminal"))
+    data = load_training_data(read_folder(run.settings.data_dir), (3, 16, 16))
+    scores = evaluate(model, make_loader(data.validation, 8), FP32, "")
+    assert scores.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-5)
+
+
+def test_frozen_layers_run_once_for_each_image(make_trainer, monkeypatch):
+    images = []
+
+    def forward(self, x, original=nn.Conv2d.forward):
+        if self.in_channels == 3:
+            images.append(len(x))
+        return original(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    make_trainer("first").fit()
+    assert sum(images) == 41 + 2 + 2  # these two to see how it goes, in training and in evaluation
+    images.clear()
+    second = make_trainer("second", learning_rate=0.1)
+    second.fit()
+    assert trains_on_features(second)
+    assert not images
+
+
+@pytest.mark.parametrize("change", ["weights", "freeze point", "precision", "images", "layers", "normalisation"])
+def test_other_features_are_not_taken(make_trainer, folder, tiny_model, monkeypatch, change):
+    def stored():
+        return len(list(Cache().directory.glob("features/*.npy")))
+
+    make_trainer("first")
+    torch.manual_seed(Settings.seed)
+    hardware, model = FP32, build_model(tiny_model, 2, pretrained=True)
+    assert compute_features(model, load_training_data(read_folder(folder), (3, 16, 16)), hardware, Cache())
+    assert stored() == 1
+    if change == "weights":
+        model.features[0].weight.data[0, 0, 0, 0] += 1e-6
+    elif change == "freeze point":
+        model.features[3] = nn.Identity()
+        model.freeze_to("conv2")
+    elif change == "precision":
+        hardware = BF16
+    elif change == "images":
+        next(folder.glob("A/*")).unlink()
+    elif change == "layers":
+        model.features[1] = nn.GELU()
+    elif change == "normalisation":
+        monkeypatch.setattr(type(model), "mean", (0.5, 0.5, 0.5))
+    data = load_training_data(read_folder(folder), (3, 16, 16))
+    assert compute_features(model, data, hardware, Cache())
+    assert stored() == 2
+    assert compute_features(model, data, hardware, Cache())
+    assert stored() == 2
+
+
+def test_models_share_what_they_have_in_common(make_trainer, tiny_model, folder):
+    """Whatever comes behind the same frozen layers."""
+    run = make_trainer()
+    model = build_model(tiny_model, 2, pretrained=True)
+    model.features[:2].load_state_dict(run.model.features[:2].state_dict())
+    model.classifier[-1] = nn.Linear(8, 2, bias=False)
+    data = load_training_data(read_folder(folder), (3, 16, 16))
+    shared = compute_features(model, data, FP32, Cache())
+    (features, _), (same, _) = (batches.__getitems__([3]) for batches in (run.train_loader.dataset, shared.train))
+    assert torch.equal(features, same)
+    assert len(list(Cache().directory.glob("features/*.npy"))) == 1
+
+
+def test_features_are_what_the_frozen_layers_give(make_trainer, folder, tiny_model):
+    model = build_model(tiny_model, 2, pretrained=True)
+    data = load_training_data(read_folder(folder), (3, 16, 16))
+    for hardware, dtype in ((FP32, torch.float32), (BF16, torch.bfloat16)):
+        features = compute_features(model, data, hardware, Cache())
+        for side in ("train", "validation"):
+            indices = [5, 0, 3]
+            (images, labels), (found, same) = (getattr(d, side).__getitems__(indices) for d in (data, features))
+            with torch.no_grad(), hardware.autocast():
+                expected = model.features[:2](model.normalise(images))
+            torch.testing.assert_close(found, expected)
+            assert found.dtype == dtype
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(labels, same)
+        assert len(features.train) == len(data.train)
+
+
+def test_layers_that_are_not_the_same_each_time_run_each_time(make_trainer, plainly, caplog):
+    """Frozen batch normalisation still goes by the batch, and keeps count of it."""
+    caplog.set_level(logging.INFO)
+    run, plain = make_trainer("run", freeze_point="conv2"), plainly(make_trainer, "plain", freeze_point="conv2")
+    assert not trains_on_features(run)
+    assert "run anew for each batch: they have batch normalisation or dropout" in caplog.text
+    run.fit()
+    plain.fit()
+    assert run.history == plain.history
+    assert not torch.equal(weights_of(run, "terminal")["features.3.running_mean"], torch.zeros(8))
+
+
+def test_without_room_layers_run_each_time(make_trainer, caplog):
+    caplog.set_level(logging.INFO)
+    make_trainer().fit()
+    for file in Cache().directory.glob("features/*"):
+        file.unlink()
+    run = make_trainer("no room", cache_limit=1e-4)
+    assert not trains_on_features(run)
+    assert "the features find no room: 0.00 GB are more than is left of 0.00 GB (--cache-limit)" in caplog.text
+    run.fit()
+    assert not list(Cache().directory.glob("features/*"))
+
+
+@pytest.mark.parametrize("settings", [{"freeze_point": "none"}, {"recipe": "one-cycle"}], ids=["not frozen", "jitter"])
+def test_what_is_not_fixed_has_no_features(make_trainer, settings):
+    assert not trains_on_features(make_trainer(**settings))
+    assert not (Cache().directory / "features").exists()
+
+
+def test_without_a_cache_features_are_the_runs_own(make_trainer):
+    kept = make_trainer("kept")
+    alone = make_trainer("alone", no_cache=True)
+    assert trains_on_features(alone)
+    assert len(list(Cache().directory.glob("features/*.npy"))) == 1
+    kept.fit()
+    alone.fit()
+    assert alone.history == kept.history
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize(("hardware", "recipe"), [(FP32, "unvaried-cycle"), (BF16, "default")])
+def test_a_stopped_run_ends_as_if_it_had_not_been(make_trainer, monkeypatch, hardware, recipe, number, kind):
+    whole = make_trainer("whole", hardware, recipe=recipe)
+    whole.fit()
+    batches = []
+
+    def count_and_signal(*arguments, original=pipeline.trainer.forward):
+        batches.append(1)
+        if len(batches) == 7:
+            signal.raise_signal(number)
+        return original(*arguments)
+
+    monkeypatch.setattr(pipeline.trainer, "forward", count_and_signal)
+    with pytest.raises(kind):
+        make_trainer("stopped", hardware, recipe=recipe).fit()
+    resumed = make_trainer("stopped", hardware, recipe=recipe)
+    resumed.fit()
+    assert len(batches) == 4 * 4
+    assert resumed.history == whole.history
+    for name in CHECKPOINTS:
+        found = weights_of(resumed, name)
+        assert all(torch.equal(found[key], value) for key, value in weights_of(whole, name).items())
+
+
+def test_goes_on_with_the_weights_that_it_was_trained_with(make_trainer, tiny_model):
+    """Not with those that the model is built with by now: the file of pretrained weights may have changed."""
+    run = make_trainer(num_epochs=1)
+    run.fit()
+    frozen = run.model.features[0].weight.clone()
+    run = make_trainer(num_epochs=2, seed=1)  # other random weights, in place of other pretrained ones
+    assert torch.equal(run.model.features[0].weight, frozen)
+    data = load_training_data(read_folder(run.settings.data_dir), (3, 16, 16))
+    (images, _), (features, _) = (batches.__getitems__([0]) for batches in (data.train, run.train_loader.dataset))
+    torch.testing.assert_close(features, run.model.features[:2](run.model.normalise(images)).detach())
+
+
+def test_a_run_that_has_been_trained_needs_none(make_trainer):
+    make_trainer().fit()
+    for file in Cache().directory.glob("features/*"):
+        file.unlink()
+    make_trainer().fit()
+    assert not list(Cache().directory.glob("features/*"))
