@@ -7,7 +7,6 @@ TRAIN3, the images of TEST with a white background. Without a folder of sets the
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from common import ArgumentParser, UserError, run_program, write_whole
 from dataset.array_images import white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
+from pipeline.claims import unclaimed_runs
 from pipeline.settings import Settings
 from reporting.study import (
     HALVES,
@@ -34,8 +33,6 @@ from reporting.study import (
     write_reports,
 )
 from reporting.tables import as_markdown, as_text
-
-_log = logging.getLogger(__name__)
 
 _CHECKPOINT = "best_val_acc"
 _BATCH_SIZE = 64
@@ -154,22 +151,36 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         folder: for the runs.
         common: settings that all runs share.
     """
-    from pipeline.run import run
+    from pipeline.run import finished_results, run
 
-    runs = [(seed, trained, model) for seed in range(seeds) for trained in plan.recipes for model in MODELS]
+    def folders(settings: Settings) -> list[ImageFolder]:
+        return [sets[directory.name] for directory in (settings.data_dir, *settings.test_dir)]
+
+    def results(settings: Settings) -> dict[str, Any] | None:
+        return finished_results(settings, folders(settings))
+
+    runs = {
+        (seed, trained, model): _make_settings(sets, plan, trained, model, seed, folder, common)
+        for seed in range(seeds)
+        for trained in plan.recipes
+        for model in MODELS
+    }
+    for settings in unclaimed_runs(list(runs.values()), results, "study", wait=True):
+        with _timed(settings.run_dir / "seconds.json"):
+            run(settings, folders(settings))
+
     outcomes: dict[tuple[str, str], list[Outcome]] = {(trained, model): [] for _, trained, model in runs}
-    times = folder / "seconds.json"
-    with tqdm(desc="study", total=len(runs), unit="run", smoothing=0, disable=None) as bar:
-        for seed, trained, model in runs:
-            settings = _make_settings(sets, plan, trained, model, seed, folder, common)
-            tested = [directory.name for directory in settings.test_dir]
-            with _timed(times, settings.run_dir):
-                metrics = run(settings, [sets[name] for name in (trained, *tested)])
-            scores = metrics["checkpoints"][_CHECKPOINT]["test"]
-            confusions = {name: np.array(scores[name]["confusion_matrix"]) for name in tested}
-            outcomes[trained, model].append(Outcome(settings.run_dir / "history.csv", confusions))
-            bar.update()
-    return Study(sets["TRAIN"].classes, outcomes, sum(_read_times(times).values()))
+    for (_, trained, model), settings in runs.items():
+        scores = results(settings)["checkpoints"][_CHECKPOINT]["test"]
+        confusions = {
+            directory.name: np.array(scores[directory.name]["confusion_matrix"]) for directory in settings.test_dir
+        }
+        outcomes[trained, model].append(Outcome(settings.run_dir / "history.csv", confusions))
+    return Study(
+        sets["TRAIN"].classes,
+        outcomes,
+        sum(_read_seconds(settings.run_dir / "seconds.json") for settings in runs.values()),
+    )
 
 
 def _make_settings(
@@ -202,22 +213,20 @@ def _make_settings(
 
 
 @contextmanager
-def _timed(file: Path, run_dir: Path) -> Iterator[None]:
-    """Adds the seconds that a run takes to those that it took before, unless it has finished."""
-    finished = (run_dir / "metrics.json").exists()
+def _timed(file: Path) -> Iterator[None]:
+    """Adds the seconds that a run takes to those that it took before it was interrupted."""
     begin = time.monotonic()
     try:
         yield
     finally:
-        if not finished:
-            times, name = _read_times(file), f"{run_dir.parent.parent.name}/{run_dir.parent.name}/{run_dir.name}"
-            times[name] = times.get(name, 0.0) + time.monotonic() - begin
+        seconds = _read_seconds(file) + time.monotonic() - begin
+        if file.parent.exists():
             with write_whole(file) as partial:
-                partial.write_text(json.dumps(times, indent=2) + "\n")
+                partial.write_text(json.dumps(seconds))
 
 
-def _read_times(file: Path) -> dict[str, float]:
-    return json.loads(file.read_text()) if file.exists() else {}
+def _read_seconds(file: Path) -> float:
+    return json.loads(file.read_text()) if file.exists() else 0.0
 
 
 if __name__ == "__main__":

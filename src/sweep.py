@@ -12,10 +12,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from common import ArgumentParser, UserError, run_program, write_whole
-from pipeline.claims import claim, is_claimed
+from pipeline.claims import claim_file, is_claimed, unclaimed_runs
 from pipeline.parameters import FIELDS, read_parameters, write_parameters
 from pipeline.settings import Settings
 
@@ -35,26 +33,7 @@ def sweep(runs: Sequence[Settings]) -> bool:
     Returns:
         Whether none of them failed.
     """
-    pending = [settings for settings in runs if not _has_finished(settings)]
-    _log.info("%d runs, of which %d have finished", len(runs), len(runs) - len(pending))
-    failed = 0
-    with tqdm(desc="sweep", total=len(pending), unit="run", smoothing=0, disable=None) as bar:
-        while True:
-            elsewhere = []
-            for settings in pending:
-                with claim(_claim_file(settings)) as claimed:
-                    if not claimed:
-                        elsewhere.append(settings)
-                    elif _has_finished(settings):  # by another program, meanwhile
-                        bar.total -= 1  # and no part of what the time left is reckoned from
-                    else:
-                        failed += not _try(settings)
-                        bar.update()
-            if len(elsewhere) == len(pending):
-                break
-            pending = elsewhere  # whose owners may be gone by now
-    if elsewhere:
-        _log.info("%d runs were left to other programs that are at work on them", len(elsewhere))
+    failed = sum(not _try(settings) for settings in unclaimed_runs(runs, _has_finished, "sweep"))
     if failed:
         _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
     return not failed
@@ -94,17 +73,11 @@ def _try(settings: Settings) -> bool:
     return True
 
 
-def _claim_file(settings: Settings) -> Path:
-    folder = settings.output_dir / ".claims"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / settings.run_name
-
-
 def describe_state(settings: Settings) -> str:
     """How far a run is."""
     if _has_finished(settings):
         return "finished"
-    if is_claimed(settings.output_dir / ".claims" / settings.run_name):
+    if is_claimed(claim_file(settings)):
         return "at work"
     if (settings.run_dir / "failed.json").exists():
         return f"failed: {json.loads((settings.run_dir / 'failed.json').read_text())['reason']}"

@@ -3,16 +3,67 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
+_PAUSE = 5  # seconds until what others are at work on is looked at again
 _HEARTBEAT = 60  # seconds between signs of life
 _SILENCE = 600  # seconds without one, after which an owner on another machine is taken for gone
+
+
+def unclaimed_runs(
+    runs: Sequence[Settings], has_finished: Callable[[Settings], bool], name: str, wait: bool = False
+) -> Iterator[Settings]:
+    """Goes through the runs that are to do, with a bar; several programs that do so at once share them.
+
+    Args:
+        runs: in the order in which to do them.
+        has_finished: whether a run needs no more doing.
+        name: for the bar.
+        wait: for the programs that are at work on what is left; otherwise it is left to them.
+
+    Yields:
+        A run that is claimed until the next one is asked for.
+    """
+    pending = [settings for settings in runs if not has_finished(settings)]
+    _log.info("%d runs, of which %d have finished", len(runs), len(runs) - len(pending))
+    with tqdm(desc=name, total=len(pending), unit="run", smoothing=0, disable=None) as bar:
+        while pending:
+            elsewhere = []
+            for settings in pending:
+                file = claim_file(settings)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with claim(file) as claimed:
+                    if not claimed:
+                        elsewhere.append(settings)
+                    elif has_finished(settings):  # by another program, meanwhile
+                        bar.total -= 1  # and no part of what the time left is reckoned from
+                    else:
+                        yield settings
+                        bar.update()
+            if len(elsewhere) == len(pending):
+                if not wait:
+                    _log.info("%d runs were left to other programs that are at work on them", len(elsewhere))
+                    return
+                time.sleep(_PAUSE)
+            pending = elsewhere  # whose owners may be gone by now
+
+
+def claim_file(settings: Settings) -> Path:
+    """What stands for a run."""
+    return settings.output_dir / ".claims" / settings.run_name
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
     """
     folders = folders or check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     classes = folders[0].classes
-    if finished := _finished_results(settings, classes):
+    if finished := finished_results(settings, folders):
         _log.info("%s has finished already; --restart begins anew", settings.run_dir)
         return finished if distributed.is_first() else None
     return_freed_memory()
@@ -81,20 +81,20 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
     return metrics
 
 
-def finished_results(settings: Settings) -> dict[str, Any] | None:
+def finished_results(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, Any] | None:
     """What `run` came to earlier, if it finished and has all that is asked for now.
+
+    Args:
+        settings: of the run.
+        folders: as for `run`.
 
     Raises:
         UserError: something in the settings or the folders does not fit, or the run was begun with other settings.
     """
-    folders = check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
-    return _finished_results(settings, folders[0].classes)
-
-
-def _finished_results(settings: Settings, classes: tuple[str, ...]) -> dict[str, Any] | None:
+    folders = folders or check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     if settings.restart:
         return None
-    _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), classes))
+    _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), folders[0].classes))
     file = settings.run_dir / "metrics.json"
     if file.exists():
         metrics = _read_json(file)

@@ -50,7 +50,7 @@ class Study:
     Attributes:
         classes: C names.
         outcomes: a run a seed, by the set that was trained on and the model.
-        seconds: that all runs took.
+        seconds: that all runs took, one after the other.
     """
 
     classes: Sequence[str]
@@ -94,7 +94,7 @@ def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
         remark += " In brackets what was published."
         for row, published in PUBLISHED.items():
             accuracies[row] = [f"{ours} ({other:.2f})" for ours, other in zip(accuracies[row], published, strict=True)]
-    took = f"All {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes."
+    took = f"The {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes, one after the other."
     header = ("trained on / tested on", *MODELS)
     for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", halves, took)):
         yield Table(title, header, [(" / ".join(row), *accuracies[row]) for row in rows], below)
