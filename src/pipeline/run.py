@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from common import UserError, write_whole
@@ -21,11 +22,14 @@ from pipeline.checkpoints import CHECKPOINTS
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
 from pipeline.hardware import Hardware, return_freed_memory
 from pipeline.logger import Logger
+from pipeline.measures import score_classes, wilson_interval
 from pipeline.settings import Settings
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
 
 _log = logging.getLogger(__name__)
+
+_MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 
 
 def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, Any] | None:
@@ -210,6 +214,31 @@ def results_table(metrics: dict[str, Any]) -> str:
                 name, str(results["epoch"]), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
                 f"{scores['accuracy']:.1%}", f"{scores['per_class_accuracy']:.1%}",
             ))  # fmt: skip
+    return _align(rows)
+
+
+def class_tables(metrics: dict[str, Any]) -> str:
+    """How well the best_val_acc checkpoint tells the classes apart, a table for each test set, for the screen."""
+    checkpoint = "best_val_acc"
+    classes = metrics["settings"]["classes"]
+    tables = []
+    for test_set, scores in metrics["checkpoints"][checkpoint]["test"].items():
+        low, high = wilson_interval(scores["accuracy"], scores["images"])
+        title = f"{checkpoint} on {test_set}: accuracy {scores['accuracy']:.1%}, 95% interval {low:.1%} to {high:.1%}"
+        if "calibration_error" in scores:  # which runs of earlier versions lack
+            title += f"; calibration error {scores['calibration_error']:.1%}"
+        confusion = scores["confusion_matrix"]
+        shown = len(classes) <= _MOST_COLUMNS
+        rows = [("class", "images", "precision", "recall", "F1", *(f"as {name}" for name in classes if shown))]
+        for name, of_class, taken in zip(classes, score_classes(np.array(confusion)), confusion, strict=True):
+            shares = (of_class.precision, of_class.recall, of_class.f1)
+            percents = ("-" if share is None else f"{share:.1%}" for share in shares)
+            rows.append((name, str(of_class.images), *percents, *(str(count) for count in taken if shown)))
+        tables.append(f"{title}\n{_align(rows)}")
+    return "\n\n".join(tables)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
