@@ -161,4 +161,4 @@ def test_damaged_settings_are_told_in_one_line(copy):
     (copy / "saved_models" / RUN / "settings.json").write_text("{")
     result = start(*TRAIN, cwd=copy)
     assert result.returncode == 2
-    assert result.stderr == f"error: saved_models/{RUN}/settings.json is damaged: use --restart\n"
+    assert result.stderr == f"error: saved_models/{RUN}/settings.json is damaged: train again with --restart\n"

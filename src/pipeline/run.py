@@ -18,7 +18,7 @@ from models import build_model
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
-from pipeline.checkpoints import CHECKPOINTS
+from pipeline.checkpoints import CHECKPOINTS, read_json
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
 from pipeline.hardware import Hardware, return_freed_memory
 from pipeline.logger import Logger
@@ -101,7 +101,7 @@ def _finished_results(settings: Settings, classes: tuple[str, ...]) -> dict[str,
     _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), classes))
     file = settings.run_dir / "metrics.json"
     if file.exists():
-        metrics = _read_json(file)
+        metrics = read_json(file)
         if metrics.get("plots") or not settings.plots:
             return metrics
     return None
@@ -115,7 +115,7 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     file = run_dir / "settings.json"
     if not file.exists():
         return
-    earlier = _read_json(file)
+    earlier = read_json(file)
     differing = [
         f"{name} {earlier.get(name)} there, {value} here"
         for name, value in described.items()
@@ -126,16 +126,6 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
             f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
             "use these, another --output-dir, or --restart"
         )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: use --restart") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: use --restart")
-    return content
 
 
 def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
@@ -150,7 +140,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
         _log.info("the earlier run is now %s", aside)
     file = folder / "settings.json"
     if file.exists():
-        return _read_json(file)["wandb_run_id"]
+        return read_json(file)["wandb_run_id"]
     run_id = secrets.token_hex(4)
     with write_whole(file) as partial:
         partial.write_text(json.dumps({**described, "wandb_run_id": run_id}, indent=2) + "\n")
