@@ -124,7 +124,9 @@ def show_notes() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
-def run_program(main: Callable[[], int]) -> None:
+def run_program(
+    main: Callable[[], int], when_stopped: str = "stopped; the same command goes on from where it was"
+) -> None:
     """Runs a program's `main` and exits: 2 and a line on stderr for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
     show_notes()
     signal.signal(signal.SIGTERM, _terminate)
@@ -139,7 +141,7 @@ def run_program(main: Callable[[], int]) -> None:
         print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on from where it was", file=sys.stderr)
+        print(when_stopped, file=sys.stderr)
         status = 143 if isinstance(stop, Terminated) else 130
     sys.exit(status)
 

@@ -10,14 +10,17 @@ def main() -> int:
     settings = Settings.from_command_line("Trains a classifier on folders of images, tests it and explains it.")
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.distributed import joined_processes
-    from pipeline.run import results_table, run
+    from pipeline.run import class_tables, results_table, run
 
     with joined_processes():
         metrics = run(settings)
     if metrics is None:
         return 0
     print(results_table(metrics))
-    figures = "curves.png, confusion_matrices/, heatmaps/" if settings.plots else "curves.png (-c draws more)"
+    print(f"\n{class_tables(metrics)}")
+    figures = (
+        "curves.png, confusion_matrices/, reliability/, heatmaps/" if settings.plots else "curves.png (-c draws more)"
+    )
     print(f"\nfigures in {settings.run_dir}: {figures}")
     return 0
 

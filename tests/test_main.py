@@ -100,7 +100,9 @@ def _with_margin(mask):
 def test_writes_everything_that_a_run_has(place):
     folder = place / "saved_models" / RUN
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    figures = {f"confusion_matrices/cm_{name}.png" for name in CHECKPOINTS} | {
+    figures = {f"confusion_matrices/cm_{name}.png" for name in CHECKPOINTS}
+    figures |= {f"reliability/{name}.png" for name in CHECKPOINTS}
+    figures |= {
         f"heatmaps/{name}/ResNet18_{label}_{number}.png"
         for name in CHECKPOINTS for label in sample.CLASSES for number in (1, 2, 3)
     }  # fmt: skip
@@ -159,4 +161,4 @@ def test_damaged_settings_are_told_in_one_line(copy):
     (copy / "saved_models" / RUN / "settings.json").write_text("{")
     result = start(*TRAIN, cwd=copy)
     assert result.returncode == 2
-    assert result.stderr == f"error: saved_models/{RUN}/settings.json is damaged: use --restart\n"
+    assert result.stderr == f"error: saved_models/{RUN}/settings.json is damaged: train again with --restart\n"

@@ -19,6 +19,7 @@ from common import run_program
 from helpers import REPOSITORY, digests, start
 from models import MODELS, model_class
 from pipeline.checkpoints import CHECKPOINTS
+from pipeline.measures import wilson_interval
 from pipeline.settings import Settings
 from reporting import results
 from reporting.comparison import (
@@ -30,7 +31,6 @@ from reporting.comparison import (
     newcombe_interval,
     rank_by_test,
     rank_by_validation,
-    wilson_interval,
 )
 from reporting.figures import draw_runs
 from reporting.results import GROUPS, SCORE_COLUMNS, Hyperparameters, Run, read_models, read_table, write_table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -139,7 +139,26 @@ def image_files(directory: Path) -> list[Path]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file()
+    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+        return False
+    return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()  # which fails at a link to itself
+
+
+def find_images(directory: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
+    """The image files in a folder and in the folders in it, each folder's own sorted by name and before those.
+
+    What is hidden is left out. A link is followed to a file in the folder, and nowhere else.
+
+    Args:
+        directory: the folder.
+        on_error: is called for each folder that cannot be listed.
+    """
+    root = os.path.realpath(directory)
+    for folder, names, _ in os.walk(directory, onerror=on_error):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for path in image_files(Path(folder)):
+            if not path.is_symlink() or os.path.realpath(path).startswith(os.path.join(root, "")):
+                yield path
 
 
 def other_files(directory: Path) -> list[Path]:

@@ -37,12 +37,13 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         version = _version(path)
-        image = _read(path)
+    except FileNotFoundError as error:
+        raise UnreadableImage(str(error.strerror)) from error
+    try:
+        image = load_image(path)
     except UnreadableImage as error:
         _outcomes[version] = str(error)
         raise
-    except FileNotFoundError as error:
-        raise UnreadableImage(str(error.strerror)) from error
     _outcomes[version] = None
     return image
 
@@ -110,7 +111,12 @@ def _version(path: Path) -> tuple[Path, int, int]:
     return path, stat.st_size, stat.st_mtime_ns
 
 
-def _read(path: Path) -> Image.Image:
+def load_image(path: Path) -> Image.Image:
+    """As `read_image`, but keeps no record of the file: for any number of them.
+
+    Raises:
+        UnreadableImage: as `read_image`.
+    """
     try:
         if path.suffix.lower() == ".npy":
             return image_of_array(_load_array(path.read_bytes()))
@@ -171,8 +177,8 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], str, np.dtype]:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return error.strerror or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:  # the system's; Pillow's own have none
+        return error.strerror
     if not os.path.getsize(path):
         return "an empty file"
     if isinstance(error, Image.UnidentifiedImageError):

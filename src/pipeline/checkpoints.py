@@ -1,7 +1,8 @@
-"""Weights on the disk. What is loaded can hold tensors and plain values only, never code."""
+"""A run's files, read back. Weights can hold tensors and plain values only, never code."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,21 @@ class Checkpoint:
         if state["model_type"] != model_type:
             raise UserError(f"{path} is a checkpoint of {state['model_type']}, not of {model_type}")
         return cls(**state)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads `settings.json` or `metrics.json` of a run.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: train again with --restart") from error
+    return content
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plotting import BLUE, VERMILION, new_figure, save_figure
+from pipeline.measures import Calibration, wilson_interval
+from plotting import BLUE, GREY, VERMILION, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,6 +75,36 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
     axes.set_yticks(range(count), classes)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     figure.colorbar(picture, ax=axes, label="share of the true class", format="{x:.0%}", shrink=0.8)
+    save_figure(figure, path)
+
+
+def plot_reliability(calibration: Calibration, title: str, path: Path) -> None:
+    """Draws how often the model is right beside how confident it is, and how many images are in each bin.
+
+    Args:
+        calibration: images by confidence.
+        title: stands above.
+        path: the PNG to write.
+    """
+    figure = new_figure(5.5, 6)
+    shares, numbers = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = np.flatnonzero(calibration.counts)
+    confidences, accuracies = calibration.confidences[filled], calibration.accuracies[filled]
+    ends = np.array(list(map(wilson_interval, accuracies, calibration.counts[filled])))
+    shares.plot((0, 1), (0, 1), "--", color=GREY, label="as right as confident")
+    shares.errorbar(confidences, accuracies, np.abs(ends.T - accuracies), fmt="o", color=BLUE, ecolor="black",
+                    elinewidth=1, capsize=3, label="images of a bin, 95% interval")  # fmt: skip
+    shares.set(ylabel="accuracy", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    shares.yaxis.set_major_formatter("{x:.0%}")
+    bins = len(calibration.counts)
+    numbers.bar(np.arange(bins) / bins, calibration.counts, 1 / bins, align="edge", color=BLUE, edgecolor="white")
+    numbers.set(xlabel="confidence (probability of the predicted class)", ylabel="images")
+    numbers.xaxis.set_major_formatter("{x:.0%}")
+    numbers.yaxis.get_major_locator().set_params(integer=True)
+    for axes in (shares, numbers):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # anywhere inside, it might hide points
     save_figure(figure, path)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores
@@ -100,7 +101,7 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
     def decode(places: range) -> int:
         for place in places:
             try:
-                pixels[place] = _fit(folder, place, input_size)
+                pixels[place] = fit_image(folder.read(place), folder.is_array(place), input_size)
             except UnreadableImage as error:
                 unreadable[place] = str(error)
         return len(places)
@@ -116,15 +117,24 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
     return {str(place): unreadable[place] for place in sorted(unreadable)}
 
 
-def _fit(folder: ImageFolder, place: int, input_size: tuple[int, int, int]) -> np.ndarray:
-    """(H, W, C) uint8. An array for a model of one channel must have the model's size; all else is resized and padded.
+def fit_image(image: Image.Image, is_array: bool, input_size: tuple[int, int, int]) -> np.ndarray:
+    """Brings an image, as it was read, to the form that a model takes.
+
+    An array for a model of one channel must have the model's size; all else is resized and padded.
+
+    Args:
+        image: of any size and mode.
+        is_array: whether it was stored as numbers, and not as a picture.
+        input_size: channels, height and width.
+
+    Returns:
+        (H, W, C) uint8.
 
     Raises:
-        UnreadableImage: the image cannot be read, or is such an array of another size.
+        UnreadableImage: it is an array of another size.
     """
     channels, height, width = input_size
-    image = folder.read(place)
-    if channels == 1 and folder.is_array(place):
+    if channels == 1 and is_array:
         if image.size != (width, height):
             raise UnreadableImage(
                 f"an array of {image.height}x{image.width} pixels, where the model takes {height}x{width}"

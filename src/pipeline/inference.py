@@ -25,10 +25,15 @@ def forward(model: Classifier, images: Tensor, labels: Tensor, hardware: Hardwar
     Returns:
         Logits (B, classes) float32, and the labels, both on the device.
     """
+    return compute_logits(model, images, hardware), labels.to(hardware.device, non_blocking=True)
+
+
+def compute_logits(model: Classifier, images: Tensor, hardware: Hardware) -> Tensor:
+    """Logits (B, classes) float32, on the device, of images (B, C, H, W) uint8, anywhere."""
     images = images.to(hardware.device, non_blocking=True)
     with hardware.autocast():
         logits = model(model.normalise(images))
-    return logits.float(), labels.to(hardware.device, non_blocking=True)
+    return logits.float()
 
 
 @torch.inference_mode()

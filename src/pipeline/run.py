@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from common import UserError, write_whole
@@ -17,15 +18,18 @@ from models import build_model
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
-from pipeline.checkpoints import CHECKPOINTS
+from pipeline.checkpoints import CHECKPOINTS, read_json
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
 from pipeline.hardware import Hardware, return_freed_memory
 from pipeline.logger import Logger
+from pipeline.measures import score_classes, wilson_interval
 from pipeline.settings import Settings
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
 
 _log = logging.getLogger(__name__)
+
+_MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 
 
 def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, Any] | None:
@@ -97,7 +101,7 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder] = ()) ->
     _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), folders[0].classes))
     file = settings.run_dir / "metrics.json"
     if file.exists():
-        metrics = _read_json(file)
+        metrics = read_json(file)
         if metrics.get("plots") or not settings.plots:
             return metrics
     return None
@@ -111,7 +115,7 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     file = run_dir / "settings.json"
     if not file.exists():
         return
-    earlier = _read_json(file)
+    earlier = read_json(file)
     differing = [
         f"{name} {earlier.get(name)} there, {value} here"
         for name, value in described.items()
@@ -122,16 +126,6 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
             f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
             "use these, another --output-dir, or --restart"
         )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: use --restart") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: use --restart")
-    return content
 
 
 def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
@@ -146,7 +140,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
         _log.info("the earlier run is now %s", aside)
     file = folder / "settings.json"
     if file.exists():
-        return _read_json(file)["wandb_run_id"]
+        return read_json(file)["wandb_run_id"]
     run_id = secrets.token_hex(4)
     with write_whole(file) as partial:
         partial.write_text(json.dumps({**described, "wandb_run_id": run_id}, indent=2) + "\n")
@@ -210,6 +204,31 @@ def results_table(metrics: dict[str, Any]) -> str:
                 name, str(results["epoch"]), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
                 f"{scores['accuracy']:.1%}", f"{scores['per_class_accuracy']:.1%}",
             ))  # fmt: skip
+    return _align(rows)
+
+
+def class_tables(metrics: dict[str, Any]) -> str:
+    """How well the best_val_acc checkpoint tells the classes apart, a table for each test set, for the screen."""
+    checkpoint = "best_val_acc"
+    classes = metrics["settings"]["classes"]
+    tables = []
+    for test_set, scores in metrics["checkpoints"][checkpoint]["test"].items():
+        low, high = wilson_interval(scores["accuracy"], scores["images"])
+        title = f"{checkpoint} on {test_set}: accuracy {scores['accuracy']:.1%}, 95% interval {low:.1%} to {high:.1%}"
+        if "calibration_error" in scores:  # which runs of earlier versions lack
+            title += f"; calibration error {scores['calibration_error']:.1%}"
+        confusion = scores["confusion_matrix"]
+        shown = len(classes) <= _MOST_COLUMNS
+        rows = [("class", "images", "precision", "recall", "F1", *(f"as {name}" for name in classes if shown))]
+        for name, of_class, taken in zip(classes, score_classes(np.array(confusion)), confusion, strict=True):
+            shares = (of_class.precision, of_class.recall, of_class.f1)
+            percents = ("-" if share is None else f"{share:.1%}" for share in shares)
+            rows.append((name, str(of_class.images), *percents, *(str(count) for count in taken if shown)))
+        tables.append(f"{title}\n{_align(rows)}")
+    return "\n\n".join(tables)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -80,7 +80,8 @@ class Settings:
     early_stopping_patience: int = _option(
         "-es --early-stopping-patience", 20, "stop after N validations without a lower loss")
     data_augmentation: bool = _option("-a --data-augmentation", False, "train on the <Class>_augmented folders too")
-    plots: bool = _option("-c --plots", False, "draw confusion matrices and heatmaps", describes_run=False)
+    plots: bool = _option(
+        "-c --plots", False, "draw confusion matrices, reliability diagrams and heatmaps", describes_run=False)
     data_dir: Path = _option("-d --data-dir", Path("dataset"), "a folder a class, to train and validate on")
     test_dir: tuple[Path, ...] = _option(
         "-t --test-dir", (Path("dataset_testing"),), "one or more such folders to test on", nargs="+")

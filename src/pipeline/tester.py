@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from models.base import Classifier
 from pipeline.checkpoints import CHECKPOINTS, Checkpoint
 from pipeline.data import TestSet, make_loader
-from pipeline.figures import plot_confusion, plot_heatmap
+from pipeline.figures import plot_confusion, plot_heatmap, plot_reliability
 from pipeline.hardware import Hardware
 from pipeline.inference import predict
+from pipeline.measures import Calibration, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.settings import Settings
 
@@ -59,16 +61,31 @@ class Tester:
             self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
         logits, labels = self._predicted[epoch, test_set.name]
         scores = Scores.of(logits, labels)
+        probabilities = logits.softmax(dim=1).cpu().numpy()
+        calibration = Calibration.of(probabilities.max(axis=1), probabilities.argmax(axis=1) == test_set.labels)
         if self.settings.plots:
-            self._draw(test_set, checkpoint, scores, logits.softmax(dim=1).cpu().numpy())
-        return {"images": scores.images, **scores.to_json(), "confusion_matrix": scores.confusion.tolist()}
+            self._draw(test_set, checkpoint, scores, calibration, probabilities)
+        return {
+            "images": scores.images,
+            **scores.to_json(),
+            "accuracy_interval": list(wilson_interval(scores.accuracy, scores.images)),
+            "calibration_error": calibration.error,
+            "classes": dict(zip(self.classes, map(asdict, score_classes(scores.confusion)), strict=True)),
+            "confusion_matrix": scores.confusion.tolist(),
+        }
 
-    def _draw(self, test_set: TestSet, checkpoint: str, scores: Scores, probabilities: np.ndarray) -> None:
+    def _draw(
+        self, test_set: TestSet, checkpoint: str, scores: Scores, calibration: Calibration, probabilities: np.ndarray
+    ) -> None:
         # The first test set's figures carry the plain names; a further one's carry its own name too.
         suffix = "" if test_set is self.test_sets[0] else f"_{test_set.name}"
         path = self.folder / "confusion_matrices" / f"cm_{checkpoint}{suffix}.png"
         title = f"{self.settings.model_type}, {checkpoint} on {test_set.name}\naccuracy {scores.accuracy:.1%}"
         plot_confusion(scores.confusion, self.classes, title, path)
+        self.figures.append(path)
+        path = self.folder / "reliability" / f"{checkpoint}{suffix}.png"
+        title = f"{self.settings.model_type}, {checkpoint} on {test_set.name}"
+        plot_reliability(calibration, f"{title}\nexpected calibration error {calibration.error:.1%}", path)
         self.figures.append(path)
 
         predictions = probabilities.argmax(axis=1)

@@ -7,17 +7,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from pipeline.measures import wilson_interval
 from reporting.results import GROUPS, RANKED_BY, TIES_BY, Hyperparameters, Run
 
 TOP = 5  # runs of each group that are shown
 PAIRED = "True - False"
 _SWITCHES = ("pretrained", "augmentation")  # the hyperparameters that are True or False
-_Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 
 def rank_by_test(runs: Iterable[Run]) -> list[Run]:
@@ -45,17 +45,6 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
         members[run.group].append(run)
     order = [*(group for group in GROUPS if group in members), *sorted(members.keys() - set(GROUPS))]
     return {group: members[group] for group in order}
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share, 0 to 1, that was seen in `count` trials (Wilson, 1927).
-
-    For a per-class accuracy it holds where the classes have equally many test images, else roughly.
-    """
-    middle = share + _Z**2 / (2 * count)
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    scale = 1 + _Z**2 / count
-    return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))
 
 
 def newcombe_interval(first: float, first_count: int, second: float, second_count: int) -> tuple[float, float]:

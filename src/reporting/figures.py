@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.measures import wilson_interval
 from plotting import BLUE, ORANGE, new_figure
-from reporting.comparison import wilson_interval
 from reporting.results import Run, shown
 
 if TYPE_CHECKING:

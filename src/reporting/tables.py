@@ -7,7 +7,8 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any, NamedTuple
 
-from reporting.comparison import TOP, Choice, Effect, Report, wilson_interval
+from pipeline.measures import wilson_interval
+from reporting.comparison import TOP, Choice, Effect, Report
 from reporting.results import Run, shown
 
 

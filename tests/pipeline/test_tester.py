@@ -55,6 +55,11 @@ def test_every_checkpoint_on_every_test_set(two_sets):
             assert found["images"] == 8
             assert found["confusion_matrix"] == reference.confusion_matrix(labels, predictions).tolist()
             assert found["accuracy"] == reference.accuracy_score(labels, predictions)
+            low, high = found["accuracy_interval"]
+            assert 0 <= low < found["accuracy"] < high <= 1
+            assert 0 < found["calibration_error"] < 1
+            recalls = [found["classes"][label]["recall"] for label in "AB"]
+            assert recalls == reference.recall_score(labels, predictions, average=None).tolist()
 
 
 @pytest.mark.parametrize("two_sets", [True], indirect=True)
@@ -67,6 +72,7 @@ def test_figures_of_every_checkpoint_and_test_set(two_sets):
         for suffix in ("", "_second")
         for path in (
             f"confusion_matrices/cm_{name}",
+            f"reliability/{name}",
             *(f"heatmaps/{name}/Tiny_{label}_{number}" for label in "AB" for number in (1, 2, 3)),
         )
     ]

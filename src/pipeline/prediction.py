@@ -1,0 +1,150 @@
+"""A trained run's answers on files of images: decoded on all cores ahead of the model, a few at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import UserError, available_cores
+from dataset.reading import UnreadableImage, load_image
+from models import MODELS, build_model
+from models.base import Classifier
+from pipeline.checkpoints import Checkpoint, read_json
+from pipeline.figures import plot_heatmap
+from pipeline.hardware import Hardware
+from pipeline.images import fit_image
+from pipeline.inference import compute_logits
+from pipeline.tester import class_activation_maps
+
+_BATCH = 32
+_AHEAD = 2 * _BATCH  # images that are decoded ahead, besides those that the cores are at work on
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's model with the weights of a checkpoint, in `eval` mode, where and in the precision that it computes."""
+
+    model: Classifier
+    classes: tuple[str, ...]
+    hardware: Hardware
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says of a file.
+
+    Attributes:
+        file: the file.
+        image: (H, W, C) uint8, as the model takes it.
+        probabilities: (classes,) float32.
+        best: the places of the most probable class and of the runner-up.
+        fault: why the file cannot be read; there is nothing else then.
+    """
+
+    file: Path
+    image: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    best: Sequence[int] = ()
+    fault: str | None = None
+
+
+def load_run(run_dir: Path, checkpoint: str) -> TrainedRun:
+    """Loads a run from its folder, in the precision that it was trained in.
+
+    Args:
+        run_dir: the folder, with `settings.json`.
+        checkpoint: the name of one of its checkpoints.
+
+    Raises:
+        UserError: the folder is none of a run, has no such checkpoint, or one of the two is damaged.
+    """
+    if not run_dir.is_dir():
+        raise UserError(f"there is no folder {run_dir}: name that of a trained run, such as those in saved_models")
+    file = run_dir / "settings.json"
+    if not file.exists():
+        raise UserError(f"{run_dir} has no settings.json: name the folder of a trained run")
+    settings = read_json(file)
+    model_type, precision = str(settings.get("model_type")), settings.get("precision")
+    if model_type not in MODELS or precision not in ("fp32", "bf16"):
+        raise UserError(f"{file} names no model or no precision that there is: train again with --restart")
+    loaded = Checkpoint.load(run_dir / f"{checkpoint}.pt", model_type)
+    model = build_model(model_type, len(loaded.classes))
+    try:
+        model.load_state_dict(loaded.weights)
+    except RuntimeError as error:
+        raise UserError(f"{run_dir / checkpoint}.pt does not fit {model_type}: train again with --restart") from error
+    hardware = Hardware.choose(precision)
+    return TrainedRun(model.eval().to(hardware.device, memory_format=torch.channels_last), loaded.classes, hardware)
+
+
+def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:
+    """Answers on files in their order, a batch at a time. Only a few batches of images are in memory."""
+    decoded = _decode_ahead(files, run.model.input_size)
+    while batch := list(islice(decoded, _BATCH)):
+        yield _answer(run, batch)
+
+
+def _decode_ahead(files: Iterable[Path], input_size: tuple[int, int, int]) -> Iterator[Answer]:
+    """The files with their images, in their order, on all cores: Pillow lets go of the interpreter."""
+    cores = available_cores()
+    pending: deque[Future[Answer]] = deque()
+    with ThreadPoolExecutor(cores) as pool:
+        for file in files:
+            pending.append(pool.submit(_decode, file, input_size))
+            if len(pending) >= _AHEAD + cores:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _decode(file: Path, input_size: tuple[int, int, int]) -> Answer:
+    if file.exists() and not file.is_file():
+        return Answer(file, fault="not a regular file")  # a pipe might keep its reader waiting
+    try:
+        return Answer(file, fit_image(load_image(file), file.suffix.lower() == ".npy", input_size))
+    except UnreadableImage as error:
+        return Answer(file, fault=str(error))
+
+
+@torch.inference_mode()
+def _answer(run: TrainedRun, batch: Sequence[Answer]) -> list[Answer]:
+    images = [answer.image for answer in batch if answer.image is not None]
+    if not images:
+        return list(batch)
+    logits = compute_logits(run.model, _as_tensor(images), run.hardware)
+    found = zip(logits.softmax(dim=1).cpu().numpy(), logits.topk(2).indices.tolist(), strict=True)
+    return [answer if answer.fault else _complete(answer, *next(found)) for answer in batch]
+
+
+def _complete(answer: Answer, probabilities: np.ndarray, best: Sequence[int]) -> Answer:
+    return replace(answer, probabilities=probabilities, best=best)
+
+
+def _as_tensor(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """Images (H, W, C) as (B, C, H, W), channels last in memory."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def draw_maps(run: TrainedRun, answers: Iterable[Answer], place: Callable[[Path], Path]) -> None:
+    """Draws for each answer where the model looks.
+
+    Args:
+        run: that gave the answers.
+        answers: of one batch; those without an image are left out.
+        place: says which PNG the map of a file goes to.
+    """
+    readable = [answer for answer in answers if not answer.fault]
+    if not readable:
+        return
+    images = _as_tensor([answer.image for answer in readable]).to(run.hardware.device)
+    heatmaps = class_activation_maps(run.model, images, [answer.best[0] for answer in readable])
+    for answer, heatmap in zip(readable, heatmaps, strict=True):
+        said = [f"{run.classes[number]} ({answer.probabilities[number]:.0%})" for number in answer.best]
+        plot_heatmap(answer.image, heatmap, f"predicted: {said[0]}   then: {said[1]}", place(answer.file))

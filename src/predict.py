@@ -1,0 +1,194 @@
+"""Asks a trained run what images show: `python src/predict.py saved_models/RUN photo.jpg folder`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from common import ArgumentParser, UserError, run_program
+from dataset.folders import find_images
+
+if TYPE_CHECKING:
+    from pipeline.prediction import Answer, TrainedRun
+
+_log = logging.getLogger(__name__)
+
+Entry = dict[str, Any]  # what is told of a file: a value for each of these, None where there is none
+_COLUMNS = ("file", "class", "confidence", "runner_up", "runner_up_confidence", "error")
+
+
+def main() -> int:
+    arguments = _parse()
+    faults = _Faults()
+    files = find_files(arguments.files, faults)
+    first = list(islice(files, 1))
+    if arguments.files and not first:
+        raise UserError(f"there is no image in {_list(arguments.files)}")
+    # torch takes seconds to import: --help and errors do not wait for it
+    from pipeline.hardware import return_freed_memory
+    from pipeline.prediction import load_run
+
+    return_freed_memory()
+    run = load_run(arguments.run, arguments.checkpoint)
+    if first:
+        entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
+        _print(entries, run.classes, arguments.form)
+    if arguments.export:
+        _export(run, arguments.export)
+    return 1 if faults.count else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = ArgumentParser(
+        description="Asks a trained run what images show.",
+        epilog="status: 0; 1 if a file could not be read, the others being answered; 2 for an error of the user's",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as one in saved_models")
+    parser.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE_OR_FOLDER",
+        help="images, and folders of images, which are searched whole but for what is hidden and links out of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", default="best_val_acc", metavar="NAME",
+        help="best_val_acc, best_val_loss or terminal (default: %(default)s)",
+    )  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const=_print_json, help="print a JSON list")
+    form.add_argument("--csv", dest="form", action="store_const", const=_print_csv, help="print CSV")
+    parser.add_argument("--cam", type=Path, metavar="DIR", help="draw into this folder where the model looks")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE.pt2",
+        help="write the model in torch.export's format: from (N, C, H, W) uint8 to probabilities (N, classes)",
+    )  # fmt: skip
+    parser.set_defaults(form=_print_table)
+    arguments = parser.parse_intermixed_args()
+    if not arguments.files and (arguments.cam or not arguments.export):
+        raise UserError("no image is named, and no folder of images (--help lists the flags)")
+    if arguments.files and not any(map(os.path.lexists, arguments.files)):
+        raise UserError(f"there is no file or folder {_list(arguments.files)}: name images, or folders of images")
+    if arguments.export and arguments.export.suffix != ".pt2":
+        raise UserError(f"--export {arguments.export}: the name must end in .pt2, torch.export's format")
+    for folder in arguments.files if arguments.cam else ():
+        if folder.is_dir() and arguments.cam.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--cam {arguments.cam}: {folder}, which is searched for images, must not hold the maps")
+    return arguments
+
+
+def _list(names: Sequence[Path]) -> str:
+    return ", ".join(_printable(name) for name in names)
+
+
+def _printable(name: object) -> str:
+    """On one line, without what a terminal would act upon."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(name))
+
+
+class _Faults:
+    """Tells of what cannot be read, and counts it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def tell(self, name: object, reason: str | None) -> None:
+        self.count += 1
+        _log.warning("%s: %s", _printable(name), reason)
+
+
+def find_files(names: Iterable[Path], faults: _Faults) -> Iterator[Path]:
+    """The named files, and the images in the named folders; nothing is listed before it is asked for."""
+    for name in names:
+        if os.path.isdir(name):
+            yield from find_images(name, lambda error: faults.tell(error.filename, error.strerror))
+        else:
+            yield name
+
+
+def predict(
+    run: TrainedRun, files: Iterable[Path], faults: _Faults, named: Sequence[Path], cam: Path | None
+) -> Iterator[Entry]:
+    """What a run says of files, in their order; also draws maps, if a folder for them is given."""
+    from pipeline.prediction import draw_maps, predict_files
+
+    place = _place_maps(cam, named) if cam else None
+    hidden = True if sys.stdout.isatty() else None  # where the results are shown as they come
+    with tqdm(desc="predicting", unit="image", leave=False, disable=hidden) as bar:
+        for answers in predict_files(run, files):
+            if cam:
+                draw_maps(run, answers, place)
+            for answer in answers:
+                if answer.fault:
+                    faults.tell(answer.file, answer.fault)
+                yield _describe(answer, run.classes)
+            bar.update(len(answers))
+
+
+def _place_maps(cam: Path, named: Sequence[Path]) -> Callable[[Path], Path]:
+    """Says where a file's map goes: in the same folders, below the deepest one that all named ones lie in."""
+    folders = [path if os.path.isdir(path) else path.parent for path in map(Path, map(os.path.abspath, named))]
+    common = os.path.commonpath(folders)
+    return lambda file: cam / f"{os.path.relpath(file, common)}.png"
+
+
+def _describe(answer: Answer, classes: Sequence[str]) -> Entry:
+    entry: Entry = {**dict.fromkeys(_COLUMNS), "file": str(answer.file), "error": answer.fault}
+    if not answer.fault:
+        for name, place in zip(("class", "runner_up"), answer.best, strict=True):
+            entry[name] = classes[place]
+        for name, place in zip(("confidence", "runner_up_confidence"), answer.best, strict=True):
+            entry[name] = round(float(answer.probabilities[place]), 6)
+    return entry
+
+
+def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> None:
+    try:
+        form(entries, classes)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the results has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
+    width = max(len("runner-up"), *map(len, classes))
+    print(f"{'class':{width}}  confidence  {'runner-up':{width}}  confidence  file")
+    for entry in entries:
+        if not entry["error"]:
+            first, second = _printable(entry["class"]), _printable(entry["runner_up"])
+            shares = f"{entry['confidence']:<10.1%}", f"{entry['runner_up_confidence']:<10.1%}"
+            print(f"{first:{width}}  {shares[0]}  {second:{width}}  {shares[1]}  {_printable(entry['file'])}")
+
+
+def _print_csv(entries: Iterable[Entry], _: Sequence[str]) -> None:
+    sys.stdout.reconfigure(errors="surrogateescape")  # gives any file's name as it is
+    writer = csv.DictWriter(sys.stdout, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entries)
+
+
+def _print_json(entries: Iterable[Entry], _: Sequence[str]) -> None:
+    print("[", end="")
+    for number, entry in enumerate(entries):
+        print(",\n " if number else "\n ", json.dumps(entry), end="")
+    print("\n]")
+
+
+def _export(run: TrainedRun, file: Path) -> None:
+    from pipeline.export import export_model
+
+    error = export_model(run, file)
+    size = ", ".join(map(str, ("N", *run.model.input_size)))
+    _log.info("%s: from images (%s) uint8 to the probabilities (N, %d) of %s; at most %.0e off the original's",
+              file, size, len(run.classes), ", ".join(run.classes), error)  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_program(main, when_stopped="stopped")

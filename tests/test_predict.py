@@ -1,0 +1,391 @@
+"""Answers of a trained run: those of its tester, for any files; and its model in one file."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict as program
+from common import available_cores, run_program
+from dataset import reading
+from dataset.folders import read_folder
+from helpers import REPOSITORY, start
+from models import build_model
+from pipeline import export, prediction
+from pipeline.checkpoints import Checkpoint
+from pipeline.data import load_test_set, make_loader
+from pipeline.hardware import Hardware
+from pipeline.inference import predict
+from pipeline.prediction import TrainedRun, load_run, predict_files
+
+CLASSES = ("one", "two", "three")
+RUN = "saved_models/SmallVGG_pretrained_False_aug_False_lr_0.001_wd_0.0001_g_0.99"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run of a small model on bars of three lengths, in noise that makes some hard to tell."""
+    folder = tmp_path_factory.mktemp("trained")
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 20), ("test", 15)):
+        for length, label in enumerate(CLASSES):
+            (folder / name / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.random((28, 28)) * 0.6
+                pixels[10:14, 4 : 10 + 6 * length] += 0.4
+                np.save(folder / name / label / f"{number:02d}.npy", pixels)
+    result = start(
+        "main.py", "-m", "SmallVGG", "-d", "train", "-t", "test", "-e", 3, "-b", 16, "-l", 0.001, "--precision", "fp32",
+        cwd=folder,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture
+def ask(place, monkeypatch, capfd, caplog):
+    """Runs predict.py in this process and the run's folder; gives status, stdout, and warnings and lines on stderr."""
+
+    def run(*arguments):
+        monkeypatch.chdir(place)
+        caplog.clear()
+        monkeypatch.setattr("sys.argv", ["predict.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run_program(program.main)
+        printed = capfd.readouterr()
+        assert "Traceback" not in printed.err
+        warnings = [record.getMessage() for record in caplog.records if record.name == "predict"]
+        return stop.value.code, printed.out, warnings + printed.err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of images of several kinds, and of what is none."""
+    folder = tmp_path / "photos"
+    (folder / "inner" / "deep").mkdir(parents=True)
+    Image.new("RGB", (60, 20), "red").save(folder / "b.jpg")
+    Image.new("L", (9, 30), 90).save(folder / "inner" / "deep" / "c.png")
+    np.save(folder / "a.npy", np.full((28, 28), 0.5))
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+def metrics(place):
+    return json.loads((place / RUN / "metrics.json").read_text())
+
+
+# What main.py tells of each class.
+
+
+def test_main_prints_what_each_class_came_to(place):
+    scores = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
+    lines = (place / "stdout").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("best_val_acc on test"))
+    low, high = scores["accuracy_interval"]
+    assert lines[start] == (
+        f"best_val_acc on test: accuracy {scores['accuracy']:.1%}, 95% interval {low:.1%} to {high:.1%}; "
+        f"calibration error {scores['calibration_error']:.1%}"
+    )
+    for line, name, row in zip(lines[start + 2 :], sorted(CLASSES), scores["confusion_matrix"], strict=False):
+        of_class = scores["classes"][name]
+        shares = [of_class[share] for share in ("precision", "recall", "f1")]
+        told = ["-" if share is None else f"{share:.1%}" for share in shares]
+        assert line.split() == [name, "15", *told, *map(str, row)]
+
+
+# Answers.
+
+
+def test_answers_are_the_testers(ask, place):
+    status, output, notes = ask(RUN, "test", "--json")
+    assert (status, notes) == (0, [])
+    entries = json.loads(output)
+    labels = sorted(CLASSES)
+    confusion = np.zeros((3, 3), int)
+    for entry in entries:
+        confusion[labels.index(entry["file"].split("/")[1]), labels.index(entry["class"])] += 1
+    tested = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
+    assert confusion.tolist() == tested["confusion_matrix"]
+
+    run = load_run(place / RUN, "best_val_acc")
+    test_set = load_test_set(read_folder(place / "test"), run.model.input_size)
+    logits, _ = predict(run.model, make_loader(test_set.images, 7), run.hardware, "")
+    probabilities = logits.softmax(dim=1).sort(descending=True).values
+    assert [entry["file"] for entry in entries] == [os.path.relpath(path, place) for path in test_set.paths]
+    found = [[entry["confidence"], entry["runner_up_confidence"]] for entry in entries]
+    assert np.array(found) == pytest.approx(probabilities[:, :2].numpy(), abs=2e-6)
+    assert all(entry["runner_up"] != entry["class"] for entry in entries)
+
+
+def test_a_photograph_is_padded_as_for_training(tiny_model, make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = read_folder(make_folder("photos", {"A": 40, "B": 3}))
+    torch.manual_seed(0)
+    run = TrainedRun(build_model(tiny_model, 2).eval(), ("A", "B"), Hardware(torch.device("cpu"), "fp32"))
+    answers = [answer for batch in predict_files(run, folder.paths) for answer in batch]
+    images, _ = load_test_set(folder, (3, 16, 16)).images.__getitems__(list(range(43)))
+    assert np.array_equal([answer.image for answer in answers], images.permute(0, 2, 3, 1))
+    with torch.inference_mode():
+        expected = run.model(run.model.normalise(images)).softmax(dim=1)
+    assert np.array([answer.probabilities for answer in answers]) == pytest.approx(expected.numpy(), abs=1e-6)
+    assert [answer.best for answer in answers] == expected.argsort(descending=True).tolist()
+
+
+def test_table_and_csv_say_the_same(ask, photos):
+    _, table, _ = ask(RUN, photos)
+    status, text, _ = ask(RUN, photos, "--csv")
+    assert status == 0
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["file"] for row in rows] == [str(photos / name) for name in ("a.npy", "b.jpg", "inner/deep/c.png")]
+    for line, row in zip(table.splitlines()[1:], rows, strict=True):
+        shares = [f"{float(row[name]):.1%}" for name in ("confidence", "runner_up_confidence")]
+        assert line.split() == [row["class"], shares[0], row["runner_up"], shares[1], row["file"]]
+
+
+def test_bad_files_are_told_and_the_others_answered(ask, photos):
+    (photos / "0.jpg").write_bytes(b"")
+    (photos / "inner" / "x\ny.png").write_text("none")
+    np.save(photos / "z.npy", np.zeros((5, 5)))
+    status, output, notes = ask(RUN, photos / "gone.jpg", photos, "--json")
+    assert status == 1
+    assert notes == [
+        f"{photos}/gone.jpg: No such file or directory",
+        f"{photos}/0.jpg: an empty file",
+        f"{photos}/z.npy: an array of 5x5 pixels, where the model takes 28x28",
+        f"{photos}/inner/x?y.png: not an image",
+    ]
+    entries = json.loads(output)
+    assert [entry["error"] is None for entry in entries] == [False, False, True, True, False, False, True]
+    assert entries[1] == {
+        "file": f"{photos}/0.jpg", "class": None, "confidence": None, "runner_up": None, "runner_up_confidence": None,
+        "error": "an empty file",
+    }  # fmt: skip
+    status, output, _ = ask(RUN, photos)
+    assert (status, len(output.splitlines())) == (1, 1 + 3)
+
+
+def test_nothing_but_bad_files(ask, photos):
+    (photos / "0.jpg").write_bytes(b"")
+    status, output, notes = ask(RUN, photos / "0.jpg", photos / "notes.txt", "--csv")
+    assert (status, len(notes)) == (1, 2)
+    assert [row["error"] for row in csv.DictReader(io.StringIO(output))] == ["an empty file", "not an image"]
+
+
+def test_what_is_hidden_and_links_out_of_the_folder_are_left_alone(ask, photos, place):
+    (photos / ".hidden").mkdir()
+    shutil.copy(photos / "b.jpg", photos / ".hidden" / "d.jpg")
+    shutil.copy(photos / "b.jpg", photos / ".e.jpg")
+    (photos / "out.npy").symlink_to(place / "test" / "one" / "00.npy")
+    (photos / "out").symlink_to(place / "test")
+    (photos / "round").symlink_to(photos)
+    (photos / "itself.jpg").symlink_to("itself.jpg")
+    (photos / "within.jpg").symlink_to("b.jpg")
+    status, output, notes = ask(RUN, photos, "--json")
+    assert (status, notes) == (0, [])
+    names = [os.path.relpath(entry["file"], photos) for entry in json.loads(output)]
+    assert names == ["a.npy", "b.jpg", "within.jpg", "inner/deep/c.png"]
+
+
+def test_a_named_link_or_hidden_folder_is_taken_and_a_pipe_is_not(ask, photos):
+    photos.rename(photos.with_name(".photos"))
+    (photos.parent / "link").symlink_to(".photos")
+    os.mkfifo(photos.parent / "pipe.jpg")
+    status, output, notes = ask(RUN, photos.parent / "link", photos.parent / "pipe.jpg")
+    assert (status, len(output.splitlines())) == (1, 1 + 3)
+    assert notes == [f"{photos.parent}/pipe.jpg: not a regular file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
+def test_a_folder_that_cannot_be_listed_is_told(ask, photos):
+    (photos / "inner").chmod(0)
+    status, output, notes = ask(RUN, photos)
+    (photos / "inner").chmod(0o700)
+    assert (status, len(output.splitlines())) == (1, 1 + 2)
+    assert notes == [f"{photos}/inner: Permission denied"]
+
+
+def test_takes_the_checkpoint_that_is_named(ask, place):
+    terminal = place / RUN / "terminal.pt"
+    saved = Checkpoint.load(terminal, "SmallVGG")
+    weights = {name: torch.zeros_like(tensor) for name, tensor in saved.weights.items()}
+    weights["classifier.4.bias"][1] = 1.0  # that of "three", whatever the image
+    Checkpoint("SmallVGG", saved.classes, 3, weights).save(place / RUN / "constant.pt")
+    _, output, _ = ask(RUN, "test", "--checkpoint", "constant", "--json")
+    answers = {(entry["class"], entry["confidence"]) for entry in json.loads(output)}
+    assert answers == {("three", round(np.e / (np.e + 2), 6))}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_computes_in_the_runs_precision(place, tmp_path, precision):
+    shutil.copytree(place / RUN, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    (tmp_path / "run" / "settings.json").write_text(json.dumps({**settings, "precision": precision}))
+    assert load_run(tmp_path / "run", "terminal").hardware.precision == precision
+
+
+def test_memory_holds_a_few_batches_and_no_record_of_files(tiny_model, make_folder):
+    paths = read_folder(make_folder("photos", {"A": 2, "B": 2})).paths
+    run = TrainedRun(build_model(tiny_model, 2).eval(), ("A", "B"), Hardware(torch.device("cpu"), "fp32"))
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(paths[len(taken) % 4])
+            yield taken[-1]
+
+    before = dict(reading._outcomes)
+    batches = predict_files(run, endless())
+    for number in range(1, 21):
+        answers = next(batches)
+        assert [answer.file for answer in answers] == taken[(number - 1) * 32 : number * 32]
+        assert len(taken) <= number * 32 + prediction._AHEAD + available_cores()
+    batches.close()
+    assert reading._outcomes == before
+
+
+# Maps.
+
+
+def test_maps_lie_in_the_same_folders(ask, photos, tmp_path):
+    status, _, _ = ask(RUN, photos, photos.parent / "photos" / "b.jpg", "--cam", tmp_path / "maps")
+    assert status == 0
+    drawn = sorted(path.relative_to(tmp_path / "maps").as_posix() for path in (tmp_path / "maps").rglob("*.png"))
+    assert drawn == ["a.npy.png", "b.jpg.png", "inner/deep/c.png.png"]
+    for name in drawn:
+        with Image.open(tmp_path / "maps" / name) as image:
+            assert min(image.size) > 300
+
+
+def test_maps_of_files_of_the_same_name_are_kept_apart(ask, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "others")
+    status, _, _ = ask(RUN, photos / "b.jpg", tmp_path / "others" / "b.jpg", "--cam", tmp_path / "maps")
+    assert status == 0
+    assert (tmp_path / "maps" / "photos" / "b.jpg.png").exists()
+    assert (tmp_path / "maps" / "others" / "b.jpg.png").exists()
+
+
+# The model in one file.
+
+
+def test_the_exported_model_gives_the_same_answers(place, tmp_path):
+    result = start("predict.py", RUN, "test", "--json", "--export", tmp_path / "new" / "model.pt2", cwd=place)
+    assert result.returncode == 0
+    (note,) = result.stderr.splitlines()
+    assert "model.pt2: from images (N, 1, 28, 28) uint8 to the probabilities (N, 3) of one, three, two" in note
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["model.pt2"]
+    extra = {"classes.json": ""}
+    model = torch.export.load(tmp_path / "new" / "model.pt2", extra_files=extra).module()
+    assert json.loads(extra["classes.json"]) == sorted(CLASSES)
+    entries = json.loads(result.stdout)
+    arrays = [(np.load(place / entry["file"]) * 255).round().astype(np.uint8) for entry in entries]
+    images = torch.from_numpy(np.stack(arrays)[:, None])
+    for size in (1, 2, 45):
+        found = torch.cat([model(part) for part in images.split(size)])
+        assert found.max(dim=1).values.tolist() == pytest.approx([entry["confidence"] for entry in entries], abs=1e-5)
+        assert [sorted(CLASSES)[place] for place in found.argmax(dim=1)] == [entry["class"] for entry in entries]
+
+
+def test_an_export_that_is_off_leaves_what_was_there(place, tmp_path, monkeypatch):
+    file = tmp_path / "model.pt2"
+    file.write_text("precious")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="off by"):
+        export.export_model(load_run(place / RUN, "terminal"), file)
+    assert file.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+
+
+# A user's errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((RUN,), "no image is named, and no folder of images"),
+        ((RUN, "--cam", "maps", "--export", "x.pt2"), "no image is named"),
+        ((RUN, "nowhere"), "there is no file or folder nowhere"),
+        ((RUN, "empty"), "there is no image in empty"),
+        (("nowhere", "test"), "there is no folder nowhere: name that of a trained run"),
+        (("test", "test"), "test has no settings.json"),
+        ((RUN, "test", "--checkpoint", "best"), f"there is no checkpoint {RUN}/best.pt"),
+        ((RUN, "test", "--checkpoint", "last"), f"{RUN}/last.pt is not a checkpoint of this program"),
+        ((RUN, "test", "--cam", "test/maps"), "--cam test/maps: test, which is searched for images"),
+        ((RUN, "--export", "model.onnx"), "--export model.onnx: the name must end in .pt2"),
+        ((RUN, "test", "--json", "--csv"), "not allowed with argument --json"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else None,
+)
+def test_errors_are_told_in_one_line(ask, place, arguments, message):
+    (place / "empty").mkdir(exist_ok=True)
+    status, output, notes = ask(*arguments)
+    assert (status, output) == (2, "")
+    (line,) = notes
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (place / "test" / "maps").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("settings.json", "{", "settings.json is damaged"),
+        ("settings.json", "[]", "settings.json is damaged"),
+        ("settings.json", '{"model_type": "VGG20", "precision": "fp32"}', "names no model or no precision"),
+        ("settings.json", '{"model_type": [], "precision": {}}', "names no model or no precision"),
+        ("settings.json", '{"model_type": "VGG", "precision": "fp32"}', "is a checkpoint of SmallVGG, not of VGG"),
+        ("best_val_acc.pt", "", "best_val_acc.pt is damaged"),
+    ],
+)
+def test_a_damaged_run_is_told_in_one_line(ask, place, tmp_path, name, content, message):
+    shutil.copytree(place / RUN, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    status, output, (line,) = ask(tmp_path / "run", "test")
+    assert (status, output) == (2, "")
+    assert message in line
+
+
+def test_weights_of_another_shape_are_told_in_one_line(ask, place, tmp_path):
+    shutil.copytree(place / RUN, tmp_path / "run")
+    other = build_model("SmallVGG", 2).state_dict()
+    Checkpoint("SmallVGG", tuple(sorted(CLASSES)), 1, other).save(tmp_path / "run" / "best_val_acc.pt")
+    status, _, (line,) = ask(tmp_path / "run", "test")
+    assert status == 2
+    assert "best_val_acc.pt does not fit SmallVGG" in line
+
+
+# Through the shell.
+
+
+def test_flags_may_stand_anywhere(place):
+    result = start("predict.py", "--json", RUN, "--checkpoint", "terminal", "test/one", "test/two/00.npy", cwd=place)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(json.loads(result.stdout)) == 16
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(place):
+    command = f'"{sys.executable}" "{REPOSITORY}/src/predict.py" {RUN} test; echo $? >&2'
+    result = subprocess.run(f"({command}) | true", shell=True, cwd=place, capture_output=True, text=True, check=False)
+    assert result.stderr == "0\n"
+
+
+def test_help_does_not_wait_for_heavy_imports():
+    code = (
+        "import sys; sys.argv = ['predict.py', '--help']; import predict\n"
+        "try: predict.main()\n"
+        "except SystemExit: print(sorted({'torch', 'matplotlib', 'wandb'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=REPOSITORY / "src", capture_output=True, text=True, check=True)
+    assert "status: 0; 1 if a file could not be read" in result.stdout
+    assert result.stdout.endswith("[]\n")
