@@ -116,6 +116,12 @@ def test_figures_and_reports(study, tmp_path):
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("curves.png", "confusion_matrices.png"))
 
 
+def test_help_tells_the_studys_own_defaults(tmp_path):
+    text = " ".join(start("array_study.py", "--help", cwd=tmp_path).stdout.split())
+    assert "goes (default: saved_models/array_study)" in text
+    assert "(default: disabled)" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
