@@ -1,0 +1,106 @@
+"""The README tells of every program and flag that there is, and of no other."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from helpers import REPOSITORY, start
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def find_section(anchor):
+    """The text below the heading that a link such as #fetch leads to."""
+    for heading, text in re.findall(r"^##+ (.+)\n((?:(?!## |### ).*\n)*)", README, re.MULTILINE):
+        if re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") == anchor:
+            return text
+    raise LookupError(f"no heading has the anchor {anchor}")
+
+
+def read_rows(section):
+    """The cells of each row of a section's first table, without the heading."""
+    table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+def read_flags(text):
+    return re.findall(r"--[a-z][a-z-]*", text)
+
+
+COMMANDS = {row[0].strip("`"): row[1].rstrip(" |") for row in read_rows(find_section("commands-and-flags"))}
+
+
+def test_every_program_is_in_the_table():
+    programs = {
+        path.relative_to(REPOSITORY).as_posix()
+        for folder in ("src", "src/dataset")
+        for path in (REPOSITORY / folder).glob("*.py")
+        if "run_program(main" in path.read_text() and path.name != "common.py"
+    }
+    assert {command.split()[0] for command in COMMANDS} == programs
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_and_defaults_are_those_of_help(command, tmp_path):
+    program, *words = command.split()
+    subcommand = [word for word in words if word.islower()]
+    text = start(program.removeprefix("src/"), *subcommand, "--help", cwd=tmp_path).stdout
+    options = text[text.index("options:") :]
+    offered = {}
+    for entry in re.split(r"\n  (?=-)", options)[1:]:
+        flag = re.search(r"--[a-z][a-z-]*", entry)[0]
+        default = re.search(r"\(default:([^)]*)\)", entry)
+        offered[flag] = " ".join(default[1].split()) if default else ""
+    del offered["--help"]
+
+    link = re.fullmatch(r"\[its table\]\(#(.+)\)", COMMANDS[command])
+    if not link:
+        assert sorted(read_flags(COMMANDS[command])) == sorted(offered)
+        return
+    told = {flag: row[1].strip("`") for row in read_rows(find_section(link[1])) for flag in read_flags(row[0])}
+    assert told.keys() == offered.keys()
+    for flag, default in offered.items():
+        if re.fullmatch(r"[\w.]+", default):
+            assert float(told[flag]) == float(default) if default[0].isdigit() else told[flag] == default, flag
+
+
+def read_code(anchor):
+    return re.search(r"```python\n(.*?)```", find_section(anchor), re.DOTALL)[1]
+
+
+def test_a_model_is_added_as_told(make_folder, tmp_path):
+    sources = tmp_path / "src"
+    shutil.copytree(REPOSITORY / "src", sources, ignore=shutil.ignore_patterns("__pycache__"))
+    (sources / "models/tiny.py").write_text(read_code("add-a-model"))
+    line = re.search(r"in `src/models/__init__.py`: `(.+?)`", find_section("add-a-model"))[1]
+    registry = sources / "models/__init__.py"
+    registry.write_text(registry.read_text().replace("MODELS = {", f"MODELS = {{\n    {line}"))
+
+    make_folder("dataset", {"Axe": 10, "Book": 10})
+    make_folder("dataset_testing", {"Axe": 2, "Book": 2})
+    for command in (
+        "main.py -m Tiny -e 1 -c --wandb disabled",
+        "predict.py saved_models/Tiny_pretrained_False_aug_False_lr_0.0001_wd_0.0001_g_0.99 dataset_testing",
+        "report.py",
+    ):
+        program, *flags = command.split()
+        result = subprocess.run(
+            [sys.executable, sources / program, *flags], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        assert "Tiny" in result.stdout or "dataset_testing/Book" in result.stdout
+    assert len(list((tmp_path / "saved_models").glob("*/heatmaps/*/Tiny_*.png"))) > 0
+
+
+def test_a_dataset_is_added_as_told(tmp_path):
+    for name in ("mine.npz", "others.npz"):
+        subprocess.run(
+            [sys.executable, "-c", read_code("add-a-dataset").replace("mine.npz", name)], cwd=tmp_path, check=True
+        )
+    program, *flags = re.search(r"`(main.py -m SmallVGG .+?)`", find_section("add-a-dataset"))[1].split()
+    result = start(program, *flags, "-e", 1, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "as cat  as dog" in result.stdout
