@@ -130,8 +130,13 @@ def finish_work() -> None:
         torch.cuda.synchronize()
 
 
-def stage_photographs(data: Path, place: Path) -> tuple[Path, Path]:
-    """Copies photographs to train on, with augmented ones, and to test on.
+def stage_photographs(data: Path, place: Path, augmented: bool = True) -> tuple[Path, Path]:
+    """Copies photographs to train on and to test on.
+
+    Args:
+        data: with `open_images/`, and `open_images_testing/` if there are others to test on.
+        place: where `dataset/` and `dataset_testing/` go.
+        augmented: bring all classes up to the largest.
 
     Returns:
         Both folders.
@@ -142,7 +147,8 @@ def stage_photographs(data: Path, place: Path) -> tuple[Path, Path]:
     shutil.copytree(data / "open_images", dataset_dir)
     testing = data / "open_images_testing"
     shutil.copytree(testing if testing.exists() else data / "open_images", testing_dir)
-    create_augmented_data(dataset_dir)
+    if augmented:
+        create_augmented_data(dataset_dir)
     return dataset_dir, testing_dir
 
 
