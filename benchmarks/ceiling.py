@@ -13,8 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import finish_work, machine_name, measure, median, parse_with_photographs, stage_photographs, write_results  # isort: skip  # noqa: E501
 from common import ArgumentParser, run_program
+from measuring import (
+    finish_work,
+    machine_name,
+    measure,
+    median,
+    parse_with_photographs,
+    stage_photographs,
+    write_results,
+)  # isort: skip
 from models import MODELS
 from pipeline.settings import Settings
 

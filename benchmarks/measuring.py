@@ -100,9 +100,11 @@ class Timed:
         return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        self._times.append(time.perf_counter())
+        begin = time.perf_counter()
         for batch in itertools.islice(self._loader, self._batches):
-            self.waited = self.waited or time.perf_counter() - self._times[0]
+            if not self._times:
+                self._times.append(time.perf_counter())
+                self.waited = self._times[0] - begin
             self._sizes.append(len(batch[1]))
             yield batch
             finish_work()

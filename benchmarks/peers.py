@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Timed, finish_work, machine_name, median, parse_with_photographs, stage_photographs, write_results  # isort: skip  # noqa: E501
+from measuring import Timed, finish_work, machine_name, median, parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, available_cores, run_program
 from models import MODELS
 
@@ -230,7 +230,13 @@ def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
     from fastai.callback.channelslast import ChannelsLast
     from fastai.callback.fp16 import AMPMode, MixedPrecision
     from fastai.vision.all import (
-        Callback, CancelTrainException, CancelValidException, ImageDataLoaders, Learner, Normalize, accuracy,
+        Callback,
+        CancelTrainException,
+        CancelValidException,
+        ImageDataLoaders,
+        Learner,
+        Normalize,
+        accuracy,
     )  # fmt: skip
 
     sections = {name: Section() for name in ("train", "validation")}

@@ -13,8 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import machine_name, measure, measure_in_turns, median, parse_with_photographs, stage_photographs, write_results  # isort: skip  # noqa: E501
 from common import ArgumentParser, run_program
+from measuring import (
+    machine_name,
+    measure,
+    measure_in_turns,
+    median,
+    parse_with_photographs,
+    stage_photographs,
+    write_results,
+)  # isort: skip
 from models import MODELS, model_class
 from pipeline.cache import Cache
 from pipeline.data import load_training_data

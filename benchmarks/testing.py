@@ -13,9 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from measuring import machine_name, measure, measure_in_turns, median, parse_with_photographs, stage_photographs, write_results  # isort: skip  # noqa: E501
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
+from measuring import (
+    machine_name,
+    measure,
+    measure_in_turns,
+    median,
+    parse_with_photographs,
+    stage_photographs,
+    write_results,
+)  # isort: skip
 from models import MODELS, build_model
 from pipeline.cache import Cache
 from pipeline.checkpoints import CHECKPOINTS, Checkpoint

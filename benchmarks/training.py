@@ -11,8 +11,16 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from measuring import machine_name, measure, measure_in_turns, median, parse_with_photographs, stage_photographs, write_results  # isort: skip  # noqa: E501
 from common import ArgumentParser, run_program
+from measuring import (
+    machine_name,
+    measure,
+    measure_in_turns,
+    median,
+    parse_with_photographs,
+    stage_photographs,
+    write_results,
+)  # isort: skip
 from models import MODELS
 from pacing import describe, medians, pace_of_project, pace_of_reference
 from pipeline.settings import Settings
@@ -45,7 +53,10 @@ def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> 
     measure(pace_of_project, settings, cache_dir, 1)  # decodes the images
     measured = measure_in_turns(
         repeats,
-        {"reference": (pace_of_reference, settings, batches), "project": (pace_of_project, settings, cache_dir, batches)},
+        {
+            "reference": (pace_of_reference, settings, batches),
+            "project": (pace_of_project, settings, cache_dir, batches),
+        },
     )
     paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
     results = {
