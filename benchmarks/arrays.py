@@ -11,7 +11,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from measuring import machine_name, measure, measure_in_turns, median, write_results  # isort: skip
+from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import write_results  # isort: skip
 from common import ArgumentParser, UserError, run_program
 from dataset.array_images import write_digits
 from pacing import medians, pace_of_project, pace_of_reference

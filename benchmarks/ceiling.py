@@ -13,16 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from measuring import finish_work, machine_name, measure, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from measuring import (
-    finish_work,
-    machine_name,
-    measure,
-    median,
-    parse_with_photographs,
-    stage_photographs,
-    write_results,
-)  # isort: skip
 from models import MODELS
 from pipeline.settings import Settings
 

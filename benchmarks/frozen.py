@@ -12,17 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from measuring import RESULTS, machine_name, measure, measure_in_turns  # isort: skip  (it says where the others are)
+from measuring import median, parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from measuring import (
-    RESULTS,
-    machine_name,
-    measure,
-    measure_in_turns,
-    median,
-    parse_with_photographs,
-    stage_photographs,
-    write_results,
-)  # isort: skip
 from pacing import describe, medians, pace_of_project, pace_of_reference
 from pipeline.settings import Settings
 

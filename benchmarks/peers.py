@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Timed, finish_work, machine_name, median, parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import Timed, finish_work, machine_name, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, available_cores, run_program
 from models import MODELS
 

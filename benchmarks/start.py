@@ -13,16 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from measuring import (
-    machine_name,
-    measure,
-    measure_in_turns,
-    median,
-    parse_with_photographs,
-    stage_photographs,
-    write_results,
-)  # isort: skip
 from models import MODELS, model_class
 from pipeline.cache import Cache
 from pipeline.data import load_training_data
@@ -47,17 +40,17 @@ REFERENCE = """
 import sys, time
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-import torch
+import numpy as np
 import reference
 from models import build_model
 
 files = sorted(Path(sys.argv[3]).glob("*/*.jpg"))
 classes = sorted({file.parent.name.removesuffix("_augmented") for file in files})
-labels = torch.tensor([classes.index(file.parent.name.removesuffix("_augmented")) for file in files])
-order = torch.randperm(len(files)).tolist()
+labels = np.array([classes.index(file.parent.name.removesuffix("_augmented")) for file in files])
+order = np.random.permutation(len(files))
 end = len(files) * 4 // 5
 model = build_model(sys.argv[4], len(classes))
-run = reference.image_run(model, files, labels.numpy(), order[:end], order[end:], 32)
+run = reference.image_run(model, files, labels, order[:end], order[end:], 32)
 next(iter(run.train_loader))
 print(time.time(), flush=True)
 """

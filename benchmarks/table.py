@@ -78,8 +78,8 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
     def side(name: str) -> str:
         values = results[name]
         return (
-            f"{values['measured']['training images a second']:g} images/s, an epoch {values['reckoned']['epoch s']:g} s, "
-            f"{values['peak memory MB'] / 1000:.2g} GB"
+            f"{values['measured']['training images a second']:g} images/s, "
+            f"an epoch {values['reckoned']['epoch s']:g} s, {values['peak memory MB'] / 1000:.2g} GB"
         )
 
     return (

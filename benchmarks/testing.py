@@ -13,17 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
-from measuring import (
-    machine_name,
-    measure,
-    measure_in_turns,
-    median,
-    parse_with_photographs,
-    stage_photographs,
-    write_results,
-)  # isort: skip
 from models import MODELS, build_model
 from pipeline.cache import Cache
 from pipeline.checkpoints import CHECKPOINTS, Checkpoint
@@ -49,9 +42,8 @@ def main() -> int:
         save_checkpoints(settings)
         call = (settings, place / ".cache", arguments.per_class)
         measure(test_project, *call)  # decodes the images
-        measured = measure_in_turns(
-            arguments.repeats, {"reference": (test_reference, settings, arguments.per_class), "project": (test_project, *call)}
-        )  # fmt: skip
+        sides = {"reference": (test_reference, settings, arguments.per_class), "project": (test_project, *call)}
+        measured = measure_in_turns(arguments.repeats, sides)
         drawn = len(list(settings.run_dir.glob("heatmaps/*/*.png")))
         images = len(read_folder(testing_dir).paths)
     seconds = {side: median(one.result for one in all_) for side, all_ in measured.items()}

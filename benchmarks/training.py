@@ -11,16 +11,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from measuring import (
-    machine_name,
-    measure,
-    measure_in_turns,
-    median,
-    parse_with_photographs,
-    stage_photographs,
-    write_results,
-)  # isort: skip
 from models import MODELS
 from pacing import describe, medians, pace_of_project, pace_of_reference
 from pipeline.settings import Settings
