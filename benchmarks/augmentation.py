@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measuring import machine_name, measure, parse_with_photographs  # isort: skip  (it says where the others are)
-from measuring import write_results  # isort: skip
+from measuring import machine_name, measure, parse_with_photographs, write_results  # isort: skip  (it says where the others are)
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment, resize_or_pad_image
 from dataset.folders import image_files, read_folder
