@@ -73,10 +73,11 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     from models import build_model
     from pipeline.cache import Cache
     from pipeline.data import load_training_data
-    from pipeline.hardware import Hardware, return_freed_memory
+    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
     from pipeline.trainer import Trainer
 
     return_freed_memory()
+    use_what_was_given()
     torch.manual_seed(settings.seed)
     folder = read_folder(settings.data_dir, settings.data_augmentation)
     hardware = Hardware.choose(settings.precision)

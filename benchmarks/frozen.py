@@ -29,9 +29,10 @@ def main() -> int:
         help="VGG, VGGAdapted or CustomVGG (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=30, metavar="N", help="of a run (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--batches", type=int, default=2, metavar="N",
-        help="of 32 images that are timed, in training and in validation (default: %(default)s)",
+        help="that are timed, in training and in validation (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     arguments = parse_with_photographs(parser)
@@ -43,10 +44,11 @@ def main() -> int:
             model_type=arguments.model,
             pretrained=True,
             weights=place / "weights.pth",
+            batch_size=arguments.batch_size,
             data_dir=dataset_dir,
             data_augmentation=True,
         )
-        images = 32 * (1 + arguments.batches)
+        images = arguments.batch_size * (1 + arguments.batches)
         project = (pace_of_project, settings, place / ".cache", arguments.batches, images)
         measure(pace_of_project, Settings(model_type="ResNet18", data_dir=dataset_dir, data_augmentation=True),
                 place / ".cache", 1, None)  # decodes the images  # fmt: skip
@@ -65,6 +67,7 @@ def main() -> int:
         "machine": machine_name(),
         "model": arguments.model,
         "epochs": epochs,
+        "batch": arguments.batch_size,
         "repeats": arguments.repeats,
         **{
             side: {**describe(pace), "peak memory MB": median(one.peak_mb for one in measured[side])}

@@ -183,6 +183,7 @@ def machine_name() -> str:
 
 def write_results(benchmark: str, results: dict[str, Any]) -> Path:
     """Writes results/<benchmark>_<machine>.json."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{benchmark}_{machine_name()}.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,31 +65,38 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
     """
     import torch
 
-    from pipeline.hardware import Hardware, return_freed_memory
+    from pipeline.features import compute_features
+    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
     from pipeline.inference import evaluate
     from pipeline.trainer import Trainer
 
     return_freed_memory()
+    use_what_was_given()
     torch.manual_seed(settings.seed)
     begin = time.perf_counter()
     folder = read_folder(settings.data_dir, settings.data_augmentation)
     model = _build(settings, len(folder.classes))
-    cache = Cache(cache_dir)
-    data = load_training_data(folder, model.input_size, cache)
+    data = load_training_data(folder, model.input_size, Cache(cache_dir))
     ready = time.perf_counter() - begin
     images = len(data.train), len(data.validation)
+    hardware = Hardware.choose(settings.precision)
     with tempfile.TemporaryDirectory() as place:
-        settings = replace(settings, output_dir=Path(place), no_cache=True)
+        os.chdir(place)  # where the trainer looks for features
+        settings = replace(settings, output_dir=Path("runs"))
         settings.run_dir.mkdir(parents=True)
-        begin = time.perf_counter()
-        trainer = Trainer(model, _cut(data, cut), settings, Hardware.choose(settings.precision), logger=None)
-        prepared = (time.perf_counter() - begin) / (2 * cut) if cut else 0.0
+        prepared = 0.0
+        if cut:
+            data = _cut(data, cut)
+            model.to(hardware.device, memory_format=torch.channels_last)
+            seconds = _seconds(lambda: compute_features(model, data, hardware, Cache.of(settings)))
+            prepared = seconds / (len(data.train) + len(data.validation))
+        trainer = Trainer(model, data, settings, hardware, logger=None)
         train = trainer.train_loader = Timed(trainer.train_loader, batches)
         del train.batch_sampler.batch_sizes[1 + batches :]
         trainer._train()
         validation = Timed(trainer.validation_loader, batches)
         del validation.batch_sampler.batch_sizes[1 + batches :]
-        evaluate(trainer.validated, validation, trainer.hardware, "")
+        evaluate(trainer.validated, validation, hardware, "")
         saving = _seconds(lambda: _save(trainer))
     return _pace(ready, train, validation, saving, images, prepared)
 
@@ -99,7 +107,7 @@ def _save(trainer: Any) -> None:
         trainer._save_checkpoint(name)
 
 
-def _cut(data: TrainingData, count: int | None) -> TrainingData:
+def _cut(data: TrainingData, count: int) -> TrainingData:
     def some(batches: ImageBatches) -> ImageBatches:
         return ImageBatches(batches.decoded, batches.labels.numpy(), batches.places[:count])
 
