@@ -16,7 +16,6 @@ PROGRAMS = (
     "start.py --model SmallVGG --repeats 1",
     "testing.py --model SmallVGG --repeats 1 --per-class 1",
     "peers.py --model SmallVGG --batches 1 --repeats 1",
-    "arrays.py --models SmallVGG --batches 1 --repeats 1",
 )
 
 
@@ -32,8 +31,7 @@ def test_benchmarks_and_their_table(tmp_path):
             Image.fromarray(pixels).save(folder / f"{number:04d}.jpg")
     for line in PROGRAMS:
         program, *flags = line.split()
-        data = [] if program == "arrays.py" else ["--data", str(tmp_path / "data")]
-        start(tmp_path, program, *flags, *data)
+        start(tmp_path, program, *flags, "--data", tmp_path / "data")
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- from benchmarks/table.py -->\nold\n<!-- to here -->\nafter\n")
     for _ in range(2):
