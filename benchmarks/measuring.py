@@ -83,37 +83,32 @@ def median(values: Iterable[float]) -> float:
     return float(f"{statistics.median(values):.3g}")
 
 
-class Timed:
-    """A loader that gives only its first batches, one to warm up, if there are more, and those that are timed.
+class Stopwatch:
+    """Times batches; the first one warms up, if there are more.
 
     Attributes:
-        waited: seconds from the first demand until there was a batch.
+        sizes: of the batches so far.
     """
 
-    def __init__(self, loader: Any, batches: int) -> None:
-        self._loader, self._batches = loader, 1 + batches
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
         self._times: list[float] = []
-        self._sizes: list[int] = []
-        self.waited = 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        begin = time.perf_counter()
-        for batch in itertools.islice(self._loader, self._batches):
-            if not self._times:
-                self._times.append(time.perf_counter())
-                self.waited = self._times[0] - begin
-            self._sizes.append(len(batch[1]))
-            yield batch
-            finish_work()
+    def begin(self) -> None:
+        """A batch is there; only the first time counts."""
+        if not self._times:
             self._times.append(time.perf_counter())
+
+    def end(self, size: int) -> None:
+        """A batch of so many images has been worked on."""
+        finish_work()
+        self.sizes.append(size)
+        self._times.append(time.perf_counter())
 
     @property
     def images(self) -> int:
         """How many were timed."""
-        return sum(self._sizes[self._warming :])
+        return sum(self.sizes[self._warming :])
 
     @property
     def seconds(self) -> float:
@@ -122,7 +117,31 @@ class Timed:
 
     @property
     def _warming(self) -> int:
-        return min(1, len(self._sizes) - 1)
+        return min(1, len(self.sizes) - 1)
+
+
+class Timed(Stopwatch):
+    """A loader that gives only its first batches, one to warm up and those that are timed.
+
+    Attributes:
+        waited: seconds from the first demand until there was a batch.
+    """
+
+    def __init__(self, loader: Any, batches: int) -> None:
+        super().__init__()
+        self._loader, self._batches = loader, 1 + batches
+        self.waited = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        begin = time.perf_counter()
+        for batch in itertools.islice(self._loader, self._batches):
+            self.begin()
+            self.waited = self._times[0] - begin
+            yield batch
+            self.end(len(batch[1]))
 
 
 def finish_work() -> None:

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Timed, finish_work, machine_name, median  # isort: skip  (it says where the others are)
+from measuring import Stopwatch, Timed, machine_name, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, available_cores, run_program
 from models import MODELS
@@ -132,7 +132,7 @@ def run_side(side: str, place: str, model: str, batches: str) -> int:
     return 0
 
 
-Sided = tuple[float, Timed, Timed]  # when the first batch was there, by `time.time`, and the two loaders
+Sided = tuple[float, Stopwatch, Stopwatch]  # when the first batch was there, by `time.time`, and the two passes
 
 
 def run_project(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
@@ -241,60 +241,34 @@ def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
         accuracy,
     )  # fmt: skip
 
-    sections = {name: Section() for name in ("train", "validation")}
+    train, validation = Stopwatch(), Stopwatch()
+    first = 0.0
 
-    class Stopwatch(Callback):
+    class Watch(Callback):
         order = 1000
 
         def before_batch(self) -> None:
-            sections["train" if self.training else "validation"].begin()
+            nonlocal first
+            first = first or time.time()
+            (train if self.training else validation).begin()
 
         def after_batch(self) -> None:
-            section = sections["train" if self.training else "validation"]
-            section.end(len(self.yb[0]))
-            if len(section.sizes) == 1 + batches:
+            stopwatch = train if self.training else validation
+            stopwatch.end(len(self.yb[0]))
+            if len(stopwatch.sizes) == 1 + batches:
                 raise CancelTrainException if self.training else CancelValidException
 
     loaders = ImageDataLoaders.from_folder(
         place / "others", train="train", valid="validation", bs=BATCH_SIZE, num_workers=available_cores(),
         batch_tfms=[Normalize.from_stats(model.mean, model.std)], device=hardware.device,
     )  # fmt: skip
-    callbacks = [Stopwatch(), ChannelsLast()]
+    callbacks = [Watch(), ChannelsLast()]
     if hardware.precision == "bf16" and hardware.device.type == "cuda":  # it knows no other device
         callbacks.append(MixedPrecision(AMPMode.BF16))
     learner = Learner(loaders, model, metrics=accuracy, cbs=callbacks)
     with learner.no_bar(), learner.no_logging():
         learner.fit(1, 1e-4)
-    return sections["train"].started, sections["train"], sections["validation"]
-
-
-class Section:
-    """What a callback notes of a pass over a loader, to be read like `Timed`."""
-
-    def __init__(self) -> None:
-        self.started = 0.0
-        self.sizes: list[int] = []
-        self._ends: list[float] = []
-
-    def begin(self) -> None:
-        """A batch is there."""
-        self.started = self.started or time.time()
-
-    def end(self, size: int) -> None:
-        """So many images were worked on."""
-        finish_work()
-        self.sizes.append(size)
-        self._ends.append(time.perf_counter())
-
-    @property
-    def images(self) -> int:
-        """How many were timed."""
-        return sum(self.sizes[1:])
-
-    @property
-    def seconds(self) -> float:
-        """What they took."""
-        return self._ends[-1] - self._ends[0]
+    return first, train, validation
 
 
 SIDES: dict[str, Callable[..., Any]] = {
