@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import re
 import resource
+import shutil
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +63,116 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any
     sender.send(Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, result))
 
 
+def measure_in_turns(repeats: int, sides: Mapping[str, Sequence[Any]]) -> dict[str, list[Measured]]:
+    """Measures functions one after the other, over and over.
+
+    Args:
+        repeats: how often each.
+        sides: what stands for each, a function and its arguments, by a name.
+    """
+    measured: dict[str, list[Measured]] = {name: [] for name in sides}
+    for number in range(repeats):
+        for name, call in sides.items():
+            measured[name].append(measure(*call))
+            print(f"{number + 1}/{repeats} {name}: {measured[name][-1].seconds:.1f} s", flush=True)
+    return measured
+
+
+def median(values: Iterable[float]) -> float:
+    """The median, to three significant digits."""
+    return float(f"{statistics.median(values):.3g}")
+
+
+class Stopwatch:
+    """Times batches; the first one warms up, if there are more.
+
+    Attributes:
+        sizes: of the batches so far.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._times: list[float] = []
+
+    def begin(self) -> None:
+        """A batch is there; only the first time counts."""
+        if not self._times:
+            self._times.append(time.perf_counter())
+
+    def end(self, size: int) -> None:
+        """A batch of so many images has been worked on."""
+        finish_work()
+        self.sizes.append(size)
+        self._times.append(time.perf_counter())
+
+    @property
+    def images(self) -> int:
+        """How many were timed."""
+        return sum(self.sizes[self._warming :])
+
+    @property
+    def seconds(self) -> float:
+        """What they took."""
+        return self._times[-1] - self._times[self._warming]
+
+    @property
+    def _warming(self) -> int:
+        return min(1, len(self.sizes) - 1)
+
+
+class Timed(Stopwatch):
+    """A loader that gives only its first batches, one to warm up and those that are timed.
+
+    Attributes:
+        waited: seconds from the first demand until there was a batch.
+    """
+
+    def __init__(self, loader: Any, batches: int) -> None:
+        super().__init__()
+        self._loader, self._batches = loader, 1 + batches
+        self.waited = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        begin = time.perf_counter()
+        for batch in itertools.islice(self._loader, self._batches):
+            self.begin()
+            self.waited = self._times[0] - begin
+            yield batch
+            self.end(len(batch[1]))
+
+
+def finish_work() -> None:
+    """Waits for a GPU, if there is one at work."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def stage_photographs(data: Path, place: Path, augmented: bool = True) -> tuple[Path, Path]:
+    """Copies photographs to train on and to test on.
+
+    Args:
+        data: with `open_images/`, and `open_images_testing/` if there are others to test on.
+        place: where `dataset/` and `dataset_testing/` go.
+        augmented: bring all classes up to the largest.
+
+    Returns:
+        Both folders.
+    """
+    from dataset.augmentation_data import create_augmented_data
+
+    dataset_dir, testing_dir = place / "dataset", place / "dataset_testing"
+    shutil.copytree(data / "open_images", dataset_dir)
+    testing = data / "open_images_testing"
+    shutil.copytree(testing if testing.exists() else data / "open_images", testing_dir)
+    if augmented:
+        create_augmented_data(dataset_dir)
+    return dataset_dir, testing_dir
+
+
 def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Reads a benchmark's flags, and `--data`, a folder with open_images/<class>/*.jpg.
 
@@ -89,6 +202,7 @@ def machine_name() -> str:
 
 def write_results(benchmark: str, results: dict[str, Any]) -> Path:
     """Writes results/<benchmark>_<machine>.json."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{benchmark}_{machine_name()}.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     return path

@@ -6,12 +6,13 @@ import argparse
 import errno
 import fcntl
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,9 +113,51 @@ def lock(path: Path, message: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def available_cores() -> int:
-    """The number of cores that this process may use (a Slurm job is given fewer than the machine has)."""
-    return len(os.sched_getaffinity(0))
+def available_cores(
+    control_groups: Path = Path("/sys/fs/cgroup"), memberships: Path = Path("/proc/self/cgroup")
+) -> int:
+    """The number of cores that this process was given: a job or a container gets fewer than the machine has.
+
+    The least of: what the process is bound to, what Slurm allotted to the task (which it may not bind), and what the
+    quotas of the process's control groups come to, rounded up.
+
+    Args:
+        control_groups: where the system shows them.
+        memberships: the file that names the process's own.
+    """
+    cores = [len(os.sched_getaffinity(0))]
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if allotted.isdecimal():
+        cores.append(int(allotted))
+    cores += [math.ceil(quota) for quota in _quotas(control_groups, memberships)]
+    return max(1, min(cores))
+
+
+def _quotas(control_groups: Path, memberships: Path) -> Iterator[float]:
+    """The cores' worth of time that a process's control groups, and those around them, are limited to."""
+    try:
+        lines = memberships.read_text().splitlines()
+    except OSError:  # a system without them
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = control_groups / "cpu" if controllers else control_groups
+        folder = root / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            with suppress(OSError, ValueError):  # the outermost group has no such file, or "max" in it
+                quota, period = _read_quota(place, of_version_1=bool(controllers))
+                if quota > 0:
+                    yield quota / period
+            if place == root:
+                break
+
+
+def _read_quota(group: Path, of_version_1: bool) -> tuple[int, int]:
+    if of_version_1:
+        return tuple(int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    return tuple(map(int, (group / "cpu.max").read_text().split()))
 
 
 def show_notes() -> None:

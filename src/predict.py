@@ -35,10 +35,11 @@ def main() -> int:
     if arguments.files and not first:
         raise UserError(f"there is no image in {_list(arguments.files)}")
     # torch takes seconds to import: --help and errors do not wait for it
-    from pipeline.hardware import return_freed_memory
+    from pipeline.hardware import return_freed_memory, use_what_was_given
     from pipeline.prediction import load_run
 
     return_freed_memory()
+    use_what_was_given()
     run = load_run(arguments.run, arguments.checkpoint)
     if first:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)

@@ -1,12 +1,13 @@
 """What all programs share."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from common import UserError, lock
+from common import UserError, available_cores, lock
 from helpers import REPOSITORY
 
 STOPPABLE = """
@@ -42,3 +43,48 @@ def test_a_program_that_is_told_to_stop_cleans_up_and_says_how_to_go_on(number, 
     assert program.returncode == status
     assert stdout == "put back\n"
     assert stderr == "stopped; the same command goes on from where it was\n"
+
+
+@pytest.fixture
+def sixty_four_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "cores"),
+    [
+        ({}, 64),
+        ({"SLURM_CPUS_ON_NODE": "8"}, 8),
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "2"}, 2),
+        ({"SLURM_CPUS_PER_TASK": "128"}, 64),
+    ],
+)
+def test_a_job_has_the_cores_that_slurm_allots(sixty_four_cores, monkeypatch, tmp_path, variables, cores):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert available_cores(tmp_path, tmp_path / "none") == cores
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        ("0::/outer/inner", {"outer/inner/cpu.max": "150000 100000"}, 2),
+        ("0::/outer/inner", {"outer/inner/cpu.max": "max 100000", "outer/cpu.max": "400000 100000"}, 4),
+        ("0::/", {"cpu.max": "20000 100000"}, 1),  # of a container that sees its own group as the outermost
+        ("0::/outer", {}, 64),
+        (
+            "5:cpu,cpuacct:/job\n4:memory:/job\n0::/",
+            {"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("5:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+    ],
+)
+def test_a_container_has_the_cores_of_its_quota(sixty_four_cores, tmp_path, membership, files, cores):
+    (tmp_path / "memberships").write_text(f"{membership}\n")
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    assert available_cores(tmp_path, tmp_path / "memberships") == cores

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+
+from common import available_cores
 
 _M_MMAP_THRESHOLD = -3  # glibc's name and number for: blocks from this size on are mapped one by one
 
@@ -36,12 +39,22 @@ class Hardware:
         return f"CPU with {torch.get_num_threads()} threads, {self.precision}"
 
 
+def use_what_was_given() -> None:
+    """Has torch use the cores that this process was given, and on a GPU its fast fp32, TF32."""
+    if available_cores() < torch.get_num_threads():
+        torch.set_num_threads(available_cores())
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
 def return_freed_memory() -> None:
     """Has the C library give freed tensors back to the system at once, where it is glibc.
 
     Left to itself it keeps them in a heap that the tensors of later batches fit into badly, and much more is resident
-    than is in use (`tests/pipeline/test_memory.py` measures it). The price is some speed: memory is mapped anew.
+    than is in use (`tests/pipeline/test_memory.py` measures it). The price is that memory is mapped anew: in huge
+    pages, which torch asks for if it is told before it takes its first large block, that is a fraction of the work.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(_M_MMAP_THRESHOLD, 1 << 22)

@@ -20,7 +20,7 @@ from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import CHECKPOINTS, read_json
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
-from pipeline.hardware import Hardware, return_freed_memory
+from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
 from pipeline.logger import Logger
 from pipeline.measures import score_classes, wilson_interval
 from pipeline.settings import Settings
@@ -54,6 +54,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
         _log.info("%s has finished already; --restart begins anew", settings.run_dir)
         return finished if distributed.is_first() else None
     return_freed_memory()
+    use_what_was_given()
     hardware = Hardware.choose(settings.precision)
     described = _describe(settings, hardware, classes)
 

@@ -40,10 +40,13 @@ def _option(flags: str, default: Any, help: str, *, describes_run: bool = True, 
         if "choices" not in argument:
             argument.setdefault("metavar", _METAVARS.get(kind))
         if default is not None:
-            shown = " ".join(map(str, default)) if isinstance(default, tuple) else "%(default)s"
-            help += f" (default: {shown})"
+            help += f" (default: {_shown(default) if isinstance(default, tuple) else '%(default)s'})"
     metadata = {"flags": flags.split(), "argument": {"help": help, **argument}, "describes_run": describes_run}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _model(name: str) -> str:

@@ -1,0 +1,80 @@
+"""The array study's training: this project beside a plain loop that reads `.npy` files in `__getitem__`.
+
+Both train each of the study's models on the same 28x28 images, in fresh processes, in turns. The project reads the
+files once, before that.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import write_results  # isort: skip
+from common import ArgumentParser, UserError, run_program
+from dataset.array_images import write_digits
+from pacing import medians, pace_of_project, pace_of_reference
+from pipeline.settings import Settings
+from reporting.study import MODELS
+
+BATCH_SIZE = 64  # the study's
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures training on small arrays.")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
+        help="a folder with array_images/TRAIN.tar.xz (default: the variable IMAGE_PROJECT_DATA; without it the "
+        "embedded digits are taken)",
+    )  # fmt: skip
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL", help="(default: all)")
+    parser.add_argument(
+        "--batches", type=int, default=100, metavar="N",
+        help=f"of {BATCH_SIZE} images that are timed, in training and in validation (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    results = {"machine": machine_name(), "batch": BATCH_SIZE, "repeats": arguments.repeats, "models": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        results["images"] = stage_arrays(arguments.data, place)
+        for model in arguments.models:
+            settings = Settings(model_type=model, data_dir=place / "TRAIN", batch_size=BATCH_SIZE, recipe="adam")
+            project = (pace_of_project, settings, place / ".cache", arguments.batches)
+            measure(pace_of_project, settings, place / ".cache", 1)  # decodes the images
+            measured = measure_in_turns(
+                arguments.repeats,
+                {"reference": (pace_of_reference, settings, arguments.batches), "project": project},
+            )
+            paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
+            results["models"][model] = {
+                "images timed": paces["project"].timed[0],
+                "images a second": {side: median([1 / pace.train]) for side, pace in paces.items()},
+                "ratio": median([paces["reference"].train / paces["project"].train]),
+            }
+            print(f"{model}: {results['models'][model]}")
+    print(write_results("arrays", results))
+    return 0
+
+
+def stage_arrays(data: Path | None, place: Path) -> int:
+    """Unpacks or writes the training set as `place/TRAIN/<label>/*.npy`; returns the number of its images.
+
+    Raises:
+        UserError: the folder that was named has none.
+    """
+    if data is None:
+        write_digits(place)
+    else:
+        archive = data / "array_images" / "TRAIN.tar.xz"
+        if not archive.exists():
+            raise UserError(f"there is no {archive}: name the folder of array_images/ with --data")
+        with tarfile.open(archive) as tar:
+            tar.extractall(place, filter="data")
+    return len(list((place / "TRAIN").glob("*/*.npy")))
+
+
+if __name__ == "__main__":
+    run_program(main)

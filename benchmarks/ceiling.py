@@ -1,0 +1,199 @@
+"""The training loop against its own ceiling: the same model, batch and precision on one resident random batch.
+
+The two take turns in one process; a ratio is taken of each turn. Beside them stands what the machine can do: the
+FLOPs of a training step, over the rate at which it multiplies large matrices in the same precision, and the bytes that
+the optimizer moves, over the rate at which it adds long vectors.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from measuring import finish_work, machine_name, measure, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from common import ArgumentParser, run_program
+from models import MODELS
+from pipeline.settings import Settings
+
+DEFAULT = ["ResNet18", "CNNBasic", "SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet"]
+BATCHES = {"ResNet18": 2, "CNNBasic": 1, "VGG": 1, "VGGAdapted": 1, "CustomVGG": 1}  # a turn; else a whole epoch
+ARRAYS_BATCH = 64  # as in the array study
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures the training loop beside the same steps without a loop.")
+    parser.add_argument(
+        "--models", nargs="+", default=DEFAULT, choices=MODELS, metavar="MODEL",
+        help=f"(default: {' '.join(DEFAULT)})",
+    )  # fmt: skip
+    parser.add_argument("--turns", type=int, default=7, metavar="N", help="of each side (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 32, or 64 for the models of 28x28)")
+    parser.add_argument(
+        "--batches", type=int, metavar="N",
+        help="of a turn (default: 2 for ResNet18, 1 for other models of photographs, an epoch for those of 28x28)",
+    )  # fmt: skip
+    arguments = parse_with_photographs(parser)
+    with tempfile.TemporaryDirectory() as place:
+        dataset_dir, _ = stage_photographs(arguments.data, Path(place))
+        for model in arguments.models:
+            large = model in BATCHES
+            settings = Settings(
+                model_type=model,
+                data_dir=dataset_dir,
+                data_augmentation=True,
+                batch_size=arguments.batch_size or (32 if large else ARRAYS_BATCH),
+                output_dir=Path(place) / "runs",
+            )
+            batches = arguments.batches or BATCHES.get(model)
+            results = measure(take_turns, settings, Path(place) / "cache", batches, arguments.turns).result
+            print(
+                f"{model}: {results['images a second']['loop']} images/s, {results['share of the ceiling']:.1%} of "
+                f"{results['images a second']['ceiling']}"
+            )
+            print(write_results(f"ceiling_{model.lower()}", {"machine": machine_name(), **results}))
+    return 0
+
+
+def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: int) -> dict[str, Any]:
+    """Trains a model in the project's loop, and another of its kind without, in turns.
+
+    Args:
+        settings: of the run.
+        cache_dir: for decoded images.
+        batches: of a turn; None for an epoch.
+        turns: of each side.
+    """
+    import torch
+
+    from dataset.folders import read_folder
+    from models import build_model
+    from pipeline.cache import Cache
+    from pipeline.data import load_training_data
+    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
+    from pipeline.trainer import Trainer
+
+    return_freed_memory()
+    use_what_was_given()
+    torch.manual_seed(settings.seed)
+    folder = read_folder(settings.data_dir, settings.data_augmentation)
+    hardware = Hardware.choose(settings.precision)
+    model, twin = (build_model(settings.model_type, len(folder.classes)) for _ in range(2))
+    data = load_training_data(folder, model.input_size, Cache(cache_dir))
+    trainer = Trainer(model, data, settings, hardware, logger=None)
+    order = trainer.train_loader.batch_sampler
+    full = [size for size in order.batch_sizes if size == settings.batch_size]
+    order.batch_sizes[:] = full[:batches]
+    step = make_step(twin, settings, hardware)
+
+    def train_without_loop() -> None:
+        for _ in order.batch_sizes:
+            step()
+
+    trainer._train()
+    step()
+    seconds: dict[str, list[float]] = {"loop": [], "ceiling": []}
+    for number in range(turns):
+        sides = [("loop", trainer._train), ("ceiling", train_without_loop)]
+        for side, train in sides if number % 2 == 0 else reversed(sides):
+            seconds[side].append(_seconds(train))
+    images = sum(order.batch_sizes)
+    shares = [of_ceiling / of_loop for of_loop, of_ceiling in zip(seconds["loop"], seconds["ceiling"], strict=True)]
+    return {
+        "model": settings.model_type,
+        "hardware": str(hardware),
+        "batch": settings.batch_size,
+        "images a turn": images,
+        "turns": turns,
+        "images a second": {side: median(images / value for value in values) for side, values in seconds.items()},
+        "share of the ceiling": median(shares),
+        "floor": describe_floor(twin, settings.batch_size, hardware, median(seconds["loop"]) * 1 / len(order)),
+    }
+
+
+def make_step(model: Any, settings: Settings, hardware: Any) -> Callable[[], None]:
+    """A training step of a model on one random batch, which lies on the device."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from pipeline.inference import compute_logits
+
+    model.to(hardware.device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-4, amsgrad=True, fused=True)
+    shape = settings.batch_size, *model.input_size
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=hardware.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 3, (settings.batch_size,), device=hardware.device)
+
+    def step() -> None:
+        loss = cross_entropy(compute_logits(model, images, hardware), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> dict[str, Any]:
+    """What a step must do, what the machine can do, and what share of its rate a step comes to.
+
+    Args:
+        model: on the device.
+        batch_size: images a step.
+        hardware: of the run.
+        step: seconds that a step takes.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    images = torch.zeros(batch_size, *model.input_size, device=hardware.device)
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    model.zero_grad()
+    flops = counter.get_total_flops()
+    # AdamW (amsgrad) reads the weights, gradients and three averages, and writes all of these but the gradients.
+    moved = 9 * 4 * sum(parameter.numel() for parameter in model.trainable_parameters())
+    multiplied, added = _matrix_rate(hardware), _memory_rate(hardware)
+    return {
+        "GFLOP a step": median([flops / 1e9]),
+        "GFLOP/s of large matrices": median([multiplied / 1e9]),
+        "GB the optimizer moves": median([moved / 1e9]),
+        "GB/s of long vectors": median([added / 1e9]),
+        "seconds a step": median([step]),
+        "seconds at these rates": median([flops / multiplied + moved / added]),
+        "share of the matrix rate": median([flops / step / multiplied]),
+    }
+
+
+def _matrix_rate(hardware: Any, side: int = 4096) -> float:
+    """FLOP/s of the best of some multiplications of large matrices, in the run's precision."""
+    import torch
+
+    dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
+    if hardware.device.type == "cpu":
+        side //= 2
+    left, right = (torch.randn(side, side, device=hardware.device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(_seconds(lambda: left @ right) for _ in range(8))
+
+
+def _memory_rate(hardware: Any, count: int = 1 << 26) -> float:
+    """Bytes a second of the best of some additions of long vectors: two are read, one of them is written."""
+    import torch
+
+    left, right = (torch.ones(count, device=hardware.device) for _ in range(2))
+    return 3 * 4 * count / min(_seconds(lambda: left.add_(right)) for _ in range(8))
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    finish_work()
+    begin = time.perf_counter()
+    function()
+    finish_work()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,88 @@
+"""A pretrained VGG run of 30 epochs on 4,410 photographs, whose features are frozen, and the next run in a sweep.
+
+Each side trains and validates some batches and saves its checkpoints, in a fresh process, in turns; the project has
+computed the features of some images before. The runs are reckoned from these: the plain reference runs its frozen
+layers for each image in each epoch; the project runs them once, and in the next run of a sweep not at all. The
+pretrained weights are random numbers, which take as long.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from measuring import RESULTS, machine_name, measure, measure_in_turns  # isort: skip  (it says where the others are)
+from measuring import median, parse_with_photographs, stage_photographs, write_results  # isort: skip
+from common import ArgumentParser, run_program
+from pacing import describe, medians, pace_of_project, pace_of_reference
+from pipeline.settings import Settings
+
+sys.path.insert(0, str(RESULTS.parents[1] / "tests"))
+from helpers import save_random_weights
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures training behind frozen layers.")
+    parser.add_argument(
+        "--model", default="VGG", choices=("VGG", "VGGAdapted", "CustomVGG"), metavar="MODEL",
+        help="VGG, VGGAdapted or CustomVGG (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="of a run (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--batches", type=int, default=2, metavar="N",
+        help="that are timed, in training and in validation (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    arguments = parse_with_photographs(parser)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        dataset_dir, _ = stage_photographs(arguments.data, place)
+        save_random_weights(place / "weights.pth")
+        settings = Settings(
+            model_type=arguments.model,
+            pretrained=True,
+            weights=place / "weights.pth",
+            batch_size=arguments.batch_size,
+            data_dir=dataset_dir,
+            data_augmentation=True,
+        )
+        images = arguments.batch_size * (1 + arguments.batches)
+        project = (pace_of_project, settings, place / ".cache", arguments.batches, images)
+        measure(pace_of_project, Settings(model_type="ResNet18", data_dir=dataset_dir, data_augmentation=True),
+                place / ".cache", 1, None)  # decodes the images  # fmt: skip
+        measured = measure_in_turns(
+            arguments.repeats, {"reference": (pace_of_reference, settings, arguments.batches), "project": project}
+        )
+    paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
+    plain, ours = paces["reference"], paces["project"]
+    epochs = arguments.epochs
+    reckoned = {
+        "reference": plain.ready + epochs * plain.epoch,
+        "project": ours.ready + ours.preparation + epochs * ours.epoch,
+        "project, next run in a sweep": ours.ready + epochs * ours.epoch,
+    }
+    results = {
+        "machine": machine_name(),
+        "model": arguments.model,
+        "epochs": epochs,
+        "batch": arguments.batch_size,
+        "repeats": arguments.repeats,
+        **{
+            side: {**describe(pace), "peak memory MB": median(one.peak_mb for one in measured[side])}
+            for side, pace in paces.items()
+        },
+        "images a second through the frozen layers": median([1 / ours.prepared]),
+        "run reckoned s": {side: median([value]) for side, value in reckoned.items()},
+        "ratio": median([reckoned["reference"] / reckoned["project"]]),
+        "ratio of the next run": median([reckoned["reference"] / reckoned["project, next run in a sweep"]]),
+    }
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    print(write_results(f"frozen_{arguments.model.lower()}", results))
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,192 @@
+"""How fast either side trains and validates, from some batches of each; an epoch and a run are reckoned from that."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from measuring import Timed, median  # isort: skip  (it says where the others are)
+from dataset.folders import read_folder
+from models import build_model
+from pipeline.cache import Cache
+from pipeline.data import ImageBatches, TrainingData, load_training_data, split_folder
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was measured of a run, in seconds, and what it is to be multiplied with.
+
+    Attributes:
+        ready: until the images were ready to train on.
+        train, validation: what an image took.
+        waits: of an epoch, until the two loaders gave their first batches.
+        saving: of an epoch's checkpoints.
+        timed: images that `train` was measured on, and `validation`.
+        images: that an epoch trains on, and validates on.
+        prepared: what an image took that frozen layers ran on once; 0 where they run in training.
+    """
+
+    ready: float
+    train: float
+    validation: float
+    waits: float
+    saving: float
+    timed: tuple[int, int]
+    images: tuple[int, int]
+    prepared: float = 0.0
+
+    @property
+    def epoch(self) -> float:
+        """Seconds of an epoch with validation and checkpoints, reckoned."""
+        return self.images[0] * self.train + self.images[1] * self.validation + self.waits + self.saving
+
+    @property
+    def preparation(self) -> float:
+        """Seconds that the frozen layers take for all images, reckoned."""
+        return sum(self.images) * self.prepared
+
+
+def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int | None = None) -> Pace:
+    """Trains and validates as `main.py` does, from decoded images on.
+
+    Args:
+        settings: of the run.
+        cache_dir: with decoded images, if they are to be found.
+        batches: that are timed.
+        cut: the number of images to train on, and of those to validate on, that frozen layers run on; None for all.
+    """
+    import torch
+
+    from pipeline.features import compute_features
+    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
+    from pipeline.inference import evaluate
+    from pipeline.trainer import Trainer
+
+    return_freed_memory()
+    use_what_was_given()
+    torch.manual_seed(settings.seed)
+    begin = time.perf_counter()
+    folder = read_folder(settings.data_dir, settings.data_augmentation)
+    model = _build(settings, len(folder.classes))
+    data = load_training_data(folder, model.input_size, Cache(cache_dir))
+    ready = time.perf_counter() - begin
+    images = len(data.train), len(data.validation)
+    hardware = Hardware.choose(settings.precision)
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)  # where the trainer looks for features
+        settings = replace(settings, output_dir=Path("runs"))
+        settings.run_dir.mkdir(parents=True)
+        prepared = 0.0
+        if cut:
+            data = _cut(data, cut)
+            model.to(hardware.device, memory_format=torch.channels_last)
+            seconds = _seconds(lambda: compute_features(model, data, hardware, Cache.of(settings)))
+            prepared = seconds / (len(data.train) + len(data.validation))
+        trainer = Trainer(model, data, settings, hardware, logger=None)
+        train = trainer.train_loader = Timed(trainer.train_loader, batches)
+        del train.batch_sampler.batch_sizes[1 + batches :]
+        trainer._train()
+        validation = Timed(trainer.validation_loader, batches)
+        del validation.batch_sampler.batch_sizes[1 + batches :]
+        evaluate(trainer.validated, validation, hardware, "")
+        saving = _seconds(lambda: _save(trainer))
+    return _pace(ready, train, validation, saving, images, prepared)
+
+
+def _save(trainer: Any) -> None:
+    trainer._save_last()
+    for name in ("best_val_acc", "best_val_loss"):
+        trainer._save_checkpoint(name)
+
+
+def _cut(data: TrainingData, count: int) -> TrainingData:
+    def some(batches: ImageBatches) -> ImageBatches:
+        return ImageBatches(batches.decoded, batches.labels.numpy(), batches.places[:count])
+
+    return replace(data, train=some(data.train), validation=some(data.validation))
+
+
+def pace_of_reference(settings: Settings, batches: int) -> Pace:
+    """Trains and validates the plain way, on the same images."""
+    import reference
+
+    reference.seed_everything(settings.seed)
+    begin = time.perf_counter()
+    folder = read_folder(settings.data_dir, settings.data_augmentation)
+    split = split_folder(folder, np.ones(len(folder.paths), dtype=bool))
+    model = _build(settings, len(folder.classes))
+    arguments = (split.train, split.validation, settings.batch_size)
+    if all(map(folder.is_array, range(len(folder.paths)))):
+        run = reference.Run(model, reference.ArrayFiles(folder.paths, folder.labels), *arguments)
+    else:
+        run = reference.image_run(model, folder.paths, folder.labels, *arguments)
+    ready = time.perf_counter() - begin
+    train = run.train_loader = Timed(run.train_loader, batches)
+    run.train()
+    validation = run.validation_loader = Timed(run.validation_loader, batches)
+    run.validate()
+    with tempfile.TemporaryDirectory() as place:
+        saving = _seconds(lambda: run.save(Path(place)))
+    return _pace(ready, train, validation, saving, (len(split.train), len(split.validation)))
+
+
+def _build(settings: Settings, classes: int) -> Any:
+    return build_model(settings.model_type, classes, settings.pretrained, settings.weights, settings.freeze_to)
+
+
+def _seconds(function: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def _pace(
+    ready: float, train: Timed, validation: Timed, saving: float, images: tuple[int, int], prepared: float = 0.0
+) -> Pace:
+    return Pace(
+        ready,
+        train.seconds / train.images,
+        validation.seconds / validation.images,
+        train.waited + validation.waited,
+        saving,
+        (train.images, validation.images),
+        images,
+        prepared,
+    )
+
+
+def medians(paces: Sequence[Pace]) -> Pace:
+    """The median of each number."""
+    first = asdict(paces[0])
+    middle = {
+        name: median(getattr(pace, name) for pace in paces) for name, value in first.items() if type(value) is float
+    }
+    return replace(paces[0], **middle)
+
+
+def describe(pace: Pace) -> Mapping[str, Any]:
+    """What a results file holds of a pace."""
+    return {
+        "measured": {
+            "images to train on": pace.timed[0],
+            "images to validate on": pace.timed[1],
+            "images ready after s": pace.ready,
+            "training images a second": median([1 / pace.train]),
+            "validation images a second": median([1 / pace.validation]),
+            "waiting for the loaders s": pace.waits,
+            "saving checkpoints s": pace.saving,
+        },
+        "reckoned": {
+            "images to train on": pace.images[0],
+            "images to validate on": pace.images[1],
+            "epoch s": median([pace.epoch]),
+        },
+    }

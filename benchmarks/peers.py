@@ -1,0 +1,284 @@
+"""Training loops of others, on the same photographs, the same model and batch: timm's loader, torchvision's, fastai's.
+
+All photographs are padded to 224x224 and saved as JPEG before, for all sides; nobody augments. Each side is a program
+of its own, with the settings that its documentation gives for speed: worker processes for all cores, channels last,
+bf16 where the hardware computes in it. They take turns. Each trains and validates some batches; the first one warms up,
+and the whole until the end of the third epoch is reckoned from the others.
+
+Needs `pip install timm fastai`; sides that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from measuring import Stopwatch, Timed, machine_name, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from common import ArgumentParser, available_cores, run_program
+from models import MODELS
+
+BATCH_SIZE = 32
+EPOCHS = 3
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--side"]:
+        return run_side(*sys.argv[2:])
+    parser = ArgumentParser(description="Measures training loops of others beside this project's.")
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    parser.add_argument(
+        "--batches", type=int, default=3, metavar="N",
+        help=f"of {BATCH_SIZE} images that are timed, in training and in validation (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    arguments = parse_with_photographs(parser)
+    sides = [side for side, package in PACKAGES.items() if find_spec(package)]
+    measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        images = stage_padded(arguments.data, place)
+        start_side("project", place, arguments.model, 1)  # decodes the images
+        for number in range(arguments.repeats):
+            for side in sides:
+                measured[side].append(start_side(side, place, arguments.model, arguments.batches))
+                print(f"{number + 1}/{arguments.repeats} {side}: {measured[side][-1]}", flush=True)
+    results = {
+        "machine": machine_name(),
+        "model": arguments.model,
+        "batch": BATCH_SIZE,
+        "images of an epoch": images,
+        "images timed": measured[sides[0]][0]["images timed"],
+        "repeats": arguments.repeats,
+        "sides": {side: summarise(all_, images) for side, all_ in measured.items()},
+    }
+    for side, values in results["sides"].items():
+        print(f"{side}: {values}")
+    print(write_results("peers", results))
+    return 0
+
+
+def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, float]:
+    """The medians of a side, and what is reckoned from them."""
+    middle = {name: median(one[name] for one in measured) for name in measured[0]}
+    epoch = images[0] * middle["training image s"] + images[1] * middle["validation image s"]
+    return {
+        "images a second": median([1 / middle["training image s"]]),
+        "first batch after s": middle["first batch after s"],
+        f"end of epoch {EPOCHS} reckoned s": median([middle["first batch after s"] + EPOCHS * epoch]),
+    }
+
+
+def stage_padded(data: Path, place: Path) -> list[int]:
+    """Pads all photographs, and lays them out for the project, and as `train/` and `validation/` for the others.
+
+    Returns:
+        How many are trained on, and validated on.
+    """
+    import numpy as np
+
+    from dataset.augmentation_data import QUALITY, resize_or_pad_image
+    from dataset.folders import AUGMENTED, read_folder
+    from dataset.reading import read_image
+    from pipeline.data import split_folder
+
+    dataset_dir, _ = stage_photographs(data, place)
+    folder = read_folder(dataset_dir, with_augmented=True)
+    split = split_folder(folder, np.ones(len(folder.paths), dtype=bool))
+    for path in folder.paths:
+        resize_or_pad_image(read_image(path)).save(path, "JPEG", quality=QUALITY)
+    for name, places in (("train", split.train), ("validation", split.validation)):
+        for number in places:
+            path = folder.paths[number]
+            target = place / "others" / name / path.parent.name.removesuffix(AUGMENTED) / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+    return [len(split.train), len(split.validation)]
+
+
+def start_side(side: str, place: Path, model: str, batches: int) -> dict[str, float]:
+    """Runs a side as a program; returns what it measured."""
+    begin = time.time()
+    command = [sys.executable, __file__, "--side", side, place, model, batches]
+    result = subprocess.run(list(map(str, command)), cwd=place, stdout=subprocess.PIPE, check=True, text=True)
+    values = json.loads(result.stdout.splitlines()[-1])
+    return {**values, "first batch after s": values["first batch after s"] - begin}
+
+
+def run_side(side: str, place: str, model: str, batches: str) -> int:
+    """Trains and validates some batches, and prints what they took."""
+    import torch
+
+    from models import build_model
+    from pipeline.hardware import Hardware
+
+    torch.manual_seed(0)
+    classes = len(list(Path(place, "others", "train").iterdir()))
+    first, train, validation = SIDES[side](Path(place), build_model(model, classes), int(batches), Hardware.choose())
+    print(json.dumps({
+        "first batch after s": first,
+        "training image s": train.seconds / train.images,
+        "validation image s": validation.seconds / validation.images,
+        "images timed": train.images,
+    }))  # fmt: skip
+    return 0
+
+
+Sided = tuple[float, Stopwatch, Stopwatch]  # when the first batch was there, by `time.time`, and the two passes
+
+
+def run_project(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
+    """This project's trainer."""
+    from dataset.folders import read_folder
+    from pipeline.cache import Cache
+    from pipeline.data import load_training_data
+    from pipeline.hardware import return_freed_memory, use_what_was_given
+    from pipeline.inference import evaluate
+    from pipeline.settings import Settings
+    from pipeline.trainer import Trainer
+
+    return_freed_memory()
+    use_what_was_given()
+    settings = Settings(model_type=type(model).__name__, batch_size=BATCH_SIZE, output_dir=place / "runs")
+    folder = read_folder(place / "dataset", with_augmented=True)
+    data = load_training_data(folder, model.input_size, Cache(place / ".cache"))
+    trainer = Trainer(model, data, settings, hardware, logger=None)
+    train = trainer.train_loader = Timed(trainer.train_loader, batches)
+    validation = Timed(trainer.validation_loader, batches)
+    for loader in (train, validation):
+        del loader.batch_sampler.batch_sizes[1 + batches :]
+    begin = time.time()
+    trainer._train()
+    evaluate(trainer.evaluated, validation, hardware, "")
+    return begin + train.waited, train, validation
+
+
+def run_torchvision(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
+    """The loop of torchvision's classification reference, on ImageFolder and DataLoader."""
+    import torch
+    from torchvision import datasets, transforms
+
+    transform = transforms.Compose([*_form(model, transforms), transforms.ToTensor(),
+                                    transforms.Normalize(model.mean, model.std)])  # fmt: skip
+    loaders = [
+        torch.utils.data.DataLoader(
+            datasets.ImageFolder(str(place / "others" / name), transform), BATCH_SIZE, shuffle=name == "train",
+            num_workers=available_cores(), pin_memory=hardware.device.type == "cuda", persistent_workers=True,
+        )
+        for name in ("train", "validation")
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    return _train_plainly(model, loaders, optimizer, batches, hardware)
+
+
+def run_timm(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
+    """The steps of timm's training script, on its own loader, prefetcher (on a GPU) and optimizer."""
+    from timm.data import create_dataset, create_loader
+    from timm.optim import create_optimizer_v2
+
+    loaders = [
+        create_loader(
+            create_dataset("", root=str(place / "others" / name), split="", search_split=False),
+            model.input_size, BATCH_SIZE, is_training=name == "train", no_aug=True, mean=model.mean, std=model.std,
+            crop_pct=1.0, num_workers=available_cores(), device=hardware.device,
+            use_prefetcher=hardware.device.type == "cuda", pin_memory=hardware.device.type == "cuda",
+        )
+        for name in ("train", "validation")
+    ]  # fmt: skip
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=1e-4)
+    return _train_plainly(model, loaders, optimizer, batches, hardware)
+
+
+def _form(model: Any, transforms: Any) -> list[Any]:
+    """What takes padded photographs to a small grey model; nothing for the models of photographs."""
+    channels, size, _ = model.input_size
+    return [transforms.Grayscale(), transforms.Resize(size)] if channels == 1 else []
+
+
+def _train_plainly(model: Any, loaders: list[Any], optimizer: Any, batches: int, hardware: Any) -> Sided:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    model.to(hardware.device, memory_format=torch.channels_last)
+    train, validation = (Timed(loader, batches) for loader in loaders)
+    begin = time.time()
+    model.train()
+    for images, labels in train:
+        images = images.to(hardware.device, non_blocking=True, memory_format=torch.channels_last)
+        labels = labels.to(hardware.device, non_blocking=True)
+        with hardware.autocast():
+            loss = cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.inference_mode(), hardware.autocast():
+        for images, labels in validation:
+            logits = model(images.to(hardware.device, memory_format=torch.channels_last))
+            cross_entropy(logits, labels.to(hardware.device)).item()
+    return begin + train.waited, train, validation
+
+
+def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
+    """Fastai's Learner."""
+    from fastai.callback.channelslast import ChannelsLast
+    from fastai.callback.fp16 import AMPMode, MixedPrecision
+    from fastai.vision.all import (
+        Callback,
+        CancelTrainException,
+        CancelValidException,
+        ImageDataLoaders,
+        Learner,
+        Normalize,
+        accuracy,
+    )  # fmt: skip
+
+    train, validation = Stopwatch(), Stopwatch()
+    first = 0.0
+
+    class Watch(Callback):
+        order = 1000
+
+        def before_batch(self) -> None:
+            nonlocal first
+            first = first or time.time()
+            (train if self.training else validation).begin()
+
+        def after_batch(self) -> None:
+            stopwatch = train if self.training else validation
+            stopwatch.end(len(self.yb[0]))
+            if len(stopwatch.sizes) == 1 + batches:
+                raise CancelTrainException if self.training else CancelValidException
+
+    loaders = ImageDataLoaders.from_folder(
+        place / "others", train="train", valid="validation", bs=BATCH_SIZE, num_workers=available_cores(),
+        batch_tfms=[Normalize.from_stats(model.mean, model.std)], device=hardware.device,
+    )  # fmt: skip
+    callbacks = [Watch(), ChannelsLast()]
+    if hardware.precision == "bf16" and hardware.device.type == "cuda":  # it knows no other device
+        callbacks.append(MixedPrecision(AMPMode.BF16))
+    learner = Learner(loaders, model, metrics=accuracy, cbs=callbacks)
+    with learner.no_bar(), learner.no_logging():
+        learner.fit(1, 1e-4)
+    return first, train, validation
+
+
+SIDES: dict[str, Callable[..., Any]] = {
+    "project": run_project,
+    "timm": run_timm,
+    "torchvision": run_torchvision,
+    "fastai": run_fastai,
+}
+PACKAGES = {"project": "torch", "timm": "timm", "torchvision": "torchvision", "fastai": "fastai"}
+
+
+if __name__ == "__main__":
+    run_program(main)

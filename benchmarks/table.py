@@ -1,0 +1,209 @@
+"""Makes the README's table of speeds from what the benchmarks wrote: `python benchmarks/table.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from measuring import RESULTS  # isort: skip  (it says where the others are)
+from common import ArgumentParser, UserError, run_program, write_whole
+
+README = RESULTS.parents[1] / "README.md"
+BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- to here -->"
+RATES = "images a second"
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    program: str
+    what: str
+    project: str
+    beside: str
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Makes the README's table of speeds from benchmarks/results/.")
+    parser.add_argument("--readme", type=Path, default=README, metavar="FILE", help="(default: the repository's)")
+    readme = parser.parse_args().readme
+    before, after = _around(readme)
+    tables = "\n".join(f"On `{machine}`:\n\n{as_markdown(rows)}" for machine, rows in read_rows(RESULTS).items())
+    with write_whole(readme) as partial:
+        partial.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+    return 0
+
+
+def _around(readme: Path) -> tuple[str, str]:
+    match = re.fullmatch(f"(.*){BEGIN}\n.*{END}(.*)", readme.read_text(), re.DOTALL)
+    if not match:
+        raise UserError(f"{readme} has no place for the table: a line {BEGIN}, and after it a line {END}")
+    return match[1], match[2]
+
+
+def read_rows(directory: Path) -> dict[str, list[Row]]:
+    """The rows of all results, by machine, in the order of `ROWS`."""
+    rows: dict[str, list[Row]] = {}
+    for program, make in ROWS.items():
+        for file in sorted(directory.glob(f"{program}_*.json")):
+            machine = re.search(r"_(\d+-cores-.+)", file.stem)[1]
+            rows.setdefault(machine, []).append(Row(f"{program}.py", *make(json.loads(file.read_text()))))
+    return rows
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """A table in Markdown."""
+    lines = ["| program | what | this project | beside |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{row.program}` | {row.what} | {row.project} | {row.beside} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _start(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    ready, first = results["images ready after s"], results["from the command to the first batch s"]
+    return (
+        f"a second run on {results['images']:,} photographs: images ready; from the command to the first batch",
+        f"{ready['project']:g} s; {first['project']:g} s",
+        f"the plain reference: {ready['reference']:g} s, {results['ratio']:g} times as long; {first['reference']:g} s",
+    )
+
+
+def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    images = results["project"]["reckoned"]
+    timed = results["project"]["measured"]["images to train on"]
+    total = images["images to train on"] + images["images to validate on"]
+
+    def side(name: str) -> str:
+        values = results[name]
+        return (
+            f"{values['measured']['training images a second']:g} images/s, "
+            f"an epoch {values['reckoned']['epoch s']:g} s, {values['peak memory MB'] / 1000:.2g} GB"
+        )
+
+    return (
+        f"{results['model']}: an epoch with validation on {total:,} photographs, reckoned from {timed} that were "
+        "trained on; resident memory",
+        side("project"),
+        f"the plain reference: {side('reference')}; {results['ratio of the epochs']:g} times as long",
+    )
+
+
+def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    rates, floor = results[RATES], results["floor"]
+    return (
+        f"{results['model']}: the training loop against its ceiling, {results['hardware']}",
+        f"{rates['loop']:g} images/s, {results['share of the ceiling']:.1%} of the ceiling",
+        f"the same step on one resident batch: {rates['ceiling']:g} images/s; a step's {floor['GFLOP a step']:g} GFLOP "
+        f"come at {floor['share of the matrix rate']:.0%} of the rate of large matrices",
+    )
+
+
+def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    seconds = results["run reckoned s"]
+    return (
+        f"{results['model']}, pretrained: {results['epochs']} epochs, reckoned from "
+        f"{results['project']['measured']['images to train on']} images; the next run in a sweep",
+        f"{seconds['project']:g} s; {seconds['project, next run in a sweep']:g} s",
+        f"the plain reference: {seconds['reference']:g} s each, {results['ratio']:g} and "
+        f"{results['ratio of the next run']:g} times as long",
+    )
+
+
+def _arrays(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    models = results["models"].values()
+    rates = {side: ", ".join(f"{model[RATES][side]:g}" for model in models) for side in ("project", "reference")}
+    ratios = ", ".join(f"{model['ratio']:g}" for model in models)
+    return (
+        f"training on 28x28 arrays: {', '.join(results['models'])}",
+        f"{rates['project']} images/s",
+        f"a plain loop that reads each file when it is asked for: {rates['reference']} images/s; "
+        f"{ratios} times as long",
+    )
+
+
+def _testing(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"{results['model']}: testing {results['checkpoints']} checkpoints with {results['heatmaps']} heatmaps",
+        f"{results['seconds']['project']:g} s",
+        f"the plain reference: {results['seconds']['reference']:g} s, {results['ratio']:g} times as long",
+    )
+
+
+def _peers(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    def side(values: Mapping[str, float]) -> str:
+        rate, first, end = values.values()
+        return f"{rate:g} images/s, {first:g} s, {end:g} s"
+
+    others = (f"{name}: {side(values)}" for name, values in results["sides"].items() if name != "project")
+    return (
+        f"{results['model']}: training; the first batch; the end of the third epoch, reckoned from "
+        f"{results['images timed']:g} images",
+        side(results["sides"]["project"]),
+        "; ".join(others),
+    )
+
+
+def _filter_detections(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    ours, disk, bare, pandas = (
+        results[name] for name in ("stream from memory", "stream from disk", "bytes from disk", "pandas from memory")
+    )
+    return (
+        f"Open Images' table of {results['rows'] / 1e6:.1f} million boxes, for three classes",
+        f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk, where the bare bytes take "
+        f"{bare['seconds']:g} s)",
+        f"pandas, which reads it whole: {pandas['seconds']:g} s, {pandas['peak_mb']:,} MB",
+    )
+
+
+def _augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    def side(name: str) -> str:
+        memory, quality = results["peak_mb_of_the_main_process"][name], results["quality_db"][name]
+        return f"{results['seconds'][name]:g} s, {memory:,} MB, {quality:g} dB"
+
+    return (
+        f"padding {results['photographs']:,} photographs and writing {results['augmented']:,} augmented ones",
+        side("project"),
+        f"the plain reference: {side('reference')}; {results['ratio']:g} times as long",
+    )
+
+
+def _near_duplicates(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    def shares(name: str) -> str:
+        found = next(method["found"] for key, method in results["methods"].items() if key.startswith(name))
+        return ", ".join(f"{found[f'cut by {part} %']:.1%}" for part in (2, 5, 10))
+
+    return (
+        "copies of 200 photographs that are found, cropped by 2, 5 and 10 %",
+        shares("dataset.duplicates"),
+        f"ImageHash's phash: {shares('phash 8')}",
+    )
+
+
+def _sweep(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    seconds = {side: median(values) for side, values in results["seconds"].items()}
+    return (
+        f"{results['runs']} small runs on the offline sample",
+        f"{seconds['sweep']:g} s in one process",
+        f"{seconds['starts']:g} s for as many starts of `main.py`: {results['ratio']:g} times as long",
+    )
+
+
+ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
+    "start": _start,
+    "training": _training,
+    "ceiling": _ceiling,
+    "frozen": _frozen,
+    "arrays": _arrays,
+    "testing": _testing,
+    "peers": _peers,
+    "filter_detections": _filter_detections,
+    "augmentation": _augmentation,
+    "near_duplicates": _near_duplicates,
+    "sweep": _sweep,
+}
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,112 @@
+"""Testing a run with plots: three checkpoints, 27 heatmaps each, this project beside the plain reference, in turns.
+
+Both predict the test photographs, draw the confusion matrix, and explain nine images of each class: the project all of
+a checkpoint's in one batch, the reference one by one. Each side has its images already.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from common import ArgumentParser, run_program
+from dataset.folders import read_folder
+from models import MODELS, build_model
+from pipeline.cache import Cache
+from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.data import load_test_set
+from pipeline.settings import Settings
+
+PER_CLASS = 9
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures the testing of a run, with plots.")
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--per-class", type=int, default=PER_CLASS, metavar="N",
+        help="images of a class that are explained (default: %(default)s)",
+    )  # fmt: skip
+    arguments = parse_with_photographs(parser)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        testing_dir = stage_photographs(arguments.data, place, augmented=False)[1]
+        settings = Settings(model_type=arguments.model, test_dir=(testing_dir,), plots=True, output_dir=place / "runs")
+        save_checkpoints(settings)
+        call = (settings, place / ".cache", arguments.per_class)
+        measure(test_project, *call)  # decodes the images
+        sides = {"reference": (test_reference, settings, arguments.per_class), "project": (test_project, *call)}
+        measured = measure_in_turns(arguments.repeats, sides)
+        drawn = len(list(settings.run_dir.glob("heatmaps/*/*.png")))
+        images = len(read_folder(testing_dir).paths)
+    seconds = {side: median(one.result for one in all_) for side, all_ in measured.items()}
+    results = {
+        "machine": machine_name(),
+        "model": arguments.model,
+        "test images": images,
+        "checkpoints": len(CHECKPOINTS),
+        "heatmaps": drawn,
+        "repeats": arguments.repeats,
+        "seconds": seconds,
+        "ratio": median([seconds["reference"] / seconds["project"]]),
+    }
+    for name, value in results.items():
+        print(f"{name}: {value}")
+    print(write_results("testing", results))
+    return 0
+
+
+def save_checkpoints(settings: Settings) -> None:
+    """Writes three checkpoints of different random weights, as either side would."""
+    import torch
+
+    classes = read_folder(settings.test_dir[0]).classes
+    for epoch, name in enumerate(CHECKPOINTS, start=1):
+        torch.manual_seed(epoch)
+        weights = build_model(settings.model_type, len(classes)).state_dict()
+        Checkpoint(settings.model_type, classes, epoch, weights).save(settings.run_dir / f"{name}.pt")
+        torch.save(weights, settings.output_dir / f"{name}.pth")
+
+
+def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:
+    """Seconds that the project's tester takes."""
+    from pipeline import tester
+    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
+
+    return_freed_memory()
+    use_what_was_given()
+    tester.choose_examples = partial(tester.choose_examples, per_class=per_class)
+    folder = read_folder(settings.test_dir[0])
+    model = build_model(settings.model_type, len(folder.classes))
+    test_set = load_test_set(folder, model.input_size, Cache(cache_dir))
+    begin = time.perf_counter()
+    tester.Tester(model, folder.classes, [test_set], settings, Hardware.choose(settings.precision)).test()
+    return time.perf_counter() - begin
+
+
+def test_reference(settings: Settings, per_class: int) -> float:
+    """Seconds that the plain script takes for the same."""
+    import reference
+
+    folder = read_folder(settings.test_dir[0])
+    model = build_model(settings.model_type, len(folder.classes)).to(reference.DEVICE)
+    images = reference.load_for(model, folder.paths)
+    labels = folder.labels.tolist()
+    explained = np.concatenate([np.flatnonzero(folder.labels == label)[:per_class] for label in set(labels)]).tolist()
+    begin = time.perf_counter()
+    for name in CHECKPOINTS:
+        figures = settings.output_dir / "reference" / name
+        figures.mkdir(parents=True, exist_ok=True)
+        reference.test_checkpoint(model, settings.output_dir / f"{name}.pth", images, labels, explained, figures)
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,76 @@
+"""An epoch with validation on 4,410 photographs, and its memory: this project beside the plain reference.
+
+Each side trains some batches, validates some, and saves its checkpoints, in a fresh process, in turns; the first batch
+of each kind warms up. A whole epoch is reckoned from these. The project's images have been decoded before; the
+reference decodes its own, and has them all in memory. The memory is that of the process itself, without the
+reference's workers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from common import ArgumentParser, run_program
+from models import MODELS
+from pacing import describe, medians, pace_of_project, pace_of_reference
+from pipeline.settings import Settings
+
+BATCHES = {"ResNet18": 4, "SmallVGG": 40, "SmallResNet": 40, "SmallEfficientNet": 40, "HybridVGGResNet": 40}
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures an epoch with validation, and its memory.")
+    parser.add_argument(
+        "--models", nargs="+", default=["ResNet18", "CNNBasic"], choices=MODELS, metavar="MODEL",
+        help="(default: ResNet18 CNNBasic)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batches", type=int, metavar="N", help="of 32 images that are timed, in training and in validation "
+        "(default: 4 for ResNet18, 40 for the models of 28x28, else 1); a large number for the whole epoch",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    arguments = parse_with_photographs(parser)
+    with tempfile.TemporaryDirectory() as place:
+        dataset_dir, _ = stage_photographs(arguments.data, Path(place))
+        for model in arguments.models:
+            settings = Settings(model_type=model, data_dir=dataset_dir, data_augmentation=True)
+            compare(settings, Path(place) / "cache", arguments.batches or BATCHES.get(model, 1), arguments.repeats)
+    return 0
+
+
+def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> None:
+    """Measures both sides with a model, and writes the results."""
+    measure(pace_of_project, settings, cache_dir, 1)  # decodes the images
+    measured = measure_in_turns(
+        repeats,
+        {
+            "reference": (pace_of_reference, settings, batches),
+            "project": (pace_of_project, settings, cache_dir, batches),
+        },
+    )
+    paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
+    results = {
+        "machine": machine_name(),
+        "model": settings.model_type,
+        "batch": settings.batch_size,
+        "repeats": repeats,
+        **{
+            side: {**describe(pace), "peak memory MB": median(one.peak_mb for one in measured[side])}
+            for side, pace in paces.items()
+        },
+        "ratio of the epochs": median([paces["reference"].epoch / paces["project"].epoch]),
+    }
+    for side, pace in paces.items():
+        print(
+            f"{settings.model_type}, {side}: {1 / pace.train:.2f} images/s on {pace.timed[0]} images, "
+            f"an epoch of {sum(pace.images)} reckoned at {pace.epoch:.0f} s"
+        )
+    print(f"{settings.model_type}: {results['ratio of the epochs']:.2f} times as fast")
+    print(write_results(f"training_{settings.model_type.lower()}", results))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,74 @@
+"""A run takes no more of a machine than it was given, and asks for memory in large pieces."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import REPOSITORY
+
+THREADS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from pipeline.hardware import use_what_was_given
+
+before = torch.get_num_threads()
+use_what_was_given()
+print(before, torch.get_num_threads())
+"""
+
+PAGES = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from pipeline.hardware import return_freed_memory
+
+return_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(1 << 26, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run_python(code: str, **environment: str) -> list[int]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", *environment)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(REPOSITORY / "src")],
+        env={**inherited, **environment}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return list(map(int, result.stdout.split()))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="this machine has one core to give")
+def test_torch_starts_as_many_threads_as_the_job_has_cores():
+    before, after = run_python(THREADS, SLURM_CPUS_PER_TASK="1")
+    assert before > 1
+    assert after == 1
+    before, after = run_python(THREADS, SLURM_CPUS_PER_TASK="1000")
+    assert after == before
+
+
+def test_fewer_threads_than_cores_stay_as_they_were_asked_for():
+    assert run_python(THREADS, OMP_NUM_THREADS="1") == [1, 1]
+
+
+def test_fp32_is_fast_on_a_gpu(monkeypatch):
+    from pipeline import hardware
+
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    hardware.use_what_was_given()
+    assert asked == ["high"]
+
+
+def test_large_tensors_come_in_huge_pages():
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists() or "[never]" in switch.read_text():
+        pytest.skip("this system gives no huge pages")
+    (faults,) = run_python(PAGES)
+    assert faults < (1 << 26) / 4096 / 2
