@@ -24,9 +24,9 @@ from typing import Any
 from measuring import Stopwatch, Timed, machine_name, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, available_cores, run_program
-from models import MODELS
 
 BATCH_SIZE = 32
+PHOTOGRAPHS = ("VGG", "VGGAdapted", "CustomVGG", "ResNet18", "CNNBasic")  # the models that take them
 EPOCHS = 3
 
 
@@ -34,7 +34,13 @@ def main() -> int:
     if sys.argv[1:2] == ["--side"]:
         return run_side(*sys.argv[2:])
     parser = ArgumentParser(description="Measures training loops of others beside this project's.")
-    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default="ResNet18",
+        choices=PHOTOGRAPHS,
+        metavar="MODEL",
+        help=f"{', '.join(PHOTOGRAPHS)} (default: %(default)s)",
+    )
     parser.add_argument(
         "--batches", type=int, default=3, metavar="N",
         help=f"of {BATCH_SIZE} images that are timed, in training and in validation (default: %(default)s)",
@@ -166,8 +172,7 @@ def run_torchvision(place: Path, model: Any, batches: int, hardware: Any) -> Sid
     import torch
     from torchvision import datasets, transforms
 
-    transform = transforms.Compose([*_form(model, transforms), transforms.ToTensor(),
-                                    transforms.Normalize(model.mean, model.std)])  # fmt: skip
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(model.mean, model.std)])
     loaders = [
         torch.utils.data.DataLoader(
             datasets.ImageFolder(str(place / "others" / name), transform), BATCH_SIZE, shuffle=name == "train",
@@ -195,12 +200,6 @@ def run_timm(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
     ]  # fmt: skip
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=1e-4)
     return _train_plainly(model, loaders, optimizer, batches, hardware)
-
-
-def _form(model: Any, transforms: Any) -> list[Any]:
-    """What takes padded photographs to a small grey model; nothing for the models of photographs."""
-    channels, size, _ = model.input_size
-    return [transforms.Grayscale(), transforms.Resize(size)] if channels == 1 else []
 
 
 def _train_plainly(model: Any, loaders: list[Any], optimizer: Any, batches: int, hardware: Any) -> Sided:

@@ -15,7 +15,6 @@ PROGRAMS = (
     "ceiling.py --models SmallVGG --batches 1 --turns 1",
     "start.py --model SmallVGG --repeats 1",
     "testing.py --model SmallVGG --repeats 1 --per-class 1",
-    "peers.py --model SmallVGG --batches 1 --repeats 1",
 )
 
 
