@@ -49,6 +49,10 @@ def write_whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename in (None, os.fspath(partial)):
+            error.filename = os.fspath(path)  # which the user knows
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
