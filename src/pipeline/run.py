@@ -81,6 +81,8 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
         tester = Tester(model, classes, test_sets, settings, hardware)
         metrics = _gather(settings, described, model, data, trainer, tester.test())
         logger.log_results(trainer.history, metrics, tester.figures)
+    except torch.OutOfMemoryError as error:  # of whatever else than training
+        raise UserError(f"{hardware} has too little memory: {error}".partition("\n")[0]) from None
     finally:
         logger.finish()
     return metrics
