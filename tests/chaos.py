@@ -93,6 +93,14 @@ class Program:
             start_new_session=True,
         )
 
+    def run(self, place: Path) -> tuple[subprocess.Popen[str], str]:
+        """Runs it to its end; returns what it said on stderr, too."""
+        process = self.start(place)
+        try:
+            return process, process.communicate()[1]
+        finally:
+            process.kill()  # where this program is stopped, which does not stop that one
+
 
 def _source(name: str) -> str:
     return str(REPOSITORY / "src" / name)
@@ -141,7 +149,7 @@ class Undisturbed:
         program.write_files(self.files)
         shutil.copytree(self.files, folder / "undisturbed")
         before = _seconds_of_children()
-        _, errors = (process := program.start(folder / "undisturbed")).communicate()
+        process, errors = program.run(folder / "undisturbed")
         self.seconds = _seconds_of_children() - before
         if process.returncode:
             raise SystemExit(f"an undisturbed run ends with status {process.returncode}:\n{errors}")
@@ -169,8 +177,7 @@ def play_round(program: Program, undisturbed: Undisturbed, number: int, place: P
                 if reason := why_damaged(path):
                     mistakes.append(f"{path} after a kill: {reason}")
     tally.kills += killed
-    process = program.start(place)
-    _, errors = process.communicate()
+    process, errors = program.run(place)
     if process.returncode:
         mistakes.append(f"ends with status {process.returncode}: {errors.strip().splitlines()[-1:]}")
     contents = read_contents(place)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import signal
 
 import pytest
@@ -12,7 +13,7 @@ import pipeline.trainer
 from common import Terminated, UserError
 from helpers import digests
 from models import build_model
-from pipeline.checkpoints import Checkpoint
+from pipeline.checkpoints import Checkpoint, save_state
 from pipeline.data import load_training_data, make_loader
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
@@ -376,6 +377,25 @@ def test_unusable_checkpoints(trainer, damage):
         torch.save({"weights": 1}, path)
     with pytest.raises(UserError, match=r"terminal\.pt"):
         Checkpoint.load(path, model_type)
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path):
+    """Torch complains of something else than the system does."""
+    path = tmp_path / "last.pt"
+    save_state({"weights": torch.zeros(10)}, path)
+    before = path.read_bytes()
+    (tmp_path / f".last.{os.getpid()}.partial.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        save_state({"weights": torch.ones(100_000)}, path)
+    assert error.value.filename == str(path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: before}
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path):
+    state = {"weights": torch.arange(5.0), "epoch": 3}
+    for name in ("last.pt", "terminal.pt"):
+        save_state(state, tmp_path / name)
+    assert (tmp_path / "last.pt").read_bytes() == (tmp_path / "terminal.pt").read_bytes()
 
 
 def test_loader_covers_every_image_each_epoch(trainer):
