@@ -180,6 +180,7 @@ def play_round(program: Program, undisturbed: Undisturbed, number: int, place: P
     process, errors = program.run(place)
     if process.returncode:
         mistakes.append(f"ends with status {process.returncode}: {errors.strip().splitlines()[-1:]}")
+    mistakes += [f"{path} is left of a killed program" for path in place.rglob(".*.partial.pt")]
     contents = read_contents(place)
     tally.compared += len(contents)
     for name in sorted(contents.keys() | undisturbed.contents.keys()):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import UserError, write_whole
+from common import UserError, remove_partial, write_whole
 from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
@@ -143,6 +143,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
         _log.info("the earlier run is now %s", aside)
     file = folder / "settings.json"
     if file.exists():
+        remove_partial(folder)
         return read_json(file)["wandb_run_id"]
     run_id = secrets.token_hex(4)
     with write_whole(file) as partial:
