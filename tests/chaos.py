@@ -160,7 +160,6 @@ class Undisturbed:
 def play_round(program: Program, undisturbed: Undisturbed, number: int, place: Path, tally: Tally) -> None:
     """Kills a program at random moments, lets it finish, and looks at what it left."""
     generator = random.Random(number)
-    tally.rounds += 1
     mistakes: list[str] = []
     killed = 0
     while not killed:  # it may have been faster than the undisturbed run
@@ -186,6 +185,7 @@ def play_round(program: Program, undisturbed: Undisturbed, number: int, place: P
     for name in sorted(contents.keys() | undisturbed.contents.keys()):
         if contents.get(name) != undisturbed.contents.get(name):
             mistakes.append(f"{place / name} differs from that of an undisturbed run, or only one of them has it")
+    tally.rounds += 1
     tally.right += not mistakes
     tally.mistakes += mistakes
 
@@ -200,11 +200,13 @@ def kill(process: subprocess.Popen[str], place: Path, moment: float, writing: bo
         SystemExit: something that it had started goes on without it.
     """
     with process:
-        while process.poll() is None and _seconds_of(process.pid) < moment:
-            time.sleep(0.005)
-        while writing and process.poll() is None and not any(_partial_files(place)):
-            time.sleep(0.001)
-        process.kill()
+        try:
+            while process.poll() is None and _seconds_of(process.pid) < moment:
+                time.sleep(0.005)
+            while writing and process.poll() is None and not any(_partial_files(place)):
+                time.sleep(0.001)
+        finally:
+            process.kill()
         if process.wait() != -signal.SIGKILL:
             return False
     begin = time.monotonic()

@@ -66,7 +66,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Writes tensors and plain values, whole or not at all; the same state gives the same bytes."""
+    """Writes tensors and plain values, whole or not at all."""
     with write_whole(path) as partial, partial.open("wb") as file:
         try:
             torch.save(state, file)

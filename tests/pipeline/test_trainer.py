@@ -391,13 +391,6 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path):
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: before}
 
 
-def test_the_same_state_gives_the_same_bytes(tmp_path):
-    state = {"weights": torch.arange(5.0), "epoch": 3}
-    for name in ("last.pt", "terminal.pt"):
-        save_state(state, tmp_path / name)
-    assert (tmp_path / "last.pt").read_bytes() == (tmp_path / "terminal.pt").read_bytes()
-
-
 def test_loader_covers_every_image_each_epoch(trainer):
     run = trainer(batch_size=11)
     assert sum(len(labels) for _, labels in make_loader(run.train_loader.dataset, 11, shuffle=True)) == 33
