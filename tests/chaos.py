@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,9 @@ def kill(process: subprocess.Popen[str], place: Path, moment: float, writing: bo
         try:
             while process.poll() is None and _seconds_of(process.pid) < moment:
                 time.sleep(0.005)
-            while writing and process.poll() is None and not any(_partial_files(place)):
-                time.sleep(0.001)
+            before = _sizes(place)
+            while writing and process.poll() is None and _sizes(place) == before:
+                pass
         finally:
             process.kill()
         if process.wait() != -signal.SIGKILL:
@@ -216,6 +218,19 @@ def kill(process: subprocess.Popen[str], place: Path, moment: float, writing: bo
             raise SystemExit(f"what {process.args} had started was still there {_PATIENCE} s after it was killed")
         time.sleep(0.05)
     return True
+
+
+def _sizes(place: Path) -> dict[str, int]:
+    """The size of every file, under whatever name; quickly, since writing one takes milliseconds."""
+    sizes, folders = {}, [os.fspath(place)]
+    while folders:
+        with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    sizes[entry.path] = entry.stat().st_size
+    return sizes
 
 
 def _seconds_of(pid: int) -> float:
