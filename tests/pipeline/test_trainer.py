@@ -305,7 +305,7 @@ def test_told_to_stop_it_does_not_save_what_is_not_finite(trainer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("most", "advice"), [(5, "-b 4 would do, with --restart"), (1, "not even two images fit; use another GPU")]
+    ("most", "advice"), [(3, "-b 2 would do, with --restart"), (1, "not even two images fit; use another GPU")]
 )
 def test_a_gpu_that_is_out_of_memory(trainer, monkeypatch, most, advice):
     trainer(num_epochs=1).fit()
