@@ -8,6 +8,7 @@ import fcntl
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -49,8 +50,20 @@ def write_whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename in (None, os.fspath(partial)):
+            error.filename = os.fspath(path)  # which the user knows
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(directory: Path) -> None:
+    """Deletes what `write_whole` was writing below a folder in programs that were killed. They can be gigabytes."""
+    for partial in directory.rglob(".*.partial*"):
+        pid = re.search(r"\.(\d+)\.partial[^.]*", partial.name)
+        if pid and not Path("/proc", pid[1]).exists():
+            partial.unlink(missing_ok=True)
 
 
 class StopRequest:

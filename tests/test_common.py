@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from common import UserError, available_cores, lock
+from common import UserError, available_cores, lock, remove_partial, write_whole
 from helpers import REPOSITORY
 
 STOPPABLE = """
@@ -31,6 +31,28 @@ def test_one_program_at_a_time(tmp_path):
         pass
     with lock(tmp_path, "busy"):
         pass
+
+
+WRITE_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from common import write_whole
+
+with write_whole(Path("last.pt")) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_killed_programs_left_half_written_is_deleted_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", WRITE_AND_DIE, REPOSITORY / "src"], cwd=tmp_path, check=False)
+    with write_whole(tmp_path / "mine.pt") as partial:
+        partial.touch()
+        (tmp_path / "terminal.pt").touch()
+        assert len(list(tmp_path.iterdir())) == 3
+        remove_partial(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([partial, tmp_path / "terminal.pt"])
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -78,7 +78,8 @@ class Cache:
             fill: puts the values into an array of zeros, and returns notes.
 
         Raises:
-            NoRoom: it would be larger than what is free or the limit leaves, or the folder knows no locks.
+            NoRoom: it would be larger than what is free or the limit leaves, or the folder may not be written to or
+                knows no locks.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.directory is None:
@@ -86,7 +87,10 @@ class Cache:
         file = self._file(name)
         if kept := _open(file, shape, dtype):
             return kept
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NoRoom(f"there can be no folder {file.parent} ({error.strerror})") from error
         with _alone_with(file):
             if kept := _open(file, shape, dtype):  # made while this program waited
                 return kept
@@ -252,11 +256,11 @@ def _alone_with(file: Path, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another is at it, and this one will not wait.
-        NoRoom: the folder knows no locks.
+        NoRoom: the folder knows no locks, or may not be written to.
     """
     path = file.with_name(f".{file.stem}.lock")
     while True:
-        with path.open("w") as stream:
+        with _open_lock(path) as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -273,6 +277,13 @@ def _alone_with(file: Path, wait: bool = True) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _open_lock(path: Path) -> IO[str]:
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise NoRoom(f"{path.parent} may not be written to ({error.strerror})") from error
 
 
 def _is_there(path: Path, stream: IO[Any]) -> bool:

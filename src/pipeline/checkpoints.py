@@ -67,8 +67,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Writes tensors and plain values, whole or not at all."""
-    with write_whole(path) as partial:
-        torch.save(state, partial)
+    with write_whole(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's complaint about what it could not write to the end
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path) -> dict[str, Any]:

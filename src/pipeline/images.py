@@ -54,7 +54,7 @@ def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
         cache: keeps the result. Where it has no room, this is kept for this program alone.
 
     Raises:
-        UserError: no image can be read, or there is no room for them anywhere.
+        UserError: no image can be read, or there is no room for them anywhere, or files change while they are read.
     """
     key = _key(folder, input_size)
     pixels, notes = _decode_or_find(key, folder, input_size, cache)
@@ -69,8 +69,15 @@ def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
 def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache) -> Kept:
     channels, height, width = input_size
     shape = (len(folder.paths), height, width, channels)
+
+    def fill(pixels: np.memmap) -> Notes:
+        notes = _decode_into(pixels, folder, input_size)
+        if _key(folder, input_size) != key:
+            raise UserError(f"{folder.directory} changed while it was read: start again when nothing writes there")
+        return notes
+
     try:
-        return cache.get(f"images/{key}", shape, np.uint8, lambda pixels: _decode_into(pixels, folder, input_size))
+        return cache.get(f"images/{key}", shape, np.uint8, fill)
     except NoRoom as reason:
         if cache.directory is None:
             raise UserError(f"{folder.directory}, decoded, finds no room: {reason}") from None
@@ -89,7 +96,10 @@ def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
 
 
 def _version(file: Path) -> str:
-    stat = os.stat(file)
+    try:
+        stat = os.stat(file)
+    except FileNotFoundError:  # since the folder was listed
+        return "gone"
     return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 

@@ -99,7 +99,15 @@ class _Wandb:
     def _start(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         import wandb
 
-        wandb.setup(wandb.Settings(silent=True, console="off", init_timeout=self._PATIENCE))
+        wandb.setup(
+            wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=self._PATIENCE,
+                finish_timeout=self._PATIENCE,  # as the program ends, too
+                finish_timeout_raises=True,
+            )
+        )
         mode = _wandb_mode(settings.wandb)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "image-classification"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline.distributed import sum_over_processes
+from pipeline.distributed import sum_over_processes, world_size
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ class RunningScores:
     """Adds up batches on the device, without waiting for it. Read once, at the end.
 
     Attributes:
-        sums: (1 + C * C,) float64, the sum of the losses, then the confusion matrix: all that a stopped run must keep.
+        sums: (2 + C * C,) float64, the sum of the losses, the number of batches until it was no longer finite, then the
+            confusion matrix: all that a stopped run must keep.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
-        self.sums = torch.zeros(1 + num_classes**2, dtype=torch.float64, device=device)  # one, to be read in one copy
+        self.sums = torch.zeros(2 + num_classes**2, dtype=torch.float64, device=device)  # one, to be read in one copy
         self._glanced = torch.zeros_like(self.sums, device="cpu", pin_memory=device.type == "cuda")
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
@@ -73,13 +74,14 @@ class RunningScores:
             labels: (B,) int64.
             loss: the sum of the images' losses, a scalar.
         """
-        cells = 1 + labels * self._num_classes + logits.argmax(dim=1)
+        cells = 2 + labels * self._num_classes + logits.argmax(dim=1)
         self.sums.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
         self.sums[0] += loss
+        self.sums[1] += self.sums[0].isfinite()
 
     def glance(self) -> Scores | None:
         """The scores so far, for the eye: on a GPU as of the last glance, so that nothing waits; None before."""
-        scores = self._scores(self._glanced) if self._glanced[1:].any() else None
+        scores = self._scores(self._glanced) if self._glanced[2:].any() else None
         self._glanced.copy_(self.sums, non_blocking=True)
         return scores
 
@@ -87,6 +89,11 @@ class RunningScores:
         """The scores of all batches, of all joined processes."""
         return self._scores(sum_over_processes(self.sums).cpu())
 
+    def count_finite_batches(self) -> int:
+        """How many batches went by before the loss was no longer a finite number in one of the joined processes."""
+        # The batch after that one's it is in none, their gradients being shared.
+        return int(sum_over_processes(self.sums[1])) // world_size()
+
     def _scores(self, sums: Tensor) -> Scores:
-        confusion = sums[1:].long().view(self._num_classes, self._num_classes).numpy()
+        confusion = sums[2:].long().view(self._num_classes, self._num_classes).numpy()
         return Scores(float(sums[0]) / int(confusion.sum()), confusion)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import UserError, write_whole
+from common import UserError, remove_partial, write_whole
 from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
@@ -81,6 +81,8 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
         tester = Tester(model, classes, test_sets, settings, hardware)
         metrics = _gather(settings, described, model, data, trainer, tester.test())
         logger.log_results(trainer.history, metrics, tester.figures)
+    except torch.OutOfMemoryError as error:  # of whatever else than training
+        raise UserError(f"{hardware} has too little memory: {error}".partition("\n")[0]) from None
     finally:
         logger.finish()
     return metrics
@@ -141,6 +143,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
         _log.info("the earlier run is now %s", aside)
     file = folder / "settings.json"
     if file.exists():
+        remove_partial(folder)
         return read_json(file)["wandb_run_id"]
     run_id = secrets.token_hex(4)
     with write_whole(file) as partial:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -108,13 +111,44 @@ class Trainer:
         if self.epoch or self.unfinished:
             place = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
             _log.info("going on %s", place)
-        # Joined processes would each stop after another batch, and wait for one another: these stop at once.
-        with self._stop if distributed.world_size() == 1 else nullcontext():
-            while not self._finished():
-                self._run_epoch()
-                self._save_last()
-                self._stop.grant()
-        self._save_checkpoint("terminal")
+        try:
+            # Joined processes would each stop after another batch, and wait for one another: these stop at once.
+            with self._stop if distributed.world_size() == 1 else nullcontext():
+                while not self._finished():
+                    self._run_epoch()
+                    self._save_last()
+                    self._stop.grant()
+        except torch.OutOfMemoryError:
+            if distributed.world_size() > 1:
+                raise
+        else:
+            self._save_checkpoint("terminal")
+            return
+        self._tell_what_fits()  # not before the error is gone, which holds on to what does not
+
+    def _tell_what_fits(self) -> NoReturn:
+        """Tries smaller batches, and spoils the model in doing so.
+
+        Raises:
+            UserError: always; it says which one did.
+        """
+        size = self.settings.batch_size // 2
+        while size >= 2 and not self._fits(size):
+            size //= 2
+        advice = f"-b {size} would do, with --restart" if size >= 2 else "not even two images fit; use another GPU"
+        raise UserError(
+            f"{self.hardware} has too little memory for batches of {self.settings.batch_size} images: {advice}"
+        )
+
+    def _fits(self, size: int) -> bool:
+        self.optimizer.zero_grad()
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            self._train_batch(*self.train_loader.dataset.__getitems__(list(range(size))), size)
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def _finished(self) -> bool:
         patience = self.settings.early_stopping_patience
@@ -122,7 +156,7 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
-        before = self.unfinished["sums"][1:].sum().item() if self.unfinished else 0
+        before = int(self.unfinished["sums"][2:].sum()) if self.unfinished else 0
         train = self._train()
         images_per_second = (train.images - before) / (time.perf_counter() - start)
         learning_rate = self.scheduler.get_last_lr()[0]  # in a cycle, that at the end of the epoch
@@ -132,11 +166,8 @@ class Trainer:
         if self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs:
             validation = evaluate(self.validated, self.validation_loader, self.hardware, "validating")
             row |= _columns("val", validation)
-        if not all(map(math.isfinite, row.values())):
-            raise UserError(
-                f"the loss is no longer a finite number in epoch {self.epoch}, at a learning rate of "
-                f"{learning_rate:g}: try a lower one (-l) with --restart"
-            )
+            if not math.isfinite(validation.loss):
+                raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
         if "val_loss" in row:
             improved = self._keep_best(validation)
         if not self.recipe.one_cycle:
@@ -151,12 +182,14 @@ class Trainer:
         seed = _epoch_seed(self.settings.seed, self.epoch)
         torch.manual_seed(seed + distributed.rank())  # dropout is each process's own
         scores = RunningScores(len(self.classes), self.hardware.device)
-        batches = 0
+        batches, rates = 0, []
         if self.unfinished:
             batches = self.unfinished["batches"]
+            rates = [math.nan] * batches  # of batches that are known to have gone well
             scores.sums.copy_(self.unfinished["sums"])
             torch.set_rng_state(self.unfinished["random_state"])
-            torch.cuda.set_rng_state_all(self.unfinished["cuda_random_states"])
+            states = self.unfinished["cuda_random_states"]
+            torch.cuda.set_rng_state_all(states[: torch.cuda.device_count()])  # this machine may have fewer
             self.unfinished = None
         order = self.train_loader.batch_sampler
         order.set_epoch(seed, batches)
@@ -168,26 +201,45 @@ class Trainer:
             disable=None if distributed.is_first() else True, mininterval=0.5,
         ) as bar:  # fmt: skip
             for size, (images, labels) in zip(sizes[batches:], self.train_loader, strict=True):
-                if self.recipe.jitter:
-                    images = vary(images.to(self.hardware.device).float(), self.recipe.jitter)
-                logits, labels = forward(self.network, images, labels, self.hardware)
-                smoothing = self.recipe.label_smoothing
-                loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-                self.optimizer.zero_grad()
-                (loss * (distributed.world_size() / size)).backward()  # whose mean over processes is that of the batch
-                self.optimizer.step()
+                rates.append(self.scheduler.get_last_lr()[0])
+                scores.add(*self._train_batch(images, labels, size))
                 if self.recipe.one_cycle:
                     self.scheduler.step()
                 if self.averaged:
                     self.averaged.update_parameters(self.model)
-                scores.add(logits.detach(), labels, loss.detach())
                 batches += 1
                 if self._stop.made:
+                    self._check_finite(scores, rates)
                     self._save_within_epoch(batches, scores)
                     self._stop.grant()
                 if bar.update(size) and (so_far := scores.glance()):
                     bar.set_postfix(loss=f"{so_far.loss:.3f}", accuracy=f"{so_far.accuracy:.1%}")
+        self._check_finite(scores, rates)
         return scores.read()
+
+    def _train_batch(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, labels and loss of this process's share of a batch of `size` images, before the step they lead to."""
+        if self.recipe.jitter:
+            images = vary(images.to(self.hardware.device).float(), self.recipe.jitter)
+        logits, labels = forward(self.network, images, labels, self.hardware)
+        loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad()
+        (loss * (distributed.world_size() / size)).backward()  # whose mean over processes is that of the batch
+        self.optimizer.step()
+        return logits.detach(), labels, loss.detach()
+
+    def _check_finite(self, scores: RunningScores, rates: Sequence[float]) -> None:
+        """Stops where it went wrong: once weights are no numbers, nothing good comes of them.
+
+        Raises:
+            UserError: the loss is no longer a finite number.
+        """
+        batch = scores.count_finite_batches()
+        if batch < len(rates):
+            place = (
+                f"in epoch {self.epoch + 1}, batch {batch + 1} of {len(self.train_loader.batch_sampler.batch_sizes)}"
+            )
+            raise _not_finite(place, rates[batch])
 
     def _keep_best(self, validation: Scores) -> list[str]:
         """Saves the checkpoints that this validation improves on; returns their names."""
@@ -257,6 +309,13 @@ class Trainer:
 
 def _columns(side: str, scores: Scores) -> dict[str, float]:
     return {f"{side}_{name}": value for name, value in scores.to_json().items()}
+
+
+def _not_finite(place: str, learning_rate: float) -> UserError:
+    return UserError(
+        f"the loss is no longer a finite number {place}, at a learning rate of {learning_rate:g}: "
+        "try a lower one (-l) with --restart"
+    )
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -181,6 +181,19 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
     assert files(cache) == ["a.json", "a.npy", "c.json", "c.npy", "d.json", "d.npy"]
 
 
+def test_a_clock_that_jumps_back_costs_no_more_than_an_array(tmp_path):
+    """What was used before it jumped counts as used last: what is made after it may go sooner, but is right."""
+    cache = Cache(tmp_path, limit=2 * SIZE)
+    later = time.time() + 86400
+    for name in "ab":
+        get(cache, name)
+        os.utime(tmp_path / f"images/{name}.json", (later, later))
+    for name in "cadb":
+        array, notes = get(cache, name, Maker(ord(name)))
+        assert (array == notes["number"]).all()
+        assert len(list(tmp_path.glob("images/*.npy"))) == 2
+
+
 def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "TRAIN.npy").write_bytes(bytes(5000))

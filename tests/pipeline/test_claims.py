@@ -88,6 +88,19 @@ def test_an_owner_on_another_machine_is_gone_after_ten_minutes_of_silence(tmp_pa
         assert mine == abandoned
 
 
+def test_a_clock_that_jumps_back_makes_no_owner_gone(tmp_path):
+    """Nor does it make one that is at work here anybody else's."""
+    (tmp_path / "run").write_text(json.dumps({"host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}))
+    later = time.time() + 86400
+    os.utime(tmp_path / "run", (later, later))
+    with claim(tmp_path / "run") as mine:
+        assert not mine
+    with claim(tmp_path / "another") as mine:
+        os.utime(tmp_path / "another", (later, later))
+        with claim(tmp_path / "another") as too:
+            assert (mine, too) == (True, False)
+
+
 def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "_HEARTBEAT", 0.05)
     with claim(tmp_path / "run"):

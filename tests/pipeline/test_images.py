@@ -130,6 +130,31 @@ def test_a_change_is_noticed(directory, folder, cache, decoded, change):
         assert (result.pixels[3] == 255).all()
 
 
+@pytest.mark.parametrize("change", ["content", "deleted"])
+def test_a_change_while_images_are_read_is_refused(folder, cache, monkeypatch, change):
+    def read_image(path, original=folders.read_image):
+        image = original(path)
+        if path == folder.paths[5]:
+            if change == "deleted":
+                folder.paths[2].unlink()
+            else:
+                Image.new("RGB", (9, 9)).save(folder.paths[2])
+        return image
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "read_image", read_image)
+        with pytest.raises(UserError, match="data changed while it was read: start again when nothing writes there"):
+            decode_images(folder, COLOUR, cache)
+    assert [path for path in cache.directory.rglob("*") if path.is_file()] == []
+    assert len(decode_images(folder, COLOUR, cache).unreadable) == (change == "deleted")
+
+
+def test_a_file_that_went_after_the_folder_was_listed_is_left_out(folder, cache, caplog):
+    folder.paths[2].unlink()
+    assert decode_images(folder, COLOUR, cache).unreadable == {2: "No such file or directory"}
+    assert f"left out: {folder.paths[2]}: No such file or directory" in caplog.text
+
+
 def test_unreadable_files_are_told_with_their_reason(folder, cache, monkeypatch):
     paths = folder.paths
     paths[1].write_text("text")

@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from common import show_notes
 from helpers import REPOSITORY
 from pipeline.logger import Logger, _Wandb
 from pipeline.settings import Settings
+from wandb_server import WandbServer
 
+KEY = "0" * 40
 HISTORY = [
     {"epoch": 1, "learning_rate": 0.1, "train_loss": 2.0, "train_accuracy": 0.5, "train_per_class_accuracy": 0.4,
      "val_loss": 1.5, "val_accuracy": 0.6, "val_per_class_accuracy": 0.5},
@@ -42,6 +45,7 @@ def tell(tmp_path):
     def tell(mode, *options, **variables):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
         own = {"NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path / "config"), "HOME": str(tmp_path)}
+        own["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # which has a list of the fonts
         search = os.pathsep.join(str(REPOSITORY / name) for name in ("src", "tests"))
         result = subprocess.run(
             [sys.executable, __file__, mode, *options],
@@ -95,8 +99,38 @@ def test_a_wandb_that_never_answers_does_not_hold_a_run_up(tell):
     """A server that takes connections and keeps silent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        messages = tell("auto", "impatient", WANDB_API_KEY="0" * 40, WANDB_BASE_URL=address)
+        messages = tell("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
     assert ["going on without it" in message for message in messages] == [True], messages
+
+
+def test_a_wandb_that_falls_silent_does_not_hold_a_run_up(tell):
+    """Not even as the program ends, when wandb would wait for what it has not sent."""
+    with WandbServer(silent_after_start=True) as server:
+        messages = tell("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
+    assert server.starts == ["f00dcafe"]
+    assert ["going on without it" in message for message in messages] == [True], messages
+
+
+def test_a_run_that_is_taken_up_goes_on_in_wandb(tell):
+    """The second program tells again of the epochs that the first one told of, which count once."""
+    with WandbServer() as server:
+        for _ in range(2):
+            assert tell("auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address) == []
+    assert set(server.starts) == {"f00dcafe"}
+    assert [values["_step"] for values in server.history["f00dcafe"] if "epoch" in values] == [1, 2]
+
+
+def test_the_parts_of_an_offline_run_are_uploaded_as_one(tell, tmp_path):
+    commands = [tell("offline")[0].partition("later: ")[2].split() for _ in range(2)]
+    environment = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": KEY}
+    with WandbServer() as server:
+        for command in commands:
+            subprocess.run(
+                [sys.executable, "-m", *command], cwd=tmp_path, env={**environment, "WANDB_BASE_URL": server.address},
+                check=True, capture_output=True, timeout=120,
+            )  # fmt: skip
+    assert set(server.starts) == {"f00dcafe"}
+    assert [values["epoch"] for values in server.history["f00dcafe"] if "epoch" in values] == [1, 2, 1, 2]
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 import csv
 import math
+import os
 import signal
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR
 
 import pipeline.trainer
 from common import Terminated, UserError
+from helpers import digests
 from models import build_model
-from pipeline.checkpoints import Checkpoint
+from pipeline.checkpoints import Checkpoint, save_state
 from pipeline.data import load_training_data, make_loader
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
@@ -234,10 +237,91 @@ def test_a_finished_run_does_not_train_again(trainer, monkeypatch):
     assert again.epoch == 6
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(trainer):
-    run = trainer(learning_rate=1e30)
-    with pytest.raises(UserError, match=r"no longer a finite number in epoch \d, at a learning rate of 1e\+30"):
+def spoil(monkeypatch, *batches):
+    """Makes the logits of these batches, counted from now on, no numbers."""
+    count = iter(range(1, 1000))
+
+    def forward(*arguments, original=pipeline.trainer.forward):
+        logits, labels = original(*arguments)
+        return (logits * math.nan if next(count) in batches else logits), labels
+
+    monkeypatch.setattr("pipeline.trainer.forward", forward)
+
+
+@pytest.mark.parametrize("recipe", ["default", "one-cycle"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(trainer, monkeypatch, recipe):
+    run = trainer(recipe=recipe, gamma=0.5)
+    rates = [0.01, 0.005, 0.0025]
+    if recipe == "one-cycle":
+        optimizer = torch.optim.SGD([torch.zeros(1)], 0.01)
+        scheduler = OneCycleLR(optimizer, 0.01, 6 * 4)
+        for _ in range(10):
+            optimizer.step()
+            scheduler.step()
+        rates = scheduler.get_last_lr()
+    spoil(monkeypatch, 11, 12)  # of four an epoch
+    with pytest.raises(UserError) as error:
         run.fit()
+    assert str(error.value) == (
+        f"the loss is no longer a finite number in epoch 3, batch 3 of 4, at a learning rate of {rates[-1]:g}: "
+        "try a lower one (-l) with --restart"
+    )
+    assert [row["epoch"] for row in csv.DictReader((run.folder / "history.csv").open())] == ["1", "2"]
+    for name in ("best_val_acc", "best_val_loss"):
+        saved = weights_of(run, name)
+        assert saved.epoch <= 2
+        assert all(value.isfinite().all() for value in saved.weights.values())
+    again = trainer(recipe=recipe, gamma=0.5)
+    assert again.epoch == 2
+    assert all(value.isfinite().all() for value in again.model.state_dict().values())
+
+
+def test_weights_that_are_not_finite_after_the_last_batch_show_in_validation(trainer, monkeypatch):
+    def evaluate(*arguments, original=pipeline.trainer.evaluate):
+        return Scores(math.nan, original(*arguments).confusion)
+
+    run = trainer()
+    monkeypatch.setattr("pipeline.trainer.evaluate", evaluate)
+    with pytest.raises(UserError, match=r"no longer a finite number in validation after epoch 1, at a .* of 0\.01:"):
+        run.fit()
+    assert not list(run.folder.glob("*.pt"))
+
+
+def test_told_to_stop_it_does_not_save_what_is_not_finite(trainer, monkeypatch):
+    """Ctrl-C comes in the third batch."""
+    run = trainer()
+    batches = iter(range(1, 5))
+
+    def signal_in_third(*arguments, original=pipeline.trainer.forward):
+        if next(batches) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr("pipeline.trainer.forward", signal_in_third)
+    spoil(monkeypatch, 2)
+    with pytest.raises(UserError, match="in epoch 1, batch 2 of 4"):
+        run.fit()
+    assert not (run.folder / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("most", "advice"), [(3, "-b 2 would do, with --restart"), (1, "not even two images fit; use another GPU")]
+)
+def test_a_gpu_that_is_out_of_memory(trainer, monkeypatch, most, advice):
+    trainer(num_epochs=1).fit()
+
+    def forward(model, images, *arguments, original=pipeline.trainer.forward):
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(model, images, *arguments)
+
+    monkeypatch.setattr("pipeline.trainer.forward", forward)
+    run = trainer(num_epochs=2)
+    before = digests(run.folder)
+    with pytest.raises(UserError) as error:
+        run.fit()
+    assert str(error.value).endswith(f"fp32 has too little memory for batches of 8 images: {advice}")
+    assert digests(run.folder) == before
 
 
 def test_a_last_batch_of_one_does_not_crash(trainer):
@@ -293,6 +377,18 @@ def test_unusable_checkpoints(trainer, damage):
         torch.save({"weights": 1}, path)
     with pytest.raises(UserError, match=r"terminal\.pt"):
         Checkpoint.load(path, model_type)
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path):
+    """Torch complains of something else than the system does."""
+    path = tmp_path / "last.pt"
+    save_state({"weights": torch.zeros(10)}, path)
+    before = path.read_bytes()
+    (tmp_path / f".last.{os.getpid()}.partial.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        save_state({"weights": torch.ones(100_000)}, path)
+    assert error.value.filename == str(path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: before}
 
 
 def test_loader_covers_every_image_each_epoch(trainer):

@@ -1,0 +1,185 @@
+"""Machines as users have them: full, shared, cut off, or with hardly anything. One line each, and nothing lost."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from chaos import PROGRAMS, final_files, read_contents, why_damaged
+from helpers import REPOSITORY, digests, start
+
+pytestmark = pytest.mark.slow
+
+ARGUMENTS = ("-m", "SmallVGG", "-e", 3, "-b", 4, "-l", 0.001, "--precision", "fp32")
+RUN = "SmallVGG_pretrained_False_aug_False_lr_0.001_wd_0.0001_g_0.99"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+ENVIRONMENT |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def place(make_folder, tmp_path):
+    """A folder with images to train and to test on."""
+    make_folder("dataset", {"A": 8, "B": 9})
+    make_folder("dataset_testing", {"A": 3, "B": 3})
+    return tmp_path
+
+
+@pytest.fixture
+def finished(place):
+    """The same after an undisturbed run, which is in `alone`."""
+    result = start("main.py", *ARGUMENTS, "-o", "alone", cwd=place, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    return place
+
+
+def results(folder):
+    """What a run in a folder came to."""
+    return read_contents(folder / RUN)
+
+
+def command(*arguments):
+    return [sys.executable, str(REPOSITORY / "src" / "main.py"), *map(str, (*ARGUMENTS, *arguments))]
+
+
+def unshared(what, script, cwd, **environment):
+    """Runs a shell script that may mount, or has no network: nobody else sees it."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", what, "sh", "-ec"]
+    attempt = "mount -t tmpfs none /mnt"
+    if not shutil.which("unshare") or subprocess.run([*unshare, attempt], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this machine does not let programs mount anything")
+    result = subprocess.run(
+        [*unshare, script], cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in result.stderr
+    return result
+
+
+# Its `main.py`, but that it tells in a file of each time that it decodes images.
+COUNTING = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+import common, main, pipeline.images
+
+def decode(*arguments, original=pipeline.images._decode_into):
+    with Path("decoded").open("a") as file:
+        print(arguments[1].directory, file=file)
+    return original(*arguments)
+
+pipeline.images._decode_into = decode
+common.run_program(main.main)
+"""
+
+
+def test_of_eight_runs_on_a_cold_cache_two_at_most_build_it(finished):
+    shutil.rmtree(finished / ".cache")
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", COUNTING, REPOSITORY / "src", *map(str, ARGUMENTS), "-o", str(number)],
+            cwd=finished, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for number in range(8)
+    ]  # fmt: skip
+    assert [program.wait(1200) for program in programs] == [0] * 8
+    decoded = (finished / "decoded").read_text().splitlines()
+    assert set(decoded) == {"dataset", "dataset_testing"}
+    assert max(map(decoded.count, decoded)) <= 2
+    expected = results(finished / "alone")
+    assert all(results(finished / str(number)) == expected for number in range(8))
+
+
+# Starts a program on a disk of a few kilobytes, and again when it has more; keeps what is there in between.
+FULL = """
+mkdir disk && mount -t tmpfs -o size={size}k none disk
+cd disk && cp -r ../files/. . && cd ..
+(cd disk && {command}) && exit 99
+[ $? = 2 ]
+cp -r disk full
+mount -o remount,size=100m disk
+(cd disk && {command}) 2>> again
+cp -r disk later
+"""
+
+
+@pytest.mark.parametrize("kilobytes", [100, 3000, 12000])
+def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(finished, kilobytes):
+    """It is full at the first checkpoint, at the first state to go on from, and at the second."""
+    expected = results(finished / "alone")
+    (finished / "files").mkdir()
+    arguments = ("-d", finished / "dataset", "-t", finished / "dataset_testing", "--no-cache")
+    result = unshared("--", FULL.format(size=kilobytes, command=shlex.join(command(*arguments))), finished)
+    assert result.returncode == 0, result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith(f"error: No space left on device: saved_models/{RUN}/")
+    assert [why_damaged(path) for path in final_files(finished / "full") if why_damaged(path)] == []
+    assert not list((finished / "full").rglob("*.partial*"))
+    found = results(finished / "later" / "saved_models")
+    naming_folders = {"settings.json", "metrics.json"}
+    assert {name for name in expected if found.get(name) != expected[name]} == naming_folders
+
+
+@pytest.mark.parametrize("kilobytes", [600, 800])
+def test_a_full_disk_ends_the_making_of_a_dataset_that_goes_on_when_there_is_room(tmp_path, kilobytes):
+    program = PROGRAMS["dataset_main"]
+    program.write_files(tmp_path / "files")
+    shutil.copytree(tmp_path / "files", tmp_path / "alone")
+    assert program.start(tmp_path / "alone").wait() == 0
+    script = FULL.format(size=kilobytes, command=shlex.join([sys.executable, *program.arguments]))
+    result = unshared("--", script, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: No space left on device: ")
+    assert [why_damaged(path) for path in final_files(tmp_path / "full") if why_damaged(path)] == []
+    assert read_contents(tmp_path / "later") == read_contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_output_folder_that_may_only_be_read(tmp_path, name):
+    PROGRAMS[name].write_files(tmp_path)
+    before = digests(tmp_path)
+    script = f"mount --bind . . && cd . && mount -o remount,ro,bind . && cd {shlex.quote(str(tmp_path))}\n"
+    result = unshared("--", script + shlex.join([sys.executable, *PROGRAMS[name].arguments]), tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: Read-only file system: ")
+    assert digests(tmp_path) == before
+
+
+def test_without_a_folder_for_the_cache_a_run_does_without(finished):
+    shutil.rmtree(finished / ".cache")
+    script = (
+        "mount --bind . . && cd {0} && mount -o remount,ro,bind .\nmount -t tmpfs none {0}/out\n{1}\ncp -r out/. {2}"
+    )
+    (finished / "out").mkdir()
+    copy = finished.with_name(f"{finished.name}_copy")
+    copy.mkdir()
+    result = unshared("--", script.format(finished, shlex.join(command("-o", "out")), copy), finished)
+    assert result.returncode == 0, result.stderr
+    assert "the images of dataset are decoded for this run alone: there can be no folder .cache/images" in result.stderr
+    assert results(copy) == results(finished / "alone")
+
+
+def test_without_a_network_a_run_does_without_wandb(finished):
+    online = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "HOME": str(finished)}
+    result = unshared("--net", shlex.join(command()), finished, **online)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "wandb" in line]
+    assert ["going on without it" in line for line in lines] == [True]
+    assert results(finished / "saved_models") == results(finished / "alone")
+
+
+def test_one_core_no_home_no_gpu_and_a_path_with_spaces(finished):
+    place = finished / "my pictures, ä '1"
+    for name in ("dataset", "dataset_testing"):
+        shutil.move(finished / name, place / name)
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("HOME", "OMP_NUM_THREADS")}
+    core = str(min(os.sched_getaffinity(0)))
+    result = subprocess.run(
+        ["taskset", "-c", core, *command("-c")],
+        cwd=place, env={**environment, "CUDA_VISIBLE_DEVICES": "7"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "on CPU with 1 threads, fp32" in result.stderr
+    expected, found = results(finished / "alone"), results(place / "saved_models")
+    assert {name for name in expected if found.get(name) != expected[name]} == {"metrics.json"}  # has it plots?
