@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that a picture i
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy"})
 # A file is to take no more than a gigabyte: the decoders and what comes after them take up to 12 bytes a pixel.
-Image.MAX_IMAGE_PIXELS = 75_000_000
+Image.MAX_IMAGE_PIXELS = 65_000_000
 _SHARES = {"WEBP": 0.5}  # of that limit: its decoder keeps several copies
 _LARGEST_ARRAY = 300_000_000  # bytes
 _STRIP = 1 << 20  # pixels that are converted at once
