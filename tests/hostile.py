@@ -130,7 +130,7 @@ def write_refused(folder: Path) -> dict[Path, str]:
     picture().save(folder / "unreadable.jpg")
     (folder / "unreadable.jpg").chmod(0)
     Image.merge("LAB", picture().split()).save(folder / "lab.tif")
-    Image.fromarray(np.full((HEIGHT, WIDTH), 1e6, np.float32)).save(folder / "floating point.tif")
+    Image.fromarray(np.full((HEIGHT, WIDTH), 1e6, np.float32)).save(folder / "floating point out of range.tif")
     Image.fromarray(np.full((HEIGHT, WIDTH), 10**6, np.int32)).save(folder / "thirty-two bits.tif")
     (folder / "postscript.png").write_text(POSTSCRIPT)
     np.save(folder / "objects.npy", np.array([print], dtype=object), allow_pickle=True)
@@ -149,7 +149,7 @@ def write_refused(folder: Path) -> dict[Path, str]:
         "bomb.png": "over the limit of",
         "unreadable.jpg": "Permission denied",
         "lab.tif": "LAB",
-        "floating point.tif": "outside 0 to 1",
+        "floating point out of range.tif": "outside 0 to 1",
         "thirty-two bits.tif": "32-bit",
         "postscript.png": "not an image",
         "objects.npy": "pickled objects",

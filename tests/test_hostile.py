@@ -96,9 +96,7 @@ def check_told(lines: Sequence[str], dataset: Dataset, pattern: str = "left out:
         assert len(line) > len(start), path
     names = "\n".join(lines)
     assert not any(f"{path.name}: " in names for path in dataset.silent)
-    assert not any(
-        path.name in names and path.name != "wide.png" for path in dataset.usable if "in colour" in path.name
-    )
+    assert " in colour" not in names  # as most of the usable ones are called
     assert "Traceback" not in names
     assert "Warning" not in names
 
@@ -114,8 +112,6 @@ def test_training_and_asking(dataset):
     (run,) = (dataset.place / "saved_models").iterdir()
     counts = json.loads((run / "metrics.json").read_text())["images"]
     assert counts["train"] + counts["val"] == len(dataset.usable) + 6
-    again = start("main.py", *MAIN, "-l", 0.01, cwd=dataset.place)  # with what is in the cache
-    check_told(again.stderr.splitlines(), dataset)
 
     ended = start("predict.py", run, "data", "--json", cwd=dataset.place)
     assert ended.returncode == 1
@@ -157,7 +153,8 @@ def test_auditing_and_setting_aside(dataset):
     options = ("--dataset-dir", "data", "--testing-dir", "test")
     ended = start("dataset/audit.py", *options, cwd=dataset.place)
     assert ended.returncode == 1, ended.stderr.splitlines()
-    check_told(ended.stdout.splitlines(), dataset, "  {}: ")
+    unreadable = ended.stdout.partition("duplicates within a class")[0]
+    check_told(unreadable.splitlines(), dataset, "  {}: ")
     assert f"unreadable files: {len(dataset.told)}" in ended.stdout
     before = Counter(hashes(dataset.place / "data"))
     ended = start("dataset/audit.py", *options, "--fix", cwd=dataset.place)

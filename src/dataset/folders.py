@@ -23,7 +23,7 @@ AUGMENTED = "_augmented"
 REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them, and is no class
 _LITTER = {"Thumbs.db", "desktop.ini"}  # that Windows leaves in folders of images
 _log = logging.getLogger(__name__)
-_told: set[Path] = set()
+_told: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,12 @@ def _why_passed_over(path: Path, entry: os.DirEntry[str]) -> str | None:
 
 def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
     """Names each file that is not used, once in a program's life, with the reason, and says how many they are."""
-    told = [path for path in reasons if path not in _told]
+    told = [path for path in reasons if os.path.abspath(path) not in _told]
     for path in told:
         _log.warning("left out: %s: %s", printable(path), printable(reasons[path]))
     if told:
         _log.warning("left out of %s: %d", printable(directory), len(told))
-    _told.update(told)
+    _told.update(map(os.path.abspath, told))
 
 
 def find_images(directory: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
