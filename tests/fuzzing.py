@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,22 +22,30 @@ def fuzz(examples: int) -> settings:
     )
 
 
-@st.composite
-def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content with bytes flipped, overwritten, taken out, put in or cut off; now and then as it is."""
+# What befalls a file, at a place that is counted round and round: a list of it may be none of it.
+damages = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "write", "take", "put", "cut"]),
+        st.integers(0, 2**32 - 1),
+        st.binary(min_size=1, max_size=8) | st.just(b"\0" * 40),
+    ),
+    max_size=4,
+)
+
+
+def damage(content: bytes, done: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """The content with a bit flipped, bytes overwritten, taken out or put in, or with its end cut off."""
     spoiled = bytearray(content)
-    for _ in range(draw(st.integers(0, 4))):
-        place = draw(st.integers(0, len(spoiled)))
-        kind = draw(st.sampled_from(["flip", "write", "take", "put", "cut"]))
-        if kind == "flip" and place < len(spoiled):
-            spoiled[place] ^= 1 << draw(st.integers(0, 7))
+    for kind, number, new in done:
+        place = number % (len(spoiled) + 1)
+        if kind == "flip":
+            spoiled[place : place + 1] = bytes(byte ^ (1 << new[0] % 8) for byte in spoiled[place : place + 1])
         elif kind == "write":
-            new = draw(st.binary(min_size=1, max_size=8))
             spoiled[place : place + len(new)] = new
         elif kind == "take":
-            del spoiled[place : place + draw(st.integers(1, 40))]
+            del spoiled[place : place + len(new)]
         elif kind == "put":
-            spoiled[place:place] = draw(st.binary(min_size=1, max_size=8) | st.just(b"\0" * 40))
-        elif kind == "cut":
+            spoiled[place:place] = new
+        else:
             del spoiled[place:]
     return bytes(spoiled)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzzing import damaged, fuzz
+from fuzzing import damage, damages, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,7 +80,7 @@ def seeds(tmp_path_factory):
 def test_images_and_arrays(tmp_path, capfd, seeds, data):
     name = data.draw(st.sampled_from(sorted(seeds)))
     path = tmp_path / f"image{Path(name).suffix}"
-    path.write_bytes(data.draw(damaged(seeds[name])))
+    path.write_bytes(damage(seeds[name], data.draw(damages)))
     try:
         image = load_image(path)
     except UnreadableImage as error:
@@ -115,7 +115,7 @@ def read_all(file: Path) -> None:
 @given(data=st.data())
 def test_archives(tmp_path, data):
     file = archive_of(tmp_path, images=np.zeros((4, 6, 6), np.float32), labels=np.array(list("aabb")))
-    file.write_bytes(data.draw(damaged(file.read_bytes())))
+    file.write_bytes(damage(file.read_bytes(), data.draw(damages)))
     read_all(file)
 
 
@@ -160,7 +160,7 @@ def own(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["settings.json", "metrics.json"])
 def test_a_finished_run(trained, own, name, data):
     content = (trained.run_dir / name).read_bytes()
-    (own.run_dir / name).write_bytes(data.draw(damaged(content)))
+    (own.run_dir / name).write_bytes(damage(content, data.draw(damages)))
     try:
         metrics = run(own)
     except UserError as error:
@@ -181,18 +181,18 @@ def test_a_finished_run(trained, own, name, data):
 def test_what_a_sweep_says_of_a_run(trained, own, data):
     (own.run_dir / "metrics.json").unlink(missing_ok=True)
     history = own.run_dir / "history.csv"
-    history.write_bytes(data.draw(damaged((trained.run_dir / "history.csv").read_bytes())))
+    history.write_bytes(damage((trained.run_dir / "history.csv").read_bytes(), data.draw(damages)))
     assert sweep.describe_state(own).startswith("interrupted after epoch ")
     try:
         _read_losses(history)
     except UserError as error:
         one_line(error)
-    record = data.draw(damaged(json.dumps({"reason": "a line", "trace": None}).encode()))
+    record = damage(json.dumps({"reason": "a line", "trace": None}).encode(), data.draw(damages))
     (own.run_dir / "failed.json").write_bytes(record)
     assert "\n" not in sweep.describe_state(own)
     (own.run_dir / "failed.json").unlink()
     seconds = own.run_dir / "seconds.json"
-    seconds.write_bytes(data.draw(damaged(b"12.25")))
+    seconds.write_bytes(damage(b"12.25", data.draw(damages)))
     assert isinstance(array_study._read_seconds(seconds), float)
 
 
@@ -213,7 +213,7 @@ def test_checkpoints_are_what_was_saved_or_damaged(trained, own, name, data):
     """Not a weight can change unnoticed."""
     content = (trained.run_dir / f"{name}.pt").read_bytes()
     file = own.run_dir / f"{name}.pt"
-    file.write_bytes(data.draw(damaged(content)))
+    file.write_bytes(damage(content, data.draw(damages)))
     try:
         found = load_state(file)
     except UserError as error:
@@ -250,7 +250,7 @@ def test_going_on_from_another_architectures_state(trained, own):
     (own.run_dir / "metrics.json").unlink()
     file = own.run_dir / "last.pt"
     saved = load_state(file)
-    others = {"model": build_model("SmallVGG", 2).state_dict(), "optimizer": {}, "scheduler": []}
+    others = {"model": build_model("SmallVGG", 2).state_dict(), "optimizer": {}, "scheduler": 3}
     for name, value in others.items():
         torch.save({**saved, name: value}, file)
         with pytest.raises(UserError, match=r"last\.pt does not fit SmallEfficientNet: begin anew with --restart"):
@@ -294,7 +294,7 @@ def test_nothing_that_is_loaded_runs_code(own, tmp_path):
 def test_parameter_files(tmp_path, data):
     lines = b"VGG True 80 32 0.001 0.01 0.95 True True\n\nResNet False 3 8 0.1 0 1 True False\n"
     file = tmp_path / "runs.txt"
-    file.write_bytes(data.draw(damaged(lines)))
+    file.write_bytes(damage(lines, data.draw(damages)))
     others = {name: field.default for name, field in Settings.__dataclass_fields__.items() if name not in FIELDS}
     try:
         runs = read_parameters(file, others)
@@ -311,7 +311,7 @@ def test_the_reports_table(trained, tmp_path_factory, tmp_path, data):
     file = tmp_path / "runs.csv"
     write_table(runs, file)
     content = file.read_bytes()
-    file.write_bytes(data.draw(damaged(content + content.splitlines(keepends=True)[1] * 3)))
+    file.write_bytes(damage(content + content.splitlines(keepends=True)[1] * 3, data.draw(damages)))
     try:
         runs, notes = read_table(file)
     except UserError as error:
@@ -327,7 +327,7 @@ def test_the_reports_table(trained, tmp_path_factory, tmp_path, data):
 @given(data=st.data())
 def test_the_reports_runs(trained, own, data):
     content = (trained.run_dir / "metrics.json").read_bytes()
-    (own.run_dir / "metrics.json").write_bytes(data.draw(damaged(content)))
+    (own.run_dir / "metrics.json").write_bytes(damage(content, data.draw(damages)))
     runs, notes = read_models(own.output_dir)
     assert runs or notes
     settled, _ = settle_test_images(runs, None)
@@ -348,7 +348,7 @@ def test_logs_of_moves(tmp_path_factory, data):
     log = place / "set" / "rejected" / "log.csv"
     content = log.read_bytes()
     other = data.draw(st.sampled_from([b"A/1.png", b"../1.png", b"A/../../1.png", bytes(place / "1.png")]))
-    log.write_bytes(data.draw(damaged(content.replace(b"A/1.png", other, 1))))
+    log.write_bytes(damage(content.replace(b"A/1.png", other, 1), data.draw(damages)))
     try:
         finish_moves(place / "set", "rejected")
     except (UserError, OSError) as error:
@@ -382,7 +382,7 @@ def test_the_caches_files(tmp_path_factory, data, of):
 
     cache.get("images/a", (4, 5), np.uint8, fill)
     file = directory / "images" / f"a.{of}"
-    file.write_bytes(data.draw(damaged(file.read_bytes())))
+    file.write_bytes(damage(file.read_bytes(), data.draw(damages)))
     kept = cache.get("images/a", (4, 5), np.uint8, fill)
     assert (kept.array == 7).all()
     assert kept.notes == notes
@@ -392,7 +392,8 @@ def test_the_caches_files(tmp_path_factory, data, of):
 @given(data=st.data())
 def test_claims(tmp_path, data):
     content = json.dumps({"host": "elsewhere", "boot": "x", "pid": 1, "started": "2"}).encode()
-    (tmp_path / "claim").write_bytes(data.draw(damaged(content) | st.sampled_from([b"[]", b"1", b"null", b"[" * 9999])))
+    odd = st.sampled_from([b"[]", b"1", b"null", b"[" * 9999])
+    (tmp_path / "claim").write_bytes(data.draw(st.just(damage(content, data.draw(damages))) | odd))
     assert is_claimed(tmp_path / "claim") in (True, False)
 
 
