@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzzing import damage, damages, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from dataset.folders import read_folder
 from dataset.moving import finish_moves, set_aside
 from dataset.reading import UnreadableImage, load_image
 from dataset.tables import read_rows
+from fuzzing import damage, damages, fuzz
 from models import build_model
 from models.vgg19 import load_features
 from pipeline.cache import Cache

@@ -29,9 +29,16 @@ def files_with_keys(place: Path) -> list[str]:
     return [os.fspath(path) for path in place.rglob("*") if path.is_file() and holds_key(path.read_bytes())]
 
 
-@pytest.mark.parametrize("mode", ["offline", "auto"])
-@pytest.mark.parametrize("place", ["environment", "netrc"])
-def test_no_key_is_written_anywhere(make_folder, tmp_path, mode, place):
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [
+        ("environment", "auto"),
+        ("netrc", "offline"),
+        pytest.param("environment", "offline", marks=pytest.mark.slow),
+        pytest.param("netrc", "auto", marks=pytest.mark.slow),
+    ],
+)
+def test_no_key_is_written_anywhere(make_folder, tmp_path, place, mode):
     """Offline, and where `auto` goes online with the key and nobody answers."""
     make_folder("data", {"A": 4, "B": 4})
     make_folder("test", {"A": 1, "B": 1})
