@@ -226,7 +226,10 @@ def _timed(file: Path) -> Iterator[None]:
 
 
 def _read_seconds(file: Path) -> float:
-    return json.loads(file.read_text()) if file.exists() else 0.0
+    try:
+        return float(json.loads(file.read_text()))
+    except (FileNotFoundError, ValueError, TypeError, OverflowError, RecursionError):  # not yet there, or damaged
+        return 0.0
 
 
 if __name__ == "__main__":

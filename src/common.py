@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
+import io
 import logging
 import math
 import os
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 # What a user can mend: the disk, the permissions, a path. Any other OSError is a bug of ours and keeps its traceback.
 _USER_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 }
 
 
@@ -40,6 +41,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the flags)")
+
+
+def printable(text: object) -> str:
+    """A text on one line, without what a terminal would act upon or cannot show."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(text))
 
 
 @contextmanager
@@ -185,16 +191,18 @@ def run_program(
 ) -> None:
     """Runs a program's `main` and exits: 2 and a line on stderr for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
     show_notes()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of names that are no text
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         status = 2
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
-        print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+        print(f"error: {error.strerror}: {printable(error.filename or 'while writing')}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as stop:
         print(when_stopped, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,15 @@ BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00
 
 def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
     """An empty figure of so many inches."""
+    import matplotlib
     from matplotlib.figure import Figure  # without pyplot, which keeps every figure and asks for a display
 
+    matplotlib.rcParams["text.parse_math"] = False  # a name may have dollar signs in it
     return Figure(figsize=(width, height), layout=layout)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes it whole as a PNG; the same figure gives the same bytes."""
-    with write_whole(path) as partial:
+    with write_whole(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks
         figure.savefig(partial, dpi=110)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from common import ArgumentParser, UserError, run_program
+from common import ArgumentParser, UserError, printable, run_program
 from dataset.folders import find_images
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def main() -> int:
     if first:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
         _print(entries, run.classes, arguments.form)
+        faults.sum_up()
     if arguments.export:
         _export(run, arguments.export)
     return 1 if faults.count else 0
@@ -86,12 +87,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _list(names: Sequence[Path]) -> str:
-    return ", ".join(_printable(name) for name in names)
-
-
-def _printable(name: object) -> str:
-    """On one line, without what a terminal would act upon."""
-    return "".join(sign if sign.isprintable() else "?" for sign in str(name))
+    return ", ".join(printable(name) for name in names)
 
 
 class _Faults:
@@ -102,7 +98,11 @@ class _Faults:
 
     def tell(self, name: object, reason: str | None) -> None:
         self.count += 1
-        _log.warning("%s: %s", _printable(name), reason)
+        _log.warning("%s: %s", printable(name), reason)
+
+    def sum_up(self) -> None:
+        if self.count:
+            _log.warning("%d could not be read", self.count)
 
 
 def find_files(names: Iterable[Path], faults: _Faults) -> Iterator[Path]:
@@ -163,9 +163,9 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
     print(f"{'class':{width}}  confidence  {'runner-up':{width}}  confidence  file")
     for entry in entries:
         if not entry["error"]:
-            first, second = _printable(entry["class"]), _printable(entry["runner_up"])
+            first, second = printable(entry["class"]), printable(entry["runner_up"])
             shares = f"{entry['confidence']:<10.1%}", f"{entry['runner_up_confidence']:<10.1%}"
-            print(f"{first:{width}}  {shares[0]}  {second:{width}}  {shares[1]}  {_printable(entry['file'])}")
+            print(f"{first:{width}}  {shares[0]}  {second:{width}}  {shares[1]}  {printable(entry['file'])}")
 
 
 def _print_csv(entries: Iterable[Entry], _: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ArgumentParser, UserError, run_program, write_whole
+from common import ArgumentParser, UserError, printable, run_program, write_whole
 from pipeline.claims import claim_file, is_claimed, unclaimed_runs
 from pipeline.parameters import FIELDS, read_parameters, write_parameters
 from pipeline.settings import Settings
@@ -80,11 +80,25 @@ def describe_state(settings: Settings) -> str:
     if is_claimed(claim_file(settings)):
         return "at work"
     if (settings.run_dir / "failed.json").exists():
-        return f"failed: {json.loads((settings.run_dir / 'failed.json').read_text())['reason']}"
+        return f"failed: {_read_reason(settings.run_dir / 'failed.json')}"
     if (settings.run_dir / "last.pt").exists():
-        with (settings.run_dir / "history.csv").open(newline="") as file:
-            return f"interrupted after epoch {len(list(csv.DictReader(file)))}"
+        return f"interrupted after epoch {_count_epochs(settings.run_dir / 'history.csv')}"
     return "to do"
+
+
+def _read_reason(record: Path) -> str:
+    try:
+        return printable(json.loads(record.read_text())["reason"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return f"{record} is damaged"
+
+
+def _count_epochs(history: Path) -> int | str:
+    try:
+        with history.open(newline="") as file:
+            return len(list(csv.DictReader(file)))
+    except (FileNotFoundError, ValueError, csv.Error):
+        return f"?, {history} is damaged"
 
 
 def _read_all(arguments: argparse.Namespace) -> list[Settings]:

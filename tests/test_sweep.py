@@ -15,6 +15,7 @@ import sweep as program
 from common import UserError
 from dataset.sample import write_sample
 from helpers import REPOSITORY, digests, start
+from pipeline.checkpoints import CHECKPOINTS
 from pipeline.parameters import FIELDS, write_line
 from pipeline.settings import Settings
 
@@ -44,6 +45,21 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(pipeline.run, "run", run)
     return names
+
+
+def finish(settings):
+    """Leaves what a run does that has finished, without doing it."""
+    scores = {
+        "images": 4,
+        "loss": 1.0,
+        "accuracy": 1.0,
+        "per_class_accuracy": 1.0,
+        "confusion_matrix": [[2, 0], [0, 2]],
+    }
+    checkpoints = {name: {"epoch": 1, "test": {"test": scores}} for name in CHECKPOINTS}
+    metrics = {"plots": False, "settings": {"classes": ["A", "B"]}, "checkpoints": checkpoints}
+    settings.run_dir.mkdir(parents=True)
+    (settings.run_dir / "metrics.json").write_text(json.dumps(metrics))
 
 
 def test_does_every_run_once(runs, trained):
@@ -131,8 +147,7 @@ def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypa
 
     def run(settings):
         done.append(settings)
-        settings.run_dir.mkdir(parents=True)
-        (settings.run_dir / "metrics.json").write_text('{"plots": false}')
+        finish(settings)
         first.unlink(missing_ok=True)
 
     monkeypatch.setattr(pipeline.run, "run", run)
@@ -146,8 +161,7 @@ def test_two_sweeps_share_the_work(runs, monkeypatch):
     def run(settings):
         done.append(settings.run_name)
         time.sleep(0.2)
-        settings.run_dir.mkdir(parents=True)
-        (settings.run_dir / "metrics.json").write_text('{"plots": false}')
+        finish(settings)
 
     monkeypatch.setattr(pipeline.run, "run", run)
     sweeps = [threading.Thread(target=program.sweep, args=(order,)) for order in (runs, runs[::-1])]

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, available_cores, run_program
-from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder
+from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder, tell_left_out
 from dataset.reading import UnreadableImage, upright_rgb
 
 if TYPE_CHECKING:
@@ -114,12 +114,12 @@ def _to_grey(image: Image.Image) -> Image.Image:
 def _read_all(folder: ImageFolder) -> dict[int, Image.Image]:
     """The images that can be read, by their places; the others are named in a note."""
 
-    def read(places: range) -> list[Image.Image | None]:
+    def read(places: range) -> list[Image.Image | str]:
         return [_read(folder, place) for place in places]
 
     count = len(folder.paths)
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-    images: list[Image.Image | None] = []
+    images: list[Image.Image | str] = []
     with (
         ThreadPoolExecutor(available_cores()) as pool,
         tqdm(desc=f"reading {folder.directory.name}", total=count, unit="image", disable=None) as bar,
@@ -127,15 +127,17 @@ def _read_all(folder: ImageFolder) -> dict[int, Image.Image]:
         for block in pool.map(read, blocks):
             images += block
             bar.update(len(block))
-    return {place: image for place, image in enumerate(images) if image is not None}
+    faults = {folder.paths[place]: image for place, image in enumerate(images) if isinstance(image, str)}
+    tell_left_out(folder.directory, {**folder.passed_over, **faults})
+    return {place: image for place, image in enumerate(images) if isinstance(image, Image.Image)}
 
 
-def _read(folder: ImageFolder, place: int) -> Image.Image | None:
+def _read(folder: ImageFolder, place: int) -> Image.Image | str:
+    """An image, or why it cannot be read."""
     try:
         return folder.read(place)
     except UnreadableImage as error:
-        _log.warning("left out: %s: %s", folder.paths[place], error)
-        return None
+        return str(error)
 
 
 def write_digits(directory: Path) -> None:
@@ -255,9 +257,9 @@ def load_set(place: Path) -> ArraySet:
         raise UserError(f"{place} has no readable image")
     shape, _ = Counter(image.shape for image in images.values()).most_common(1)[0]
     places = [place for place, image in images.items() if image.shape == shape]
-    for other in images.keys() - set(places):
-        sizes = ["{1}x{0}".format(*size) for size in (images[other].shape, shape)]
-        _log.warning("left out: %s: of %s pixels, where most images have %s", folder.paths[other], *sizes)
+    others = {folder.paths[other]: image.shape for other, image in images.items() if image.shape != shape}
+    usual = f"pixels, where most images have {shape[1]}x{shape[0]}"
+    tell_left_out(place, {path: f"of {width}x{height} {usual}" for path, (height, width) in others.items()})
     return ArraySet(
         name=place.resolve().name.removesuffix(".npz"),
         labels=np.array(folder.classes)[folder.labels[places]],

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, run_program
+from common import ArgumentParser, UserError, printable, run_program
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates
 from dataset.examining import Examined, examine
-from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, has_classes, image_files, other_files
+from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, has_classes, image_files, passed_over
 from dataset.moving import finish_moves, set_aside
 from dataset.shift import Aspect, in_short, measure_shift
 
@@ -49,7 +49,7 @@ class Report:
 
     Attributes:
         images: how many images that can be read each class of each folder has.
-        unreadable: the other files, with the reason.
+        unreadable: whatever else lies in the class folders, with the reason.
         twins: images that show the same as another.
         shift: how each test folder differs from the training folder.
     """
@@ -88,8 +88,8 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
         augmented = [path for name in names for path in image_files(directory / (name + AUGMENTED))]
         unreadable |= bad | examine(augmented)[1]
-        others = [path for name in names for path in other_files(directory / name)]
-        unreadable |= dict.fromkeys(others, "its name does not end as an image's does, so that nobody would read it")
+        for name in names:
+            unreadable |= passed_over(directory / name) | passed_over(directory / (name + AUGMENTED))
     return Report(
         images={directory: _count_classes(directory, examined[directory]) for directory in reversed(folders)},
         unreadable=dict(sorted(unreadable.items())),
@@ -105,14 +105,14 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
 
 
 def fix(report: Report) -> int:
-    """Moves what a report names to `rejected/` in its folder, and logs it there; deletes nothing.
+    """Moves the files that a report names to `rejected/` in their folder, and logs it there; deletes nothing.
 
     Of images that show the same, the one in a test folder stays, else the one with more pixels.
 
     Returns:
         How many files were moved.
     """
-    reasons = dict(report.unreadable)
+    reasons = {path: why for path, why in report.unreadable.items() if path.is_file() and not path.is_symlink()}
     reasons |= {twin.path: f"{twin.kind}: shows the same as {twin.of}" for twin in report.twins}
     for directory in report.images:
         set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
@@ -161,11 +161,13 @@ def describe(report: Report) -> Iterator[str]:
     for directory, counts in report.images.items():
         yield f"{directory}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
     yield f"unreadable files: {len(report.unreadable)}"
-    yield from (f"  {path}: {reason}" for path, reason in report.unreadable.items())
+    yield from (f"  {printable(path)}: {reason}" for path, reason in report.unreadable.items())
     for kind, title in _TITLES.items():
         twins = [twin for twin in report.twins if twin.kind == kind]
         yield f"{title}: {len(twins)}"
-        yield from (f"  {twin.path} {'is' if twin.exact else 'resembles'} {twin.of}" for twin in twins)
+        yield from (
+            f"  {printable(twin.path)} {'is' if twin.exact else 'resembles'} {printable(twin.of)}" for twin in twins
+        )
     for directory, aspects in report.shift.items():
         yield f"shift of {directory} (in brackets: the most that two random parts of the training images differ)"
         for aspect in aspects:

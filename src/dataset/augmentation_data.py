@@ -23,7 +23,7 @@ from dataset.duplicates import find_near_duplicates
 from dataset.examining import examine, find_unreadable
 from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, source_stem
 from dataset.moving import move_file, set_aside
-from dataset.reading import read_image, upright_rgb
+from dataset.reading import read_image, upright_rgb, why_unreadable
 from dataset.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
         UserError: a class has too few images for its batch and at least two to stay.
     """
     table = testing_dir / TESTING_BATCH
-    rows = read_rows(table)
+    rows = read_rows(table, ("class", "file"))
     served = {row["class"] for row in rows}
     lacking = [name for name in class_names(dataset_dir) if name not in served and not image_files(testing_dir / name)]
     if lacking and per_class:
@@ -121,7 +121,7 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
     """Copies images of one's own, in a folder a class, to the test folders, as `extra_<name>`.
 
     Returns:
-        How many images of each class were copied; those that are there already are not.
+        How many images of each class were copied; those that are there already, or cannot be read, are not.
 
     Raises:
         UserError: another image has such a name there already.
@@ -130,6 +130,8 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
     for name in class_names(extra_dir):
         copied[name] = 0
         for path in image_files(extra_dir / name):
+            if why_unreadable(path):
+                continue
             target = testing_dir / name / f"{_EXTRA}{path.name}"
             if not target.exists():
                 with write_whole(target) as partial:

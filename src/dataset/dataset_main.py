@@ -85,11 +85,15 @@ def _check_classes(extra_testing: Path | None, dataset_dir: Path) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from dataset.audit import audit, summarise
+    from dataset.folders import tell_left_out
 
     testing_dirs = [arguments.testing_dir, *filter(None, [arguments.extra_testing])]
     report = audit(arguments.dataset_dir, testing_dirs)
     for line in summarise(report):
         _say("audit", line)
+    for directory in report.images:
+        inside = {path: why for path, why in report.unreadable.items() if directory in path.parents}
+        tell_left_out(directory, inside)
     if report.leaks and not arguments.allow_leaks:
         first = report.leaks[0]
         raise UserError(
@@ -107,7 +111,7 @@ def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassS
     from dataset.plotting_dataset import ClassSizes
     from dataset.tables import read_rows
 
-    batch = Counter(row["class"] for row in read_rows(testing_dir / TESTING_BATCH))
+    batch = Counter(row["class"] for row in read_rows(testing_dir / TESTING_BATCH, ["class"]))
     sizes = {}
     for name in class_names(dataset_dir):
         kept = len(image_files(dataset_dir / name))

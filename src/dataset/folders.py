@@ -5,22 +5,25 @@ Or one `.npz` file with the arrays `images` and `labels`.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from common import UserError
+from common import UserError, printable
 from dataset.reading import IMAGE_SUFFIXES, image_of_array, load_archive, read_image, upright_rgb
 
 AUGMENTED = "_augmented"
 REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them, and is no class
 _LITTER = {"Thumbs.db", "desktop.ini"}  # that Windows leaves in folders of images
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class ImageFolder:
             name does not tell.
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
+        passed_over: what else lies in the class folders, each with the reason why it is not used.
     """
 
     directory: Path
@@ -47,6 +51,7 @@ class ImageFolder:
     sources: tuple[str | None, ...]
     inverted: np.ndarray
     arrays: np.ndarray | None = None
+    passed_over: Mapping[Path, str] = field(default_factory=dict)
 
     def read(self, place: int) -> Image.Image:
         """Reads one image, as it is stored but for being inverted where it should be.
@@ -115,33 +120,73 @@ def class_names(directory: Path) -> tuple[str, ...]:
         raise UserError(f"{directory / orphans[0]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
     if not names:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
-    _refuse_single(directory, names)
+    _check_names(directory, names)
     return tuple(names)
 
 
-def _refuse_single(directory: Path, names: Sequence[str]) -> None:
+def _check_names(directory: Path, names: Sequence[str]) -> None:
     if len(names) == 1:
         raise UserError(f"{directory} has a single class, {names[0]}: there is nothing to tell apart")
+    if odd := [name for name in names if not name.isprintable()]:
+        raise UserError(f"{directory} has a class {odd[0]!a}, which tables and figures cannot show: rename it")
 
 
 def _class_folders(directory: Path) -> set[str]:
     folders = {entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    return folders - {REJECTED, LEFT_OUT}
+    return {name for name in folders - {REJECTED, LEFT_OUT} if not _leads_back(directory / name)}
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to the folder that it lies in, or to one around that."""
+    around = folder.parent.resolve()
+    return folder.is_symlink() and folder.resolve() in (around, *around.parents)
 
 
 def image_files(directory: Path) -> list[Path]:
-    """The image files right in a folder, sorted by name; none where there is no such folder."""
+    """The image files right in a folder, sorted by name; none where there is no such folder.
+
+    The folder may be a link, a file in it may not: what is in a dataset lies in its folders, once.
+    """
+    files = (path for path, entry in _entries(directory) if entry.is_file(follow_symlinks=False))
+    return [path for path in files if _has_image_name(path)]
+
+
+def passed_over(directory: Path) -> dict[Path, str]:
+    """What else is visible right in a folder, sorted by name, each with the reason why nobody would read it."""
+    reasons = {path: _why_passed_over(path, entry) for path, entry in _entries(directory)}
+    return {path: reason for path, reason in reasons.items() if reason}
+
+
+def _entries(directory: Path) -> list[tuple[Path, os.DirEntry[str]]]:
     if not directory.is_dir():
         return []
     with os.scandir(directory) as entries:  # tells files from folders without asking after each
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_image(entry))
-    return [directory / name for name in names]
+        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _LITTER]
+    return [(directory / entry.name, entry) for entry in sorted(visible, key=lambda entry: entry.name)]
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-        return False
-    return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()  # which fails at a link to itself
+def _has_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _why_passed_over(path: Path, entry: os.DirEntry[str]) -> str | None:
+    if entry.is_symlink():
+        return "a link, which is not followed: put the file itself there, or make the whole folder a link"
+    if entry.is_dir(follow_symlinks=False):
+        return "a folder in the folder of a class, which is not looked into"
+    if not entry.is_file(follow_symlinks=False):
+        return "not a regular file"
+    return None if _has_image_name(path) else "its name does not end as an image's does, so that nobody would read it"
+
+
+def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
+    """Names each file that is not used, once in a program's life, with the reason, and says how many they are."""
+    told = [path for path in reasons if os.path.abspath(path) not in _told]
+    for path in told:
+        _log.warning("left out: %s: %s", printable(path), printable(reasons[path]))
+    if told:
+        _log.warning("left out of %s: %d", printable(directory), len(told))
+    _told.update(map(os.path.abspath, told))
 
 
 def find_images(directory: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
@@ -153,21 +198,13 @@ def find_images(directory: Path, on_error: Callable[[OSError], object]) -> Itera
         directory: the folder.
         on_error: is called for each folder that cannot be listed.
     """
-    root = os.path.realpath(directory)
+    root = os.path.join(os.path.realpath(directory), "")
     for folder, names, _ in os.walk(directory, onerror=on_error):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        for path in image_files(Path(folder)):
-            if not path.is_symlink() or os.path.realpath(path).startswith(os.path.join(root, "")):
+        for path, entry in _entries(Path(folder)):
+            inside = not entry.is_symlink() or os.path.realpath(path).startswith(root)
+            if _has_image_name(path) and inside and os.path.isfile(path):
                 yield path
-
-
-def other_files(directory: Path) -> list[Path]:
-    """The visible files right in a folder whose names are not those of images, sorted by name."""
-    images = set(image_files(directory))
-    return sorted(
-        path for path in directory.iterdir()
-        if path.is_file() and path not in images and not path.name.startswith(".") and path.name not in _LITTER
-    )  # fmt: skip
 
 
 def has_classes(directory: Path) -> bool:
@@ -197,11 +234,15 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
     paths: list[Path] = []
     labels: list[int] = []
     augmented: list[bool] = []
+    others: dict[Path, str] = {}
     for label, name in enumerate(classes):
         originals = image_files(directory / name)
+        others |= passed_over(directory / name)
         if not originals:
-            raise UserError(f"{directory / name} has no images")
+            reason = f": {next(iter(others))} is {others[next(iter(others))]}" if others else ""
+            raise UserError(f"{directory / name} has no images{reason}")
         made = image_files(directory / (name + AUGMENTED)) if with_augmented else []
+        others |= passed_over(directory / (name + AUGMENTED)) if with_augmented else {}
         paths += originals + made
         labels += [label] * len(originals + made)
         augmented += [False] * len(originals) + [True] * len(made)
@@ -213,6 +254,7 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
         augmented=np.array(augmented, dtype=bool),
         sources=tuple(source_stem(path) if made else path.stem for path, made in zip(paths, augmented, strict=True)),
         inverted=np.zeros(len(paths), dtype=bool),
+        passed_over=others,
     )
 
 
@@ -224,7 +266,7 @@ def _read_archive(file: Path) -> ImageFolder:
     classes, places = np.unique(texts, return_inverse=True)
     if not len(classes):
         raise UserError(f"{file} is empty: it needs images of each class")
-    _refuse_single(file, classes)
+    _check_names(file, classes.tolist())
     if unfit := [name for name in classes if not name or name.startswith(".") or "/" in name or "\0" in name]:
         raise UserError(f"{file} has a label {str(unfit[0])!r}: labels name files, and must do as file names")
     count = len(images)

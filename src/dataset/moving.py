@@ -11,7 +11,7 @@ from pathlib import Path
 from common import UserError, write_whole
 from dataset.tables import read_rows, write_rows
 
-_LOG = "log.csv"
+_LOG, _NAMES = "log.csv", ("file", "moved_to")
 
 
 def move_file(source: Path, target: Path) -> None:
@@ -48,14 +48,13 @@ def set_aside(directory: Path, place: str, reasons: Mapping[Path, str]) -> None:
         return
     files = {path.relative_to(directory).as_posix(): reason for path, reason in sorted(reasons.items())}
     rows = [
-        row for row in read_rows(directory / place / _LOG)
+        row for row in read_rows(directory / place / _LOG, _NAMES)
         if row["file"] not in files or (directory / row["moved_to"]).exists()
     ]  # fmt: skip
     taken = {row["moved_to"] for row in rows}
     moves = {file: _free_name(directory, f"{place}/{file}", taken) for file in files}
     rows += [{"file": file, "moved_to": moves[file], "reason": reason} for file, reason in files.items()]
-    columns = ("file", "moved_to", "reason")
-    write_rows(directory / place / _LOG, columns, sorted(rows, key=lambda row: row["moved_to"]))
+    write_rows(directory / place / _LOG, (*_NAMES, "reason"), sorted(rows, key=lambda row: row["moved_to"]))
     for file, target in moves.items():
         move_file(directory / file, directory / target)
 
@@ -67,7 +66,7 @@ def finish_moves(directory: Path, place: str) -> int:
         How many files were moved.
     """
     moved = 0
-    for row in read_rows(directory / place / _LOG):
+    for row in read_rows(directory / place / _LOG, _NAMES):
         source, target = directory / row["file"], directory / row["moved_to"]
         if source.exists() and not target.exists():
             move_file(source, target)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common import printable
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine
 from dataset.folders import AUGMENTED, class_names, image_files, source_stem
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dataset.array_images import ArraySet
 
 _EXAMPLES = 3  # pairs a class
+_LARGEST_SHOWN = 1000  # pixels of the longer side, about
 _SOURCES = 2  # a class whose augmented images are shown
 _AUGMENTED_SHOWN = 5  # of a source
 _CLASSES_SHOWN = 6  # in a figure of pictures
@@ -155,7 +157,7 @@ def draw_padded(paths: Mapping[str, Sequence[Path]]) -> Figure:
     for row, name in zip(grid, names, strict=True):
         for place, path in enumerate(_spread(paths[name], _EXAMPLES)):
             image = upright_rgb(read_image(path))
-            _show(row[2 * place], image, f"{image.width}x{image.height}")
+            _show(row[2 * place], _shrink(image), f"{image.width}x{image.height}")
             padded = resize_or_pad_image(image)
             _show(row[2 * place + 1], padded, f"{padded.width}x{padded.height}")
     figure.suptitle("Images as they are, and resized and padded")
@@ -173,7 +175,7 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]]) -
             rows.append((name, files[source], of_source[:_AUGMENTED_SHOWN]))
     figure, grid = _picture_grid([name for name, *_ in rows], 1 + _AUGMENTED_SHOWN)
     for axes, (_, source, made) in zip(grid, rows, strict=True):
-        _show(axes[0], resize_or_pad_image(read_image(source)), f"source {source.stem}")
+        _show(axes[0], resize_or_pad_image(read_image(source)), f"source {printable(source.stem)}")
         for place, path in enumerate(made):
             _show(axes[1 + place], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
     figure.suptitle("Images, and what augmentation made of them")
@@ -194,6 +196,11 @@ def _picture_grid(names: Sequence[str], columns: int) -> tuple[Figure, np.ndarra
 def _show(axes: Axes, image: Image.Image, title: str) -> None:
     axes.imshow(image)
     axes.set_title(title, fontsize=9)
+
+
+def _shrink(image: Image.Image) -> Image.Image:
+    """An image of no more pixels than a figure can show: Matplotlib takes many times the memory of what it is given."""
+    return image.reduce(max(1, max(image.size) // _LARGEST_SHOWN))
 
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import math
 import os
 import warnings
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from common import UserError
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a picture is refused, see below
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that a picture is read in spite of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy"})
-
+# A file is to take no more than a gigabyte: the decoders and what comes after them take up to 12 bytes a pixel.
+Image.MAX_IMAGE_PIXELS = 65_000_000
+_SHARES = {"WEBP": 0.5}  # of that limit: its decoder keeps several copies
+_LARGEST_ARRAY = 300_000_000  # bytes
+_STRIP = 1 << 20  # pixels that are converted at once
+# What each EXIF orientation asks for.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _outcomes: dict[tuple[Path, int, int], str | None] = {}  # of reading each version of a file: why it failed, or None
 
@@ -33,7 +49,8 @@ def read_image(path: Path) -> Image.Image:
     An `.npy` file is one image of shape (H, W), (1, H, W) or (3, H, W), uint8 or floating point from 0 to 1.
 
     Raises:
-        UnreadableImage: it is empty, cut off, no image, or larger than Pillow's limit of pixels.
+        UnreadableImage: it is empty, cut off, no image, larger than the limit of pixels, or of values or colours that
+            could mean anything.
     """
     try:
         version = _version(path)
@@ -58,18 +75,38 @@ def why_unreadable(path: Path) -> str | None:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF data says, lays transparency on white, and scales 16-bit grey values to 8 bits."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    """Turns an image as its EXIF data says, lays transparency on white, and scales other grey values to 8 bits.
+
+    These are 16-bit integers and, in floating point, values from 0 to 1.
+    """
+    if (turn := _TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.mode.startswith("I"):  # Pillow would cut 16-bit values off at 255
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):  # all at once would take several times the memory
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(_to_rgb(image.crop(box)), box)
+    return rgb
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF data raises many kinds, and is no reason not to show an image
+        return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        image = image_of_array(np.asarray(image))
+    elif image.mode.startswith("I"):  # Pillow would cut 16-bit values off at 255
         grey = np.asarray(image).astype(np.float32) / 257
-        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -119,16 +156,50 @@ def load_image(path: Path) -> Image.Image:
     """
     try:
         if path.suffix.lower() == ".npy":
-            return image_of_array(_load_array(path.read_bytes()))
-        with Image.open(path) as image:
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError  # Pillow itself only warns below twice the limit
+            return image_of_array(_load_array(_read_bytes(path)))
+        with Image.open(path, formats=_formats()) as image:
+            limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
+            if image.width * image.height > limit:  # Pillow itself only warns below twice its limit
+                raise UnreadableImage(_over(limit))
             image.load()
+            _check_values(image)
             return image
     except UnreadableImage:
         raise
     except Exception as error:  # the readers of the formats raise many kinds on damaged files
         raise UnreadableImage(_reason(path, error)) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """All that Pillow reads but PostScript, which is a programming language: Pillow would have a program run it."""
+    Image.init()
+    _silence_libtiff()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
+def _silence_libtiff() -> None:
+    """Has the library that Pillow reads TIFFs with print nothing: it tells of damage in several lines of its own."""
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libtiff" in line}
+    for library in map(ctypes.CDLL, loaded):
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
+def _over(limit: int) -> str:
+    return f"over the limit of {limit:,} pixels"
+
+
+def _check_values(image: Image.Image) -> None:
+    """Refuses what `upright_rgb` would have to guess at."""
+    if image.mode == "LAB":
+        raise UnreadableImage("a picture in LAB, whose colours are not converted")
+    if image.mode == "F":
+        _check_range(np.asarray(image), "picture")
+    if image.mode == "I":
+        lowest, highest = image.getextrema()
+        if lowest < 0 or highest > 65535:
+            raise UnreadableImage("a picture of 32-bit values: 16 bits are the most")
 
 
 def image_of_array(array: np.ndarray) -> Image.Image:
@@ -143,16 +214,29 @@ def image_of_array(array: np.ndarray) -> Image.Image:
         raise UnreadableImage(f"an array of shape {array.shape}, not (H, W), (1, H, W) or (3, H, W)")
     if not array.size:
         raise UnreadableImage("an array without a pixel")
+    if array.shape[0] * array.shape[1] > Image.MAX_IMAGE_PIXELS:
+        raise UnreadableImage(_over(Image.MAX_IMAGE_PIXELS))
     if np.issubdtype(array.dtype, np.floating):
-        lowest, highest = array.min(), array.max()
-        if not (math.isfinite(lowest) and math.isfinite(highest)):  # neither hides a NaN
-            raise UnreadableImage("an array with values that are not finite")
-        if lowest < 0 or highest > 1:
-            raise UnreadableImage("a floating-point array with values outside 0 to 1")
-        array = (array * 255).round().astype(np.uint8)
+        _check_range(array, "array")
+        array = array * 255
+        array = array.round(out=array).astype(np.uint8)
     if array.dtype != np.uint8:
         raise UnreadableImage(f"an array of {array.dtype}, not of uint8 or floating point")
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _check_range(array: np.ndarray, what: str) -> None:
+    lowest, highest = array.min(), array.max()
+    if not (math.isfinite(lowest) and math.isfinite(highest)):  # neither hides a NaN
+        raise UnreadableImage(f"{'an' if what == 'array' else 'a'} {what} with values that are not finite")
+    if lowest < 0 or highest > 1:
+        raise UnreadableImage(f"a floating-point {what} with values outside 0 to 1")
+
+
+def _read_bytes(path: Path) -> bytes:
+    if os.path.getsize(path) > _LARGEST_ARRAY:
+        raise UnreadableImage(f"over the limit of {_LARGEST_ARRAY // 10**6} MB")
+    return path.read_bytes()
 
 
 def _load_array(content: bytes) -> np.ndarray:
@@ -184,5 +268,5 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
     if isinstance(error, Image.DecompressionBombError):
-        return f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels"
+        return _over(Image.MAX_IMAGE_PIXELS)
     return str(error).partition("\n")[0] or type(error).__name__

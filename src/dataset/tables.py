@@ -7,15 +7,29 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from common import write_whole
+from common import UserError, write_whole
 
 
-def read_rows(table: Path) -> list[dict[str, str]]:
-    """The rows of a CSV table; none where there is no such file."""
+def read_rows(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """The rows of a CSV table of file names; none where there is no such file.
+
+    Raises:
+        UserError: it is damaged: a row lacks one of the columns, or names a file that lies elsewhere.
+    """
     if not table.exists():
         return []
-    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
+    try:
+        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+        if all(_is_inside(row[column]) for row in rows for column in columns):
+            return rows
+    except (csv.Error, KeyError, TypeError):
+        pass
+    raise UserError(f"{table} is damaged: mend it by hand, or remove it, and what it tells is forgotten")
+
+
+def _is_inside(name: str) -> bool:
+    return not os.path.isabs(name) and ".." not in Path(name).parts and "\0" not in name
 
 
 def write_rows(table: Path, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:

@@ -191,7 +191,7 @@ def _open(file: Path, shape: tuple[int, ...] | None = None, dtype: DTypeLike | N
         with file.open("rb") as stream:
             _share(stream)
             record = json.loads(_record_of(file).read_text())
-            if _is_untouched(file, stream, record):
+            if record.pop("own") == _own_checksum(record) and _is_untouched(file, stream, record):
                 array = _map(stream)
                 if shape is None or (array.shape == shape and array.dtype == dtype):
                     with suppress(OSError):  # of a cache that may only be read
@@ -199,7 +199,7 @@ def _open(file: Path, shape: tuple[int, ...] | None = None, dtype: DTypeLike | N
                     return Kept(array, record["notes"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # these bytes are no record
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # these bytes are no record
         pass
     _log.warning("%s is damaged: it is made anew", file)
     return None
@@ -235,7 +235,11 @@ def _write_record(file: Path, stream: IO[bytes], checksum: int, notes: Notes) ->
     status = os.fstat(stream.fileno())
     record = {"size": status.st_size, "modified": status.st_mtime_ns, "checksum": checksum, "notes": notes}
     with write_whole(_record_of(file)) as partial:
-        partial.write_text(json.dumps(record))
+        partial.write_text(json.dumps({**record, "own": _own_checksum(record)}))
+
+
+def _own_checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record).encode())
 
 
 def _record_of(file: Path) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common import UserError, write_whole
 
@@ -47,7 +48,25 @@ class Checkpoint:
             raise UserError(f"{path} is not a checkpoint of this program")
         if state["model_type"] != model_type:
             raise UserError(f"{path} is a checkpoint of {state['model_type']}, not of {model_type}")
-        return cls(**state)
+        checkpoint = cls(**state)
+        if not checkpoint._is_well_formed():
+            raise UserError(f"{path} is not a checkpoint of this program")
+        return checkpoint
+
+    def _is_well_formed(self) -> bool:
+        named = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
+        return named and len(self.classes) >= 2 and isinstance(self.epoch, int) and isinstance(self.weights, dict)
+
+    def load_into(self, model: nn.Module, path: Path) -> None:
+        """Gives a model these weights, which are from `path`.
+
+        Raises:
+            UserError: they are not those of such a model.
+        """
+        try:
+            model.load_state_dict(self.weights)
+        except (RuntimeError, AttributeError, TypeError) as error:  # of other shapes, no tensors, names that are none
+            raise UserError(f"{path} does not fit {self.model_type}: train again with --restart") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -83,8 +102,16 @@ def load_state(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or it is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch does not look at the checksums
+                raise zipfile.BadZipFile
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError
+        return state
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}") from error
+    except PermissionError:
+        raise
     except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
         raise UserError(f"{path} is damaged: train again with --restart") from error

@@ -135,7 +135,9 @@ def _is_abandoned(path: Path) -> bool:
         age = _now_there(path) - path.stat().st_mtime
     except FileNotFoundError:
         return False  # given back; it can be created again
-    except ValueError:
+    except (ValueError, RecursionError):
+        owner = None
+    if not isinstance(owner, dict):
         return True  # nobody writes such a one
     if owner.get("host") == socket.gethostname():
         return owner != _identity(owner.get("pid", 0))
@@ -146,7 +148,7 @@ def _identity(pid: int) -> dict[str, Any]:
     """What tells a process from any other that has the same number at another time; None for one that is not there."""
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
+    except (OSError, ValueError):
         started = None
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {"host": socket.gethostname(), "boot": boot, "pid": pid, "started": started}

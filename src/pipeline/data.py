@@ -216,11 +216,16 @@ def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
     decoded = decode_images(folder, input_size, cache)
     places = np.flatnonzero(_readable(folder, decoded.unreadable))
     return TestSet(
-        folder.directory.resolve().name,
+        name_test_set(folder),
         tuple(folder.paths[place] for place in places),
         folder.labels[places],
         ImageBatches(decoded, folder.labels, places),
     )
+
+
+def name_test_set(folder: ImageFolder) -> str:
+    """The name that a test set's results go by: the folder's own."""
+    return folder.directory.resolve().name
 
 
 def _readable(folder: ImageFolder, unreadable: dict[int, str]) -> np.ndarray:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from common import UserError, available_cores
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.folders import ImageFolder
+from dataset.folders import ImageFolder, tell_left_out
 from dataset.reading import UnreadableImage
 from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes, release, take
 
@@ -61,8 +61,8 @@ def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
     unreadable = {int(place): reason for place, reason in notes.items()}
     if len(unreadable) == len(folder.paths):
         raise UserError(f"{folder.directory} has no readable image: {folder.paths[0]}: {unreadable[0]}")
-    for place, reason in unreadable.items():
-        _log.warning("left out: %s: %s", folder.paths[place], reason)
+    faults = {folder.paths[place]: reason for place, reason in unreadable.items()}
+    tell_left_out(folder.directory, {**folder.passed_over, **faults})
     return DecodedImages(pixels, unreadable, key)
 
 

@@ -74,12 +74,10 @@ def load_run(run_dir: Path, checkpoint: str) -> TrainedRun:
     model_type, precision = str(settings.get("model_type")), settings.get("precision")
     if model_type not in MODELS or precision not in ("fp32", "bf16"):
         raise UserError(f"{file} names no model or no precision that there is: train again with --restart")
-    loaded = Checkpoint.load(run_dir / f"{checkpoint}.pt", model_type)
+    file = run_dir / f"{checkpoint}.pt"
+    loaded = Checkpoint.load(file, model_type)
     model = build_model(model_type, len(loaded.classes))
-    try:
-        model.load_state_dict(loaded.weights)
-    except RuntimeError as error:
-        raise UserError(f"{run_dir / checkpoint}.pt does not fit {model_type}: train again with --restart") from error
+    loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
     return TrainedRun(model.eval().to(hardware.device, memory_format=torch.channels_last), loaded.classes, hardware)
 

@@ -19,7 +19,7 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import CHECKPOINTS, read_json
-from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data
+from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data, name_test_set
 from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
 from pipeline.logger import Logger
 from pipeline.measures import score_classes, wilson_interval
@@ -104,10 +104,31 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder] = ()) ->
     _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), folders[0].classes))
     file = settings.run_dir / "metrics.json"
     if file.exists():
-        metrics = read_json(file)
+        metrics = _read_metrics(file, folders)
         if metrics.get("plots") or not settings.plots:
             return metrics
     return None
+
+
+def _read_metrics(file: Path, folders: Sequence[ImageFolder]) -> dict[str, Any]:
+    """What a finished run came to on these folders.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    metrics = read_json(file)
+    count = len(folders[0].classes)
+    names = {name_test_set(folder) for folder in folders[1:]}
+    try:
+        for checkpoint in CHECKPOINTS:
+            tested = metrics["checkpoints"][checkpoint]["test"]
+            shapes = {np.array(scores["confusion_matrix"], dtype=np.int64).shape for scores in tested.values()}
+            if tested.keys() != names or shapes != {(count, count)}:
+                raise ValueError
+        results_table(metrics), class_tables(metrics)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{file} is damaged: train again with --restart") from error
+    return metrics
 
 
 def _describe(settings: Settings, hardware: Hardware, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -143,8 +164,11 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
         _log.info("the earlier run is now %s", aside)
     file = folder / "settings.json"
     if file.exists():
+        run_id = read_json(file).get("wandb_run_id")
+        if not isinstance(run_id, str):
+            raise UserError(f"{file} is damaged: train again with --restart")
         remove_partial(folder)
-        return read_json(file)["wandb_run_id"]
+        return run_id
     run_id = secrets.token_hex(4)
     with write_whole(file) as partial:
         partial.write_text(json.dumps({**described, "wandb_run_id": run_id}, indent=2) + "\n")

@@ -46,8 +46,9 @@ class Tester:
         """For each checkpoint its `epoch` and, in `test`, the scores on each test set, in JSON's types."""
         results = {}
         for name in CHECKPOINTS:
-            checkpoint = Checkpoint.load(self.folder / f"{name}.pt", self.settings.model_type)
-            self.model.load_state_dict(checkpoint.weights)
+            file = self.folder / f"{name}.pt"
+            checkpoint = Checkpoint.load(file, self.settings.model_type)
+            checkpoint.load_into(self.model, file)
             results[name] = {
                 "epoch": checkpoint.epoch,
                 "test": {test_set.name: self._test_on(test_set, checkpoint.epoch, name) for test_set in self.test_sets},

@@ -297,14 +297,18 @@ class Trainer:
         self._save_last()
 
     def _load_last(self) -> None:
-        state = load_state(self.folder / "last.pt")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        if self.averaged:
-            self.averaged.load_state_dict(state["averaged"])
-        for name in _PROGRESS:
-            setattr(self, name, state[name])
+        file = self.folder / "last.pt"
+        state = load_state(file)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            if self.averaged:
+                self.averaged.load_state_dict(state["averaged"])
+            for name in _PROGRESS:
+                setattr(self, name, state[name])
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} does not fit {self.settings.model_type}: begin anew with --restart") from error
 
 
 def _columns(side: str, scores: Scores) -> dict[str, float]:

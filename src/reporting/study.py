@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import write_whole
+from common import UserError, write_whole
 from plotting import BLUE, VERMILION, new_figure, save_figure
 from reporting.tables import Table
 
@@ -142,14 +142,27 @@ def draw_curves(study: Study, path: Path) -> None:
 
 
 def _draw_loss(axes: Axes, history: Path) -> None:
-    with history.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    epochs = [int(row["epoch"]) for row in rows]
+    epochs, losses_of = _read_losses(history)
     for side, colour in (("train", BLUE), ("val", VERMILION)):
-        losses = [float(row[f"{side}_loss"]) for row in rows]
+        losses = losses_of[side]
         axes.plot(epochs, losses, color=colour, alpha=0.8, marker="o", markersize=3 * (len(epochs) <= 30))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
+
+
+def _read_losses(history: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """The epochs, and the losses after each.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with history.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        losses = {side: [float(row[f"{side}_loss"]) for row in rows] for side in ("train", "val")}
+        return [int(row["epoch"]) for row in rows], losses
+    except (FileNotFoundError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UserError(f"{history} is damaged: delete {history.parent}, and the run is done again") from error
 
 
 def draw_confusions(study: Study, path: Path) -> None:

@@ -99,11 +99,13 @@ def test_mending_keeps_one_of_each_and_loses_none(folders, tmp_path):
     after = {name: digest for name, digest in digests(tmp_path).items() if not name.endswith("log.csv")}
     assert sorted(after.values()) == before
     assert [path.name for path in image_files(dataset / "Axe")] == [f"{number}.jpg" for number in range(6)]
-    assert {row["moved_to"] for row in read_rows(dataset / "rejected/log.csv")} == {
+    assert {row["moved_to"] for row in read_rows(dataset / "rejected/log.csv", ["moved_to"])} == {
         "rejected/Axe/bad.jpg", "rejected/Axe/same_0.jpg", "rejected/Axe/same_1.jpg", "rejected/Axe/same_2.jpg",
         "rejected/Book/conflict.jpg", "rejected/Book/leak.jpg",
     }  # fmt: skip
-    assert [row["moved_to"] for row in read_rows(testing / "rejected/log.csv")] == ["rejected/Axe/twice.jpg"]
+    assert [row["moved_to"] for row in read_rows(testing / "rejected/log.csv", ["moved_to"])] == [
+        "rejected/Axe/twice.jpg"
+    ]
     state = digests(tmp_path)
     assert fix(report) == 0
     assert digests(tmp_path) == state

@@ -1,12 +1,18 @@
 """Each file is read or refused with a reason that a person understands."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.reading import UnreadableImage, read_image, upright_rgb, why_unreadable
+import hostile
+from dataset.augmentation_data import resize_or_pad_image
+from dataset.reading import UnreadableImage, load_image, read_image, upright_rgb, why_unreadable
+from helpers import REPOSITORY
 
 
 def refusal(path):
@@ -113,7 +119,7 @@ def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):
     read_image(good)
     assert refusal(bad) == "not an image"
     opened = []
-    monkeypatch.setattr(Image, "open", lambda path, original=Image.open: (opened.append(path), original(path))[1])
+    monkeypatch.setattr(Image, "open", lambda path, original=Image.open, **how: opened.append(path) or original(path))
     assert (why_unreadable(good), why_unreadable(bad)) == (None, "not an image")
     assert opened == []
     good.write_bytes(b"")
@@ -121,3 +127,100 @@ def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):
     opened.clear()
     assert (why_unreadable(good), why_unreadable(bad)) == ("an empty file", None)
     assert opened == [good, bad]
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [(hostile.write_coloured, hostile.COLOURS), (hostile.write_grey, hostile.GREYS[..., np.newaxis])],
+    ids=["coloured", "grey"],
+)
+def test_images_of_every_kind_look_as_they_should(tmp_path, capfd, write, expected):
+    """Turned upright, on white where they are transparent, in their colours, 16 bits scaled, the first of several."""
+    for path in write(tmp_path):
+        found = hostile.quarters_of(resize_or_pad_image(load_image(path))).astype(int)
+        assert np.abs(found - expected).max() <= 3, path
+    assert capfd.readouterr() == ("", "")  # of the decoders' own messages
+
+
+def test_half_transparent_colours_are_mixed_with_white(tmp_path):
+    Image.new("RGBA", (4, 3000), (200, 0, 0, 51)).save(tmp_path / "image.png")
+    found = np.asarray(upright_rgb(read_image(tmp_path / "image.png"))).reshape(-1, 3)
+    assert np.abs(found.astype(int) - (244, 204, 204)).max() <= 1
+
+
+def test_images_of_odd_sizes_keep_their_form(tmp_path):
+    for path, size in hostile.write_extreme(tmp_path).items():
+        image = read_image(path)
+        assert image.size == size
+        content = np.asarray(resize_or_pad_image(image)).any(axis=2)
+        long, short = sorted((content.any(axis=0).sum(), content.any(axis=1).sum()), reverse=True)
+        assert (long, short) == (224, max(1, round(224 * min(size) / max(size)))), path
+
+
+def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path):
+    for path, reason in hostile.write_refused(tmp_path).items():
+        if path.name != "unreadable.jpg" or os.geteuid() != 0:
+            assert reason in refusal(path).lower() or reason in refusal(path)
+            assert "\n" not in refusal(path)
+
+
+def test_an_image_in_postscript_runs_nothing(tmp_path, monkeypatch):
+    """Pillow has Ghostscript, a program, run such a file, whatever its name."""
+    (tmp_path / "gs").write_text(f'#!/bin/sh\ntouch "{tmp_path}/ran"\necho 9')
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "image.jpg").write_text(hostile.POSTSCRIPT)
+    assert refusal(tmp_path / "image.jpg") == "not an image"
+    assert not (tmp_path / "ran").exists()
+
+
+# Prints by how many bytes the highest use of memory grows over reading an image and making it a model's input.
+READ = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from dataset.augmentation_data import resize_or_pad_image
+from dataset.examining import describe
+from dataset.reading import load_image
+
+def highest():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+before = highest()
+path = Path(sys.argv[2])
+image = load_image(path)
+resize_or_pad_image(image)
+describe(path, image)
+print(highest() - before)
+"""
+SIDE = 8060  # its square is just below the limit
+
+
+def write_large(kind, path):
+    exif = hostile.exif_of(6)
+    if kind == "progressive CMYK":
+        Image.new("CMYK", (SIDE, SIDE), 9).save(path, "JPEG", progressive=True, subsampling=0)
+    elif kind == "turned, with alpha":
+        Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 99)).save(path, "PNG", exif=exif, compress_level=1)
+    elif kind == "sixteen bits":
+        Image.new("I;16", (SIDE, SIDE), 999).save(path, "TIFF")
+    elif kind == "floating point":
+        Image.new("F", (SIDE, SIDE), 0.5).save(path, "TIFF")
+    elif kind == "WebP":
+        image = Image.new("RGBA", (SIDE, SIDE // 2), (9, 9, 9, 99))
+        image.save(path, "WEBP", lossless=True, method=0, quality=0, exif=exif)
+    else:
+        np.save(path, np.zeros((SIDE, SIDE), np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["progressive CMYK", "turned, with alpha", "sixteen bits", "floating point", "WebP", "array"]
+)
+def test_the_largest_images_take_less_than_a_gigabyte(tmp_path, kind):
+    path = tmp_path / f"image.{'npy' if kind == 'array' else 'jpg'}"
+    write_large(kind, path)
+    command = [sys.executable, "-c", READ, str(REPOSITORY / "src"), str(path)]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(f"{kind}: {grown / 1e6:.0f} MB")
+    assert grown < 1e9

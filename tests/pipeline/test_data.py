@@ -138,7 +138,10 @@ def test_unreadable_images_are_left_out_and_named(make_folder, tmp_path, monkeyp
     (folder / "A" / "0002.png").write_text("no picture")
     data = load_training_data(read_folder(folder), (3, 16, 16))
     assert len(data.train) + len(data.validation) == 9
-    assert [record.getMessage() for record in caplog.records] == [f"left out: {folder}/A/0002.png: not an image"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out: {folder}/A/0002.png: not an image",
+        f"left out of {folder}: 1",
+    ]
     test_set = load_test_set(read_folder(folder), (3, 16, 16))
     assert len(test_set.paths) == len(test_set.images) == len(test_set.labels) == 9
     assert test_set.name == "data"
@@ -157,7 +160,8 @@ def test_trains_on_a_folder_of_arrays_and_tests_on_an_archive(tmp_path, monkeypa
     training, testing = check_folders(Path("TRAIN"), (Path("TEST.npz"),), with_augmented=False)
     data, test_set = load_training_data(training, (1, 28, 28)), load_test_set(testing, (1, 28, 28))
     assert [record.getMessage() for record in caplog.records] == [
-        "left out: TEST.npz/1/4: an array with values that are not finite"
+        "left out: TEST.npz/1/4: an array with values that are not finite",
+        "left out of TEST.npz: 1",
     ]
     assert len(data.train) + len(data.validation) == 12
     assert data.classes == ("1", "2")

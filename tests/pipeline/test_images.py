@@ -244,17 +244,19 @@ def test_photographs_turn_grey_for_a_model_of_one_channel(folder, cache):
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_arrays_without_finite_values_are_told(save_arrays, cache, caplog, archive):
+def test_arrays_without_finite_values_are_told(save_arrays, cache, caplog, monkeypatch, archive):
     arrays = np.zeros((6, 28, 28), dtype=np.float32)
     arrays[1, 3, 4], arrays[2, 0, 0], arrays[4, 5, 5] = np.nan, -np.inf, 1.5
     folder = save_arrays(arrays, archive)
     for _ in range(2):  # freshly decoded, then from the cache
         caplog.clear()
+        monkeypatch.setattr(folders, "_told", set())  # as in another program
         result = decode_images(folder, GREY, cache)
         assert [record.getMessage() for record in caplog.records] == [
             f"left out: {folder.paths[1]}: an array with values that are not finite",
             f"left out: {folder.paths[2]}: an array with values that are not finite",
             f"left out: {folder.paths[4]}: a floating-point array with values outside 0 to 1",
+            f"left out of {folder.directory}: 3",
         ]
         assert sorted(result.unreadable) == [1, 2, 4]
 

@@ -1,0 +1,265 @@
+"""Every program gets through hostile files: it uses those that can be used, and tells of each other in a line."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import array_study
+import hostile
+from array_study import PLANS, Plan, derive_sets, run_study
+from common import UserError, printable
+from dataset.folders import image_files, passed_over, read_folder, tell_left_out
+from helpers import REPOSITORY, digests
+from plotting import new_figure, save_figure
+
+_DROP_CAPABILITY, _OVERRIDES = 24, (1, 2)  # of prctl: what lets the superuser read any file
+
+
+class Dataset(NamedTuple):
+    """A dataset of two classes, of which the first is hostile.
+
+    Attributes:
+        place: holds `data`, `test` and `outside`.
+        usable: images of the first class that are to be used.
+        told: what is to be told of, with a part of the reason.
+        silent: what nobody need hear of.
+    """
+
+    place: Path
+    usable: Sequence[Path]
+    told: Mapping[Path, str]
+    silent: Sequence[Path]
+
+
+def write_dataset(place: Path) -> Dataset:
+    for name in ("data/A", "data/B", "test/A", "test/B", "outside"):
+        (place / name).mkdir(parents=True)
+    hard = place / "data" / "A"
+    usable = hostile.write_coloured(hard)
+    for path in usable:  # some names are used twice, by the coloured and by the grey
+        path.rename(path.with_name(f"{path.stem} in colour{path.suffix}"))
+    hostile.write_grey(hard)
+    hostile.write_extreme(hard)
+    hostile.write_ordinary(hard, 6)
+    (hard / "array in colour.npy").unlink()  # of a photograph's size, which models of arrays refuse
+    (hard / "array.npy").unlink()
+    usable = sorted(hard.iterdir())
+    refused = hostile.write_refused(hard)
+    over, silent = hostile.write_passed_over(hard, place / "outside")
+    for name in ("data/B", "test/A", "test/B"):
+        hostile.write_ordinary(place / name, 6)
+    (place / "data" / "round").symlink_to("..")
+    (place / "data" / "lost").symlink_to("nowhere")
+    return Dataset(place, usable, {**refused, **over}, silent)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(tmp_path)
+
+
+def start(program: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program as `helpers.start` does, but as somebody whom files can be kept from, and not for long."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "src" / program), *map(str, arguments)],
+        cwd=cwd, env={**inherited, "WANDB_MODE": "disabled"}, preexec_fn=_give_up_privileges,
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+
+
+def _give_up_privileges() -> None:
+    libc = ctypes.CDLL(None)
+    for capability in _OVERRIDES:
+        libc.prctl(_DROP_CAPABILITY, capability, 0, 0, 0)
+
+
+def check_told(lines: Sequence[str], dataset: Dataset, pattern: str = "left out: {}: ") -> None:
+    """Each file that is not used is told of in one line, with its reason; the others are not told of."""
+    for path, reason in dataset.told.items():
+        start = pattern.format(printable(path.relative_to(dataset.place)))
+        (line,) = [line for line in lines if line.startswith(start)] or [""]
+        assert reason.lower() in line.lower(), (path, lines)
+        assert len(line) > len(start), path
+    names = "\n".join(lines)
+    assert not any(f"{path.name}: " in names for path in dataset.silent)
+    assert " in colour" not in names  # as most of the usable ones are called
+    assert "Traceback" not in names
+    assert "Warning" not in names
+
+
+MAIN = ("-m", "SmallVGG", "-e", 1, "-b", 16, "-d", "data", "-t", "test", "--precision", "fp32")
+
+
+def test_training_and_asking(dataset):
+    ended = start("main.py", *MAIN, cwd=dataset.place)
+    assert ended.returncode == 0, ended.stderr.splitlines()
+    check_told(ended.stderr.splitlines(), dataset)
+    assert f"left out of data: {len(dataset.told)}" in ended.stderr.splitlines()
+    (run,) = (dataset.place / "saved_models").iterdir()
+    counts = json.loads((run / "metrics.json").read_text())["images"]
+    assert counts["train"] + counts["val"] == len(dataset.usable) + 6
+
+    ended = start("predict.py", run, "data", "--json", cwd=dataset.place)
+    assert ended.returncode == 1
+    entries = json.loads(ended.stdout)
+    answered = {entry["file"] for entry in entries if not entry["error"]}
+    inner = dataset.place / "data" / "A" / "inner" / "deep.png"
+    others = (dataset.place / "data" / "B").iterdir()
+    expected = {os.fspath(path.relative_to(dataset.place)) for path in (*dataset.usable, inner, *others)}
+    assert answered == expected
+    refused = [path for path in dataset.told if path.is_file() and not path.is_symlink() and path.suffix != ".heic"]
+    assert len(ended.stderr.splitlines()) == len(refused) + 1
+    assert ended.stderr.splitlines()[-1] == f"{len(refused)} could not be read"
+
+
+def test_a_sweep_tells_of_each_file_once(dataset):
+    lines = [f"SmallVGG False 1 16 {rate} 0.001 0.99 False False\n" for rate in (0.01, 0.001)]
+    (dataset.place / "runs.txt").write_text("".join(lines))
+    ended = start("sweep.py", "runs.txt", "-d", "data", "-t", "test", "--precision", "fp32", cwd=dataset.place)
+    assert ended.returncode == 0, ended.stderr.splitlines()
+    check_told(ended.stderr.splitlines(), dataset)
+    assert len(list((dataset.place / "saved_models").glob("*/metrics.json"))) == 2
+
+
+def test_making_a_dataset(dataset):
+    options = ("--dataset-dir", "data", "--testing-dir", "made", "--testing-per-class", 2, "--allow-leaks")
+    outside = digests(dataset.place / "outside")
+    ended = start("dataset/dataset_main.py", *options, "--extra-testing", "test", cwd=dataset.place)
+    assert ended.returncode == 0, ended.stderr.splitlines()
+    check_told(ended.stderr.splitlines(), dataset)
+    made = image_files(dataset.place / "data" / "B_augmented")
+    assert len(made) == len(dataset.usable) - 6  # both classes gave two to the test folders
+    left = image_files(dataset.place / "data" / "A")
+    assert {path.name for path in left} >= {path.name for path in dataset.told if path.suffix == ".jpg"}
+    assert digests(dataset.place / "outside") == outside
+
+
+def test_auditing_and_setting_aside(dataset):
+    outside = digests(dataset.place / "outside")
+    options = ("--dataset-dir", "data", "--testing-dir", "test")
+    ended = start("dataset/audit.py", *options, cwd=dataset.place)
+    assert ended.returncode == 1, ended.stderr.splitlines()
+    unreadable = ended.stdout.partition("duplicates within a class")[0]
+    check_told(unreadable.splitlines(), dataset, "  {}: ")
+    assert f"unreadable files: {len(dataset.told)}" in ended.stdout
+    before = Counter(hashes(dataset.place / "data"))
+    ended = start("dataset/audit.py", *options, "--fix", cwd=dataset.place)
+    assert ended.returncode == 1, ended.stderr.splitlines()
+    assert Counter(hashes(dataset.place / "data")) - before == Counter()  # nothing is lost
+    assert digests(dataset.place / "outside") == outside
+    remaining = [path for path in dataset.told if os.path.lexists(path)]
+    assert all(path.is_symlink() or not path.is_file() for path in remaining)
+
+
+def hashes(folder: Path) -> list[str]:
+    """Of each file its content, or its name where that is not to be had."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.name != "log.csv"]
+    return [sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else path.name for path in files]
+
+
+@pytest.fixture
+def array_sets(tmp_path):
+    """TRAIN, TEST and TEST2 of 28x28 arrays, black and white ones, each with hostile files in its first class."""
+    generator = np.random.default_rng(0)
+    told = {}
+    for name in ("TRAIN", "TEST", "TEST2"):
+        for label in ("1", "2"):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(8):
+                array = generator.random((28, 28)) / 3 + number % 2 * 0.6
+                np.save(tmp_path / name / label / f"{number}.npy", array)
+        refused = hostile.write_refused(tmp_path / name / "1")
+        (tmp_path / name / "1" / "unreadable.jpg").unlink()
+        (tmp_path / f"outside {name}").mkdir()
+        over, _ = hostile.write_passed_over(tmp_path / name / "1", tmp_path / f"outside {name}")
+        told |= {path: reason for path, reason in (refused | over).items() if path.name != "unreadable.jpg"}
+    return Dataset(tmp_path, [], told, [])
+
+
+def test_the_study_of_arrays(array_sets, monkeypatch, caplog):
+    plan = Plan(images=1, learning_rate=1e-3, patience=None, recipes=PLANS["published"].recipes)
+    monkeypatch.setattr(array_study, "MODELS", ("SmallEfficientNet",))
+    monkeypatch.chdir(array_sets.place)
+    run_study(derive_sets(array_sets.place), plan, 1, array_sets.place / "out", wandb="disabled")
+    lines = [record.getMessage().replace(f"{array_sets.place}/", "") for record in caplog.records]
+    check_told(lines, array_sets)
+
+
+def test_sets_made_from_others(array_sets, capfd):
+    place = array_sets.place
+    ended = start("dataset/array_images.py", "invert", "TRAIN", "TRAIN2", cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    of_train = {path: reason for path, reason in array_sets.told.items() if "TRAIN" in path.parts}
+    check_told(ended.stderr.splitlines(), array_sets._replace(told=of_train))
+    assert len(list((place / "TRAIN2").rglob("*.npy"))) == 2 * 16
+    ended = start("dataset/array_images.py", "inspect", "TRAIN", "TEST", "--out", "figures", cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    assert "16 images of 28x28 pixels: 8 of 1, 8 of 2" in ended.stdout
+
+
+# Links and names.
+
+
+def test_links_to_folders_are_followed_where_a_class_is_expected(make_folder, tmp_path):
+    """A common way to lay data out. Links to files are not, nor is what leads back to the dataset."""
+    make_folder("elsewhere", {"Axe": 2, "Book": 3})
+    (tmp_path / "data").mkdir()
+    for name in ("Axe", "Book"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
+    for name, target in {"round": ".", "up": "..", "lost": "nowhere", "self": "self"}.items():
+        (tmp_path / "data" / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "Axe" / "again.png").symlink_to("0000.png")
+    folder = read_folder(tmp_path / "data")
+    assert folder.classes == ("Axe", "Book")
+    assert [path.name for path in folder.paths] == ["0000.png", "0001.png", "0000.png", "0001.png", "0002.png"]
+    assert list(folder.passed_over) == [tmp_path / "data" / "Axe" / "again.png"]
+
+
+def test_a_class_of_links_says_why_it_is_empty(make_folder, tmp_path):
+    folder = make_folder("data", {"A": 2, "B": 2})
+    for path in image_files(folder / "B"):
+        path.rename(tmp_path / path.name)
+        path.symlink_to(tmp_path / path.name)
+    with pytest.raises(UserError, match=r"data/B has no images: .*0000.png is a link, which is not followed"):
+        read_folder(folder)
+
+
+def test_files_are_told_of_once(tmp_path, caplog):
+    (tmp_path / "a.txt").touch()
+    for _ in range(2):
+        tell_left_out(tmp_path, passed_over(tmp_path))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out: {tmp_path}/a.txt: its name does not end as an image's does, so that nobody would read it",
+        f"left out of {tmp_path}: 1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a\nb", os.fsdecode(b"\xff")])
+def test_classes_with_names_that_cannot_be_shown(make_folder, name):
+    with pytest.raises(UserError, match=r"has a class '.*', which tables and figures cannot show: rename it") as caught:
+        read_folder(make_folder("data", {"A": 1, name: 1}))
+    assert printable(caught.value) == str(caught.value)
+
+
+def test_names_in_figures(tmp_path):
+    """Dollar signs are no formulas, and letters that the font lacks are no reason for a warning."""
+    for title in ("$\\frac$", "中", "100 % & more_"):
+        figure = new_figure(2, 2)
+        figure.suptitle(title)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            save_figure(figure, tmp_path / "figure.png")
