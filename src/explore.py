@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin
+from urllib.parse import quote
 
 from tqdm import tqdm
 
@@ -23,10 +23,12 @@ from plotting import BLUE, GREY, ORANGE, VERMILION
 
 if TYPE_CHECKING:
     import fiftyone
+    from fiftyone.core.service import ServerService
 
     from pipeline.exploration import TestedImage
     from pipeline.prediction import TrainedRun
 
+_PATIENCE = 600  # seconds that FiftyOne's server may take to start
 _log = logging.getLogger(__name__)
 
 
@@ -47,13 +49,13 @@ def main() -> int:
         mistakes = sum(each.mistaken for each in tested)
         with _new_dataset(f"{arguments.run.resolve().name} {arguments.checkpoint}") as dataset:
             fill(dataset, run, tested)
-            session, address = _serve(dataset)
-            print(f"{len(tested)} test images, {mistakes} mistakes: {address}", file=results, flush=True)
-            _log.info("Ctrl-C ends it")
-            if arguments.browser:
-                webbrowser.open(address)
-            with suppress(KeyboardInterrupt):
-                session.wait(-1)
+            with _serve(dataset) as (server, address):
+                print(f"{len(tested)} test images, {mistakes} mistakes: {address}", file=results, flush=True)
+                _log.info("Ctrl-C ends it")
+                if arguments.browser:
+                    webbrowser.open(address)
+                with suppress(KeyboardInterrupt):
+                    raise RuntimeError(f"FiftyOne's server has ended by itself, with status {server.wait()}")
     return 0
 
 
@@ -122,7 +124,7 @@ def _arrange(dataset: fiftyone.Dataset) -> None:
     for group in others:
         group.paths = [path for path in group.paths if path not in first.paths]
         group.expanded = False
-    config.sidebar_groups = [first, *others]
+    config.sidebar_groups = [first, *(group for group in others if group.paths)]
     dataset.save()
 
 
@@ -148,18 +150,29 @@ def _samples(run: TrainedRun, tested: Sequence[TestedImage]) -> Iterator[fiftyon
         )
 
 
-def _serve(dataset: fiftyone.Dataset) -> tuple[fiftyone.Session, str]:
+@contextmanager
+def _serve(dataset: fiftyone.Dataset) -> Iterator[tuple[ServerService, str]]:
     """Serves the App to this machine alone, also from a container, and beside an App that is open already.
 
+    `fiftyone.launch_app` gives the server a minute to start, which is too little on a busy machine.
+
     Returns:
-        The session, and the address of the dataset in the App.
+        The server, and the dataset's address in the App.
     """
     import fiftyone
+    from fiftyone.core.service import ServerService
+
+    class PatientServerService(ServerService):
+        def _wait_for_child_port(self, port: int) -> int:
+            return super()._wait_for_child_port(port, timeout=_PATIENCE)
 
     address = fiftyone.config.default_app_address
     port = _free_port(address, fiftyone.config.default_app_port)
-    session = fiftyone.launch_app(dataset, address=address, port=port, remote=True)
-    return session, urljoin(session.url, f"datasets/{dataset.slug}")
+    server = PatientServerService(port, address, fiftyone.config.do_not_track)
+    try:
+        yield server, f"http://{address}:{port}/datasets/{quote(dataset.name)}"
+    finally:
+        server.stop()
 
 
 def _free_port(address: str, preferred: int) -> int:

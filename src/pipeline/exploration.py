@@ -86,7 +86,8 @@ def find_test_sets(run_dir: Path, classes: Sequence[str]) -> list[ImageFolder]:
     for directory in directories:
         if not directory.exists():
             raise UserError(
-                f"there is no {directory}, which {run_dir} was tested on: start from the folder that it was trained from"
+                f"there is no {directory}, which {run_dir} was tested on: "
+                "start this in the folder that the run was started in"
             )
     folders = [read_folder(directory) for directory in directories]
     for folder in folders:
