@@ -37,7 +37,7 @@ def place(tmp_path_factory):
     for name in CLASSES:
         for kind in ("arrays", "pictures"):
             (folder / kind / name).mkdir(parents=True)
-        for number in range(6):
+        for number in range({"one": 6, "two": 4}[name]):
             np.save(folder / "arrays" / name / f"{number}.npy", generator.random((28, 28)))
         for number, size in enumerate([(40, 20), (20, 40), (30, 30), (90, 31), (28, 28)]):
             draw(generator, size).save(folder / "pictures" / name / f"{number} #%.jpg", quality=95)
@@ -74,19 +74,19 @@ def explored(place, tmp_path, monkeypatch):
 def test_answers_are_those_of_predict_py(explored):
     run, tested = explored
     answers = {answer.file: answer for batch in predict_files(run, [each.path for each in tested]) for answer in batch}
-    assert len(answers) == 24
+    assert len(answers) == 22
     for each in tested:
         answer = answers[each.path]
         assert each.truth == each.path.parent.name
         assert each.prediction == run.classes[answer.best[0]]
         assert each.confidence == pytest.approx(answer.probabilities.max(), abs=1e-6)
-    assert Counter(each.test_set for each in tested) == {"arrays": 12, "pictures": 12}
+    assert Counter(each.test_set for each in tested) == {"arrays": 10, "pictures": 12}
 
 
 def test_confident_mistakes_come_first_and_confident_right_answers_last(explored):
     _, tested = explored
     mistakes = [each for each in tested if each.truth != each.prediction]
-    assert 0 < len(mistakes) < len(tested)
+    assert len(mistakes) not in (0, len(tested) / 2, len(tested))  # which would hide errors, here and below
     assert tested[: len(mistakes)] == sorted(mistakes, key=lambda each: -each.confidence)
     assert tested[len(mistakes) :] == sorted(tested[len(mistakes) :], key=lambda each: each.confidence)
 
@@ -253,8 +253,16 @@ def app(database, place):
     try:
         yield process, process.stdout.readline()
     finally:
-        process.kill()
+        process.terminate()
         process.communicate()
+
+
+READ_LABELS = """
+pictures => pictures.map(picture => ({
+    place: picture.getBoundingClientRect(),
+    labels: ["truth", "prediction"].map(name => picture.querySelector(`[data-cy=tag-${name}]`).textContent),
+})).sort((one, other) => one.place.y - other.place.y || one.place.x - other.place.x).map(each => each.labels)
+"""
 
 
 @pytest.mark.slow
@@ -270,19 +278,16 @@ def test_the_app_shows_the_images_and_filters_for_mistakes(page, app, explored):
     page.goto(address)
     pictures = page.locator("[data-cy=looker]")
     pictures.nth(len(tested) - 1).wait_for()  # all of them fit into the window
-    counted = page.locator("[data-cy=entry-counts]")
-    assert counted.inner_text() == f"{len(tested)} samples"
-    labels = [pictures.nth(place).locator("[data-cy=tag-truth], [data-cy=tag-prediction]") for place in (0, -1)]
-    worst, best = (one.all_inner_texts() for one in labels)
-    assert worst == [tested[0].truth, tested[0].prediction]
-    assert best == [tested[-1].truth] * 2
+    page.get_by_text(f"{len(tested)} samples", exact=True).wait_for()
+    pictures.locator("[data-cy=tag-prediction]").nth(len(tested) - 1).wait_for()
+    assert pictures.evaluate_all(READ_LABELS) == [[each.truth, each.prediction] for each in tested]
     assert len({response.url for response in media}) >= len(tested)
     assert {response.status for response in media} <= {200, 206, 304}
 
     page.get_by_text("Dismiss").click()  # of an advertisement
     page.locator("[data-cy=sidebar-field-arrow-enabled-mistake]").click()
     page.locator("[data-cy=categorical-filter-mistake] [data-cy=checkbox-True]").click()
-    page.get_by_text(f"{mistakes} of {len(tested)} samples").wait_for()
+    page.get_by_text(f"{mistakes} samples", exact=True).wait_for()
     page.locator("[data-cy=categorical-filter-mistake] [data-cy=checkbox-True]").click()
     page.get_by_text(f"{len(tested)} samples", exact=True).wait_for()
 
