@@ -55,7 +55,8 @@ def main() -> int:
                 if arguments.browser:
                     webbrowser.open(address)
                 with suppress(KeyboardInterrupt):
-                    raise RuntimeError(f"FiftyOne's server has ended by itself, with status {server.wait()}")
+                    server.wait()
+                    raise RuntimeError("FiftyOne's server has ended by itself")
     return 0
 
 
@@ -85,7 +86,7 @@ def _new_dataset(title: str) -> Iterator[fiftyone.Dataset]:
     import fiftyone
     from pymongo.errors import PyMongoError
 
-    dataset = fiftyone.Dataset(f"{title} {secrets.token_hex(4)}")
+    dataset = fiftyone.Dataset(f"{_text(title)} {secrets.token_hex(4)}")
     try:
         yield dataset
     finally:
@@ -138,16 +139,21 @@ def _samples(run: TrainedRun, tested: Sequence[TestedImage]) -> Iterator[fiftyon
         width, height = each.picture.size
         yield fiftyone.Sample(
             filepath=os.path.abspath(each.picture.file),
-            tags=[each.test_set],
+            tags=[_text(each.test_set)],
             metadata=fiftyone.ImageMetadata(width=width, height=height),
-            file=str(each.path),
-            truth=fiftyone.Classification(label=each.truth),
-            prediction=fiftyone.Classification(label=each.prediction, confidence=each.confidence),
+            file=_text(each.path),
+            truth=fiftyone.Classification(label=_text(each.truth)),
+            prediction=fiftyone.Classification(label=_text(each.prediction), confidence=each.confidence),
             confidence=each.confidence,
             mistake=each.mistaken,
             near_duplicates=each.group,
             heatmap=fiftyone.Heatmap(map=heatmap),
         )
+
+
+def _text(name: object) -> str:
+    """A name as the database takes it: files may have names that are no text."""
+    return str(name).encode(errors="replace").decode()
 
 
 @contextmanager

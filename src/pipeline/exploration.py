@@ -32,7 +32,7 @@ class Picture:
     """An image as it can be shown.
 
     Attributes:
-        file: the image itself where a browser shows it, else a PNG of it.
+        file: the image itself where a browser can be given it, else a PNG of it.
         size: width and height in pixels, upright.
         fingerprint: what near-duplicates are found by.
     """
@@ -141,13 +141,18 @@ def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) 
 
     def make(place: int) -> Picture:
         path, image = folder.paths[place], upright_rgb(folder.read(place))
-        if folder.is_array(place) or path.suffix.lower() not in _SHOWN_BY_BROWSERS:
+        if folder.is_array(place) or path.suffix.lower() not in _SHOWN_BY_BROWSERS or not _is_text(path):
             path = directory / f"{place}.png"
             image.save(path)
         return Picture(path, image.size, fingerprint(image))
 
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow lets go of the interpreter while it decodes
         return list(tqdm(pool.map(make, places), "examining", len(places), unit="image", disable=None))
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file's name is text, as nearly all are, and not mere bytes."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in str(path))
 
 
 def _group(fingerprints: Sequence[Fingerprint], first: int) -> dict[int, int]:
