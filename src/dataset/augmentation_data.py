@@ -50,12 +50,19 @@ def resize_or_pad_image(image: Image.Image, size: int = 224) -> Image.Image:
         An RGB image of (size, size).
     """
     image = upright_rgb(image)
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, upper, right, lower = place_in_square(image.size, size)
+    image = image.resize((right - left, lower - upper), Image.Resampling.BILINEAR)
     padded = Image.new("RGB", (size, size))
-    padded.paste(image, ((size - width) // 2, (size - height) // 2))
+    padded.paste(image, (left, upper))
     return padded
+
+
+def place_in_square(image_size: tuple[int, int], size: int) -> tuple[int, int, int, int]:
+    """Where `resize_or_pad_image` puts an upright image of this width and height: left, upper, right and lower edge."""
+    scale = size / max(image_size)
+    width, height = (max(1, round(side * scale)) for side in image_size)
+    left, upper = (size - width) // 2, (size - height) // 2
+    return left, upper, left + width, upper + height
 
 
 def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) -> dict[str, int]:

