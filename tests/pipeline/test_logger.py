@@ -73,9 +73,9 @@ def test_disabled(tell, tmp_path):
 
 
 def test_auto_without_a_key_is_offline_and_says_how_to_sync(tell, tmp_path):
-    (message,) = tell("auto")
+    messages = tell("auto")
     (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert message == f"wandb: offline; to upload the run later: wandb sync {record.parent.relative_to(tmp_path)}"
+    assert messages == [f"wandb: offline; to upload the run later: wandb sync {record.parent.relative_to(tmp_path)}"]
     content = record.read_bytes()
     for told in (b"ResNet18_pretrained_False", b"val_loss", b"images_per_second", b"learning_rate", b"set/terminal"):
         assert told in content
