@@ -12,10 +12,21 @@ from helpers import REPOSITORY
 
 PROGRAMS = (
     "training.py --models SmallVGG --batches 1 --repeats 1",
-    "ceiling.py --models SmallVGG --batches 1 --turns 1",
-    "start.py --model SmallVGG --repeats 1",
     "testing.py --model SmallVGG --repeats 1 --per-class 1",
 )
+
+
+LIBRARIES = {"measuring.py", "pacing.py", "reference.py"}  # of the others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "program", sorted({path.name for path in (REPOSITORY / "benchmarks").glob("*.py")} - LIBRARIES)
+)
+def test_each_starts(program, tmp_path):
+    command = [sys.executable, REPOSITORY / "benchmarks" / program, "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow

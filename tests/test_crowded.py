@@ -104,7 +104,7 @@ cp -r disk later
 """
 
 
-@pytest.mark.parametrize("kilobytes", [100, 3000, 12000])
+@pytest.mark.parametrize("kilobytes", [100, 12000])
 def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(finished, kilobytes):
     """It is full at the first checkpoint, at the first state to go on from, and at the second."""
     expected = results(finished / "alone")
@@ -121,13 +121,12 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(finished, kiloby
     assert {name for name in expected if found.get(name) != expected[name]} == naming_folders
 
 
-@pytest.mark.parametrize("kilobytes", [600, 800])
-def test_a_full_disk_ends_the_making_of_a_dataset_that_goes_on_when_there_is_room(tmp_path, kilobytes):
+def test_a_full_disk_ends_the_making_of_a_dataset_that_goes_on_when_there_is_room(tmp_path):
     program = PROGRAMS["dataset_main"]
     program.write_files(tmp_path / "files")
     shutil.copytree(tmp_path / "files", tmp_path / "alone")
     assert program.start(tmp_path / "alone").wait() == 0
-    script = FULL.format(size=kilobytes, command=shlex.join([sys.executable, *program.arguments]))
+    script = FULL.format(size=800, command=shlex.join([sys.executable, *program.arguments]))
     result = unshared("--", script, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: No space left on device: ")

@@ -50,7 +50,7 @@ def test_one_epoch_of_each_model(few_photographs, random_weights, tmp_path, mode
     metrics = json.loads((folder / "metrics.json").read_text())
     assert all(results["test"]["test"]["images"] == 6 for results in metrics["checkpoints"].values())
     figures = list(folder.rglob("*.png"))
-    assert len(figures) == 1 + 3 + 3 * 6
+    assert len(figures) == 1 + 2 * 3 + 3 * 6
     for figure in figures:
         with Image.open(figure) as image:
             image.load()

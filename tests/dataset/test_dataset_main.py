@@ -1,19 +1,14 @@
-"""The whole of it as a user starts it: the same end however often it is run, and wherever it is killed."""
+"""The whole of it as a user starts it: the same end however often it is run."""
 
-import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
 
 from dataset.folders import image_files
 from dataset.sample import draw_numbered
-from helpers import REPOSITORY, digests, start
+from helpers import digests, start
 
 COUNTS = {"Axe": 7, "Book": 16, "Hammer": 6}
 ARGUMENTS = ("--max-per-class", 12, "--testing-per-class", 3, "--figures-dir", "figures")
@@ -72,26 +67,6 @@ def test_a_second_run_changes_no_file(finished):
     assert digests(place) == before
     assert "augment  0 Axe, 0 Book, 0 Hammer written" in result.stdout
     assert result.stdout.splitlines()[-3:] == first.splitlines()[-3:]
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_as_an_undisturbed_run(finished, tmp_path):
-    place, _ = finished
-    expected = digests(place)
-    fill(tmp_path / "dataset")
-    (tmp_path / "dataset_testing").mkdir()
-    generator = random.Random(0)
-    command = [sys.executable, REPOSITORY / "src/dataset/dataset_main.py", *map(str, ARGUMENTS)]
-    for _ in range(10):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(generator.uniform(0.5, 8))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for name, digest in digests(tmp_path).items():
-            if name in expected and name.endswith((".jpg", ".png")):
-                assert digest == expected[name]
-    assert run(tmp_path).returncode == 0
-    assert digests(tmp_path) == expected
 
 
 def test_stops_on_leaks_unless_they_are_allowed(tmp_path):
