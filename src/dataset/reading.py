@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".
 # A file is to take no more than a gigabyte: the decoders and what comes after them take up to 12 bytes a pixel.
 Image.MAX_IMAGE_PIXELS = 65_000_000
 _SHARES = {"WEBP": 0.5}  # of that limit: its decoder keeps several copies
-_LARGEST_ARRAY = 300_000_000  # bytes
+_LARGEST_ARRAY, _LARGEST_ARCHIVE = 300_000_000, 1_000_000_000  # bytes
 _STRIP = 1 << 20  # pixels that are converted at once
 # What each EXIF orientation asks for.
 _TURNS = {
@@ -116,12 +116,16 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
     The values of the images are looked at one by one, by `image_of_array`.
 
     Raises:
-        UserError: it is damaged, lacks either, or they do not fit together.
+        UserError: it is damaged, lacks either, they do not fit together, or it would take more than a gigabyte.
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
+            if sum(entry.file_size for entry in archive.zip.infolist()) > _LARGEST_ARCHIVE:
+                raise UserError(
+                    f"{file} unpacks to more than {_LARGEST_ARCHIVE / 1e9:.1f} GB: make it a folder of .npy files"
+                )
             arrays = {name: archive[name] for name in ("images", "labels") if name in archive}
-    except (FileNotFoundError, PermissionError):
+    except (UserError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # the readers of ZIP files and arrays raise many kinds on damaged ones
         kind = "has pickled objects in it" if "Object arrays" in str(error) else "is damaged, or no .npz file"

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import UserError
+from dataset import reading
 from dataset.folders import augmented_name, read_folder, source_stem
 
 
@@ -121,6 +122,17 @@ def test_archives_that_are_no_datasets(tmp_path, arrays, complaint):
         read_folder(file)
     assert str(error.value).startswith(str(file))
     assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
+    file = tmp_path / "set.npz"
+    np.savez_compressed(file, images=IMAGES, labels=LABELS)
+    read_folder(file)
+    assert file.stat().st_size < IMAGES.nbytes / 10
+    monkeypatch.setattr(reading, "_LARGEST_ARCHIVE", IMAGES.nbytes)
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", None)
+    with pytest.raises(UserError, match=r"set.npz unpacks to more than 0\.0 GB: make it a folder of .npy files"):
+        read_folder(file)
 
 
 def test_damaged_archives(tmp_path):
