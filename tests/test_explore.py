@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 import explore as program
 from common import run_program
 from dataset.reading import load_image, upright_rgb
-from helpers import REPOSITORY
+from helpers import REPOSITORY, imported_for_help
 from models import build_model
 from pipeline.checkpoints import Checkpoint
 from pipeline.exploration import find_heatmaps, find_test_sets, test_again
@@ -169,30 +169,12 @@ def test_errors_are_told_in_one_line_before_fiftyone_starts(tmp_path, monkeypatc
 
 
 def test_help_does_not_wait_for_heavy_imports():
-    code = (
-        "import sys; sys.argv = ['explore.py', '--help']; import explore\n"
-        "try: explore.main()\n"
-        "except SystemExit: print(sorted({'torch', 'fiftyone', 'numpy'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=REPOSITORY / "src", capture_output=True, text=True, check=True)
-    assert "--no-browser" in result.stdout
-    assert result.stdout.endswith("[]\n")
+    text, imported = imported_for_help("explore", {"torch", "fiftyone", "numpy"})
+    assert "--no-browser" in text
+    assert imported == set()
 
 
 # In FiftyOne.
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """FiftyOne's own MongoDB, in a folder of its own."""
-    constants = pytest.importorskip("fiftyone.constants")
-    if not Path(constants.FIFTYONE_DB_BIN_DIR, "mongod").exists():
-        pytest.skip("FiftyOne has no mongod here; the Makefile installs one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path_factory.mktemp("database")))
-        patch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
-        yield
 
 
 def test_the_dataset_has_all_that_is_told_and_goes_afterwards(database, explored):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import array_study
 import hostile
@@ -260,6 +261,9 @@ def test_names_in_figures(tmp_path):
     for title in ("$\\frac$", "中", "100 % & more_"):
         figure = new_figure(2, 2)
         figure.suptitle(title)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             save_figure(figure, tmp_path / "figure.png")
+        assert [str(warning.message) for warning in caught] == []
+        with Image.open(tmp_path / "figure.png") as drawn:
+            assert len(drawn.convert("L").getcolors()) > 1  # the title is there

@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
         The second one's output for the first one's is the network's. Whoever has `freeze_points` says this.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has freeze points, and must say where they split it")
 
     def freeze_to(self, freeze_point: str) -> None:
         """Takes the layers up to a freeze point out of training: no gradient, hence no update and no weight decay."""

@@ -30,6 +30,7 @@ from pipeline.inference import evaluate, forward
 from pipeline.jitter import vary
 from pipeline.logger import Logger
 from pipeline.metrics import RunningScores, Scores
+from pipeline.optimizer import EagerAdamW
 from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 
@@ -63,7 +64,7 @@ class Trainer:
         self.evaluated = self.averaged.module if self.averaged else self.model
         self.classes = data.classes
         self._make_loaders(data)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = EagerAdamW(
             model.trainable_parameters(),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
@@ -219,11 +220,11 @@ class Trainer:
 
     def _train_batch(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, labels and loss of this process's share of a batch of `size` images, before the step they lead to."""
+        self.optimizer.zero_grad()  # before the forward pass, whose tensors may take the gradients' place
         if self.recipe.jitter:
             images = vary(images.to(self.hardware.device).float(), self.recipe.jitter)
         logits, labels = forward(self.network, images, labels, self.hardware)
         loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
-        self.optimizer.zero_grad()
         (loss * (distributed.world_size() / size)).backward()  # whose mean over processes is that of the batch
         self.optimizer.step()
         return logits.detach(), labels, loss.detach()

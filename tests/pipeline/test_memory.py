@@ -12,7 +12,7 @@ from helpers import REPOSITORY
 
 # An epoch with few of its steps: all images pass through the loader, and the optimizer has all its state.
 TRAIN_A_LITTLE = """
-import resource, sys
+import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
@@ -31,12 +31,14 @@ images = sum(len(labels) for _, labels in trainer.train_loader)
 
 del trainer.train_loader.batch_sampler.batch_sizes[3:]
 trainer._train()
-print(images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+# getrusage would tell at least what the process had that started this one.
+resident = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e3
+print(images, resident / 1e6)
 """
 
 
 @pytest.mark.slow
-def test_training_on_4410_images_stays_under_two_gigabytes(tmp_path):
+def test_training_on_4410_images_stays_under_1_6_gigabytes(tmp_path):
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     for label in ("Axe", "Book", "Hammer"):
         (tmp_path / "data" / label).mkdir(parents=True)
@@ -57,4 +59,4 @@ def test_training_on_4410_images_stays_under_two_gigabytes(tmp_path):
     images, gigabytes = map(float, result.stdout.split())
     print(f"{images:.0f} images to train on, {gigabytes:.2f} GB resident")
     assert images > 3000
-    assert gigabytes < 2
+    assert gigabytes < 1.6

@@ -1,0 +1,62 @@
+"""The optimizer."""
+
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+
+from helpers import REPOSITORY
+from pipeline.optimizer import EagerAdamW
+
+
+@pytest.fixture
+def twins():
+    """Two like models, and the optimizer of each: torch's and ours."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 3)
+    twin = deepcopy(model)
+    options = {"lr": 0.1, "weight_decay": 0.2, "amsgrad": True, "fused": True}
+    return model, torch.optim.AdamW(model.parameters(), **options), twin, EagerAdamW(twin.parameters(), **options)
+
+
+def step(model, optimizer, seed):
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
+    model(torch.randn(8, 5)).square().sum().backward()
+    optimizer.step()
+
+
+def test_it_is_adamw_to_the_last_bit(twins):
+    model, adamw, twin, eager = twins
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(each, 0.5) for each in (adamw, eager)]
+    for seed in range(5):
+        step(model, adamw, seed)
+        step(twin, eager, seed)
+        for schedule in schedules:
+            schedule.step()
+    assert torch.equal(model.weight, twin.weight)
+
+
+def test_either_goes_on_from_the_others_state(twins):
+    model, adamw, twin, eager = twins
+    step(model, adamw, 0)
+    twin.load_state_dict(model.state_dict())
+    eager.load_state_dict(deepcopy(adamw.state_dict()))
+    step(model, adamw, 1)
+    step(twin, eager, 1)
+    assert torch.equal(model.weight, twin.weight)
+    adamw.load_state_dict(eager.state_dict())
+
+
+def test_training_does_not_import_the_compiler():
+    code = (
+        "import sys, torch, pipeline.trainer; from pipeline.optimizer import EagerAdamW\n"
+        "layer = torch.nn.Linear(2, 2); optimizer = EagerAdamW(layer.parameters(), fused=True)\n"
+        "optimizer.zero_grad(); layer(torch.ones(1, 2)).sum().backward(); optimizer.step(); optimizer.state_dict()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=REPOSITORY / "src", capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
