@@ -44,13 +44,13 @@ class Plan:
     """How the study trains.
 
     Attributes:
-        images: about how many images a run sees in all; a set of more is seen once.
+        images: about how many images a run sees in all, by the model; a set of more is seen once.
         learning_rate: of all epochs, or the highest of a cycle.
         patience: epochs without a lower validation loss before a run stops; None to go through all.
         recipes: by the set that is trained on.
     """
 
-    images: int
+    images: Mapping[str, int]
     learning_rate: float
     patience: int | None
     recipes: Mapping[str, str]
@@ -58,13 +58,13 @@ class Plan:
 
 PLANS = {
     "published": Plan(
-        images=50_000,
+        images={"SmallVGG": 100_000, "SmallResNet": 40_000, "SmallEfficientNet": 100_000, "HybridVGGResNet": 60_000},
         learning_rate=1e-3,
         patience=2,
         recipes={"TRAIN": "adam", "TRAIN2": "adam", "TEST": "adam-crop", "TRAIN3": "adam-crop"},
     ),
     "best": Plan(
-        images=100_000,
+        images={"SmallVGG": 300_000, "SmallResNet": 100_000, "SmallEfficientNet": 300_000, "HybridVGGResNet": 100_000},
         learning_rate=3e-3,
         patience=None,
         recipes=dict.fromkeys(("TRAIN", "TRAIN2", "TEST", "TRAIN3"), "one-cycle"),
@@ -194,7 +194,7 @@ def _make_settings(
 ) -> Settings:
     tested = dict.fromkeys(tested for from_, tested in ROWS if from_ == trained)
     parts = [part for name in tested for part in HALVES.get(name, (name,))]
-    epochs = max(1, round(plan.images / len(sets[trained].paths)))
+    epochs = max(1, round(plan.images[model] / len(sets[trained].paths)))
     return Settings(
         model_type=model,
         num_epochs=epochs,

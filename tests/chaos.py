@@ -47,7 +47,8 @@ _SHORT_STUDY = """
 import dataclasses, sys
 sys.path.insert(0, sys.argv.pop(1))
 import array_study
-array_study.PLANS["published"] = dataclasses.replace(array_study.PLANS["published"], images=20)
+plan = array_study.PLANS["published"]
+array_study.PLANS["published"] = dataclasses.replace(plan, images=dict.fromkeys(plan.images, 20))
 array_study.run_program(array_study.main)
 """
 _RUNS = "".join(f"{model} False 3 4 0.001 0.01 0.9 False False\n" for model in ("SmallVGG", "SmallEfficientNet"))

@@ -32,10 +32,9 @@ def files_with_keys(place: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("place", "mode"),
     [
-        ("environment", "auto"),
         ("netrc", "offline"),
         pytest.param("environment", "offline", marks=pytest.mark.slow),
-        pytest.param("netrc", "auto", marks=pytest.mark.slow),
+        pytest.param("environment", "auto", marks=pytest.mark.slow),
     ],
 )
 def test_no_key_is_written_anywhere(make_folder, tmp_path, place, mode):

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import random
-import subprocess
-import sys
 import threading
 import time
 
@@ -13,7 +10,6 @@ import pytest
 import pipeline.run
 import sweep as program
 from common import UserError
-from dataset.sample import write_sample
 from helpers import REPOSITORY, digests, start
 from pipeline.checkpoints import CHECKPOINTS
 from pipeline.parameters import FIELDS, write_line
@@ -170,36 +166,6 @@ def test_two_sweeps_share_the_work(runs, monkeypatch):
     for thread in sweeps:
         thread.join()
     assert sorted(done) == sorted(settings.run_name for settings in runs)
-
-
-@pytest.mark.slow
-def test_killed_three_times_it_comes_to_the_same_table(tmp_path):
-    lines = [
-        f"{model} False 3 16 {rate} 0.01 0.9 False False"
-        for model in ("SmallVGG", "SmallEfficientNet")
-        for rate in (0.01, 0.001)
-    ]
-    generator = random.Random(0)
-    for name in ("undisturbed", "killed"):
-        place = tmp_path / name
-        write_sample(place / "dataset", place / "dataset_testing")
-        (place / "runs.txt").write_text("\n".join(lines) + "\n")
-    command = [sys.executable, REPOSITORY / "src" / "sweep.py", "runs.txt", "--wandb", "disabled"]
-    for finished in (1, 2, 3):
-        with subprocess.Popen(command, cwd=place, stderr=subprocess.DEVNULL) as sweep:
-            while len(list(place.glob("saved_models/*/metrics.json"))) < finished:
-                assert sweep.poll() is None
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 2))  # somewhere in the next run
-            sweep.kill()
-        assert len(list(place.glob("saved_models/*/metrics.json"))) < len(lines)
-    for name in ("undisturbed", "killed"):
-        result = start("sweep.py", "runs.txt", cwd=tmp_path / name)
-        assert result.returncode == 0, result.stderr
-        assert start("report.py", cwd=tmp_path / name).returncode == 0
-    tables = [(tmp_path / name / "clean_runs.csv").read_text() for name in ("undisturbed", "killed")]
-    assert len(tables[0].splitlines()) == 1 + len(lines)
-    assert tables[0] == tables[1]
 
 
 class TestProgram:

@@ -108,28 +108,47 @@ def plot_reliability(calibration: Calibration, title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_heatmap(image: np.ndarray, heatmap: np.ndarray, title: str, path: Path) -> None:
-    """Draws an image, its class activation map, and the two laid over each other.
+class HeatmapFigure:
+    """An image, its class activation map, and the two laid over each other.
+
+    One serves many images of a size, one after the other: to make its axes takes longer than to draw them.
 
     Args:
-        image: (H, W, 3), or grey (H, W, 1), uint8.
-        heatmap: (H, W) float, 0 to 1.
-        title: stands above all three.
-        path: the PNG to write.
+        height: of the images.
+        width: of the images.
     """
-    image = np.broadcast_to(image, (*heatmap.shape, 3))  # matplotlib would draw grey values in colours of its own
-    figure = new_figure(10, 3.7, layout="none")  # always of one form: to reckon its layout costs more than to draw it
-    views = [figure.add_axes((left, 0.03, 0.295, 0.795)) for left in (0.005, 0.31, 0.615)]
-    for axes, name in zip(views, ("image", "heatmap", "overlay"), strict=True):
-        axes.set_title(name, fontsize=11)
-        axes.axis("off")
-    views[0].imshow(image)
-    drawn = views[1].imshow(heatmap, cmap="inferno", vmin=0, vmax=1)
-    if not heatmap.any():
-        views[1].text(0.5, 0.5, "nothing in the image\nspeaks for the prediction", color="white", ha="center",
-                      va="center", fontsize=11, transform=views[1].transAxes)  # fmt: skip
-    views[2].imshow(image)
-    views[2].imshow(heatmap, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * heatmap)  # the image stays clear elsewhere
-    figure.colorbar(drawn, cax=figure.add_axes((0.925, 0.03, 0.015, 0.795)), label="activation")
-    figure.suptitle(title, fontsize=13)
-    save_figure(figure, path)
+
+    def __init__(self, height: int, width: int) -> None:
+        # Always of one form: to reckon a layout would cost more than to draw it.
+        self._figure = new_figure(10, 3.7, layout="none")
+        views = [self._figure.add_axes((left, 0.03, 0.295, 0.795)) for left in (0.005, 0.31, 0.615)]
+        for axes, name in zip(views, ("image", "heatmap", "overlay"), strict=True):
+            axes.set_title(name, fontsize=11, y=1.0)
+            axes.axis("off")
+        nothing = np.zeros((height, width))
+        self._images = [axes.imshow(nothing) for axes in (views[0], views[2])]
+        self._maps = [axes.imshow(nothing, cmap="inferno", vmin=0, vmax=1) for axes in views[1:]]
+        self._remark = views[1].text(
+            0.5, 0.5, "nothing in the image\nspeaks for the prediction", color="white", ha="center", va="center",
+            fontsize=11, transform=views[1].transAxes,
+        )  # fmt: skip
+        bar = self._figure.add_axes((0.925, 0.03, 0.015, 0.795))
+        self._figure.colorbar(self._maps[0], cax=bar, label="activation")
+
+    def save(self, image: np.ndarray, heatmap: np.ndarray, title: str, path: Path) -> None:
+        """Draws one image.
+
+        Args:
+            image: (height, width, 3), or grey (height, width, 1), uint8.
+            heatmap: (height, width) float, 0 to 1.
+            title: stands above all three.
+            path: the PNG to write.
+        """
+        for shown in self._images:
+            shown.set_data(np.broadcast_to(image, (*heatmap.shape, 3)))  # else grey values are drawn in colours
+        for shown in self._maps:
+            shown.set_data(heatmap)
+        self._maps[1].set_alpha(0.7 * heatmap)  # the image stays clear elsewhere
+        self._remark.set_visible(not heatmap.any())
+        self._figure.suptitle(title, fontsize=13)
+        save_figure(self._figure, path)

@@ -17,7 +17,7 @@ from dataset.reading import UnreadableImage, load_image
 from models import MODELS, build_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
-from pipeline.figures import plot_heatmap
+from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware
 from pipeline.images import fit_image
 from pipeline.inference import compute_logits
@@ -143,6 +143,7 @@ def draw_maps(run: TrainedRun, answers: Iterable[Answer], place: Callable[[Path]
         return
     images = _as_tensor([answer.image for answer in readable]).to(run.hardware.device)
     heatmaps = class_activation_maps(run.model, images, [answer.best[0] for answer in readable])
+    figure = HeatmapFigure(*heatmaps.shape[1:])
     for answer, heatmap in zip(readable, heatmaps, strict=True):
         said = [f"{run.classes[number]} ({answer.probabilities[number]:.0%})" for number in answer.best]
-        plot_heatmap(answer.image, heatmap, f"predicted: {said[0]}   then: {said[1]}", place(answer.file))
+        figure.save(answer.image, heatmap, f"predicted: {said[0]}   then: {said[1]}", place(answer.file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common import write_whole
 from models.base import Classifier
 from pipeline.checkpoints import CHECKPOINTS, Checkpoint
 from pipeline.data import TestSet, make_loader
-from pipeline.figures import plot_confusion, plot_heatmap, plot_reliability
+from pipeline.figures import HeatmapFigure, plot_confusion, plot_reliability
 from pipeline.hardware import Hardware
 from pipeline.inference import predict
 from pipeline.measures import Calibration, score_classes, wilson_interval
@@ -40,7 +42,9 @@ class Tester:
         self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
         self.folder = settings.run_dir
         self.figures: list[Path] = []
+        # By epoch and test set: two checkpoints of one epoch are the same.
         self._predicted: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._explained: dict[tuple[int, str], list[Path]] = {}
 
     def test(self) -> dict[str, dict[str, Any]]:
         """For each checkpoint its `epoch` and, in `test`, the scores on each test set, in JSON's types."""
@@ -56,7 +60,7 @@ class Tester:
         return results
 
     def _test_on(self, test_set: TestSet, epoch: int, checkpoint: str) -> dict[str, Any]:
-        if (epoch, test_set.name) not in self._predicted:  # else another checkpoint of that epoch has been tested
+        if (epoch, test_set.name) not in self._predicted:
             loader = make_loader(test_set.images, self.settings.batch_size)
             title = f"testing {checkpoint} on {test_set.name}"
             self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
@@ -65,7 +69,16 @@ class Tester:
         probabilities = logits.softmax(dim=1).cpu().numpy()
         calibration = Calibration.of(probabilities.max(axis=1), probabilities.argmax(axis=1) == test_set.labels)
         if self.settings.plots:
-            self._draw(test_set, checkpoint, scores, calibration, probabilities)
+            # The first test set's figures carry the plain names; a further one's carry its own name too.
+            suffix = "" if test_set is self.test_sets[0] else f"_{test_set.name}"
+            self._draw_scores(test_set.name, checkpoint, suffix, scores, calibration)
+            folder = self.folder / "heatmaps" / checkpoint
+            if (epoch, test_set.name) in self._explained:
+                heatmaps = [_copy(path, folder) for path in self._explained[epoch, test_set.name]]
+            else:
+                heatmaps = self._draw_heatmaps(test_set, folder, suffix, probabilities)
+                self._explained[epoch, test_set.name] = heatmaps
+            self.figures += heatmaps
         return {
             "images": scores.images,
             **scores.to_json(),
@@ -75,34 +88,39 @@ class Tester:
             "confusion_matrix": scores.confusion.tolist(),
         }
 
-    def _draw(
-        self, test_set: TestSet, checkpoint: str, scores: Scores, calibration: Calibration, probabilities: np.ndarray
+    def _draw_scores(
+        self, test_set: str, checkpoint: str, suffix: str, scores: Scores, calibration: Calibration
     ) -> None:
-        # The first test set's figures carry the plain names; a further one's carry its own name too.
-        suffix = "" if test_set is self.test_sets[0] else f"_{test_set.name}"
         path = self.folder / "confusion_matrices" / f"cm_{checkpoint}{suffix}.png"
-        title = f"{self.settings.model_type}, {checkpoint} on {test_set.name}\naccuracy {scores.accuracy:.1%}"
-        plot_confusion(scores.confusion, self.classes, title, path)
+        title = f"{self.settings.model_type}, {checkpoint} on {test_set}"
+        plot_confusion(scores.confusion, self.classes, f"{title}\naccuracy {scores.accuracy:.1%}", path)
         self.figures.append(path)
         path = self.folder / "reliability" / f"{checkpoint}{suffix}.png"
-        title = f"{self.settings.model_type}, {checkpoint} on {test_set.name}"
         plot_reliability(calibration, f"{title}\nexpected calibration error {calibration.error:.1%}", path)
         self.figures.append(path)
 
+    def _draw_heatmaps(self, test_set: TestSet, folder: Path, suffix: str, probabilities: np.ndarray) -> list[Path]:
         predictions = probabilities.argmax(axis=1)
         chosen = choose_examples(test_set.labels, predictions)
         images = torch.cat([test_set.images.__getitems__([place])[0] for place in chosen])
         heatmaps = class_activation_maps(self.model, images.to(self.hardware.device), predictions[chosen])
+        figure = HeatmapFigure(*images.shape[2:])
         numbers = dict.fromkeys(range(len(self.classes)), 0)
+        paths = []
         for place, image, heatmap in zip(chosen, images, heatmaps, strict=True):
             label, prediction = test_set.labels[place], predictions[place]
             numbers[label] += 1
             title = f"true: {self.classes[label]}   predicted: {self.classes[prediction]}"
             title += f" ({probabilities[place, prediction]:.0%} confident{', wrong' if label != prediction else ''})"
-            name = f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png"
-            path = self.folder / "heatmaps" / checkpoint / name
-            plot_heatmap(image.permute(1, 2, 0).numpy(), heatmap, title, path)
-            self.figures.append(path)
+            paths.append(folder / f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png")
+            figure.save(image.permute(1, 2, 0).numpy(), heatmap, title, paths[-1])
+        return paths
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    with write_whole(folder / path.name) as partial:
+        shutil.copyfile(path, partial)
+    return folder / path.name
 
 
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _HEATMAPS_PER_CLASS) -> list[int]:

@@ -1,5 +1,7 @@
 """Test results are those of the checkpoints, and figures show what they say."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,12 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from dataset.folders import read_folder
+from helpers import digests
 from models import build_model
 from pipeline import tester
 from pipeline.checkpoints import CHECKPOINTS, Checkpoint
 from pipeline.data import load_test_set
-from pipeline.figures import plot_heatmap
+from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware
 from pipeline.settings import Settings
 from pipeline.tester import choose_examples, class_activation_maps
@@ -83,10 +86,35 @@ def test_figures_of_every_checkpoint_and_test_set(two_sets):
             assert min(image.size) > 300
 
 
+@pytest.mark.parametrize("two_sets", [True], indirect=True)
+def test_checkpoints_of_one_epoch_are_explained_once(two_sets, monkeypatch):
+    first, second, third = (two_sets.folder / f"{name}.pt" for name in CHECKPOINTS)
+    shutil.copy(first, second)
+    explained = []
+    maps = tester.class_activation_maps
+    monkeypatch.setattr(tester, "class_activation_maps", lambda *given: explained.append(1) or maps(*given))
+    two_sets.test()
+    assert len(explained) == 2 * len(two_sets.test_sets)
+    drawn = [digests(two_sets.folder / "heatmaps" / file.stem) for file in (first, second, third)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].keys() == drawn[2].keys()
+    assert not drawn[0].items() & drawn[2].items()
+
+
+def test_an_earlier_image_leaves_nothing_in_the_figure(tmp_path):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    used = HeatmapFigure(28, 28)
+    used.save(images[0], np.zeros((28, 28)), "an earlier one", tmp_path / "earlier.png")
+    for name, figure in (("used", used), ("new", HeatmapFigure(28, 28))):
+        figure.save(images[1], np.linspace(0, 1, 784).reshape(28, 28), "", tmp_path / f"{name}.png")
+    assert (tmp_path / "used.png").read_bytes() == (tmp_path / "new.png").read_bytes()
+
+
 def test_a_small_grey_image_is_drawn_grey_and_large(tmp_path):
     image = np.full((28, 28, 1), 128, dtype=np.uint8)
     image[7:21, 7:21] = 200
-    plot_heatmap(image, np.zeros((28, 28)), "", tmp_path / "heatmap.png")
+    HeatmapFigure(28, 28).save(image, np.zeros((28, 28)), "", tmp_path / "heatmap.png")
     with Image.open(tmp_path / "heatmap.png") as drawn:
         pixels = np.asarray(drawn.convert("RGB"))
     areas = [(pixels == grey).all(axis=2).sum() for grey in (128, 200)]
