@@ -58,9 +58,9 @@ class Plan:
 
 PLANS = {
     "published": Plan(
-        images={"SmallVGG": 100_000, "SmallResNet": 40_000, "SmallEfficientNet": 100_000, "HybridVGGResNet": 60_000},
+        images={"SmallVGG": 120_000, "SmallResNet": 50_000, "SmallEfficientNet": 120_000, "HybridVGGResNet": 80_000},
         learning_rate=1e-3,
-        patience=2,
+        patience=3,
         recipes={"TRAIN": "adam", "TRAIN2": "adam", "TEST": "adam-crop", "TRAIN3": "adam-crop"},
     ),
     "best": Plan(
