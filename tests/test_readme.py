@@ -1,11 +1,13 @@
 """The README tells of every program and flag that there is, and of no other."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from helpers import REPOSITORY, start
 
@@ -104,3 +106,33 @@ def test_a_dataset_is_added_as_told(tmp_path):
     result = start(program, *flags, "-e", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "as cat  as dog" in result.stdout
+
+
+@pytest.fixture
+def place(make_folder, tmp_path):
+    """A folder as a reader has it: the sources, a virtual environment, a trained run, and images to ask about."""
+    for name, target in (("src", REPOSITORY / "src"), ("parameters", REPOSITORY / "parameters"), (".venv", sys.prefix)):
+        (tmp_path / name).symlink_to(target)
+    folders = make_folder("train", {"Axe": 6, "Book": 6}), make_folder("folder", {"Axe": 2, "Book": 2})
+    Image.new("RGB", (40, 30), "brown").save(tmp_path / "photo.jpg")
+    flags = ("-m", "SmallVGG", "-e", 1, "-o", "trained", "--wandb", "disabled")
+    result = start("main.py", *flags, "-d", folders[0], "-t", folders[1], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (run,) = (tmp_path / "trained").iterdir()
+    (tmp_path / "saved_models").mkdir()
+    run.rename(tmp_path / "saved_models" / "RUN")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_blocks_marked_as_runnable_run(place):
+    blocks = re.findall(r"^```bash runnable\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 3
+    for block in blocks:
+        result = subprocess.run(
+            ["bash", "-euc", block], cwd=place, env={**os.environ, "WANDB_MODE": "disabled"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, f"{block}\n{result.stderr}"
+    assert len((place / "answers.csv").read_text().splitlines()) == 5
+    assert len(list((place / "maps").rglob("*.png"))) == 4

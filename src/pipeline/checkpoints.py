@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint, whole or not at all."""
-        save_state(asdict(self), path)
+        save_state(vars(self), path)
 
     @classmethod
     def load(cls, path: Path, model_type: str) -> Checkpoint:

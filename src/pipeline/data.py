@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +144,7 @@ class TrainingData:
     Attributes:
         augmented: how many augmented images there are.
         left_out: how many of them neither side gets, because their source validates or is not known.
+        digest: of the names of all that train and all that validate.
     """
 
     classes: tuple[str, ...]
@@ -149,6 +152,7 @@ class TrainingData:
     validation: ImageBatches
     augmented: int
     left_out: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,17 @@ def load_training_data(folder: ImageFolder, input_size: tuple[int, int, int], ca
     decoded = decode_images(folder, input_size, cache)
     split = split_folder(folder, _readable(folder, decoded.unreadable))
     train, validation = (ImageBatches(decoded, folder.labels, places) for places in (split.train, split.validation))
-    return TrainingData(folder.classes, train, validation, int(folder.augmented.sum()), split.left_out)
+    augmented = int(folder.augmented.sum())
+    return TrainingData(folder.classes, train, validation, augmented, split.left_out, _digest(folder, split))
+
+
+def _digest(folder: ImageFolder, split: Split) -> str:
+    digest = hashlib.sha256()
+    for places in (split.train, split.validation):
+        for place in places:
+            digest.update(os.fsencode("/".join(("", *folder.paths[place].parts[-2:]))))
+        digest.update(b"\0")
+    return digest.hexdigest()
 
 
 def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TestSet:

@@ -62,7 +62,7 @@ class Trainer:
         self.model = model.to(hardware.device, memory_format=torch.channels_last)
         self.averaged = self._make_average()
         self.evaluated = self.averaged.module if self.averaged else self.model
-        self.classes = data.classes
+        self.classes, self.images = data.classes, data.digest
         self._make_loaders(data)
         self.optimizer = EagerAdamW(
             model.trainable_parameters(),
@@ -284,6 +284,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
+            "images": self.images,
             **{name: getattr(self, name) for name in _PROGRESS},
         }
         save_state(state, self.folder / "last.pt")
@@ -308,8 +309,14 @@ class Trainer:
                 self.averaged.load_state_dict(state["averaged"])
             for name in _PROGRESS:
                 setattr(self, name, state[name])
+            images = state["images"]
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{file} does not fit {self.settings.model_type}: begin anew with --restart") from error
+        if images != self.images:  # another split: it might validate on what it has been trained on
+            raise UserError(
+                f"{self.settings.data_dir} does not hold the images that {self.folder} was begun with: "
+                "bring them back, or begin anew with --restart"
+            )
 
 
 def _columns(side: str, scores: Scores) -> dict[str, float]:

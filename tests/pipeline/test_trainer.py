@@ -4,9 +4,11 @@ import csv
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.optim.lr_scheduler import OneCycleLR
 
 import pipeline.trainer
@@ -45,6 +47,15 @@ def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
         return Trainer(model, data, settings, hardware, Logger(settings, {}, "Tiny", "id"))
 
     return make
+
+
+def test_does_not_go_on_with_other_images(trainer):
+    trainer(num_epochs=1).fit()
+    Image.new("RGB", (20, 20)).save("data/A/added.png")
+    with pytest.raises(UserError, match=r"data does not hold the images that .* was begun with: bring them back, or"):
+        trainer(num_epochs=2)
+    Path("data/A/added.png").unlink()
+    trainer(num_epochs=2).fit()
 
 
 def weights_of(trainer, name):
