@@ -20,5 +20,4 @@ source src/cluster.sh
 
 [ $# -eq 9 ] || refuse "$# arguments, not 9" "$usage"
 activate_environment
-trap '[ $? -ne 2 ] || echo "$usage" >&2' EXIT
 run_resumable python src/sweep.py /dev/stdin <<<"$*" # which checks them, as a line of a parameter file

@@ -19,9 +19,9 @@ from common import ArgumentParser, run_program
 from dataset.folders import read_folder
 from models import MODELS, build_model
 from pipeline.cache import Cache
-from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_test_set
-from pipeline.settings import Settings
+from pipeline.settings import CHECKPOINTS, Settings
 
 PER_CLASS = 9
 

@@ -13,8 +13,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,6 +47,18 @@ class ArgumentParser(argparse.ArgumentParser):
 def printable(text: object) -> str:
     """A text on one line, without what a terminal would act upon or cannot show."""
     return "".join(sign if sign.isprintable() else "?" for sign in str(text))
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, with columns as wide as need be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def first_free(path_of: Callable[[int], Path]) -> Path:
+    """The first of the paths numbered from 1 that nothing has yet."""
+    return next(path for number in count(1) if not (path := path_of(number)).exists())
 
 
 @contextmanager

@@ -36,10 +36,11 @@ def main() -> int:
     arguments = _parse()
     # torch and FiftyOne take seconds to import: --help and errors do not wait for them
     from pipeline.exploration import find_test_sets, test_again
-    from pipeline.hardware import return_freed_memory
+    from pipeline.hardware import return_freed_memory, use_what_was_given
     from pipeline.prediction import load_run
 
     return_freed_memory()
+    use_what_was_given()
     run = load_run(arguments.run, arguments.checkpoint)
     folders = find_test_sets(arguments.run, run.classes)
     results = sys.stdout

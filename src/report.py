@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from common import ArgumentParser, UserError, run_program
 from plotting import save_figure
 from reporting.comparison import TOP, Report, make_report
 from reporting.figures import draw_runs
-from reporting.results import GROUPS, MOST_IMAGES, Run, read_models, read_table, shown, write_table
+from reporting.results import MOST_IMAGES, Run, read_models, read_table, shown, write_table
 from reporting.tables import as_markdown, as_text, make_tables, to_json
 
 _log = logging.getLogger(__name__)
@@ -110,10 +111,10 @@ def _write_table(runs: Sequence[Run], file: Path) -> None:
 
 def draw_figures(report: Report, directory: Path) -> None:
     """Draws the best runs of each group, and the best run of each, into a folder."""
-    for group in GROUPS:
-        if members := report.groups.get(group):
-            title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} runs by test accuracy"
-            save_figure(draw_runs(members[:TOP], title), directory / f"{group}_top5.png")
+    for group, members in report.groups.items():
+        title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} runs by test accuracy"
+        file = re.sub(r"[^\w.-]", "_", group) + "_top5.png"
+        save_figure(draw_runs(members[:TOP], title), directory / file)
     overall = draw_runs(report.best[:TOP], "Best run of each group by test accuracy", with_groups=True)
     save_figure(overall, directory / "overall_top5.png")
 

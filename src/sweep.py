@@ -97,7 +97,9 @@ def _count_epochs(history: Path) -> int | str:
     try:
         with history.open(newline="") as file:
             return len(list(csv.DictReader(file)))
-    except (FileNotFoundError, ValueError, csv.Error):
+    except FileNotFoundError:  # which is written at the end of the first
+        return 0
+    except (ValueError, csv.Error):
         return f"?, {history} is damaged"
 
 

@@ -13,7 +13,8 @@ from dataset import sample
 from dataset.augmentation_data import resize_or_pad_image
 from helpers import start
 from models import build_model
-from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.checkpoints import Checkpoint
+from pipeline.settings import CHECKPOINTS
 from pipeline.tester import class_activation_maps
 
 pytestmark = pytest.mark.slow

@@ -18,9 +18,8 @@ import report as report_program
 from common import run_program
 from helpers import REPOSITORY, digests, start
 from models import MODELS, model_class
-from pipeline.checkpoints import CHECKPOINTS
 from pipeline.measures import wilson_interval
-from pipeline.settings import Settings
+from pipeline.settings import CHECKPOINTS, Settings
 from reporting import results
 from reporting.comparison import (
     PAIRED,
@@ -118,8 +117,7 @@ def program(tmp_path, monkeypatch, capsys, caplog):
 # Names and groups.
 
 
-def test_agrees_with_the_pipeline_on_checkpoints_and_groups():
-    assert results.CHECKPOINTS == CHECKPOINTS
+def test_agrees_with_the_models_on_groups():
     assert [model_class(model).group for model in MODELS] == list(GROUPS)
     assert results.shown("ResNet") == "ResNet18"
     assert {f"{group}_top5.png" for group in GROUPS} > FIGURES
@@ -584,6 +582,12 @@ def test_the_overall_figure_names_groups_and_all_settings():
     labels, _ = texts(draw_runs(runs, "Title", with_groups=True))
     assert labels == [f"{name}\nfrom scratch\nnot augmented\nlr 0.001\nwd 0.01\ngamma 0.95"
                       for name in ("ResNet18", "CNNBasic")]  # fmt: skip
+
+
+def test_a_group_of_any_name_has_its_figure(program, models_dir):
+    write_metrics(models_dir, make_metrics("own", "My / own", (0.5, 0.5, 0.5)))
+    assert program("--figures-dir", "figures")[0] == 0
+    assert Path("figures/My___own_top5.png").exists()
 
 
 def test_a_groups_old_figure_is_left_alone(program, models_dir):

@@ -93,9 +93,7 @@ class TestScripts:
     def test_a_value_that_is_no_value_is_named(self, place):
         result = call("run_cluster.sh", "ResNet", "False", "many", *NINE[3:], cwd=place)
         assert result.returncode == 2
-        error, usage = result.stderr.splitlines()
-        assert error == "error: /dev/stdin:1: num_epochs many: must be a whole number"
-        assert usage.startswith("usage: sbatch run_cluster.sh MODEL ")
+        assert result.stderr == "error: /dev/stdin:1: num_epochs many: must be a whole number\n"
 
     @pytest.mark.parametrize("environment", ["venv:", "venv:nowhere", "conda:", "poetry", "conda:x"])
     def test_an_environment_that_is_not_there(self, place, environment):

@@ -11,9 +11,8 @@ import pipeline.run
 import sweep as program
 from common import UserError
 from helpers import REPOSITORY, digests, start
-from pipeline.checkpoints import CHECKPOINTS
 from pipeline.parameters import FIELDS, write_line
-from pipeline.settings import Settings
+from pipeline.settings import CHECKPOINTS, Settings
 
 
 @pytest.fixture
@@ -126,6 +125,21 @@ def test_an_interrupted_run_is_taken_up_where_it_was(runs, trained, monkeypatch)
     assert states == ["finished", "interrupted after epoch 1", "to do", "to do"]
     assert program.sweep(runs)
     assert trained == [runs[place].run_name for place in (0, 1, 1, 2, 3)]
+
+
+def test_a_run_that_was_stopped_in_its_first_epoch_is_at_none(runs):
+    runs[0].run_dir.mkdir(parents=True)
+    (runs[0].run_dir / "last.pt").touch()
+    assert program.describe_state(runs[0]) == "interrupted after epoch 0"
+
+
+def test_a_run_keeps_its_precision_wherever_it_is_looked_at(runs):
+    bf16, auto = (dataclasses.replace(runs[0], precision=precision) for precision in ("bf16", "auto"))
+    assert program.sweep([bf16])
+    assert program.describe_state(auto) == "finished"
+    (auto.run_dir / "metrics.json").unlink()
+    assert program.sweep([auto])
+    assert json.loads((auto.run_dir / "settings.json").read_text())["precision"] == "bf16"
 
 
 def test_settings_that_differ_from_a_finished_run_are_told(runs):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this fil
 from common import ArgumentParser, UserError, printable, run_program
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates
 from dataset.examining import Examined, examine
-from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, has_classes, image_files, passed_over
+from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, image_files, own_class_names, passed_over
 from dataset.moving import finish_moves, set_aside
 from dataset.shift import Aspect, in_short, measure_shift
 
@@ -74,31 +74,38 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
 
     Augmented images are looked at only for whether they can be read: that they resemble their source is their purpose.
 
+    Args:
+        dataset_dir: a folder a class.
+        testing_dirs: may have images of some classes only, or of none yet.
+
     Raises:
-        UserError: a folder is missing, has fewer than two classes or no images, or lies in another.
+        UserError: a folder is missing, or lies in another, or the training folder has fewer than two classes or no
+            images.
     """
     check_apart([dataset_dir, *testing_dirs])
-    folders = [directory for directory in testing_dirs if has_classes(directory)] + [dataset_dir]
+    classes = {directory: own_class_names(directory) for directory in testing_dirs}
+    classes[dataset_dir] = class_names(dataset_dir)
     unreadable: dict[Path, str] = {}
     examined: dict[Path, list[Examined]] = {}
-    for directory in folders:
-        names = class_names(directory)
-        examined[directory], bad = examine([path for name in names for path in image_files(directory / name)])
-        if not (examined[directory] or bad):
+    for directory, names in classes.items():
+        found, bad = examine([path for name in names for path in image_files(directory / name)])
+        if found or bad:
+            examined[directory] = found
+        elif directory == dataset_dir:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
         augmented = [path for name in names for path in image_files(directory / (name + AUGMENTED))]
         unreadable |= bad | examine(augmented)[1]
         for name in names:
             unreadable |= passed_over(directory / name) | passed_over(directory / (name + AUGMENTED))
     return Report(
-        images={directory: _count_classes(directory, examined[directory]) for directory in reversed(folders)},
+        images={
+            directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())
+        },
         unreadable=dict(sorted(unreadable.items())),
         twins=_find_twins(dataset_dir, examined),
         shift={
-            directory: measure_shift(
-                examined[dataset_dir], _labels(examined[dataset_dir]), examined[directory], _labels(examined[directory])
-            )
-            for directory in folders
+            directory: measure_shift(examined[dataset_dir], _labels(examined[dataset_dir]), images, _labels(images))
+            for directory, images in examined.items()
             if directory != dataset_dir
         },
     )
@@ -151,9 +158,9 @@ def _labels(images: Sequence[Examined]) -> np.ndarray:
     return np.array([image.path.parent.name for image in images])
 
 
-def _count_classes(directory: Path, images: Sequence[Examined]) -> dict[str, int]:
+def _count_classes(names: Sequence[str], images: Sequence[Examined]) -> dict[str, int]:
     labels = _labels(images)
-    return {name: int((labels == name).sum()) for name in class_names(directory)}
+    return {name: int((labels == name).sum()) for name in names}
 
 
 def describe(report: Report) -> Iterator[str]:

@@ -173,8 +173,8 @@ def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = 
     """Brings every class up to the size of the largest with images of 224x224 in `<class>_augmented/`.
 
     Each is made from a random image of the class by 1 to 6 of the six transforms, in random order. It depends only on
-    the seed, the class and its own number, so that it is the same on any number of cores, and what is there already is
-    not made again. Augmented images that are too many, or whose source has left the class, are moved to
+    the seed, its own number and the images of the class, so that it is the same on any number of cores; what is there
+    already is not made again. Augmented images that are too many, or whose source has left the class, are moved to
     `<dataset_dir>/left_out/`.
 
     Returns:

@@ -8,6 +8,7 @@ Each step does what is missing and leaves what is right alone, so that the progr
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -60,19 +61,19 @@ def make_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _get_images(arguments: argparse.Namespace) -> None:
-    from dataset.folders import class_names, has_classes
+    from dataset.folders import class_names, own_class_names
 
     dataset_dir, testing_dir = arguments.dataset_dir, arguments.testing_dir
     if arguments.source == "openimages":
         from dataset.preparedataset import CLASSES, fetch
 
-        classes = class_names(dataset_dir) if dataset_dir.is_dir() and has_classes(dataset_dir) else CLASSES
+        classes = class_names(dataset_dir) if dataset_dir.is_dir() and own_class_names(dataset_dir) else CLASSES
         _say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
         from dataset.sample import write_sample
 
         _say("sample", f"{write_sample(dataset_dir, testing_dir, arguments.seed)} images drawn")
-    elif not has_classes(dataset_dir):
+    elif not own_class_names(dataset_dir):
         raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
 
 
@@ -96,11 +97,11 @@ def _check(arguments: argparse.Namespace) -> None:
         tell_left_out(directory, inside)
     if report.leaks and not arguments.allow_leaks:
         first = report.leaks[0]
+        command = [sys.executable, "src/dataset/audit.py", "--fix", "--dataset-dir", str(arguments.dataset_dir)]
         raise UserError(
             f"{len(report.leaks)} images to train on show the same as test images: {first.path} and {first.of}; "
-            f"`{sys.executable} src/dataset/audit.py --fix --dataset-dir {arguments.dataset_dir} --testing-dir "
-            f"{' '.join(map(str, testing_dirs))}` moves them out of training, and what else is wrong; "
-            "--allow-leaks goes on with them"
+            f"`{shlex.join([*command, '--testing-dir', *map(str, testing_dirs)])}` moves them out of training, "
+            "and what else is wrong; --allow-leaks goes on with them"
         )
 
 

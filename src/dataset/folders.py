@@ -115,13 +115,24 @@ def class_names(directory: Path) -> tuple[str, ...]:
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
     folders = _class_folders(directory)
-    names = sorted(name for name in folders if not name.endswith(AUGMENTED))
+    names = own_class_names(directory)
     if orphans := sorted(folders - set(names) - {name + AUGMENTED for name in names}):
         raise UserError(f"{directory / orphans[0]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
     if not names:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
     _check_names(directory, names)
     return tuple(names)
+
+
+def own_class_names(directory: Path) -> list[str]:
+    """The names of whatever class folders there are in a directory, sorted.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise UserError(f"there is no folder {directory}")
+    return sorted(name for name in _class_folders(directory) if not name.endswith(AUGMENTED))
 
 
 def _check_names(directory: Path, names: Sequence[str]) -> None:
@@ -207,17 +218,6 @@ def find_images(directory: Path, on_error: Callable[[OSError], object]) -> Itera
                 yield path
 
 
-def has_classes(directory: Path) -> bool:
-    """Whether there is a folder with class folders in it.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    if not directory.is_dir():
-        raise UserError(f"there is no folder {directory}")
-    return bool(_class_folders(directory))
-
-
 def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
     """Lists the images of every class; opens none, but reads an `.npz` file.
 
@@ -237,10 +237,10 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
     others: dict[Path, str] = {}
     for label, name in enumerate(classes):
         originals = image_files(directory / name)
-        others |= passed_over(directory / name)
+        unused = passed_over(directory / name)
         if not originals:
-            reason = f": {next(iter(others))} is {others[next(iter(others))]}" if others else ""
-            raise UserError(f"{directory / name} has no images{reason}")
+            raise UserError(": ".join([f"{directory / name} has no images", *map(str, next(iter(unused.items()), ()))]))
+        others |= unused
         made = image_files(directory / (name + AUGMENTED)) if with_augmented else []
         others |= passed_over(directory / (name + AUGMENTED)) if with_augmented else {}
         paths += originals + made

@@ -11,7 +11,9 @@ from pathlib import Path
 from common import UserError, write_whole
 from dataset.tables import read_rows, write_rows
 
-_LOG, _NAMES = "log.csv", ("file", "moved_to")
+_LOG, _PENDING = "log.csv", ".pending.csv"
+_FILES = ("file", "moved_to")
+_COLUMNS = (*_FILES, "reason")
 
 
 def move_file(source: Path, target: Path) -> None:
@@ -44,34 +46,36 @@ def set_aside(directory: Path, place: str, reasons: Mapping[Path, str]) -> None:
         place: `REJECTED` or `LEFT_OUT`.
         reasons: files below the directory, each with the reason.
     """
-    if not reasons:
-        return
-    files = {path.relative_to(directory).as_posix(): reason for path, reason in sorted(reasons.items())}
-    rows = [
-        row for row in read_rows(directory / place / _LOG, _NAMES)
-        if row["file"] not in files or (directory / row["moved_to"]).exists()
-    ]  # fmt: skip
-    taken = {row["moved_to"] for row in rows}
-    moves = {file: _free_name(directory, f"{place}/{file}", taken) for file in files}
-    rows += [{"file": file, "moved_to": moves[file], "reason": reason} for file, reason in files.items()]
-    write_rows(directory / place / _LOG, (*_NAMES, "reason"), sorted(rows, key=lambda row: row["moved_to"]))
-    for file, target in moves.items():
-        move_file(directory / file, directory / target)
+    finish_moves(directory, place)
+    taken: set[str] = set()
+    rows = []
+    for path, reason in sorted(reasons.items()):
+        if path.exists():  # else a move that was broken off earlier has just been finished
+            file = path.relative_to(directory).as_posix()
+            rows.append({"file": file, "moved_to": _free_name(directory, f"{place}/{file}", taken), "reason": reason})
+            taken.add(rows[-1]["moved_to"])
+    if rows:
+        write_rows(directory / place / _PENDING, _COLUMNS, rows)
+        finish_moves(directory, place)
 
 
 def finish_moves(directory: Path, place: str) -> int:
-    """Moves what is in the log and has not been moved yet.
+    """Moves what `set_aside` was about to move, and logs it.
 
     Returns:
         How many files were moved.
     """
-    moved = 0
-    for row in read_rows(directory / place / _LOG, _NAMES):
-        source, target = directory / row["file"], directory / row["moved_to"]
-        if source.exists() and not target.exists():
-            move_file(source, target)
-            moved += 1
-    return moved
+    pending, log = directory / place / _PENDING, directory / place / _LOG
+    rows = read_rows(pending, _FILES)
+    moves = [row for row in rows if (directory / row["file"]).exists()]
+    for row in moves:
+        move_file(directory / row["file"], directory / row["moved_to"])
+    if rows:
+        logged = {row["moved_to"]: row for row in (*read_rows(log, _FILES), *rows)}
+        kept = ({column: logged[target].get(column) for column in _COLUMNS} for target in sorted(logged))
+        write_rows(log, _COLUMNS, kept)
+        pending.unlink()
+    return len(moves)
 
 
 def _free_name(directory: Path, name: str, taken: set[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,9 +65,9 @@ def measure_shift(
 
     Args:
         training: N images.
-        training_labels: (N,) int.
+        training_labels: (N,) of any type.
         testing: M images.
-        testing_labels: (M,) int.
+        testing_labels: (M,), likewise.
 
     Returns:
         The aspects, in the order in which a person should hear of them; none where no class has two training images
@@ -99,7 +99,7 @@ def _weights(places: Sequence[np.ndarray], count: int) -> np.ndarray:
     return weights
 
 
-def _random_parts(labels: np.ndarray, sizes: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _random_parts(labels: np.ndarray, sizes: dict[Any, int]) -> tuple[np.ndarray, np.ndarray]:
     """Weights (100, N) of one part and of the rest."""
     generator = np.random.default_rng(0)
     first, second = [], []

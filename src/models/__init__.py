@@ -54,8 +54,6 @@ def build_model(
     """
     architecture = model_class(name)
     if not pretrained:
-        if freeze_point not in (None, "none"):
-            raise UserError(f"--freeze-to {freeze_point} without --pretrained would freeze random weights")
         return architecture(num_classes)
     if not architecture.freeze_points:
         raise UserError(f"{name} has no pretrained weights, it is trained from scratch: leave out -p/--pretrained")

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from common import UserError, write_whole
 
-CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
-
 
 @dataclass(frozen=True)
 class Checkpoint:

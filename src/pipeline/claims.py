@@ -24,13 +24,13 @@ _SILENCE = 600  # seconds without one, after which an owner on another machine i
 
 
 def unclaimed_runs(
-    runs: Sequence[Settings], has_finished: Callable[[Settings], bool], name: str, wait: bool = False
+    runs: Sequence[Settings], has_finished: Callable[[Settings], object], name: str, wait: bool = False
 ) -> Iterator[Settings]:
     """Goes through the runs that are to do, with a bar; several programs that do so at once share them.
 
     Args:
         runs: in the order in which to do them.
-        has_finished: whether a run needs no more doing.
+        has_finished: is true of a run that needs no more doing.
         name: for the bar.
         wait: for the programs that are at work on what is left; otherwise it is left to them.
 

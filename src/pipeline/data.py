@@ -73,12 +73,12 @@ class ImageBatches(Dataset):
     """Batches as slices of the decoded images. Asked for a list of places, it answers with one batch.
 
     Attributes:
-        decoded: the images of a folder.
+        decoded: the images of a folder, or what frozen layers make of them.
         labels: theirs, (N,) int64.
         places: (M,) int, which of them these batches are made from.
     """
 
-    def __init__(self, decoded: DecodedImages, labels: np.ndarray, places: np.ndarray) -> None:
+    def __init__(self, decoded: DecodedImages | np.memmap, labels: np.ndarray, places: np.ndarray) -> None:
         self.decoded, self.labels, self.places = decoded, torch.from_numpy(labels), places
 
     def __len__(self) -> int:

@@ -42,7 +42,7 @@ def joined_processes() -> Iterator[None]:
     except UserError:
         if first:
             raise
-        sys.exit(2)  # the first process has met the same error, and says it
+        sys.exit(2)  # the first process says what is wrong
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

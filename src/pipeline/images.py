@@ -88,7 +88,7 @@ def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, i
 def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
     digest = hashlib.sha256(f"{_FORM} {input_size}".encode())
     here = os.getcwd()
-    archive = None if folder.arrays is None else _version(folder.directory)
+    archive = None if folder.arrays is None else _version(folder.paths[0].parents[1])  # FILE/label/number
     for path in folder.paths:
         digest.update(os.fsencode(f"\0{os.path.join(here, path)}\0{archive or _version(path)}"))
     digest.update(folder.inverted.tobytes())

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import UserError, remove_partial, write_whole
+from common import UserError, align, first_free, remove_partial, write_whole
 from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
-from pipeline.checkpoints import CHECKPOINTS, read_json
+from pipeline.checkpoints import read_json
 from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data, name_test_set
 from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
 from pipeline.logger import Logger
 from pipeline.measures import score_classes, wilson_interval
-from pipeline.settings import Settings
+from pipeline.settings import CHECKPOINTS, Settings
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
 
@@ -55,7 +55,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
         return finished if distributed.is_first() else None
     return_freed_memory()
     use_what_was_given()
-    hardware = Hardware.choose(settings.precision)
+    hardware = _choose_hardware(settings)
     described = _describe(settings, hardware, classes)
 
     torch.manual_seed(settings.seed)
@@ -101,7 +101,7 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder] = ()) ->
     folders = folders or check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     if settings.restart:
         return None
-    _check_same(settings.run_dir, _describe(settings, Hardware.choose(settings.precision), folders[0].classes))
+    _check_same(settings.run_dir, _describe(settings, _choose_hardware(settings), folders[0].classes))
     file = settings.run_dir / "metrics.json"
     if file.exists():
         metrics = _read_metrics(file, folders)
@@ -131,6 +131,15 @@ def _read_metrics(file: Path, folders: Sequence[ImageFolder]) -> dict[str, Any]:
     return metrics
 
 
+def _choose_hardware(settings: Settings) -> Hardware:
+    """What there is, in the precision that is asked for; "auto" is that which the run was begun in, if it was."""
+    precision, file = settings.precision, settings.run_dir / "settings.json"
+    if precision == "auto" and file.exists() and not settings.restart:
+        begun_in = read_json(file).get("precision")
+        precision = begun_in if begun_in in ("fp32", "bf16") else precision
+    return Hardware.choose(precision)
+
+
 def _describe(settings: Settings, hardware: Hardware, classes: tuple[str, ...]) -> dict[str, Any]:
     return {**settings.to_json(), "precision": hardware.precision, "classes": list(classes)}
 
@@ -156,9 +165,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
     """Makes the run's folder, or moves an earlier one aside and makes it; returns the id of the run in wandb."""
     folder = settings.run_dir
     if settings.restart and folder.exists():
-        number = 1
-        while (aside := settings.output_dir / "replaced" / f"{folder.name}_{number}").exists():
-            number += 1
+        aside = first_free(lambda number: settings.output_dir / "replaced" / f"{folder.name}_{number}")
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
         _log.info("the earlier run is now %s", aside)
@@ -232,7 +239,7 @@ def results_table(metrics: dict[str, Any]) -> str:
                 name, str(results["epoch"]), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
                 f"{scores['accuracy']:.1%}", f"{scores['per_class_accuracy']:.1%}",
             ))  # fmt: skip
-    return _align(rows)
+    return align(rows)
 
 
 def class_tables(metrics: dict[str, Any]) -> str:
@@ -252,11 +259,5 @@ def class_tables(metrics: dict[str, Any]) -> str:
             shares = (of_class.precision, of_class.recall, of_class.f1)
             percents = ("-" if share is None else f"{share:.1%}" for share in shares)
             rows.append((name, str(of_class.images), *percents, *(str(count) for count in taken if shown)))
-        tables.append(f"{title}\n{_align(rows)}")
+        tables.append(f"{title}\n{align(rows)}")
     return "\n\n".join(tables)
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -15,6 +15,8 @@ from common import ArgumentParser, UserError
 from models import ALIASES, MODELS
 from pipeline.recipes import RECIPES
 
+CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")  # that a run keeps
+
 _METAVARS = {int: "N", float: "X", Path: "DIR"}  # how --help shows a value of that type
 
 

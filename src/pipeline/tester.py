@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from common import write_whole
 from models.base import Classifier
-from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
 from pipeline.figures import HeatmapFigure, plot_confusion, plot_reliability
 from pipeline.hardware import Hardware
 from pipeline.inference import predict
 from pipeline.measures import Calibration, score_classes, wilson_interval
 from pipeline.metrics import Scores
-from pipeline.settings import Settings
+from pipeline.settings import CHECKPOINTS, Settings
 
 _HEATMAPS_PER_CLASS = 3
+_BATCH = 32  # images that are explained at once
 
 
 class Tester:
@@ -141,7 +142,7 @@ def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int 
 
 
 def class_activation_maps(model: Classifier, images: Tensor, targets: Sequence[int]) -> np.ndarray:
-    """Where a model looks: Grad-CAM (Selvaraju et al., 2017) of all images in one batch.
+    """Where a model looks: Grad-CAM (Selvaraju et al., 2017), many images at a time.
 
     Args:
         model: frozen or not; its gradients and modes are left as they were, but for being in `eval`.
@@ -156,8 +157,12 @@ def class_activation_maps(model: Classifier, images: Tensor, targets: Sequence[i
 
     layer = model.get_submodule(model.cam_layer)
     model.eval()
+    explained = [ClassifierOutputTarget(int(target)) for target in targets]
     with _differentiable_behind(model, layer), GradCAM(model, [layer]) as grad_cam:
-        return grad_cam(model.normalise(images), [ClassifierOutputTarget(int(target)) for target in targets])
+        return np.concatenate([
+            grad_cam(model.normalise(images[start : start + _BATCH]), explained[start : start + _BATCH])
+            for start in range(0, len(images), _BATCH)
+        ])  # fmt: skip
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Trainer:
         data: TrainingData,
         settings: Settings,
         hardware: Hardware,
-        logger: Logger,
+        logger: Logger | None,
     ) -> None:
         self.settings, self.hardware, self.logger = settings, hardware, logger
         self.folder = settings.run_dir
@@ -325,8 +325,7 @@ def _columns(side: str, scores: Scores) -> dict[str, float]:
 
 def _not_finite(place: str, learning_rate: float) -> UserError:
     return UserError(
-        f"the loss is no longer a finite number {place}, at a learning rate of {learning_rate:g}: "
-        "try a lower one (-l) with --restart"
+        f"the loss is no longer a finite number {place}, at a learning rate of {learning_rate:g}: try a lower one (-l)"
     )
 
 

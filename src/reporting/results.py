@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import UserError, write_whole
+from common import UserError, first_free, printable, write_whole
 from models import ALIASES, MODELS
+from pipeline.settings import CHECKPOINTS
 
-CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")  # as pipeline.checkpoints has them, which imports torch
 _SCORES = ("accuracy", "loss", "per_class_accuracy")
 SCORE_COLUMNS = (
     *(f"test_{score}_{checkpoint}" for checkpoint in CHECKPOINTS for score in _SCORES),
@@ -243,8 +243,7 @@ def _number(value: Any) -> float | None:
 
 
 def _printable(text: Any) -> str:
-    """On one line, without what a terminal would act upon."""
-    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(str(text).split()))
+    return printable(" ".join(str(text).split()))
 
 
 def _note(place: str, run: Run | None, faults: Sequence[str]) -> list[str]:
@@ -284,7 +283,4 @@ def _holds_others(file: Path, runs: Sequence[Run]) -> bool:
 
 
 def _set_aside(file: Path) -> Path:
-    number = 1
-    while (aside := file.with_name(f"{file.stem}_replaced_{number}{file.suffix}")).exists():
-        number += 1
-    return file.rename(aside)
+    return file.rename(first_free(lambda number: file.with_name(f"{file.stem}_replaced_{number}{file.suffix}")))

@@ -28,6 +28,7 @@ PUBLISHED = {
 ROWS = tuple(PUBLISHED)
 MODELS = ("SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet")
 HALVES = {"TEST": ("TEST_black", "TEST_white")}  # sets that are tested on in parts
+_HALF_ROWS = tuple((trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ()))
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,22 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """Every accuracy, and what all runs took."""
-        halves = [(trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ())]
         rows = [
             {
                 "trained_on": trained,
                 "tested_on": tested,
                 "accuracies": {model: self.accuracies(trained, tested, model).round(4).tolist() for model in MODELS},
             }
-            for trained, tested in (*ROWS, *halves)
+            for trained, tested in (*ROWS, *_HALF_ROWS)
         ]
         return {"rows": rows, "seconds": round(self.seconds)}
 
 
 def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
     """The accuracies, beside the published ones if these are of the same sets, and those on the two halves of TEST."""
-    halves = [(trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ())]
     accuracies = {
         (trained, tested): [_spread(study.accuracies(trained, tested, model)) for model in MODELS]
-        for trained, tested in (*ROWS, *halves)
+        for trained, tested in (*ROWS, *_HALF_ROWS)
     }
     seeds = len(study.outcomes[ROWS[0][0], MODELS[0]])
     remark = f"Mean and standard deviation of {seeds} runs with different seeds." if seeds > 1 else "One run each."
@@ -96,7 +95,7 @@ def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
             accuracies[row] = [f"{ours} ({other:.2f})" for ours, other in zip(accuracies[row], published, strict=True)]
     took = f"The {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes, one after the other."
     header = ("trained on / tested on", *MODELS)
-    for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", halves, took)):
+    for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", _HALF_ROWS, took)):
         yield Table(title, header, [(" / ".join(row), *accuracies[row]) for row in rows], below)
 
 

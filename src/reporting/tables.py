@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
+from textwrap import indent
 from typing import Any, NamedTuple
 
+from common import align
 from pipeline.measures import wilson_interval
 from reporting.comparison import TOP, Choice, Effect, Report
 from reporting.results import Run, shown
@@ -119,10 +121,8 @@ def as_text(tables: Iterable[Table]) -> str:
 
 
 def _as_text(table: Table) -> str:
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in (table.header, *table.rows))  # fmt: skip
-    return "\n".join([table.title, *(f"  {line}" for line in lines), *([table.remark] if table.remark else [])])
+    lines = indent(align([table.header, *table.rows]), "  ")
+    return "\n".join([table.title, lines, *([table.remark] if table.remark else [])])
 
 
 def as_markdown(tables: Iterable[Table]) -> str:

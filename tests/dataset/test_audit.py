@@ -84,6 +84,28 @@ def test_names_every_file_that_cannot_be_read(folders):
     assert "truncated" in audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]
 
 
+def test_test_folders_may_lack_classes_and_images(folders):
+    dataset, testing = folders
+    shutil.rmtree(testing / "Book")
+    report = audit(dataset, [testing])
+    assert report.images[testing] == {"Axe": 6}
+    assert report.clean
+    shutil.rmtree(testing / "Axe")
+    (testing / "Axe").mkdir()
+    assert audit(dataset, [testing]).images.keys() == {dataset}
+
+
+def test_what_was_moved_back_stays(folders):
+    dataset, testing = folders
+    (dataset / "Axe/bad.jpg").write_text("bad")
+    fix(audit(dataset, [testing]))
+    draw_numbered("Axe", 0, False, 20)[0].save(dataset / "rejected/Axe/bad.jpg")
+    (dataset / "rejected/Axe/bad.jpg").rename(dataset / "Axe/bad.jpg")
+    result = start("dataset/audit.py", "--fix", "--dataset-dir", dataset, "--testing-dir", testing, cwd=dataset)
+    assert result.returncode == 0, result.stdout
+    assert (dataset / "Axe/bad.jpg").exists()
+
+
 def test_mending_keeps_one_of_each_and_loses_none(folders, tmp_path):
     dataset, testing = folders
     for number in range(3):

@@ -33,6 +33,14 @@ def test_leaves_other_files_alone(make_folder):
     assert [path.name for path in read_folder(folder).paths] == ["0000.PNG", "0001.png", "0000.png", "0001.png"]
 
 
+def test_a_class_without_images_says_what_it_has_instead(make_folder):
+    directory = make_folder("data", {"A": 2, "B": 1})
+    (directory / "A/notes.txt").touch()
+    (directory / "B/0000.png").rename(directory / "B/0000.heic")
+    with pytest.raises(UserError, match=r"B has no images: .*B/0000\.heic: its name does not end as an image's does"):
+        read_folder(directory)
+
+
 def test_augmented_images_are_listed_when_asked_for(make_folder):
     folder = make_folder("data", {"A": 1, "B": 1, "A_augmented": 2})
     assert not read_folder(folder).augmented.any()

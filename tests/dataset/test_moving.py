@@ -8,7 +8,7 @@ import pytest
 from common import UserError
 from dataset import moving
 from dataset.moving import finish_moves, move_file, set_aside
-from dataset.tables import read_rows
+from dataset.tables import read_rows, write_rows
 
 
 @pytest.fixture
@@ -71,12 +71,29 @@ def test_a_broken_off_move_is_finished(dataset, monkeypatch, moves_done):
     assert files(dataset) == {"A/2.jpg": "A/2.jpg", "rejected/A/1.jpg": "A/1.jpg", "rejected/B/1.jpg": "B/1.jpg"}
 
 
-def test_setting_aside_again_what_was_broken_off_leaves_one_row(dataset, monkeypatch):
-    monkeypatch.setattr(moving, "move_file", lambda source, target: None)
-    set_aside(dataset, "left_out", {dataset / "A/1.jpg": "x"})
+@pytest.mark.parametrize("function", ["write_rows", "move_file"])
+def test_setting_aside_again_what_was_broken_off_leaves_one_row(dataset, monkeypatch, function):
+    def stop(*arguments):
+        if function == "move_file" or arguments[0].name == "log.csv":
+            raise KeyboardInterrupt
+        write_rows(*arguments)
+
+    monkeypatch.setattr(moving, function, stop)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(dataset, "left_out", {dataset / "A/1.jpg": "x"})
     monkeypatch.undo()
     set_aside(dataset, "left_out", {dataset / "A/1.jpg": "x"})
     assert [row["moved_to"] for row in read_rows(dataset / "left_out/log.csv", ["moved_to"])] == ["left_out/A/1.jpg"]
+    assert [path.name for path in (dataset / "left_out").iterdir() if path.is_file()] == ["log.csv"]
+
+
+def test_what_was_moved_back_stays_and_may_be_moved_again(dataset):
+    for reason in ("first", "second"):
+        set_aside(dataset, "left_out", {dataset / "A/1.jpg": reason})
+        (dataset / "left_out/A/1.jpg").rename(dataset / "A/1.jpg")
+        assert finish_moves(dataset, "left_out") == 0
+    (row,) = read_rows(dataset / "left_out/log.csv", ["moved_to"])
+    assert row["reason"] == "second"
 
 
 def test_never_over_another_file(dataset):

@@ -15,12 +15,12 @@ from dataset.folders import read_folder
 from models import build_model
 from pipeline import recipes
 from pipeline.cache import Cache
-from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_training_data, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
-from pipeline.settings import Settings
+from pipeline.settings import CHECKPOINTS, Settings
 from pipeline.trainer import Trainer
 
 FP32, BF16 = (Hardware(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))

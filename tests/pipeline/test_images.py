@@ -1,6 +1,7 @@
 """Images are decoded once, and decoded anew when they change."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -275,3 +276,11 @@ def test_a_changed_archive_is_noticed(save_arrays, cache):
     after = decode_images(save_arrays(np.ones((4, 28, 28), np.float32), True), GREY, cache).pixels
     assert not before.any()
     assert after.all()
+
+
+def test_a_changed_archive_is_noticed_also_in_a_set_of_another_name(save_arrays, cache, tmp_path):
+    def pixels(images):
+        return decode_images(replace(save_arrays(images, True), directory=tmp_path / "TRAIN"), GREY, cache).pixels
+
+    assert not pixels(np.zeros((4, 28, 28))).any()
+    assert pixels(np.ones((4, 28, 28), np.float32)).all()

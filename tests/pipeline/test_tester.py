@@ -12,11 +12,11 @@ from dataset.folders import read_folder
 from helpers import digests
 from models import build_model
 from pipeline import tester
-from pipeline.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_test_set
 from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware
-from pipeline.settings import Settings
+from pipeline.settings import CHECKPOINTS, Settings
 from pipeline.tester import choose_examples, class_activation_maps
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -140,6 +140,15 @@ def test_maps_of_frozen_and_trainable_models(tiny_model, name, frozen):
     assert maps.any()
     assert all(parameter.requires_grad != frozen for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_many_images_are_explained_a_batch_at_a_time(tiny_model, monkeypatch):
+    monkeypatch.setattr(tester, "_BATCH", 2)
+    model = build_model("Tiny", 2)
+    images = torch.randint(0, 256, (5, *model.input_size), dtype=torch.uint8)
+    together = class_activation_maps(model, images, [0, 1, 0, 1, 0])
+    alone = [class_activation_maps(model, image[None], [place % 2])[0] for place, image in enumerate(images)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
 def test_maps_are_those_of_the_plain_way():

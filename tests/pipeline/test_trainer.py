@@ -275,7 +275,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(trainer, monkeyp
         run.fit()
     assert str(error.value) == (
         f"the loss is no longer a finite number in epoch 3, batch 3 of 4, at a learning rate of {rates[-1]:g}: "
-        "try a lower one (-l) with --restart"
+        "try a lower one (-l)"
     )
     assert [row["epoch"] for row in csv.DictReader((run.folder / "history.csv").open())] == ["1", "2"]
     for name in ("best_val_acc", "best_val_loss"):
