@@ -44,12 +44,14 @@ class Plan:
     """How the study trains.
 
     Attributes:
-        images: about how many images a run sees in all, by the model; a set of more is seen once.
+        shifted_images: about how many images a run on TRAIN or TRAIN2 sees in all; a set of more is seen once.
+        images: the same of a run on another set, by the model.
         learning_rate: of all epochs, or the highest of a cycle.
         patience: epochs without a lower validation loss before a run stops; None to go through all.
         recipes: by the set that is trained on.
     """
 
+    shifted_images: int
     images: Mapping[str, int]
     learning_rate: float
     patience: int | None
@@ -58,13 +60,15 @@ class Plan:
 
 PLANS = {
     "published": Plan(
-        images={"SmallVGG": 120_000, "SmallResNet": 50_000, "SmallEfficientNet": 120_000, "HybridVGGResNet": 80_000},
+        shifted_images=36_000,
+        images={"SmallVGG": 200_000, "SmallResNet": 50_000, "SmallEfficientNet": 200_000, "HybridVGGResNet": 120_000},
         learning_rate=1e-3,
-        patience=3,
+        patience=10,
         recipes={"TRAIN": "adam", "TRAIN2": "adam", "TEST": "adam-crop", "TRAIN3": "adam-crop"},
     ),
     "best": Plan(
-        images={"SmallVGG": 300_000, "SmallResNet": 100_000, "SmallEfficientNet": 300_000, "HybridVGGResNet": 100_000},
+        shifted_images=36_000,
+        images={"SmallVGG": 300_000, "SmallResNet": 100_000, "SmallEfficientNet": 300_000, "HybridVGGResNet": 200_000},
         learning_rate=3e-3,
         patience=None,
         recipes=dict.fromkeys(("TRAIN", "TRAIN2", "TEST", "TRAIN3"), "one-cycle"),
@@ -194,7 +198,8 @@ def _make_settings(
 ) -> Settings:
     tested = dict.fromkeys(tested for from_, tested in ROWS if from_ == trained)
     parts = [part for name in tested for part in HALVES.get(name, (name,))]
-    epochs = max(1, round(plan.images[model] / len(sets[trained].paths)))
+    images = plan.shifted_images if trained in ("TRAIN", "TRAIN2") else plan.images[model]
+    epochs = max(1, round(images / len(sets[trained].paths)))
     return Settings(
         model_type=model,
         num_epochs=epochs,

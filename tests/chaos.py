@@ -48,7 +48,7 @@ import dataclasses, sys
 sys.path.insert(0, sys.argv.pop(1))
 import array_study
 plan = array_study.PLANS["published"]
-array_study.PLANS["published"] = dataclasses.replace(plan, images=dict.fromkeys(plan.images, 20))
+array_study.PLANS["published"] = dataclasses.replace(plan, shifted_images=20, images=dict.fromkeys(plan.images, 20))
 array_study.run_program(array_study.main)
 """
 _RUNS = "".join(f"{model} False 3 4 0.001 0.01 0.9 False False\n" for model in ("SmallVGG", "SmallEfficientNet"))

@@ -36,7 +36,13 @@ def test_sets_are_derived_without_files(sets, digits):
     assert not set(sets["TEST_black"].paths) & set(sets["TEST_white"].paths)
 
 
-PLAN = Plan(images=dict.fromkeys(MODELS, 1), learning_rate=1e-3, patience=None, recipes=PLANS["published"].recipes)
+PLAN = Plan(
+    shifted_images=1,
+    images=dict.fromkeys(MODELS, 1),
+    learning_rate=1e-3,
+    patience=None,
+    recipes=PLANS["published"].recipes,
+)
 
 
 @pytest.fixture(scope="module")

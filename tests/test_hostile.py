@@ -192,7 +192,13 @@ def array_sets(tmp_path):
 
 
 def test_the_study_of_arrays(array_sets, monkeypatch, caplog):
-    plan = Plan(images={"SmallEfficientNet": 1}, learning_rate=1e-3, patience=None, recipes=PLANS["published"].recipes)
+    plan = Plan(
+        shifted_images=1,
+        images={"SmallEfficientNet": 1},
+        learning_rate=1e-3,
+        patience=None,
+        recipes=PLANS["published"].recipes,
+    )
     monkeypatch.setattr(array_study, "MODELS", ("SmallEfficientNet",))
     monkeypatch.chdir(array_sets.place)
     run_study(derive_sets(array_sets.place), plan, 1, array_sets.place / "out", wandb="disabled")
