@@ -20,6 +20,7 @@ from pipeline.cache import SHARED, Cache
 from pipeline.images import DecodedImages, decode_images
 
 VALIDATION_SHARE = 0.2
+_COPIED_AT_ONCE = 256  # images, on their way to a device
 _SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation images
 
 
@@ -90,6 +91,39 @@ class ImageBatches(Dataset):
         return torch.from_numpy(self.decoded[places]).permute(0, 3, 1, 2), self.labels[places]
 
 
+class ResidentBatches(ImageBatches):
+    """The same batches, of images that all live on a device."""
+
+    def __init__(self, batches: ImageBatches, device: torch.device) -> None:
+        super().__init__(batches.decoded, batches.labels.numpy(), batches.places)
+        self._labels = self.labels[batches.places].to(device)
+        first = _channels_last(batches.__getitems__([0])[0])
+        self._rows = torch.empty((len(batches), *first.shape[1:]), dtype=first.dtype, device=device)
+        for start in range(0, len(batches), _COPIED_AT_ONCE):
+            some = list(range(start, min(start + _COPIED_AT_ONCE, len(batches))))
+            self._rows[some[0] : some[-1] + 1] = _channels_last(batches.__getitems__(some)[0])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """As of the batches that these were made from, on the device."""
+        places = torch.tensor(indices, device=self._rows.device)
+        rows = self._rows[places]
+        return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows, self._labels[places]
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Maps (N, C, H, W) as (N, H, W, C); anything else as it is."""
+    return images.permute(0, 2, 3, 1) if images.dim() == 4 else images
+
+
+def bring_near(batches: ImageBatches, device: torch.device) -> ImageBatches:
+    """Has all images live on a GPU if they take no more than half of what is free there."""
+    if device.type != "cuda":
+        return batches
+    image, _ = batches.__getitems__([0])
+    free, _ = torch.cuda.mem_get_info(device)
+    return ResidentBatches(batches, device) if len(batches) * image.nbytes <= free / 2 else batches
+
+
 class BatchOrder(Sampler[list[int]]):
     """Which images make up each batch; of several joined processes each is given its share of every batch.
 
@@ -129,7 +163,7 @@ def make_loader(batches: ImageBatches, batch_size: int, shuffle: bool = False) -
         batch_sampler=BatchOrder(len(batches), batch_size, shuffle),
         collate_fn=_as_they_are,
         generator=torch.Generator(),  # which it draws from, else from what dropout draws from
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and not isinstance(batches, ResidentBatches),
     )
 
 

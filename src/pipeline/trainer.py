@@ -23,7 +23,7 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
-from pipeline.data import TrainingData, make_loader
+from pipeline.data import TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate, forward
@@ -87,8 +87,9 @@ class Trainer:
         self.network = distributed.join_gradients(self.network)
 
     def _make_loaders(self, data: TrainingData) -> None:
-        self.train_loader = make_loader(data.train, self.settings.batch_size, shuffle=True)
-        self.validation_loader = make_loader(data.validation, self.settings.batch_size)
+        train, validation = (bring_near(batches, self.hardware.device) for batches in (data.train, data.validation))
+        self.train_loader = make_loader(train, self.settings.batch_size, shuffle=True)
+        self.validation_loader = make_loader(validation, self.settings.batch_size)
 
     def _use_features(self, data: TrainingData) -> None:
         """Has frozen layers run once for each image, if that comes to the same."""

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from common import UserError
 from dataset.folders import ImageFolder, augmented_name, read_folder, source_stem
-from pipeline.data import ImageBatches, check_folders, load_test_set, load_training_data, make_loader, split_folder
+from pipeline.data import (
+    ImageBatches,
+    ResidentBatches,
+    bring_near,
+    check_folders,
+    load_test_set,
+    load_training_data,
+    make_loader,
+    split_folder,
+)
+from pipeline.features import FeatureBatches
 
 STEMS = st.text("ab01_", min_size=1, max_size=4)
 
@@ -116,6 +126,33 @@ def test_batches_are_slices(batches):
         assert np.array_equal(images.permute(0, 2, 3, 1), pixels[labels.numpy()])
         seen += labels.tolist()
     assert seen == list(range(3, 36))
+
+
+@pytest.mark.parametrize("kind", ["images", "maps", "vectors"])
+def test_resident_batches_are_the_same(batches, monkeypatch, kind):
+    monkeypatch.setattr("pipeline.data._COPIED_AT_ONCE", 10)
+    batches = batches[1]
+    if kind != "images":
+        shape = (40, 4, 4, 5) if kind == "maps" else (40, 9)
+        rows = np.random.default_rng(0).random(shape).astype(np.float32)
+        batches = FeatureBatches(rows, np.arange(40), np.arange(3, 36))
+        monkeypatch.setattr("pipeline.features.take", lambda array, places: array[places])
+    resident = ResidentBatches(batches, torch.device("cpu"))
+    assert len(resident) == len(batches)
+    for indices in ([0], [32, 5, 5], list(range(33))):
+        (images, labels), (others, other_labels) = batches.__getitems__(indices), resident.__getitems__(indices)
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+        assert images.stride()[1:] == others.stride()[1:]
+
+
+@pytest.mark.parametrize(("free", "fits"), [(2 * 33 * 108, True), (2 * 33 * 108 - 1, False)])
+def test_a_gpu_holds_the_images_if_they_take_half_of_what_is_free(batches, monkeypatch, free, fits):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
+    monkeypatch.setattr("pipeline.data.ResidentBatches", lambda batches, device: (batches, device))
+    gpu = torch.device("cuda", 0)
+    assert bring_near(batches[1], gpu) == ((batches[1], gpu) if fits else batches[1])
+    assert bring_near(batches[1], torch.device("cpu")) is batches[1]
 
 
 def test_shuffling_depends_on_the_seed_and_drops_a_last_batch_of_one(batches):
