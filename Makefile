@@ -14,8 +14,8 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed-tests
 	$(IN_PARALLEL) -m pytest -n logical --dist loadfile
 
-test-slow: $(VENV)/.installed-tests  # which often wait: for Slurm, for a server that does not answer
-	$(IN_PARALLEL) -m pytest -n $$(($$(nproc) * 3 / 2)) --dist loadfile -m slow
+test-slow: $(VENV)/.installed-tests
+	$(IN_PARALLEL) -m pytest -n logical --dist loadfile -m slow
 
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check

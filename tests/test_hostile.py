@@ -241,7 +241,7 @@ def test_a_class_of_links_says_why_it_is_empty(make_folder, tmp_path):
     for path in image_files(folder / "B"):
         path.rename(tmp_path / path.name)
         path.symlink_to(tmp_path / path.name)
-    with pytest.raises(UserError, match=r"data/B has no images: .*0000.png is a link, which is not followed"):
+    with pytest.raises(UserError, match=r"data/B has no images: .*0000.png: a link, which is not followed"):
         read_folder(folder)
 
 

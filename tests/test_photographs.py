@@ -11,9 +11,9 @@ from helpers import save_random_weights, start
 
 @pytest.fixture(scope="module")
 def few_photographs(photographs, tmp_path_factory):
-    """Four photographs of each class to train on, and two to test on."""
+    """Three photographs of each class to train on, and one to test on."""
     place = tmp_path_factory.mktemp("photographs")
-    for source, target, count in (("open_images", "train", 4), ("open_images_testing", "test", 2)):
+    for source, target, count in (("open_images", "train", 3), ("open_images_testing", "test", 1)):
         for folder in sorted((photographs / source).iterdir()):
             (place / target / folder.name).mkdir(parents=True)
             for file in sorted(folder.iterdir())[:count]:
@@ -48,9 +48,9 @@ def test_one_epoch_of_each_model(few_photographs, random_weights, tmp_path, mode
     assert result.returncode == 0, result.stderr
     (folder,) = tmp_path.iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert all(results["test"]["test"]["images"] == 6 for results in metrics["checkpoints"].values())
+    assert all(results["test"]["test"]["images"] == 3 for results in metrics["checkpoints"].values())
     figures = list(folder.rglob("*.png"))
-    assert len(figures) == 1 + 2 * 3 + 3 * 6
+    assert len(figures) == 1 + 2 * 3 + 3 * 3
     for figure in figures:
         with Image.open(figure) as image:
             image.load()

@@ -128,11 +128,15 @@ def place(make_folder, tmp_path):
 def test_blocks_marked_as_runnable_run(place):
     blocks = re.findall(r"^```bash runnable\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert len(blocks) > 3
+    printed = ""
     for block in blocks:
         result = subprocess.run(
             ["bash", "-euc", block], cwd=place, env={**os.environ, "WANDB_MODE": "disabled"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"{block}\n{result.stderr}"
+        printed += result.stdout
+    assert "now      Axe: 40 to train on, 120 augmented, 12 to test on" in printed
+    assert "leaks: 0" in printed
     assert len((place / "answers.csv").read_text().splitlines()) == 5
     assert len(list((place / "maps").rglob("*.png"))) == 4

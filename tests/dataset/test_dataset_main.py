@@ -98,23 +98,6 @@ def test_leaks_from_own_test_images_are_found_too(tmp_path):
     assert len(image_files(tmp_path / "dataset_testing/Axe")) == 3 + 2
 
 
-def test_own_test_images_of_one_class_stay(tmp_path):
-    fill(tmp_path / "dataset")
-    fill(tmp_path / "dataset_testing", {"Book": 2}, testing=True)
-    result = run(tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "split    3 Axe, 0 Book, 3 Hammer moved to dataset_testing" in result.stdout
-
-
-@pytest.mark.slow
-def test_from_nothing_with_the_sample(tmp_path):
-    (tmp_path / "dataset_testing").mkdir()
-    result = start("dataset/dataset_main.py", "--source", "sample", "--figures-dir", "figures", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "now      Axe: 40 to train on, 120 augmented, 12 to test on" in result.stdout
-    assert "leaks: 0" in result.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
