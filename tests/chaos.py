@@ -51,6 +51,19 @@ plan = array_study.PLANS["published"]
 array_study.PLANS["published"] = dataclasses.replace(plan, shifted_images=20, images=dict.fromkeys(plan.images, 20))
 array_study.run_program(array_study.main)
 """
+_SWEEP_AND_REPORT = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import report, sweep
+from common import run_program
+
+def main():
+    status = sweep.main()
+    del sys.argv[1:]
+    return status or report.main()
+
+run_program(main)
+"""
 _RUNS = "".join(f"{model} False 3 4 0.001 0.01 0.9 False False\n" for model in ("SmallVGG", "SmallEfficientNet"))
 
 
@@ -118,7 +131,10 @@ PROGRAMS = {
         [_source("main.py"), "-m", "SmallVGG", "-d", "sets/TRAIN", "-t", "sets/TEST", "-e", "8", "-b", "4",
          "-l", "0.001", "--precision", "fp32"],
     ),
-    "sweep": Program([_source("sweep.py"), "runs.txt", "-d", "sets/TRAIN", "-t", "sets/TEST", "--precision", "bf16"]),
+    "sweep": Program(
+        ["-c", _SWEEP_AND_REPORT, str(REPOSITORY / "src"), "runs.txt", "-d", "sets/TRAIN", "-t", "sets/TEST",
+         "--precision", "bf16"],
+    ),
     "array_study": Program(["-c", _SHORT_STUDY, str(REPOSITORY / "src"), "sets", "--seeds", "1"]),
 }  # fmt: skip
 

@@ -24,6 +24,11 @@ def start(program: str, *arguments: object, cwd: Path, **environment: str) -> su
     )
 
 
+def peak_memory() -> int:
+    """The most bytes that were resident in this process. (What getrusage says is at least what its parent had.)"""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def imported_for_help(program: str, names: set[str]) -> tuple[str, set[str]]:
     """What `src/<program>.py --help` prints, and which of these modules it imports for that."""
     code = (

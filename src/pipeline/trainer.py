@@ -23,7 +23,7 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
-from pipeline.data import TrainingData, bring_near, make_loader
+from pipeline.data import ImageBatches, TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate, forward
@@ -63,7 +63,7 @@ class Trainer:
         self.averaged = self._make_average()
         self.evaluated = self.averaged.module if self.averaged else self.model
         self.classes, self.images = data.classes, data.digest
-        self._make_loaders(data)
+        self._make_loaders(data.train, data.validation)
         self.optimizer = EagerAdamW(
             model.trainable_parameters(),
             lr=settings.learning_rate,
@@ -82,20 +82,23 @@ class Trainer:
             self._load_last()
         # What runs, in place of the whole model where frozen layers need not.
         self.network, self.validated = self.model, self.evaluated
-        if self.model.frozen_to and not self.recipe.jitter and not self._finished():
-            self._use_features(data)
+        if not self._finished():
+            data = self._find_features(data) or data
+            self._make_loaders(*(bring_near(batches, hardware.device) for batches in (data.train, data.validation)))
         self.network = distributed.join_gradients(self.network)
 
-    def _make_loaders(self, data: TrainingData) -> None:
-        train, validation = (bring_near(batches, self.hardware.device) for batches in (data.train, data.validation))
+    def _make_loaders(self, train: ImageBatches, validation: ImageBatches) -> None:
         self.train_loader = make_loader(train, self.settings.batch_size, shuffle=True)
         self.validation_loader = make_loader(validation, self.settings.batch_size)
 
-    def _use_features(self, data: TrainingData) -> None:
-        """Has frozen layers run once for each image, if that comes to the same."""
-        if features := compute_features(self.model, data, self.hardware, Cache.of(self.settings)):
-            self._make_loaders(features)
+    def _find_features(self, data: TrainingData) -> TrainingData | None:
+        """Has frozen layers run once for each image, if there are any, and that comes to the same."""
+        if not self.model.frozen_to or self.recipe.jitter:
+            return None
+        features = compute_features(self.model, data, self.hardware, Cache.of(self.settings))
+        if features:
             self.network, self.validated = BehindFrozen(self.model), BehindFrozen(self.evaluated)
+        return features
 
     def _make_average(self) -> AveragedModel | None:
         if not self.recipe.averaging:
