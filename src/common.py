@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -75,6 +76,15 @@ def write_whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def link_or_copy(path: Path, other: Path) -> None:
+    """Gives a file a second name, and its content a second place only where the file system knows no links."""
+    with write_whole(other) as partial:
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
 
 
 def remove_partial(directory: Path) -> None:

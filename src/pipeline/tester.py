@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import write_whole
+from common import link_or_copy
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
@@ -75,7 +74,10 @@ class Tester:
             self._draw_scores(test_set.name, checkpoint, suffix, scores, calibration)
             folder = self.folder / "heatmaps" / checkpoint
             if (epoch, test_set.name) in self._explained:
-                heatmaps = [_copy(path, folder) for path in self._explained[epoch, test_set.name]]
+                drawn = self._explained[epoch, test_set.name]
+                heatmaps = [folder / path.name for path in drawn]
+                for path, other in zip(drawn, heatmaps, strict=True):
+                    link_or_copy(path, other)
             else:
                 heatmaps = self._draw_heatmaps(test_set, folder, suffix, probabilities)
                 self._explained[epoch, test_set.name] = heatmaps
@@ -116,12 +118,6 @@ class Tester:
             paths.append(folder / f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png")
             figure.save(image.permute(1, 2, 0).numpy(), heatmap, title, paths[-1])
         return paths
-
-
-def _copy(path: Path, folder: Path) -> Path:
-    with write_whole(folder / path.name) as partial:
-        shutil.copyfile(path, partial)
-    return folder / path.name
 
 
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _HEATMAPS_PER_CLASS) -> list[int]:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import StopRequest, UserError
+from common import StopRequest, UserError, link_or_copy
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
@@ -257,8 +257,8 @@ class Trainer:
             self.best_loss = validation.loss
             self.validations_without_improvement = 0
             improved.append("best_val_loss")
-        for name in improved:
-            self._save_checkpoint(name)
+        if improved:
+            self._save_checkpoint(*improved)
         return improved
 
     def _report(self, row: dict[str, Any], improved: list[str], images_per_second: float) -> None:
@@ -274,11 +274,14 @@ class Trainer:
             parts.append("saved " + ", ".join(improved))
         _log.info("  ".join(parts))
 
-    def _save_checkpoint(self, name: str) -> None:
+    def _save_checkpoint(self, *names: str) -> None:
         if not distributed.is_first():
             return
         checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, self.evaluated.state_dict())
-        checkpoint.save(self.folder / f"{name}.pt")
+        first, *others = (self.folder / f"{name}.pt" for name in names)
+        checkpoint.save(first)
+        for other in others:
+            link_or_copy(first, other)
 
     def _save_last(self) -> None:
         if not distributed.is_first():

@@ -84,6 +84,12 @@ def test_the_three_checkpoints_are_what_they_say(trainer):
     assert weights_of(run, "terminal").classes == ("A", "B")
 
 
+def test_two_checkpoints_of_one_epoch_take_the_disk_once(trainer):
+    run = trainer(num_epochs=1)
+    run.fit()
+    assert (run.folder / "best_val_acc.pt").samefile(run.folder / "best_val_loss.pt")
+
+
 def test_learns(trainer):
     run = trainer(num_epochs=10)
     run.fit()
