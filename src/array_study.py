@@ -219,12 +219,12 @@ def _make_settings(
 
 @contextmanager
 def _timed(file: Path) -> Iterator[None]:
-    """Adds the seconds that a run takes to those that it took before it was interrupted."""
-    begin = time.monotonic()
+    """Adds the processor's seconds that a run takes to those that it took before it was interrupted."""
+    begin = time.process_time()
     try:
         yield
     finally:
-        seconds = _read_seconds(file) + time.monotonic() - begin
+        seconds = _read_seconds(file) + time.process_time() - begin
         if file.parent.exists():
             with write_whole(file) as partial:
                 partial.write_text(json.dumps(seconds))

@@ -27,4 +27,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes it whole as a PNG; the same figure gives the same bytes."""
     with write_whole(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks
-        figure.savefig(partial, dpi=110)
+        # zlib's 6, the default, takes more than twice as long as its 3, for an eighth less.
+        figure.savefig(partial, dpi=110, pil_kwargs={"compress_level": 3})

@@ -51,7 +51,7 @@ class Study:
     Attributes:
         classes: C names.
         outcomes: a run a seed, by the set that was trained on and the model.
-        seconds: that all runs took, one after the other.
+        seconds: of processor time that all runs took.
     """
 
     classes: Sequence[str]
@@ -93,7 +93,7 @@ def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
         remark += " In brackets what was published."
         for row, published in PUBLISHED.items():
             accuracies[row] = [f"{ours} ({other:.2f})" for ours, other in zip(accuracies[row], published, strict=True)]
-    took = f"The {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes, one after the other."
+    took = f"The {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes of processor time."
     header = ("trained on / tested on", *MODELS)
     for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", _HALF_ROWS, took)):
         yield Table(title, header, [(" / ".join(row), *accuracies[row]) for row in rows], below)
