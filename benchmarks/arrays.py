@@ -17,7 +17,7 @@ from common import ArgumentParser, UserError, run_program
 from dataset.array_images import write_digits
 from pacing import medians, pace_of_project, pace_of_reference
 from pipeline.settings import Settings
-from reporting.study import MODELS
+from reporting.study import STUDIED
 
 BATCH_SIZE = 64  # the study's
 
@@ -29,7 +29,7 @@ def main() -> int:
         help="a folder with array_images/TRAIN.tar.xz (default: the variable IMAGE_PROJECT_DATA; without it the "
         "embedded digits are taken)",
     )  # fmt: skip
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL", help="(default: all)")
+    parser.add_argument("--models", nargs="+", default=STUDIED, choices=STUDIED, metavar="MODEL", help="(default: all)")
     parser.add_argument(
         "--batches", type=int, default=100, metavar="N",
         help=f"of {BATCH_SIZE} images that are timed, in training and in validation (default: %(default)s)",

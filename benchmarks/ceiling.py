@@ -73,11 +73,10 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     from models import build_model
     from pipeline.cache import Cache
     from pipeline.data import load_training_data
-    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
+    from pipeline.hardware import Hardware, set_up_torch
     from pipeline.trainer import Trainer
 
-    return_freed_memory()
-    use_what_was_given()
+    set_up_torch()
     torch.manual_seed(settings.seed)
     folder = read_folder(settings.data_dir, settings.data_augmentation)
     hardware = Hardware.choose(settings.precision)

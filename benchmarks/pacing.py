@@ -66,12 +66,11 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
     import torch
 
     from pipeline.features import compute_features
-    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
+    from pipeline.hardware import Hardware, set_up_torch
     from pipeline.inference import evaluate
     from pipeline.trainer import Trainer
 
-    return_freed_memory()
-    use_what_was_given()
+    set_up_torch()
     torch.manual_seed(settings.seed)
     begin = time.perf_counter()
     folder = read_folder(settings.data_dir, settings.data_augmentation)

@@ -146,13 +146,12 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
     from dataset.folders import read_folder
     from pipeline.cache import Cache
     from pipeline.data import load_training_data
-    from pipeline.hardware import return_freed_memory, use_what_was_given
+    from pipeline.hardware import set_up_torch
     from pipeline.inference import evaluate
     from pipeline.settings import Settings
     from pipeline.trainer import Trainer
 
-    return_freed_memory()
-    use_what_was_given()
+    set_up_torch()
     settings = Settings(model_type=type(model).__name__, batch_size=BATCH_SIZE, output_dir=place / "runs")
     folder = read_folder(place / "dataset", with_augmented=True)
     data = load_training_data(folder, model.input_size, Cache(place / ".cache"))

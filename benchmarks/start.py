@@ -33,7 +33,7 @@ def stop(*_):
     os._exit(0)
 
 import pipeline.trainer
-pipeline.trainer.forward = stop
+pipeline.trainer.compute_logits = stop
 program.main()
 """
 REFERENCE = """

@@ -78,10 +78,9 @@ def save_checkpoints(settings: Settings) -> None:
 def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:
     """Seconds that the project's tester takes."""
     from pipeline import tester
-    from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
+    from pipeline.hardware import Hardware, set_up_torch
 
-    return_freed_memory()
-    use_what_was_given()
+    set_up_torch()
     tester.choose_examples = partial(tester.choose_examples, per_class=per_class)
     folder = read_folder(settings.test_dir[0])
     model = build_model(settings.model_type, len(folder.classes))

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from common import ArgumentParser, UserError, run_program, write_whole
+from common import ArgumentParser, UserError, run_program, write_json
 from dataset.array_images import white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
-from pipeline.claims import unclaimed_runs
+from pipeline.claims import claim_runs
 from pipeline.settings import Settings
 from reporting.study import (
     HALVES,
-    MODELS,
     ROWS,
+    STUDIED,
     Outcome,
     Study,
     draw_confusions,
@@ -105,8 +105,7 @@ def main() -> int:
     draw_curves(study, folder / "curves.png")
     draw_confusions(study, folder / "confusion_matrices.png")
     write_reports(study, folder / "reports.txt")
-    with write_whole(folder / "study.json") as partial:
-        partial.write_text(json.dumps(study.to_json(), indent=2) + "\n")
+    write_json(folder / "study.json", study.to_json())
     print(
         (as_markdown if arguments.markdown else as_text)(
             make_tables(study, with_published=arguments.data_dir is not None)
@@ -126,10 +125,10 @@ def derive_sets(data_dir: Path) -> dict[str, ImageFolder]:
     Raises:
         UserError: a set is missing, or their classes differ, or TEST has no half with a white background.
     """
-    from pipeline.data import check_folders
+    from pipeline.data import read_folders
 
     places = [_find_set(data_dir, name) for name in ("TRAIN", "TEST", "TEST2")]
-    train, test, test2 = check_folders(places[0], tuple(places[1:]), with_augmented=False)
+    train, test, test2 = read_folders(places[0], tuple(places[1:]), with_augmented=False)
     white = white_background(test)
     whites = set(white.paths)
     black = test.subset([place for place, path in enumerate(test.paths) if path not in whites])
@@ -167,9 +166,9 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         (seed, trained, model): _make_settings(sets, plan, trained, model, seed, folder, common)
         for seed in range(seeds)
         for trained in plan.recipes
-        for model in MODELS
+        for model in STUDIED
     }
-    for settings in unclaimed_runs(list(runs.values()), results, "study", wait=True):
+    for settings in claim_runs(list(runs.values()), results, "study", wait=True):
         with _timed(settings.run_dir / "seconds.json"):
             run(settings, folders(settings))
 
@@ -226,8 +225,7 @@ def _timed(file: Path) -> Iterator[None]:
     finally:
         seconds = _read_seconds(file) + time.process_time() - begin
         if file.parent.exists():
-            with write_whole(file) as partial:
-                partial.write_text(json.dumps(seconds))
+            write_json(file, seconds)
 
 
 def _read_seconds(file: Path) -> float:

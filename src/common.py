@@ -6,6 +6,7 @@ import argparse
 import errno
 import fcntl
 import io
+import json
 import logging
 import math
 import os
@@ -76,6 +77,12 @@ def write_whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON for people and programs, whole or not at all."""
+    with write_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def link_or_copy(path: Path, other: Path) -> None:

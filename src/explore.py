@@ -19,6 +19,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from common import ArgumentParser, run_program
+from pipeline.settings import add_run_arguments
 from plotting import BLUE, GREY, ORANGE, VERMILION
 
 if TYPE_CHECKING:
@@ -36,11 +37,8 @@ def main() -> int:
     arguments = _parse()
     # torch and FiftyOne take seconds to import: --help and errors do not wait for them
     from pipeline.exploration import find_test_sets, test_again
-    from pipeline.hardware import return_freed_memory, use_what_was_given
     from pipeline.prediction import load_run
 
-    return_freed_memory()
-    use_what_was_given()
     run = load_run(arguments.run, arguments.checkpoint)
     folders = find_test_sets(arguments.run, run.classes)
     results = sys.stdout
@@ -63,11 +61,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Opens the FiftyOne App on a trained run's test images, mistakes first.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as one in saved_models")
-    parser.add_argument(
-        "--checkpoint", default="best_val_acc", metavar="NAME",
-        help="best_val_acc, best_val_loss or terminal (default: %(default)s)",
-    )  # fmt: skip
+    add_run_arguments(parser)
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="open no browser, only print the App's address"
     )

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common import ArgumentParser, UserError, printable, run_program
 from dataset.folders import find_images
+from pipeline.settings import add_run_arguments
 
 if TYPE_CHECKING:
     from pipeline.prediction import Answer, TrainedRun
@@ -35,11 +36,8 @@ def main() -> int:
     if arguments.files and not first:
         raise UserError(f"there is no image in {_list(arguments.files)}")
     # torch takes seconds to import: --help and errors do not wait for it
-    from pipeline.hardware import return_freed_memory, use_what_was_given
     from pipeline.prediction import load_run
 
-    return_freed_memory()
-    use_what_was_given()
     run = load_run(arguments.run, arguments.checkpoint)
     if first:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
@@ -55,14 +53,10 @@ def _parse() -> argparse.Namespace:
         description="Asks a trained run what images show.",
         epilog="status: 0; 1 if a file could not be read, the others being answered; 2 for an error of the user's",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as one in saved_models")
+    add_run_arguments(parser)
     parser.add_argument(
         "files", type=Path, nargs="*", metavar="FILE_OR_FOLDER",
         help="images, and folders of images, which are searched whole but for what is hidden and links out of them",
-    )  # fmt: skip
-    parser.add_argument(
-        "--checkpoint", default="best_val_acc", metavar="NAME",
-        help="best_val_acc, best_val_loss or terminal (default: %(default)s)",
     )  # fmt: skip
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const=_print_json, help="print a JSON list")

@@ -37,8 +37,8 @@ def main() -> int:
     if not runs:
         raise UserError(f"no finished runs in {arguments.runs or arguments.models_dir}: there is nothing to report")
     report = make_report(settled)
-    if not arguments.runs:
-        _write_table(runs, arguments.output)
+    if not arguments.runs and (aside := write_table(runs, arguments.output)):
+        _log.warning("%s held other runs too: it is now %s", arguments.output, aside)
     draw_figures(report, arguments.figures_dir)
     if arguments.json:
         print(json.dumps(to_json(report, notes), indent=2, allow_nan=False))
@@ -102,11 +102,6 @@ def settle_test_images(runs: Sequence[Run], given: int | None) -> tuple[list[Run
 
 def _is_count(number: float) -> bool:
     return abs(number - round(number)) < 0.1  # accuracies may have been rounded
-
-
-def _write_table(runs: Sequence[Run], file: Path) -> None:
-    if aside := write_table(runs, file):
-        _log.warning("%s held other runs too: it is now %s", file, aside)
 
 
 def draw_figures(report: Report, directory: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import gc
 import json
 import logging
@@ -12,9 +11,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ArgumentParser, UserError, printable, run_program, write_whole
-from pipeline.claims import claim_file, is_claimed, unclaimed_runs
-from pipeline.parameters import FIELDS, read_parameters, write_parameters
+from common import ArgumentParser, UserError, printable, run_program, write_json
+from pipeline.claims import claim_file, claim_runs, is_claimed
+from pipeline.parameters import read_parameters, write_parameters
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ def sweep(runs: Sequence[Settings]) -> bool:
     Returns:
         Whether none of them failed.
     """
-    failed = sum(not _try(settings) for settings in unclaimed_runs(runs, _has_finished, "sweep"))
+    failed = sum(not _try(settings) for settings in claim_runs(runs, _has_finished, "sweep"))
     if failed:
         _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
     return not failed
@@ -62,8 +61,7 @@ def _try(settings: Settings) -> bool:
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         trace = None if isinstance(error, UserError) else traceback.format_exc()
-        with write_whole(record) as partial:
-            partial.write_text(json.dumps({"reason": reason, "trace": trace}, indent=2) + "\n")
+        write_json(record, {"reason": reason, "trace": trace})
         _log.warning("%s failed: %s", settings.run_name, reason)
         return False
     finally:
@@ -109,8 +107,7 @@ def _read_all(arguments: argparse.Namespace) -> list[Settings]:
     Raises:
         UserError: a line is malformed, or two lines of the same name differ.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings) if field.name not in FIELDS}
-    others = {**defaults, **{name: getattr(arguments, name) for name in _FLAGS}}
+    others = {name: getattr(arguments, name) for name in _FLAGS}
     runs: dict[str, Settings] = {}
     for path in arguments.files:
         for settings in read_parameters(path, others):
@@ -135,10 +132,10 @@ def main() -> int:
         raise UserError("no parameter file is named (--help lists the flags)")
     runs = _read_all(arguments)
 
-    from pipeline.data import check_folders
+    from pipeline.data import read_folders
 
     for with_augmented in {settings.data_augmentation for settings in runs}:
-        check_folders(arguments.data_dir, tuple(arguments.test_dir), with_augmented)
+        read_folders(arguments.data_dir, tuple(arguments.test_dir), with_augmented)
     if arguments.dry_run:
         for settings in runs:
             print(f"{settings.run_name}: {describe_state(settings)}")

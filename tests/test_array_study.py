@@ -11,7 +11,7 @@ from array_study import PLANS, Plan, derive_sets, run_study
 from common import UserError
 from dataset.array_images import write_digits
 from helpers import digests, start
-from reporting.study import MODELS, PUBLISHED, ROWS, Outcome, Study, draw_confusions, draw_curves, make_tables
+from reporting.study import PUBLISHED, ROWS, STUDIED, Outcome, Study, draw_confusions, draw_curves, make_tables
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_sets_are_derived_without_files(sets, digits):
 
 PLAN = Plan(
     shifted_images=1,
-    images=dict.fromkeys(MODELS, 1),
+    images=dict.fromkeys(STUDIED, 1),
     learning_rate=1e-3,
     patience=None,
     recipes=PLANS["published"].recipes,
@@ -61,7 +61,7 @@ def study(few, tmp_path_factory):
 
 
 def test_a_model_trained_once_serves_both_test_sets(study):
-    assert study.outcomes.keys() == {(trained, model) for trained, _ in ROWS for model in MODELS}
+    assert study.outcomes.keys() == {(trained, model) for trained, _ in ROWS for model in STUDIED}
     for (trained, _), runs in study.outcomes.items():
         assert len(runs) == 1
         tested = {name: int(confusion.sum()) for name, confusion in runs[0].confusions.items()}
@@ -105,7 +105,7 @@ def test_tables_have_each_row_and_the_halves(study):
 def test_accuracy_of_a_set_in_halves_is_that_of_all_its_images():
     black, white = np.array([[3, 0], [0, 3]]), np.array([[1, 1], [2, 0]])
     outcome = Outcome(None, {"TEST_black": black, "TEST_white": white, "TEST2": np.eye(2, dtype=int)})
-    study = Study(("a", "b"), {(trained, model): [outcome] for trained, _ in ROWS for model in MODELS}, 1.0)
+    study = Study(("a", "b"), {(trained, model): [outcome] for trained, _ in ROWS for model in STUDIED}, 1.0)
     assert study.accuracies("TRAIN", "TEST", "SmallVGG") == pytest.approx([0.7])
     assert study.accuracies("TRAIN", "TEST_white", "SmallVGG") == pytest.approx([0.25])
 

@@ -6,7 +6,9 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ from pipeline.parameters import FIELDS, read_parameters
 from pipeline.prediction import load_run
 from pipeline.run import _open_folder, class_tables, results_table, run
 from pipeline.settings import CHECKPOINTS, Settings
+from pipeline.trainer import Trainer
 from report import settle_test_images
 from reporting.comparison import make_report
 from reporting.results import read_models, read_table, write_table
@@ -160,7 +163,7 @@ def own(trained, tmp_path, monkeypatch):
     """The same with the run's folder as the test's own."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained.output_dir, tmp_path / "saved_models")
-    return Settings(**{**trained.__dict__, "output_dir": Path("saved_models")})
+    return replace(trained, output_dir=Path("saved_models"))
 
 
 @fuzz(100)
@@ -253,9 +256,13 @@ def test_checkpoints_of_any_content(own, data):
         one_line(error)
 
 
-def test_going_on_from_another_architectures_state(trained, own):
-    """The run has not finished, and its `last.pt` is damaged, or of other weights, or of another run."""
-    (own.run_dir / "metrics.json").unlink()
+def test_going_on_from_another_architectures_state(own, monkeypatch):
+    """A run's `last.pt` is damaged, or of other weights, or of another run."""
+    own = replace(own, num_epochs=2, output_dir=Path("stopped"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_report", Mock(side_effect=[None, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            run(own)
     file = own.run_dir / "last.pt"
     saved = load_state(file)
     others = {"model": build_model("SmallVGG", 2).state_dict(), "optimizer": {}, "scheduler": 3}
@@ -270,7 +277,7 @@ def test_going_on_from_another_architectures_state(trained, own):
     with pytest.raises(UserError, match=r"last\.pt is damaged: train again with --restart"):
         run(own)
     torch.save(saved, file)
-    assert run(own)["epochs"] == 1
+    assert run(own)["epochs"] == 2
 
 
 def test_testing_with_weights_of_other_classes(own):

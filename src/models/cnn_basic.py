@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from models.base import Classifier
@@ -12,8 +10,8 @@ from models.base import Classifier
 class CNNBasic(Classifier):
     """Four blocks of two 3x3 convolutions and a max pool (64, 128, 256, 512 channels), one maximum a channel."""
 
-    group: ClassVar[str] = "CNNBasic"
-    cam_layer: ClassVar[str] = "blocks.3.5"  # the last GELU, (N, 512, 28, 28)
+    group = "CNNBasic"
+    cam_layer = "blocks.3.5"  # the last GELU, (N, 512, 28, 28)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from torch import nn
 
@@ -18,10 +17,10 @@ class CustomVGG(VGG19Classifier):
     The published runs froze all borrowed layers (`freeze_to("conv4")`).
     """
 
-    group: ClassVar[str] = "CustomVGG"
-    cam_layer: ClassVar[str] = "convolutions.9"  # the last GELU, (N, 1024, 28, 28)
-    freeze_points: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3", "conv4")
-    default_freeze_point: ClassVar[str] = "conv3"
+    group = "CustomVGG"
+    cam_layer = "convolutions.9"  # the last GELU, (N, 1024, 28, 28)
+    freeze_points = ("conv1", "conv2", "conv3", "conv4")
+    default_freeze_point = "conv3"
 
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()

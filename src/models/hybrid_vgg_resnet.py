@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from models.resnet18 import ResidualBlock
@@ -16,8 +14,8 @@ class HybridVGGResNet(SmallClassifier):
     1,348,102 parameters for six classes.
     """
 
-    group: ClassVar[str] = "HybridVGGResNet"
-    cam_layer: ClassVar[str] = "blocks"  # (N, 128, 7, 7)
+    group = "HybridVGGResNet"
+    cam_layer = "blocks"  # (N, 128, 7, 7)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -6,8 +6,6 @@ either's weights load into the other and give the same output.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from models.base import Classifier
@@ -41,8 +39,8 @@ class ResidualBlock(nn.Module):
 class ResNet18(Classifier):
     """A 7x7 stem, four stages of two residual blocks (64, 128, 256, 512), an average over space, one linear layer."""
 
-    group: ClassVar[str] = "ResNet"
-    cam_layer: ClassVar[str] = "layer4"  # (N, 512, 7, 7)
+    group = "ResNet"
+    cam_layer = "layer4"  # (N, 512, 7, 7)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

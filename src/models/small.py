@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import nn
 
 from models.base import Classifier
@@ -12,9 +10,9 @@ from models.base import Classifier
 class SmallClassifier(Classifier):
     """A network from (N, 1, 28, 28) to logits, trained from scratch."""
 
-    input_size: ClassVar[tuple[int, int, int]] = (1, 28, 28)
-    mean: ClassVar[tuple[float, ...]] = (0.5,)
-    std: ClassVar[tuple[float, ...]] = (0.5,)
+    input_size = (1, 28, 28)
+    mean = (0.5,)
+    std = (0.5,)
 
 
 def vgg_stage() -> nn.Sequential:

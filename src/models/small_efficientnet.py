@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,8 +15,8 @@ class SmallEfficientNet(SmallClassifier):
     99,814 parameters for six classes.
     """
 
-    group: ClassVar[str] = "SmallEfficientNet"
-    cam_layer: ClassVar[str] = "features.10"  # the last ReLU, (N, 128, 7, 7)
+    group = "SmallEfficientNet"
+    cam_layer = "features.10"  # the last ReLU, (N, 128, 7, 7)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

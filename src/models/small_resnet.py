@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from models.resnet18 import ResidualBlock
@@ -16,8 +14,8 @@ class SmallResNet(SmallClassifier):
     305,670 parameters for six classes.
     """
 
-    group: ClassVar[str] = "SmallResNet"
-    cam_layer: ClassVar[str] = "features.2"  # the last block, (N, 128, 14, 14)
+    group = "SmallResNet"
+    cam_layer = "features.2"  # the last block, (N, 128, 14, 14)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

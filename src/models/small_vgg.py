@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from models.small import SmallClassifier, dense_classifier, vgg_stage
@@ -15,8 +13,8 @@ class SmallVGG(SmallClassifier):
     421,126 parameters for six classes.
     """
 
-    group: ClassVar[str] = "SmallVGG"
-    cam_layer: ClassVar[str] = "features.4"  # the last ReLU, (N, 64, 14, 14)
+    group = "SmallVGG"
+    cam_layer = "features.4"  # the last ReLU, (N, 64, 14, 14)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

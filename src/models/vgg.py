@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from torch import nn
 
@@ -13,7 +12,7 @@ from models.vgg19 import VGG19Classifier, load_features
 class VGG(VGG19Classifier):
     """VGG19; classifier 25088-4096-4096-C with ReLU, batch normalisation and dropout."""
 
-    group: ClassVar[str] = "VGG"
+    group = "VGG"
 
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()

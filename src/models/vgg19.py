@@ -6,7 +6,6 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ class VGG19Classifier(Classifier):
     They are passed one after the other, in the order in which the subclass makes them.
     """
 
-    cam_layer: ClassVar[str] = "features.35"  # the last ReLU, (N, 512, 14, 14)
-    freeze_points: ClassVar[tuple[str, ...]] = tuple(_END_OF_BLOCK)
-    default_freeze_point: ClassVar[str] = "conv5"
+    cam_layer = "features.35"  # the last ReLU, (N, 512, 14, 14)
+    freeze_points = tuple(_END_OF_BLOCK)
+    default_freeze_point = "conv5"
     features: nn.Sequential
     classifier: nn.Sequential
 

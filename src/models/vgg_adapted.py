@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 from torch import nn
 
@@ -14,7 +13,7 @@ from models.vgg19 import VGG19Classifier, load_features
 class VGGAdapted(VGG19Classifier):
     """VGG19; classifier 25088-4096-1024-512-C with GELU, batch normalisation and dropout."""
 
-    group: ClassVar[str] = "VGGAdapted"
+    group = "VGGAdapted"
 
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ class Cache:
     """
 
     directory: Path | None = Path(".cache")
-    limit: float = 10e9
+    limit: float = Settings.cache_limit * 1e9
 
     @classmethod
     def of(cls, settings: Settings) -> Cache:

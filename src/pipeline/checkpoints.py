@@ -1,4 +1,4 @@
-"""A run's files, read back. Weights can hold tensors and plain values only, never code."""
+"""A run's files, written and read back. Weights can hold tensors and plain values only, never code."""
 
 from __future__ import annotations
 

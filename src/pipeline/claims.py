@@ -23,7 +23,7 @@ _HEARTBEAT = 60  # seconds between signs of life
 _SILENCE = 600  # seconds without one, after which an owner on another machine is taken for gone
 
 
-def unclaimed_runs(
+def claim_runs(
     runs: Sequence[Settings], has_finished: Callable[[Settings], object], name: str, wait: bool = False
 ) -> Iterator[Settings]:
     """Goes through the runs that are to do, with a bar; several programs that do so at once share them.
@@ -49,7 +49,7 @@ def unclaimed_runs(
                     if not claimed:
                         elsewhere.append(settings)
                     elif has_finished(settings):  # by another program, meanwhile
-                        bar.total -= 1  # and no part of what the time left is reckoned from
+                        bar.total -= 1  # the time left is reckoned from this program's own runs only
                     else:
                         yield settings
                         bar.update()

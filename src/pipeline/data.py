@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class ImageBatches(Dataset):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
         places = self.places[np.array(indices, dtype=np.int64)]
-        return torch.from_numpy(self.decoded[places]).permute(0, 3, 1, 2), self.labels[places]
+        return rows_to_maps(torch.from_numpy(self.decoded[places])), self.labels[places]
 
 
 class ResidentBatches(ImageBatches):
@@ -97,22 +97,26 @@ class ResidentBatches(ImageBatches):
     def __init__(self, batches: ImageBatches, device: torch.device) -> None:
         super().__init__(batches.decoded, batches.labels.numpy(), batches.places)
         self._labels = self.labels[batches.places].to(device)
-        first = _channels_last(batches.__getitems__([0])[0])
+        first = maps_to_rows(batches.__getitems__([0])[0])
         self._rows = torch.empty((len(batches), *first.shape[1:]), dtype=first.dtype, device=device)
         for start in range(0, len(batches), _COPIED_AT_ONCE):
             some = list(range(start, min(start + _COPIED_AT_ONCE, len(batches))))
-            self._rows[some[0] : some[-1] + 1] = _channels_last(batches.__getitems__(some)[0])
+            self._rows[some[0] : some[-1] + 1] = maps_to_rows(batches.__getitems__(some)[0])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """As of the batches that these were made from, on the device."""
-        places = torch.tensor(indices, device=self._rows.device)
-        rows = self._rows[places]
-        return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows, self._labels[places]
+        places = torch.tensor(indices, dtype=torch.int64, device=self._rows.device)
+        return rows_to_maps(self._rows[places]), self._labels[places]
 
 
-def _channels_last(images: Tensor) -> Tensor:
-    """Maps (N, C, H, W) as (N, H, W, C); anything else as it is."""
-    return images.permute(0, 2, 3, 1) if images.dim() == 4 else images
+def rows_to_maps(rows: Tensor) -> Tensor:
+    """Images and maps as they are kept, (N, H, W, C), as a model takes them, (N, C, H, W); vectors as they are."""
+    return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
+
+
+def maps_to_rows(maps: Tensor) -> Tensor:
+    """The reverse."""
+    return maps.permute(0, 2, 3, 1) if maps.dim() == 4 else maps
 
 
 def bring_near(batches: ImageBatches, device: torch.device) -> ImageBatches:
@@ -162,7 +166,7 @@ def make_loader(batches: ImageBatches, batch_size: int, shuffle: bool = False) -
         batches,
         batch_sampler=BatchOrder(len(batches), batch_size, shuffle),
         collate_fn=_as_they_are,
-        generator=torch.Generator(),  # which it draws from, else from what dropout draws from
+        generator=torch.Generator(),  # the loader draws a seed from it, else from the one that dropout draws from
         pin_memory=torch.cuda.is_available() and not isinstance(batches, ResidentBatches),
     )
 
@@ -205,7 +209,7 @@ class TestSet:
     images: ImageBatches
 
 
-def check_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> list[ImageFolder]:
+def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> list[ImageFolder]:
     """Lists the training folder and the test folders; opens no image.
 
     Raises:
@@ -238,14 +242,16 @@ def load_training_data(folder: ImageFolder, input_size: tuple[int, int, int], ca
     split = split_folder(folder, _readable(folder, decoded.unreadable))
     train, validation = (ImageBatches(decoded, folder.labels, places) for places in (split.train, split.validation))
     augmented = int(folder.augmented.sum())
-    return TrainingData(folder.classes, train, validation, augmented, split.left_out, _digest(folder, split))
+    digest = digest_names(*([folder.paths[place] for place in places] for places in (split.train, split.validation)))
+    return TrainingData(folder.classes, train, validation, augmented, split.left_out, digest)
 
 
-def _digest(folder: ImageFolder, split: Split) -> str:
+def digest_names(*groups: Iterable[Path]) -> str:
+    """Of the names of groups of images, by which a later start sees that some came or went."""
     digest = hashlib.sha256()
-    for places in (split.train, split.validation):
-        for place in places:
-            digest.update(os.fsencode("/".join(("", *folder.paths[place].parts[-2:]))))
+    for paths in groups:
+        for path in paths:
+            digest.update(os.fsencode("/".join(("", *path.parts[-2:]))))
         digest.update(b"\0")
     return digest.hexdigest()
 

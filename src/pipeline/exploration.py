@@ -19,11 +19,10 @@ from dataset.folders import ImageFolder, read_folder
 from dataset.reading import upright_rgb
 from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches, load_test_set, make_loader
-from pipeline.inference import predict
+from pipeline.inference import BATCH, predict
 from pipeline.prediction import TrainedRun
 from pipeline.tester import class_activation_maps
 
-_BATCH = 32
 _SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
 
 
@@ -113,7 +112,7 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
     tested: list[TestedImage] = []
     for number, folder in enumerate(folders):
         test_set = load_test_set(folder, run.model.input_size)
-        loader = make_loader(test_set.images, _BATCH)
+        loader = make_loader(test_set.images, BATCH)
         logits, _ = predict(run.model, loader, run.hardware, f"testing on {test_set.name}")
         probabilities, predictions = logits.softmax(dim=1).max(dim=1)
         shown = _make_pictures(folder, test_set.images.places, pictures / str(number))
@@ -174,7 +173,7 @@ def find_heatmaps(run: TrainedRun, tested: Iterable[TestedImage]) -> Iterator[np
         (h, w) uint8, laid over the whole picture: what falls on the padding is cut off.
     """
     tested = iter(tested)
-    while batch := list(islice(tested, _BATCH)):
+    while batch := list(islice(tested, BATCH)):
         images = torch.cat([each.images.__getitems__([each.place])[0] for each in batch]).to(run.hardware.device)
         targets = [run.classes.index(each.prediction) for each in batch]
         for each, heatmap in zip(batch, class_activation_maps(run.model, images, targets), strict=True):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache, NoRoom, Notes, release, take
-from pipeline.data import ImageBatches, TrainingData
+from pipeline.data import ImageBatches, TrainingData, maps_to_rows, rows_to_maps
 from pipeline.hardware import Hardware
 from pipeline.images import DecodedImages
 
@@ -113,7 +113,7 @@ class _Frozen:
         name = f"features/{self._key()}"
         if kept := cache.find(name):
             return kept.array
-        twin = copy.deepcopy(self.layers)  # in which batch normalisation may keep its statistics
+        twin = copy.deepcopy(self.layers)  # since running them in training mode changes batch normalisation
         some = self.places[:2]
         in_training, features = self._run(twin.train(), some), self._run(twin.eval(), some)
         if not torch.equal(in_training, features):
@@ -135,7 +135,7 @@ class _Frozen:
 
     @torch.inference_mode()
     def _run(self, layers: nn.Module, places: np.ndarray) -> Tensor:
-        images = torch.from_numpy(self.images[places]).permute(0, 3, 1, 2).to(self.hardware.device)
+        images = rows_to_maps(torch.from_numpy(self.images[places])).to(self.hardware.device)
         with self.hardware.autocast():
             return layers(self.model.normalise(images))
 
@@ -153,7 +153,7 @@ class _Frozen:
 
 def _to_rows(features: Tensor) -> np.ndarray:
     """(N, ...) as it lies in memory: maps as (N, h, w, K), bf16, which numpy does not know, as int16."""
-    rows = (features.permute(0, 2, 3, 1) if features.dim() == 4 else features).contiguous().cpu()
+    rows = maps_to_rows(features).contiguous().cpu()
     return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
@@ -161,4 +161,4 @@ def _from_rows(rows: np.ndarray) -> Tensor:
     features = torch.from_numpy(rows)
     if features.dtype == torch.int16:
         features = features.view(torch.bfloat16)
-    return features.permute(0, 3, 1, 2) if features.dim() == 4 else features
+    return rows_to_maps(features)

@@ -39,15 +39,16 @@ class Hardware:
         return f"CPU with {torch.get_num_threads()} threads, {self.precision}"
 
 
-def use_what_was_given() -> None:
-    """Has torch use the cores that this process was given, and on a GPU its fast fp32, TF32."""
+def set_up_torch() -> None:
+    """What every program has torch told before it computes: which cores are there, TF32, when to free memory."""
+    _return_freed_memory()
     if available_cores() < torch.get_num_threads():
         torch.set_num_threads(available_cores())
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 
 
-def return_freed_memory() -> None:
+def _return_freed_memory() -> None:
     """Has the C library give freed tensors back to the system at once, where it is glibc.
 
     Left to itself it keeps them in a heap that the tensors of later batches fit into badly, and much more is resident

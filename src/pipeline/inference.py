@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.base import Classifier
 from pipeline import distributed
 from pipeline.hardware import Hardware
 from pipeline.metrics import Scores
 
+BATCH = 32  # images at a time, where no settings say how many
 
-def forward(model: Classifier, images: Tensor, labels: Tensor, hardware: Hardware) -> tuple[Tensor, Tensor]:
+
+def compute_logits(model: nn.Module, images: Tensor, hardware: Hardware) -> Tensor:
     """One batch, from the loader to the logits.
 
     Args:
-        model: on the hardware's device.
-        images: (B, C, H, W) uint8, anywhere.
-        labels: (B,) int64, anywhere.
+        model: on the hardware's device; has `normalise`, as a `Classifier` has.
+        images: what that takes: (B, C, H, W), uint8 or float, or features; anywhere.
         hardware: where and in which precision to compute.
 
     Returns:
-        Logits (B, classes) float32, and the labels, both on the device.
+        (B, classes) float32, on the device.
     """
-    return compute_logits(model, images, hardware), labels.to(hardware.device, non_blocking=True)
-
-
-def compute_logits(model: Classifier, images: Tensor, hardware: Hardware) -> Tensor:
-    """Logits (B, classes) float32, on the device, of images (B, C, H, W) uint8, anywhere."""
     images = images.to(hardware.device, non_blocking=True)
     with hardware.autocast():
         logits = model(model.normalise(images))
@@ -37,19 +32,20 @@ def compute_logits(model: Classifier, images: Tensor, hardware: Hardware) -> Ten
 
 
 @torch.inference_mode()
-def predict(model: Classifier, loader: DataLoader, hardware: Hardware, title: str) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> tuple[Tensor, Tensor]:
     """Logits (N, classes) float32 and labels (N,) of all images of a loader, in its order, on the device."""
     model.eval()
     batches = []
     bar_hidden = None if distributed.is_first() else True
     with tqdm(desc=title, total=len(loader.dataset), unit="image", leave=False, disable=bar_hidden) as bar:
         for size, (images, labels) in zip(loader.batch_sampler.batch_sizes, loader, strict=True):
-            batches.append(forward(model, images, labels, hardware))
+            logits = compute_logits(model, images, hardware)
+            batches.append((logits, labels.to(hardware.device, non_blocking=True)))
             bar.update(size)
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return logits, labels
 
 
-def evaluate(model: Classifier, loader: DataLoader, hardware: Hardware, title: str) -> Scores:
+def evaluate(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> Scores:
     """Scores a model on all images of a loader. `title` names the progress bar."""
     return Scores.of(*predict(model, loader, hardware, title))

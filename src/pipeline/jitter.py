@@ -21,6 +21,8 @@ def vary(images: Tensor, jitter: Jitter) -> Tensor:
     Returns:
         New images of the same shape, bilinearly interpolated.
     """
+    if not len(images):
+        return images  # a process's share of a small batch, which affine_grid would refuse
 
     def uniform(most: float) -> Tensor:
         return torch.empty(len(images), device=images.device).uniform_(-1, 1) * most

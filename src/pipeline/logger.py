@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import queue
@@ -12,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import write_whole
+from common import write_json, write_whole
 from pipeline.figures import plot_curves
+from pipeline.measures import SCORES
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _COLUMNS = (
     "epoch",
     "learning_rate",
-    *(f"{side}_{name}" for side in ("train", "val") for name in ("loss", "accuracy", "per_class_accuracy")),
+    *(f"{side}_{name}" for side in ("train", "val") for name in SCORES),
 )
 
 
@@ -45,8 +45,7 @@ class Logger:
         curves = self.folder / "curves.png"
         plot_curves(history, curves)
         self._wandb.log_results(_final_results(metrics), [curves, *figures], self.folder)
-        with write_whole(self.folder / "metrics.json") as partial:
-            partial.write_text(json.dumps(metrics, indent=2) + "\n")
+        write_json(self.folder / "metrics.json", metrics)
 
     def finish(self) -> None:
         """Waits a little for wandb."""
@@ -58,7 +57,7 @@ def _final_results(metrics: dict[str, Any]) -> dict[str, float]:
         f"{test_set}/{checkpoint}/{name}": scores[name]
         for checkpoint, results in metrics["checkpoints"].items()
         for test_set, scores in results["test"].items()
-        for name in ("loss", "accuracy", "per_class_accuracy")
+        for name in SCORES
     }
 
 
@@ -69,7 +68,7 @@ class _Wandb:
 
     def __init__(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         self._run: Any = None
-        self._given_up = threading.Lock()  # held from the one time on that it is said
+        self._given_up = threading.Lock()  # taken once and for good, by the thread that says so
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if settings.wandb != "disabled":

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pipeline.distributed import sum_over_processes, world_size
+from pipeline.measures import SCORES
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """The three numbers, in JSON's types."""
-        return {"loss": self.loss, "accuracy": self.accuracy, "per_class_accuracy": self.per_class_accuracy}
+        return {name: getattr(self, name) for name in SCORES}
 
 
 class RunningScores:
-    """Adds up batches on the device, without waiting for it. Read once, at the end.
+    """Adds up batches on the device, without waiting for it. Read at the end; `glance` looks on.
 
     Attributes:
         sums: (2 + C * C,) float64, the sum of the losses, the number of batches until it was no longer finite, then the
@@ -91,7 +92,7 @@ class RunningScores:
 
     def count_finite_batches(self) -> int:
         """How many batches went by before the loss was no longer a finite number in one of the joined processes."""
-        # The batch after that one's it is in none, their gradients being shared.
+        # One may see it a batch before the others, which share its gradients: rounded down, it is that one's count.
         return int(sum_over_processes(self.sums[1])) // world_size()
 
     def _scores(self, sums: Tensor) -> Scores:

@@ -13,7 +13,7 @@ from typing import Any
 
 from common import UserError, write_whole
 from models import ALIASES
-from pipeline.settings import Settings
+from pipeline.settings import Settings, read_model
 
 RUNS_A_FILE = 30
 
@@ -37,7 +37,7 @@ def _read_number(kind: type, what: str) -> Callable[[str], Any]:
 
 # The fields of a line, in order, and how each is read.
 FIELDS: dict[str, Callable[[str], Any]] = {
-    "model_type": Settings.__dataclass_fields__["model_type"].metadata["argument"]["type"],
+    "model_type": read_model,
     "pretrained": _read_bool,
     "num_epochs": _read_number(int, "a whole number"),
     "batch_size": _read_number(int, "a whole number"),
@@ -76,6 +76,8 @@ def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
             values[name] = read(text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"{where}: {name} {text}: {error}") from None
+    if not values["pretrained"]:
+        others = {**others, "weights": None}  # which only the other lines need
     try:
         return Settings.from_flags({**others, **values})
     except UserError as error:

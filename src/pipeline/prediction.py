@@ -18,13 +18,12 @@ from models import MODELS, build_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
 from pipeline.figures import HeatmapFigure
-from pipeline.hardware import Hardware
+from pipeline.hardware import Hardware, set_up_torch
 from pipeline.images import fit_image
-from pipeline.inference import compute_logits
+from pipeline.inference import BATCH, compute_logits
 from pipeline.tester import class_activation_maps
 
-_BATCH = 32
-_AHEAD = 2 * _BATCH  # images that are decoded ahead, besides those that the cores are at work on
+_AHEAD = 2 * BATCH  # images that are decoded ahead, besides those that the cores are at work on
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ def load_run(run_dir: Path, checkpoint: str) -> TrainedRun:
     Raises:
         UserError: the folder is none of a run, has no such checkpoint, or one of the two is damaged.
     """
+    set_up_torch()
     if not run_dir.is_dir():
         raise UserError(f"there is no folder {run_dir}: name that of a trained run, such as those in saved_models")
     file = run_dir / "settings.json"
@@ -85,7 +85,7 @@ def load_run(run_dir: Path, checkpoint: str) -> TrainedRun:
 def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:
     """Answers on files in their order, a batch at a time. Only a few batches of images are in memory."""
     decoded = _decode_ahead(files, run.model.input_size)
-    while batch := list(islice(decoded, _BATCH)):
+    while batch := list(islice(decoded, BATCH)):
         yield _answer(run, batch)
 
 

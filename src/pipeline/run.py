@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import Sequence
@@ -12,17 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import UserError, align, first_free, remove_partial, write_whole
+from common import UserError, align, first_free, remove_partial, write_json
 from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import read_json
-from pipeline.data import TestSet, TrainingData, check_folders, load_test_set, load_training_data, name_test_set
-from pipeline.hardware import Hardware, return_freed_memory, use_what_was_given
+from pipeline.data import (
+    TestSet,
+    TrainingData,
+    digest_names,
+    load_test_set,
+    load_training_data,
+    name_test_set,
+    read_folders,
+)
+from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
-from pipeline.measures import score_classes, wilson_interval
+from pipeline.measures import SCORES, score_classes, wilson_interval
 from pipeline.settings import CHECKPOINTS, Settings
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
@@ -48,13 +55,14 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
     Raises:
         UserError: something in the settings, the folders or the weights does not fit. Nothing has been written then.
     """
-    folders = folders or check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    folders = folders or read_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     classes = folders[0].classes
     if finished := finished_results(settings, folders):
-        _log.info("%s has finished already; --restart begins anew", settings.run_dir)
+        changed = finished.get("names_digest") != _digest(folders)
+        note = ", on other images than are there now" if changed else ""
+        _log.info("%s has finished already%s; --restart begins anew", settings.run_dir, note)
         return finished if distributed.is_first() else None
-    return_freed_memory()
-    use_what_was_given()
+    set_up_torch()
     hardware = _choose_hardware(settings)
     described = _describe(settings, hardware, classes)
 
@@ -80,12 +88,17 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
         distributed.leave()
         tester = Tester(model, classes, test_sets, settings, hardware)
         metrics = _gather(settings, described, model, data, trainer, tester.test())
+        metrics["names_digest"] = _digest(folders)
         logger.log_results(trainer.history, metrics, tester.figures)
-    except torch.OutOfMemoryError as error:  # of whatever else than training
+    except torch.OutOfMemoryError as error:  # in testing, say: of training, `fit` tells what would fit
         raise UserError(f"{hardware} has too little memory: {error}".partition("\n")[0]) from None
     finally:
         logger.finish()
     return metrics
+
+
+def _digest(folders: Sequence[ImageFolder]) -> str:
+    return digest_names(*(folder.paths for folder in folders))
 
 
 def finished_results(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, Any] | None:
@@ -98,7 +111,7 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder] = ()) ->
     Raises:
         UserError: something in the settings or the folders does not fit, or the run was begun with other settings.
     """
-    folders = folders or check_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
+    folders = folders or read_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     if settings.restart:
         return None
     _check_same(settings.run_dir, _describe(settings, _choose_hardware(settings), folders[0].classes))
@@ -177,8 +190,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
         remove_partial(folder)
         return run_id
     run_id = secrets.token_hex(4)
-    with write_whole(file) as partial:
-        partial.write_text(json.dumps({**described, "wandb_run_id": run_id}, indent=2) + "\n")
+    write_json(file, {**described, "wandb_run_id": run_id})
     return run_id
 
 
@@ -217,7 +229,7 @@ def _gather(
     for results in tested.values():
         row = by_epoch[results["epoch"]]
         for side in ("train", "val"):
-            results[side] = {name: row.get(f"{side}_{name}") for name in ("loss", "accuracy", "per_class_accuracy")}
+            results[side] = {name: row[f"{side}_{name}"] for name in SCORES}
     return {
         "run": settings.run_name,
         "group": model.group,

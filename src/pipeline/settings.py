@@ -51,7 +51,8 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _model(name: str) -> str:
+def read_model(name: str) -> str:
+    """A model's name, of the name or alias on a command line or in a parameter file."""
     name = ALIASES.get(name, name)
     if name not in MODELS:
         raise argparse.ArgumentTypeError(f"unknown model {name!r}: choose {', '.join(MODELS)}")
@@ -59,7 +60,7 @@ def _model(name: str) -> str:
 
 
 _MODEL_HELP = f"{', '.join(MODELS)}; ResNet is short for ResNet18"
-_FREEZE_HELP = "with -p: the last block not to train (default: the model's own, conv5 or CustomVGG's conv3)"
+_FREEZE_HELP = "with -p: the last block not to train, conv1 to conv5, or none (default: conv5, CustomVGG's conv3)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Settings:
     """
 
     # fmt: off
-    model_type: str = _option("-m --model-type", dataclasses.MISSING, _MODEL_HELP, type=_model, metavar="MODEL")
+    model_type: str = _option("-m --model-type", dataclasses.MISSING, _MODEL_HELP, type=read_model, metavar="MODEL")
     pretrained: bool = _option("-p --pretrained", False, "start from ImageNet weights (VGG models only)")
     num_epochs: int = _option("-e --num-epochs", 30, "epochs at most")
     batch_size: int = _option("-b --batch-size", 32, "images a batch")
@@ -98,7 +99,7 @@ class Settings:
         "--weights", None, "with -p: a file of torchvision's vgg19 weights, where there is no internet",
         type=Path, metavar="FILE")
     freeze_to: str | None = _option(
-        "--freeze-to", None, _FREEZE_HELP, type=str, choices=("conv1", "conv2", "conv3", "conv4", "conv5", "none"))
+        "--freeze-to", None, _FREEZE_HELP, type=str, metavar="BLOCK")
     wandb: str = _option(
         "--wandb", "auto", "auto is online where a key is configured, else offline",
         choices=("auto", "online", "offline", "disabled"), describes_run=False)
@@ -168,6 +169,15 @@ class Settings:
         """What describes the run, in JSON's types."""
         fields = (field for field in dataclasses.fields(self) if field.metadata["describes_run"])
         return {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser what names a trained run and one of its checkpoints."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as one in saved_models")
+    first, *others = CHECKPOINTS
+    parser.add_argument(
+        "--checkpoint", default=first, metavar="NAME", help=f"or {' or '.join(others)} (default: %(default)s)"
+    )
 
 
 def _plain(value: Any) -> Any:

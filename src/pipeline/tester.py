@@ -18,13 +18,12 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
 from pipeline.figures import HeatmapFigure, plot_confusion, plot_reliability
 from pipeline.hardware import Hardware
-from pipeline.inference import predict
+from pipeline.inference import BATCH, predict
 from pipeline.measures import Calibration, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.settings import CHECKPOINTS, Settings
 
 _HEATMAPS_PER_CLASS = 3
-_BATCH = 32  # images that are explained at once
 
 
 class Tester:
@@ -105,7 +104,7 @@ class Tester:
     def _draw_heatmaps(self, test_set: TestSet, folder: Path, suffix: str, probabilities: np.ndarray) -> list[Path]:
         predictions = probabilities.argmax(axis=1)
         chosen = choose_examples(test_set.labels, predictions)
-        images = torch.cat([test_set.images.__getitems__([place])[0] for place in chosen])
+        images, _ = test_set.images.__getitems__(chosen)
         heatmaps = class_activation_maps(self.model, images.to(self.hardware.device), predictions[chosen])
         figure = HeatmapFigure(*images.shape[2:])
         numbers = dict.fromkeys(range(len(self.classes)), 0)
@@ -156,8 +155,8 @@ def class_activation_maps(model: Classifier, images: Tensor, targets: Sequence[i
     explained = [ClassifierOutputTarget(int(target)) for target in targets]
     with _differentiable_behind(model, layer), GradCAM(model, [layer]) as grad_cam:
         return np.concatenate([
-            grad_cam(model.normalise(images[start : start + _BATCH]), explained[start : start + _BATCH])
-            for start in range(0, len(images), _BATCH)
+            grad_cam(model.normalise(images[start : start + BATCH]), explained[start : start + BATCH])
+            for start in range(0, len(images), BATCH)
         ])  # fmt: skip
 
 

@@ -23,10 +23,10 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
-from pipeline.data import ImageBatches, TrainingData, bring_near, make_loader
+from pipeline.data import BatchOrder, TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
-from pipeline.inference import evaluate, forward
+from pipeline.inference import compute_logits, evaluate
 from pipeline.jitter import vary
 from pipeline.logger import Logger
 from pipeline.metrics import RunningScores, Scores
@@ -36,8 +36,11 @@ from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-# What `last.pt` keeps besides the states of model, optimizer and scheduler.
-_PROGRESS = ("epoch", "unfinished", "best_accuracy", "best_loss", "validations_without_improvement", "history")
+# What `last.pt` keeps besides the states of model, optimizer and scheduler, which a finished run no longer needs.
+_PROGRESS = (
+    *("digest", "epoch", "unfinished", "history"),
+    *("best_accuracy", "best_loss", "validations_without_improvement"),
+)
 
 
 class Trainer:
@@ -61,9 +64,8 @@ class Trainer:
         self.recipe = RECIPES[settings.recipe]
         self.model = model.to(hardware.device, memory_format=torch.channels_last)
         self.averaged = self._make_average()
-        self.evaluated = self.averaged.module if self.averaged else self.model
-        self.classes, self.images = data.classes, data.digest
-        self._make_loaders(data.train, data.validation)
+        self.saved_model = self.averaged.module if self.averaged else self.model
+        self.classes, self.digest = data.classes, data.digest
         self.optimizer = EagerAdamW(
             model.trainable_parameters(),
             lr=settings.learning_rate,
@@ -71,7 +73,7 @@ class Trainer:
             amsgrad=self.recipe.amsgrad,
             fused=True,
         )
-        self.scheduler = self._make_scheduler()
+        self.scheduler = self._make_scheduler(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
         self.epoch = 0  # finished ones
         self.unfinished: dict[str, Any] | None = None  # what an epoch came to that was stopped within
         self.best_accuracy, self.best_loss = -math.inf, math.inf
@@ -80,16 +82,15 @@ class Trainer:
         self._stop = StopRequest()
         if (self.folder / "last.pt").exists():
             self._load_last()
+        if self._finished():
+            return
         # What runs, in place of the whole model where frozen layers need not.
-        self.network, self.validated = self.model, self.evaluated
-        if not self._finished():
-            data = self._find_features(data) or data
-            self._make_loaders(*(bring_near(batches, hardware.device) for batches in (data.train, data.validation)))
+        self.network, self.validation_network = self.model, self.saved_model
+        data = self._find_features(data) or data
+        train, validation = (bring_near(batches, hardware.device) for batches in (data.train, data.validation))
+        self.train_loader = make_loader(train, settings.batch_size, shuffle=True)
+        self.validation_loader = make_loader(validation, settings.batch_size)
         self.network = distributed.join_gradients(self.network)
-
-    def _make_loaders(self, train: ImageBatches, validation: ImageBatches) -> None:
-        self.train_loader = make_loader(train, self.settings.batch_size, shuffle=True)
-        self.validation_loader = make_loader(validation, self.settings.batch_size)
 
     def _find_features(self, data: TrainingData) -> TrainingData | None:
         """Has frozen layers run once for each image, if there are any, and that comes to the same."""
@@ -97,7 +98,7 @@ class Trainer:
             return None
         features = compute_features(self.model, data, self.hardware, Cache.of(self.settings))
         if features:
-            self.network, self.validated = BehindFrozen(self.model), BehindFrozen(self.evaluated)
+            self.network, self.validation_network = BehindFrozen(self.model), BehindFrozen(self.saved_model)
         return features
 
     def _make_average(self) -> AveragedModel | None:
@@ -105,10 +106,10 @@ class Trainer:
             return None
         return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.averaging), use_buffers=True)
 
-    def _make_scheduler(self) -> LRScheduler:
+    def _make_scheduler(self, batches_of_an_epoch: BatchOrder) -> LRScheduler:
         if not self.recipe.one_cycle:
             return ExponentialLR(self.optimizer, self.settings.gamma)
-        batches = self.settings.num_epochs * len(self.train_loader)
+        batches = self.settings.num_epochs * len(batches_of_an_epoch)
         return OneCycleLR(self.optimizer, self.settings.learning_rate, batches)
 
     def fit(self) -> None:
@@ -121,15 +122,15 @@ class Trainer:
             with self._stop if distributed.world_size() == 1 else nullcontext():
                 while not self._finished():
                     self._run_epoch()
+                    if self._finished():
+                        self._save_checkpoint("terminal")
                     self._save_last()
                     self._stop.grant()
+            return
         except torch.OutOfMemoryError:
             if distributed.world_size() > 1:
                 raise
-        else:
-            self._save_checkpoint("terminal")
-            return
-        self._tell_what_fits()  # not before the error is gone, which holds on to what does not
+        self._tell_what_fits()  # not in the `except` block, where the error keeps the tensors alive that did not fit
 
     def _tell_what_fits(self) -> NoReturn:
         """Tries smaller batches, and spoils the model in doing so.
@@ -137,7 +138,7 @@ class Trainer:
         Raises:
             UserError: always; it says which one did.
         """
-        size = self.settings.batch_size // 2
+        size = self.train_loader.batch_sampler.batch_sizes[0] // 2
         while size >= 2 and not self._fits(size):
             size //= 2
         advice = f"-b {size} would do, with --restart" if size >= 2 else "not even two images fit; use another GPU"
@@ -169,11 +170,10 @@ class Trainer:
         row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
         improved: list[str] = []
         if self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs:
-            validation = evaluate(self.validated, self.validation_loader, self.hardware, "validating")
+            validation = evaluate(self.validation_network, self.validation_loader, self.hardware, "validating")
             row |= _columns("val", validation)
             if not math.isfinite(validation.loss):
                 raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
-        if "val_loss" in row:
             improved = self._keep_best(validation)
         if not self.recipe.one_cycle:
             self.scheduler.step()
@@ -190,8 +190,11 @@ class Trainer:
         batches, rates = 0, []
         if self.unfinished:
             batches = self.unfinished["batches"]
-            rates = [math.nan] * batches  # of batches that are known to have gone well
+            rates = [math.nan] * batches  # not needed: their losses were checked before they were saved
             scores.sums.copy_(self.unfinished["sums"])
+            if not distributed.is_first():  # which counts them for all
+                scores.sums[0] = 0
+                scores.sums[2:] = 0
             torch.set_rng_state(self.unfinished["random_state"])
             states = self.unfinished["cuda_random_states"]
             torch.cuda.set_rng_state_all(states[: torch.cuda.device_count()])  # this machine may have fewer
@@ -227,7 +230,8 @@ class Trainer:
         self.optimizer.zero_grad()  # before the forward pass, whose tensors may take the gradients' place
         if self.recipe.jitter:
             images = vary(images.to(self.hardware.device).float(), self.recipe.jitter)
-        logits, labels = forward(self.network, images, labels, self.hardware)
+        logits = compute_logits(self.network, images, self.hardware)
+        labels = labels.to(self.hardware.device, non_blocking=True)
         loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
         (loss * (distributed.world_size() / size)).backward()  # whose mean over processes is that of the batch
         self.optimizer.step()
@@ -277,7 +281,7 @@ class Trainer:
     def _save_checkpoint(self, *names: str) -> None:
         if not distributed.is_first():
             return
-        checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, self.evaluated.state_dict())
+        checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, self.saved_model.state_dict())
         first, *others = (self.folder / f"{name}.pt" for name in names)
         checkpoint.save(first)
         for other in others:
@@ -286,15 +290,15 @@ class Trainer:
     def _save_last(self) -> None:
         if not distributed.is_first():
             return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged else None,
-            "images": self.images,
-            **{name: getattr(self, name) for name in _PROGRESS},
-        }
+        state = {name: getattr(self, name) for name in _PROGRESS}
+        if not self._finished():  # else they are gigabytes that nobody needs
+            state |= {name: part.state_dict() for name, part in self._parts().items()}
         save_state(state, self.folder / "last.pt")
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts | ({"averaged": self.averaged} if self.averaged else {})
 
     def _save_within_epoch(self, batches: int, scores: RunningScores) -> None:
         self.unfinished = {
@@ -308,18 +312,16 @@ class Trainer:
     def _load_last(self) -> None:
         file = self.folder / "last.pt"
         state = load_state(file)
+        digest = self.digest
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            if self.averaged:
-                self.averaged.load_state_dict(state["averaged"])
             for name in _PROGRESS:
                 setattr(self, name, state[name])
-            images = state["images"]
+            if not self._finished():
+                for name, part in self._parts().items():
+                    part.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{file} does not fit {self.settings.model_type}: begin anew with --restart") from error
-        if images != self.images:  # another split: it might validate on what it has been trained on
+        if digest != self.digest:  # another split: it might validate on what it has been trained on
             raise UserError(
                 f"{self.settings.data_dir} does not hold the images that {self.folder} was begun with: "
                 "bring them back, or begin anew with --restart"

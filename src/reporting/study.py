@@ -26,7 +26,7 @@ PUBLISHED = {
     ("TRAIN3", "TEST2"): (0.96, 0.96, 0.96, 0.97),
 }
 ROWS = tuple(PUBLISHED)
-MODELS = ("SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet")
+STUDIED = ("SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet")
 HALVES = {"TEST": ("TEST_black", "TEST_white")}  # sets that are tested on in parts
 _HALF_ROWS = tuple((trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ()))
 
@@ -74,7 +74,7 @@ class Study:
             {
                 "trained_on": trained,
                 "tested_on": tested,
-                "accuracies": {model: self.accuracies(trained, tested, model).round(4).tolist() for model in MODELS},
+                "accuracies": {model: self.accuracies(trained, tested, model).round(4).tolist() for model in STUDIED},
             }
             for trained, tested in (*ROWS, *_HALF_ROWS)
         ]
@@ -84,17 +84,17 @@ class Study:
 def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
     """The accuracies, beside the published ones if these are of the same sets, and those on the two halves of TEST."""
     accuracies = {
-        (trained, tested): [_spread(study.accuracies(trained, tested, model)) for model in MODELS]
+        (trained, tested): [_spread(study.accuracies(trained, tested, model)) for model in STUDIED]
         for trained, tested in (*ROWS, *_HALF_ROWS)
     }
-    seeds = len(study.outcomes[ROWS[0][0], MODELS[0]])
+    seeds = len(study.outcomes[ROWS[0][0], STUDIED[0]])
     remark = f"Mean and standard deviation of {seeds} runs with different seeds." if seeds > 1 else "One run each."
     if with_published:
         remark += " In brackets what was published."
         for row, published in PUBLISHED.items():
             accuracies[row] = [f"{ours} ({other:.2f})" for ours, other in zip(accuracies[row], published, strict=True)]
     took = f"The {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes of processor time."
-    header = ("trained on / tested on", *MODELS)
+    header = ("trained on / tested on", *STUDIED)
     for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", _HALF_ROWS, took)):
         yield Table(title, header, [(" / ".join(row), *accuracies[row]) for row in rows], below)
 
@@ -109,7 +109,7 @@ def write_reports(study: Study, path: Path) -> None:
 
     parts = []
     for trained, tested in ROWS:
-        for model in MODELS:
+        for model in STUDIED:
             confusion = study.confusions(trained, tested, model).sum(axis=0)
             true, predicted = np.indices(confusion.shape).reshape(2, -1)
             report = classification_report(
@@ -123,15 +123,15 @@ def write_reports(study: Study, path: Path) -> None:
 def draw_curves(study: Study, path: Path) -> None:
     """Draws the loss over the epochs of every run, a row of panels for each set that was trained on."""
     sets = tuple(dict.fromkeys(trained for trained, _ in ROWS))
-    figure = new_figure(3 * len(MODELS), 2.4 * len(sets))
-    panels = figure.subplots(len(sets), len(MODELS), sharex="row", sharey="row", squeeze=False)
+    figure = new_figure(3 * len(STUDIED), 2.4 * len(sets))
+    panels = figure.subplots(len(sets), len(STUDIED), sharex="row", sharey="row", squeeze=False)
     for row, trained in zip(panels, sets, strict=True):
-        for axes, model in zip(row, MODELS, strict=True):
+        for axes, model in zip(row, STUDIED, strict=True):
             for run in study.outcomes[trained, model]:
                 _draw_loss(axes, run.history)
         row[0].set_ylabel(f"trained on {trained}\nloss")
         row[0].set_ylim(bottom=0)
-    for axes, model in zip(panels[0], MODELS, strict=True):
+    for axes, model in zip(panels[0], STUDIED, strict=True):
         axes.set_title(model)
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
@@ -168,10 +168,10 @@ def draw_confusions(study: Study, path: Path) -> None:
     """Draws a confusion matrix of all seeds together for every row and model: shares of each true class."""
     count = len(study.classes)
     side = max(2.4, 0.4 * count)
-    figure = new_figure(side * len(MODELS) + 1, side * len(ROWS) + 0.6)
-    panels = figure.subplots(len(ROWS), len(MODELS), squeeze=False)
+    figure = new_figure(side * len(STUDIED) + 1, side * len(ROWS) + 0.6)
+    panels = figure.subplots(len(ROWS), len(STUDIED), squeeze=False)
     for row, (trained, tested) in zip(panels, ROWS, strict=True):
-        for axes, model in zip(row, MODELS, strict=True):
+        for axes, model in zip(row, STUDIED, strict=True):
             confusion = study.confusions(trained, tested, model).sum(axis=0)
             shares = confusion / confusion.sum(axis=1, keepdims=True).clip(1)
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -182,7 +182,7 @@ def draw_confusions(study: Study, path: Path) -> None:
             axes.set_yticks(range(count), study.classes)
             axes.set_xlabel("predicted")
         row[0].set_ylabel(f"{trained} / {tested}\ntrue class")
-    for axes, model in zip(panels[0], MODELS, strict=True):
+    for axes, model in zip(panels[0], STUDIED, strict=True):
         axes.set_title(model)
     figure.suptitle("Of each true class, how many percent were taken for which")
     save_figure(figure, path)

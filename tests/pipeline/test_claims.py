@@ -11,7 +11,7 @@ import pytest
 
 from helpers import REPOSITORY
 from pipeline import claims
-from pipeline.claims import claim, is_claimed, unclaimed_runs
+from pipeline.claims import claim, claim_runs, is_claimed
 from pipeline.settings import Settings
 
 HOLD = """
@@ -122,8 +122,8 @@ def test_runs_are_shared_and_each_is_done_once(tmp_path):
     """Two programs at once; the one that waits ends when all is done, the other leaves to it what it is at work on."""
     runs = [Settings(model_type="SmallVGG", output_dir=tmp_path, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
     done = []
-    first = unclaimed_runs(runs, lambda settings: settings in done, "first", wait=True)
-    second = unclaimed_runs(runs, lambda settings: settings in done, "second")
+    first = claim_runs(runs, lambda settings: settings in done, "first", wait=True)
+    second = claim_runs(runs, lambda settings: settings in done, "second")
     assert (next(first), next(second)) == (runs[0], runs[1])
     done.append(runs[1])
     assert next(second) == runs[2]
@@ -136,7 +136,7 @@ def test_runs_are_shared_and_each_is_done_once(tmp_path):
 
 def test_a_run_that_its_program_gives_up_is_done_by_the_other(tmp_path):
     runs = [Settings(model_type="SmallVGG", output_dir=tmp_path, learning_rate=rate) for rate in (0.1, 0.2)]
-    first, second = (unclaimed_runs(runs, lambda _: False, name) for name in ("first", "second"))
+    first, second = (claim_runs(runs, lambda _: False, name) for name in ("first", "second"))
     assert (next(first), next(second)) == (runs[0], runs[1])
     first.close()
     assert list(second) == [runs[0]]

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import signal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -237,13 +238,13 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(make_trainer, monkeypatch, har
     whole.fit()
     batches = []
 
-    def count_and_signal(*arguments, original=pipeline.trainer.forward):
+    def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
         batches.append(1)
         if len(batches) == 7:
             signal.raise_signal(number)
         return original(*arguments)
 
-    monkeypatch.setattr(pipeline.trainer, "forward", count_and_signal)
+    monkeypatch.setattr(pipeline.trainer, "compute_logits", count_and_signal)
     with pytest.raises(kind):
         make_trainer("stopped", hardware, recipe=recipe).fit()
     resumed = make_trainer("stopped", hardware, recipe=recipe)
@@ -255,10 +256,13 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(make_trainer, monkeypatch, har
         assert all(torch.equal(found[key], value) for key, value in weights_of(whole, name).items())
 
 
-def test_goes_on_with_the_weights_that_it_was_trained_with(make_trainer, tiny_model):
+def test_goes_on_with_the_weights_that_it_was_trained_with(make_trainer, monkeypatch):
     """Not with those that the model is built with by now: the file of pretrained weights may have changed."""
-    run = make_trainer(num_epochs=1)
-    run.fit()
+    run = make_trainer(num_epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_report", Mock(side_effect=[None, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            run.fit()
     frozen = run.model.features[0].weight.clone()
     run = make_trainer(num_epochs=2, seed=1)  # other random weights, in place of other pretrained ones
     assert torch.equal(run.model.features[0].weight, frozen)

@@ -14,10 +14,10 @@ THREADS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from pipeline.hardware import use_what_was_given
+from pipeline.hardware import set_up_torch
 
 before = torch.get_num_threads()
-use_what_was_given()
+set_up_torch()
 print(before, torch.get_num_threads())
 """
 
@@ -25,9 +25,9 @@ PAGES = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from pipeline.hardware import return_freed_memory
+from pipeline.hardware import set_up_torch
 
-return_freed_memory()
+set_up_torch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(1 << 26, dtype=torch.uint8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -62,7 +62,7 @@ def test_fp32_is_fast_on_a_gpu(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    hardware.use_what_was_given()
+    hardware.set_up_torch()
     assert asked == ["high"]
 
 

@@ -25,6 +25,10 @@ def moments(images):
     return means, (weights @ places.square().T - means.square()).sqrt()
 
 
+def test_no_images_stay_none(images):
+    assert vary(images[:0], RECIPES["adam-crop"].jitter).shape == (0, 1, 28, 28)
+
+
 def test_no_jitter_changes_nothing(images):
     torch.testing.assert_close(vary(images, Jitter()), images)
 

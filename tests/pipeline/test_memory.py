@@ -20,11 +20,11 @@ from dataset.folders import read_folder
 from helpers import peak_memory
 from models import build_model
 from pipeline.data import load_training_data
-from pipeline.hardware import Hardware, return_freed_memory
+from pipeline.hardware import Hardware, set_up_torch
 from pipeline.settings import Settings
 from pipeline.trainer import Trainer
 
-return_freed_memory()
+set_up_torch()
 data = load_training_data(read_folder(Path("data"), with_augmented=True), (3, 224, 224))
 settings = Settings(model_type="ResNet18", data_dir=Path("data"))
 trainer = Trainer(build_model("ResNet18", 3), data, settings, Hardware.choose(), logger=None)

@@ -91,3 +91,10 @@ def test_files_that_are_no_text(tmp_path):
     (tmp_path / "runs.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"runs.txt cannot be read: it is not text"):
         read_parameters(tmp_path / "runs.txt", OTHERS)
+
+
+def test_weights_are_for_the_lines_that_start_from_some(parameter_file, tmp_path):
+    file = parameter_file(LINE, LINE.replace("True", "False", 1))
+    pretrained, scratch = read_parameters(file, {**OTHERS, "weights": tmp_path / "vgg19.pth"})
+    assert pretrained.weights == tmp_path / "vgg19.pth"
+    assert scratch.weights is None

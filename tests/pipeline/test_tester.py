@@ -143,7 +143,7 @@ def test_maps_of_frozen_and_trainable_models(tiny_model, name, frozen):
 
 
 def test_many_images_are_explained_a_batch_at_a_time(tiny_model, monkeypatch):
-    monkeypatch.setattr(tester, "_BATCH", 2)
+    monkeypatch.setattr(tester, "BATCH", 2)
     model = build_model("Tiny", 2)
     images = torch.randint(0, 256, (5, *model.input_size), dtype=torch.uint8)
     together = class_activation_maps(model, images, [0, 1, 0, 1, 0])

@@ -15,7 +15,7 @@ import pipeline.trainer
 from common import Terminated, UserError
 from helpers import digests
 from models import build_model
-from pipeline.checkpoints import Checkpoint, save_state
+from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.data import load_training_data, make_loader
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
@@ -49,8 +49,22 @@ def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
     return make
 
 
-def test_does_not_go_on_with_other_images(trainer):
-    trainer(num_epochs=1).fit()
+def stop_in_epoch(run, number, monkeypatch):
+    """Fits, and stops before the first batch of an epoch."""
+
+    def train(self, original=Trainer._train):
+        if self.epoch == number - 1:
+            raise KeyboardInterrupt
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", train)
+        with pytest.raises(KeyboardInterrupt):
+            run.fit()
+
+
+def test_does_not_go_on_with_other_images(trainer, monkeypatch):
+    stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
     Image.new("RGB", (20, 20)).save("data/A/added.png")
     with pytest.raises(UserError, match=r"data does not hold the images that .* was begun with: bring them back, or"):
         trainer(num_epochs=2)
@@ -178,17 +192,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precisio
     whole.fit()
 
     stopped = trainer("stopped", hardware=hardware, recipe=recipe)
-    train = Trainer._train
-
-    def stop_in_fourth_epoch(self):
-        if self.epoch == 3:
-            raise KeyboardInterrupt
-        return train(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", stop_in_fourth_epoch)
-        with pytest.raises(KeyboardInterrupt):
-            stopped.fit()
+    stop_in_epoch(stopped, 4, monkeypatch)
     resumed = trainer("stopped", hardware=hardware, recipe=recipe)
     resumed.fit()
 
@@ -200,6 +204,20 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precisio
     assert (resumed.folder / "history.csv").read_bytes() == (whole.folder / "history.csv").read_bytes()
 
 
+def test_of_an_epoch_taken_up_by_several_processes_the_first_counts_what_was_done(trainer, monkeypatch):
+    def stop_in_first(*arguments, original=pipeline.trainer.compute_logits):
+        signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.trainer.compute_logits", stop_in_first)
+        with pytest.raises(KeyboardInterrupt):
+            trainer().fit()  # after the first of four batches of eight
+    for first, images in ((True, 32), (False, 24)):
+        monkeypatch.setattr("pipeline.distributed.is_first", lambda first=first: first)
+        assert trainer()._train().images == images
+
+
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize(("precision", "recipe"), [("fp32", "one-cycle"), ("bf16", "default")])
 def test_told_to_stop_it_finishes_the_batch_and_goes_on_after_it(trainer, monkeypatch, precision, recipe, number, kind):
@@ -209,13 +227,13 @@ def test_told_to_stop_it_finishes_the_batch_and_goes_on_after_it(trainer, monkey
 
     batches = []
 
-    def count_and_signal(*arguments, original=pipeline.trainer.forward):
+    def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
         batches.append(1)
         if len(batches) in (3, 11):  # of five an epoch, the last of which has one image and is dropped
             signal.raise_signal(number)
         return original(*arguments)
 
-    monkeypatch.setattr("pipeline.trainer.forward", count_and_signal)
+    monkeypatch.setattr("pipeline.trainer.compute_logits", count_and_signal)
     for _ in range(2):
         with pytest.raises(kind):
             trainer("stopped", hardware=hardware, recipe=recipe).fit()
@@ -235,10 +253,9 @@ def test_told_to_stop_twice_it_stops_at_once_and_goes_on_from_the_last_epoch(tra
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second was to stop it")
 
-    run = trainer(num_epochs=1)
-    run.fit()
+    stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.trainer.forward", signal_twice)
+        patch.setattr("pipeline.trainer.compute_logits", signal_twice)
         with pytest.raises(KeyboardInterrupt):
             trainer(num_epochs=2).fit()
     resumed = trainer(num_epochs=2)
@@ -252,17 +269,19 @@ def test_a_finished_run_does_not_train_again(trainer, monkeypatch):
     monkeypatch.setattr(Trainer, "_train", None)
     again.fit()
     assert again.epoch == 6
+    assert len(again.history) == 6
+    assert not load_state(again.folder / "last.pt").keys() & {"model", "optimizer"}  # gigabytes that nobody needs
 
 
 def spoil(monkeypatch, *batches):
     """Makes the logits of these batches, counted from now on, no numbers."""
     count = iter(range(1, 1000))
 
-    def forward(*arguments, original=pipeline.trainer.forward):
-        logits, labels = original(*arguments)
-        return (logits * math.nan if next(count) in batches else logits), labels
+    def spoilt(*arguments, original=pipeline.trainer.compute_logits):
+        logits = original(*arguments)
+        return logits * math.nan if next(count) in batches else logits
 
-    monkeypatch.setattr("pipeline.trainer.forward", forward)
+    monkeypatch.setattr("pipeline.trainer.compute_logits", spoilt)
 
 
 @pytest.mark.parametrize("recipe", ["default", "one-cycle"])
@@ -309,30 +328,42 @@ def test_told_to_stop_it_does_not_save_what_is_not_finite(trainer, monkeypatch):
     run = trainer()
     batches = iter(range(1, 5))
 
-    def signal_in_third(*arguments, original=pipeline.trainer.forward):
+    def signal_in_third(*arguments, original=pipeline.trainer.compute_logits):
         if next(batches) == 3:
             signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr("pipeline.trainer.forward", signal_in_third)
+    monkeypatch.setattr("pipeline.trainer.compute_logits", signal_in_third)
     spoil(monkeypatch, 2)
     with pytest.raises(UserError, match="in epoch 1, batch 2 of 4"):
         run.fit()
     assert not (run.folder / "last.pt").exists()
 
 
-@pytest.mark.parametrize(
-    ("most", "advice"), [(3, "-b 2 would do, with --restart"), (1, "not even two images fit; use another GPU")]
-)
-def test_a_gpu_that_is_out_of_memory(trainer, monkeypatch, most, advice):
-    trainer(num_epochs=1).fit()
+def limit_memory(monkeypatch, most):
+    """Batches of more images than this do not fit."""
 
-    def forward(model, images, *arguments, original=pipeline.trainer.forward):
+    def compute_logits(model, images, *arguments, original=pipeline.trainer.compute_logits):
         if len(images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(model, images, *arguments)
 
-    monkeypatch.setattr("pipeline.trainer.forward", forward)
+    monkeypatch.setattr("pipeline.trainer.compute_logits", compute_logits)
+
+
+def test_the_advice_is_sought_among_the_images_that_there_are(trainer, monkeypatch):
+    limit_memory(monkeypatch, 20)
+    with pytest.raises(UserError, match="batches of 512 images: -b 16 would do"):
+        trainer(batch_size=512).fit()  # on 33 images
+
+
+@pytest.mark.parametrize(
+    ("most", "advice"), [(3, "-b 2 would do, with --restart"), (1, "not even two images fit; use another GPU")]
+)
+def test_a_gpu_that_is_out_of_memory(trainer, monkeypatch, most, advice):
+    stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
+
+    limit_memory(monkeypatch, most)
     run = trainer(num_epochs=2)
     before = digests(run.folder)
     with pytest.raises(UserError) as error:
