@@ -109,7 +109,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
         "turns": turns,
         "images a second": {side: median(images / value for value in values) for side, values in seconds.items()},
         "share of the ceiling": median(shares),
-        "floor": describe_floor(twin, settings.batch_size, hardware, median(seconds["loop"]) * 1 / len(order)),
+        "floor": describe_floor(twin, settings.batch_size, hardware, median(seconds["loop"]) / len(order)),
     }
 
 

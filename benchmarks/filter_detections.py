@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from measuring import Measured, machine_name, measure, write_results  # isort: skip  (it says where the others are)
-from common import ArgumentParser
+from common import ArgumentParser, run_program
 from dataset.open_images import wanted_rows
 
 HEADER = (
@@ -159,4 +159,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

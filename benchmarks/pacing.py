@@ -95,15 +95,14 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
         trainer._train()
         validation = Timed(trainer.validation_loader, batches)
         del validation.batch_sampler.batch_sizes[1 + batches :]
-        evaluate(trainer.validated, validation, hardware, "")
+        evaluate(trainer.validation_network, validation, hardware, "")
         saving = _seconds(lambda: _save(trainer))
     return _pace(ready, train, validation, saving, images, prepared)
 
 
 def _save(trainer: Any) -> None:
     trainer._save_last()
-    for name in ("best_val_acc", "best_val_loss"):
-        trainer._save_checkpoint(name)
+    trainer._save_checkpoint("best_val_acc", "best_val_loss")
 
 
 def _cut(data: TrainingData, count: int) -> TrainingData:

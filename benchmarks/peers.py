@@ -162,7 +162,7 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
         del loader.batch_sampler.batch_sizes[1 + batches :]
     begin = time.time()
     trainer._train()
-    evaluate(trainer.evaluated, validation, hardware, "")
+    evaluate(trainer.validation_network, validation, hardware, "")
     return begin + train.waited, train, validation
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from common import ArgumentParser, UserError, run_program, write_json
-from dataset.array_images import white_background, with_inversions, write_digits
+from dataset.array_images import SETS, white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
 from pipeline.claims import claim_runs
 from pipeline.settings import Settings
@@ -44,7 +44,7 @@ class Plan:
     """How the study trains.
 
     Attributes:
-        shifted_images: about how many images a run on TRAIN or TRAIN2 sees in all; a set of more is seen once.
+        shifted_images: about how many images a run on TRAIN or TRAIN2 sees in all, but at least each image of the set.
         images: the same of a run on another set, by the model.
         learning_rate: of all epochs, or the highest of a cycle.
         patience: epochs without a lower validation loss before a run stops; None to go through all.
@@ -123,15 +123,17 @@ def derive_sets(data_dir: Path) -> dict[str, ImageFolder]:
     """The three sets of a folder, the two made from them, and the halves of TEST, by name.
 
     Raises:
-        UserError: a set is missing, or their classes differ, or TEST has no half with a white background.
+        UserError: a set is missing, or their classes differ, or TEST lacks images with a black or a white background.
     """
     from pipeline.data import read_folders
 
-    places = [_find_set(data_dir, name) for name in ("TRAIN", "TEST", "TEST2")]
+    places = [_find_set(data_dir, name) for name in SETS]
     train, test, test2 = read_folders(places[0], tuple(places[1:]), with_augmented=False)
     white = white_background(test)
     whites = set(white.paths)
     black = test.subset([place for place, path in enumerate(test.paths) if path not in whites])
+    if not black.paths:
+        raise UserError(f"{places[1]} has no image with a black background: the study needs both halves of it")
     sets = {"TRAIN": train, "TRAIN2": with_inversions(train), "TRAIN3": white, "TEST": test, "TEST2": test2}
     sets |= dict(zip(HALVES["TEST"], (black, white), strict=True))
     return {name: replace(folder, directory=data_dir / name) for name, folder in sets.items()}

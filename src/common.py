@@ -79,6 +79,11 @@ def write_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line that is not too long."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON for people and programs, whole or not at all."""
     with write_whole(path) as partial:
@@ -97,7 +102,7 @@ def link_or_copy(path: Path, other: Path) -> None:
 def remove_partial(directory: Path) -> None:
     """Deletes what `write_whole` was writing below a folder in programs that were killed. They can be gigabytes."""
     for partial in directory.rglob(".*.partial*"):
-        pid = re.search(r"\.(\d+)\.partial[^.]*", partial.name)
+        pid = re.search(r"\.(\d+)\.partial", partial.name)
         if pid and not Path("/proc", pid[1]).exists():
             partial.unlink(missing_ok=True)
 

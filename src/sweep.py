@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ArgumentParser, UserError, printable, run_program, write_json
+from common import ArgumentParser, UserError, first_line, printable, run_program, write_json
 from pipeline.claims import claim_file, claim_runs, is_claimed
 from pipeline.parameters import read_parameters, write_parameters
 from pipeline.settings import Settings
@@ -59,7 +59,7 @@ def _try(settings: Settings) -> bool:
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         trace = None if isinstance(error, UserError) else traceback.format_exc()
         write_json(record, {"reason": reason, "trace": trace})
         _log.warning("%s failed: %s", settings.run_name, reason)

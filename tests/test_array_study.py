@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -150,4 +151,12 @@ def test_sets_of_different_classes_are_refused(digits, tmp_path):
     for label in "ab":
         (tmp_path / "TEST2" / label).symlink_to(digits / "TEST2" / "1")
     with pytest.raises(UserError, match="differ in their classes"):
+        derive_sets(tmp_path)
+
+
+def test_a_test_set_without_one_of_the_backgrounds_is_refused(digits, tmp_path):
+    for name in ("TRAIN", "TEST2"):
+        (tmp_path / name).symlink_to(digits / name)
+    shutil.copytree(digits / "TEST2", tmp_path / "TEST")
+    with pytest.raises(UserError, match="TEST has no image with a black background: the study needs both halves"):
         derive_sets(tmp_path)

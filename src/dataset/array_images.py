@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 DARK = 128  # grey values below it are dark
 DARK_SHARE = 0.5  # of an image's pixels: an image with more of them dark has a black background
-DIGITS = ("TRAIN", "TEST", "TEST2")
-_TRAINING, _TESTING = 100, 70  # images of a digit that is in both; 100 + 70 are nearly all of the rarest
+SETS = ("TRAIN", "TEST", "TEST2")
+_TRAINING, _TESTING = 100, 70  # images of a digit of which both have some; 100 + 70 are nearly all of the rarest
 _SIDE, _MARGIN = 24, 2  # pixels of an enlarged digit, and around it
 _BLOCK = 256  # images that a thread reads before it takes others
 _COMPARED = 500  # images a class, drawn at random, that shift is measured on
@@ -160,7 +160,7 @@ def _sort_digits() -> dict[str, dict[str, np.ndarray]]:
 
     digits = load_digits()
     generator = np.random.default_rng(0)
-    sets: dict[str, dict[str, np.ndarray]] = {name: {} for name in DIGITS}
+    sets: dict[str, dict[str, np.ndarray]] = {name: {} for name in SETS}
     for label in range(1, 6):
         known, other = (
             [_enlarge(image) for image in generator.permutation(digits.images[digits.target == digit])]
@@ -172,7 +172,7 @@ def _sort_digits() -> dict[str, dict[str, np.ndarray]]:
             known[_TRAINING : _TRAINING + _TESTING] + other[:_TESTING],
             other[_TESTING : _TESTING + _TRAINING],
         )
-        for name, images in zip(DIGITS, members, strict=True):
+        for name, images in zip(SETS, members, strict=True):
             sets[name] |= {f"{label}/{number:04d}.npy": image for number, image in enumerate(images, 1)}
     return sets
 
@@ -225,7 +225,7 @@ def _write_folder_whole(directory: Path, arrays: Mapping[str, np.ndarray]) -> bo
             (partial / name).write_bytes(_as_file(array))
         partial.rename(directory)
     except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # which of them depends on the file system
             raise
         return False
     finally:

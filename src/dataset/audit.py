@@ -89,14 +89,14 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
     examined: dict[Path, list[Examined]] = {}
     for directory, names in classes.items():
         found, bad = examine([path for name in names for path in image_files(directory / name)])
+        if directory == dataset_dir and not found and not bad:
+            raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
+        bad |= examine([path for name in names for path in image_files(directory / (name + AUGMENTED))])[1]
+        for name in names:
+            bad |= passed_over(directory / name) | passed_over(directory / (name + AUGMENTED))
         if found or bad:
             examined[directory] = found
-        elif directory == dataset_dir:
-            raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
-        augmented = [path for name in names for path in image_files(directory / (name + AUGMENTED))]
-        unreadable |= bad | examine(augmented)[1]
-        for name in names:
-            unreadable |= passed_over(directory / name) | passed_over(directory / (name + AUGMENTED))
+        unreadable |= bad
     return Report(
         images={
             directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())

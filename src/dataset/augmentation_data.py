@@ -155,14 +155,14 @@ def prepare_to_augment(dataset_dir: Path) -> bool:
     `create_augmented_data` does this itself. Who has other work before it, calls this first.
 
     Returns:
-        Whether so many images are missing that processes are worth it.
+        Whether there are several cores, and so many images are missing that processes are worth it.
     """
     from multiprocessing import forkserver
 
     names = class_names(dataset_dir)
     counts = [len(image_files(dataset_dir / name)) for name in names]
     there = sum(len(image_files(dataset_dir / (name + AUGMENTED))) for name in names)
-    if len(names) * max(counts) - sum(counts) - there < _WORTH_PROCESSES:
+    if available_cores() == 1 or len(names) * max(counts) - sum(counts) - there < _WORTH_PROCESSES:
         return False
     forkserver.set_forkserver_preload(["torchvision.transforms.v2"])
     forkserver.ensure_running()
@@ -181,9 +181,7 @@ def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = 
         How many images of each class were written.
     """
     names = class_names(dataset_dir)
-    cores = cores or available_cores()
-    if cores > 1 and not prepare_to_augment(dataset_dir):
-        cores = 1
+    cores = cores or (available_cores() if prepare_to_augment(dataset_dir) else 1)
     files = {name: image_files(dataset_dir / name) for name in names}
     unreadable = find_unreadable([path for name in names for path in files[name]])
     sources = {name: [path for path in files[name] if path not in unreadable] for name in names}
@@ -214,7 +212,7 @@ class _Task(NamedTuple):
 
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
     """Which of the numbers from 1 to `count` have no augmented image yet; moves those aside that do not belong."""
-    if count and not sources:
+    if not sources:
         raise UserError(f"{dataset_dir / name} has no readable image to make others from")
     stems = {path.stem for path in sources}
     there, aside = set(), {}

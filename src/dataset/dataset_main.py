@@ -13,13 +13,32 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, lock, run_program
-
-if TYPE_CHECKING:
-    from dataset.plotting_dataset import ClassSizes
+from dataset.audit import audit, summarise
+from dataset.augmentation_data import (
+    TESTING_BATCH,
+    add_extra_testing,
+    create_augmented_data,
+    create_testing_batch,
+    prepare_to_augment,
+    reduce_classes,
+)
+from dataset.folders import (
+    AUGMENTED,
+    LEFT_OUT,
+    REJECTED,
+    check_apart,
+    class_names,
+    image_files,
+    own_class_names,
+    tell_left_out,
+)
+from dataset.plotting_dataset import ClassSizes, plot_dataset
+from dataset.preparedataset import CLASSES, fetch
+from dataset.sample import write_sample
+from dataset.tables import read_rows
 
 
 def make_dataset(arguments: argparse.Namespace) -> None:
@@ -28,16 +47,6 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: test images are also in the training folders, or a step cannot do its work.
     """
-    from dataset.augmentation_data import (
-        add_extra_testing,
-        create_augmented_data,
-        create_testing_batch,
-        prepare_to_augment,
-        reduce_classes,
-    )
-    from dataset.folders import check_apart
-    from dataset.plotting_dataset import plot_dataset
-
     dataset_dir, testing_dir, seed = arguments.dataset_dir, arguments.testing_dir, arguments.seed
     check_apart([dataset_dir, testing_dir, *filter(None, [arguments.extra_testing])])
     _get_images(arguments)
@@ -61,33 +70,22 @@ def make_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _get_images(arguments: argparse.Namespace) -> None:
-    from dataset.folders import class_names, own_class_names
-
     dataset_dir, testing_dir = arguments.dataset_dir, arguments.testing_dir
     if arguments.source == "openimages":
-        from dataset.preparedataset import CLASSES, fetch
-
         classes = class_names(dataset_dir) if dataset_dir.is_dir() and own_class_names(dataset_dir) else CLASSES
         _say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
-        from dataset.sample import write_sample
-
         _say("sample", f"{write_sample(dataset_dir, testing_dir, arguments.seed)} images drawn")
     elif not own_class_names(dataset_dir):
         raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
 
 
 def _check_classes(extra_testing: Path | None, dataset_dir: Path) -> None:
-    from dataset.folders import class_names
-
     if extra_testing and (unknown := set(class_names(extra_testing)) - set(class_names(dataset_dir))):
         raise UserError(f"{extra_testing / min(unknown)} is a class that {dataset_dir} does not have")
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from dataset.audit import audit, summarise
-    from dataset.folders import tell_left_out
-
     testing_dirs = [arguments.testing_dir, *filter(None, [arguments.extra_testing])]
     report = audit(arguments.dataset_dir, testing_dirs)
     for line in summarise(report):
@@ -107,10 +105,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassSizes]:
     """Counts the images of each class, also of those that were moved away."""
-    from dataset.augmentation_data import TESTING_BATCH
-    from dataset.folders import AUGMENTED, LEFT_OUT, REJECTED, class_names, image_files
-    from dataset.plotting_dataset import ClassSizes
-    from dataset.tables import read_rows
 
     batch = Counter(row["class"] for row in read_rows(testing_dir / TESTING_BATCH, ["class"]))
     sizes = {}

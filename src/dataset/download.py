@@ -52,7 +52,8 @@ def _append_rest(file: BinaryIO, url: str, name: str) -> None:
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
         if answer.headers.get("Content-Range") == f"bytes */{file.tell()}":
             return  # it lacked nothing but its name
-        if answer.status_code != requests.codes.partial_content:
+        # All of it comes, or what is there is not of this file. Any other refusal leaves what is there.
+        if answer.status_code in (requests.codes.ok, requests.codes.requested_range_not_satisfiable):
             file.truncate(0)
             file.seek(0)
         answer.raise_for_status()

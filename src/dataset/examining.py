@@ -43,7 +43,7 @@ class Examined:
 
 
 def examine(paths: Sequence[Path]) -> tuple[list[Examined], dict[Path, str]]:
-    """Looks at every file; at one that has not changed since, once in a program's life.
+    """Looks at every file, and remembers what it saw until the file changes.
 
     Returns:
         What is known of those that can be read, in their order, and why the others cannot.

@@ -158,8 +158,7 @@ def image_files(directory: Path) -> list[Path]:
 
     The folder may be a link, a file in it may not: what is in a dataset lies in its folders, once.
     """
-    files = (path for path, entry in _entries(directory) if entry.is_file(follow_symlinks=False))
-    return [path for path in files if _has_image_name(path)]
+    return [path for path, entry in _entries(directory) if not _why_passed_over(path, entry)]
 
 
 def passed_over(directory: Path) -> dict[Path, str]:

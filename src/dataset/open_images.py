@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common import UserError
-from dataset.database import connect, first_line
+from common import UserError, first_line
+from dataset.database import connect
 from dataset.download import download
 
 if TYPE_CHECKING:
@@ -242,11 +242,11 @@ class Selection:
                 file.close()
 
     def choose(self, label_id: str, count: int, seen: Collection[Box], seed: int) -> list[Candidate]:
-        """The first boxes of a class, in the seed's order, that were not seen: up to `count`, but one if any."""
+        """The first boxes of a class, in the seed's order, that were not seen: 1 to `count`, or none."""
         with self._files[label_id].open("rb") as rows:
             candidates = (_candidate(row, seed) for row in rows)
             first = heapq.nsmallest(count, (candidate for candidate in candidates if candidate.box not in seen))
-        return list({candidate.box: candidate for candidate in first}.values())  # a row may be there twice
+        return list({candidate.box: candidate for candidate in first}.values())  # one may be there twice
 
 
 def _candidate(line: bytes, seed: int) -> Candidate:

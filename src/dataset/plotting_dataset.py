@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common import printable
+from dataset.array_images import DARK_SHARE, ArraySet
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine
 from dataset.folders import AUGMENTED, class_names, image_files, source_stem
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from PIL import Image
 
-    from dataset.array_images import ArraySet
 
 _EXAMPLES = 3  # pairs a class
 _LARGEST_SHOWN = 1000  # pixels of the longer side, about
-_SOURCES = 2  # a class whose augmented images are shown
+_SOURCES = 2  # of a class, whose augmented images are shown
 _AUGMENTED_SHOWN = 5  # of a source
 _CLASSES_SHOWN = 6  # in a figure of pictures
 _IN_A_ROW = 5  # images of a class, from the start of an array set, from its middle and from its end
@@ -144,8 +144,8 @@ def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[
         _use_plain_numbers(axes)
     for axes in grid.flat[len(sizes) :]:
         axes.set_visible(False)
-    figure.supxlabel("width in pixels")
-    figure.supylabel("height in pixels")
+    figure.supxlabel("width in pixels, logarithmic")
+    figure.supylabel("height in pixels, logarithmic")
     figure.suptitle("Sizes of the images: a dot a size, larger where several images have it; on the line: squares")
     return figure
 
@@ -170,7 +170,7 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]]) -
     for name in list(augmented)[:_CLASSES_SHOWN]:
         files = {path.stem: path for path in image_files(dataset_dir / name)}
         made = Counter(source for path in augmented[name] if (source := source_stem(path)) in files)
-        for source, _ in sorted(made.most_common(), key=lambda item: (-item[1], item[0]))[:_SOURCES]:
+        for source, _ in sorted(made.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]:
             of_source = [path for path in augmented[name] if source_stem(path) == source]
             rows.append((name, files[source], of_source[:_AUGMENTED_SHOWN]))
     figure, grid = _picture_grid([name for name, *_ in rows], 1 + _AUGMENTED_SHOWN)
@@ -213,7 +213,7 @@ def _use_plain_numbers(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 
@@ -253,8 +253,8 @@ def draw_intensities(sets: Sequence[ArraySet]) -> Figure:
         above.set(xlim=(0, 256), xticks=[0, 128, 255])
         counts, edges = np.histogram(shares, 25, (0, 1))
         below.bar(edges[:-1], counts / counts.sum(), 0.04, align="edge", color=ORANGE, edgecolor="white", linewidth=0.5)
-        below.axvline(0.5, color=VERMILION, linestyle="--", linewidth=1.2)
-        below.set_title(f"{np.mean(shares <= 0.5):.0%} of the images are white", fontsize=11)
+        below.axvline(DARK_SHARE, color=VERMILION, linestyle="--", linewidth=1.2)
+        below.set_title(f"{np.mean(shares <= DARK_SHARE):.0%} of the images on white", fontsize=11)
         below.set(xlim=(0, 1), xticks=[0, 0.5, 1])
         below.xaxis.set_major_formatter(PercentFormatter(1))
     for axes, label in zip(grid[:, 0], ("share of pixels", "share of images"), strict=True):
@@ -287,9 +287,8 @@ def draw_means(sets: Sequence[ArraySet]) -> Figure:
         variances = [images.var(axis=0) / 255**2 if len(images) else None for images in members]
         shown = [_show_tiles(row[0], [means], shape, "gray", 1), _show_tiles(row[1], [variances], shape, "magma", 0.25)]
         row[0].set_ylabel(array_set.name, fontsize=11, rotation=0, ha="right", va="center")
-        for axes in row:
-            for place, images in enumerate(members):
-                axes.text(place + 0.5, 1.04, f"{len(images):,}", ha="center", va="top", fontsize=8)
+        for place, images in enumerate(members):
+            row[0].text(place + 0.5, 1.04, f"{len(images):,}", ha="center", va="top", fontsize=8)
     explained = (
         ("Mean (below: number of images)", "0 is black, 1 is white"),
         ("Variance", "0.25: half black, half white"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
@@ -20,7 +19,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, lock, run_program
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
-from dataset.tables import write_rows
+from dataset.reading import UnreadableImage, load_image
+from dataset.tables import read_rows, write_rows
 
 CLASSES = ("Axe", "Book", "Hammer")
 MAX_SAMPLES = 1000
@@ -41,7 +41,8 @@ class Patches:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._boxes = _read_table(folder / TABLE)  # by file, as Axe/0001.jpg
+        rows = read_rows(folder / TABLE, ("file", *Box._fields))
+        self._boxes = {row["file"]: Box(*(row[name] for name in Box._fields)) for row in rows}  # by Axe/0001.jpg
         self._staged: dict[str, Box] = {}
         self._last_numbers: dict[str, int] = {}
         self.settle()
@@ -97,16 +98,6 @@ class Patches:
 
 def _folder_name(label: str) -> str:
     return label.replace("/", "-")
-
-
-def _read_table(path: Path) -> dict[str, Box]:
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf8", newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    if header != ["file", *Box._fields] or any(len(row) != len(header) for row in rows):
-        raise UserError(f"{path} is damaged: it tells which patch each image is; bring back its last whole version")
-    return {row[0]: Box(*row[1:]) for row in rows}
 
 
 @contextmanager
@@ -220,9 +211,8 @@ def _add(
         if detection.box in present:
             continue  # under another class
         try:
-            with Image.open(detection.image) as image:
-                patch = cut_out(image, detection.box, padding)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow's readers raise on damaged files
+            patch = cut_out(load_image(detection.image), detection.box, padding)
+        except UnreadableImage as error:
             _log.warning("left out: %s: %s", detection.image, error)
             continue
         if min(patch.size) < min_size:

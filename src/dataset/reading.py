@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from common import UserError
+from common import UserError, first_line
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a picture is refused, see below
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that a picture is read in spite of
@@ -273,4 +273,4 @@ def _reason(path: Path, error: Exception) -> str:
         return "not an image"
     if isinstance(error, Image.DecompressionBombError):
         return _over(Image.MAX_IMAGE_PIXELS)
-    return str(error).partition("\n")[0] or type(error).__name__
+    return first_line(error)

@@ -20,8 +20,10 @@ def read_rows(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
         return []
     try:
         with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-        if all(_is_inside(row[column]) for row in rows for column in columns):
+            reader = csv.DictReader(file)
+            known = set(columns) <= set(reader.fieldnames or ())
+            rows = list(reader)
+        if known and all(_is_inside(row[column]) for row in rows for column in columns):
             return rows
     except (csv.Error, KeyError, TypeError):
         pass

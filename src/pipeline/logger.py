@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import write_json, write_whole
+from common import first_line, write_json, write_whole
 from pipeline.figures import plot_curves
 from pipeline.measures import SCORES
 from pipeline.settings import Settings
@@ -128,7 +128,7 @@ class _Wandb:
             if self._run is not None:
                 self._run.finish()
         except Exception as error:  # whatever wandb raises is no reason to lose a run
-            self._give_up("wandb: " + (str(error).partition("\n")[0] or type(error).__name__))
+            self._give_up(f"wandb: {first_line(error)}")
 
     def _give_up(self, why: str) -> None:
         if self._given_up.acquire(blocking=False):

@@ -36,7 +36,7 @@ def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Fig
         scores = [run.accuracy if side < 0 else run.per_class_accuracy for run in runs]
         _draw_bars(axes, side * _BAR / 2, scores, [run.test_images for run in runs], label, colour)
     labels = [_label(run, shared, with_groups) for run in runs]
-    axes.set_xticks(range(len(runs)), labels, parse_math=False)
+    axes.set_xticks(range(len(runs)), labels)
     middle, reach = (len(runs) - 1) / 2, max(len(runs), 3) / 2 + 0.1
     axes.set(xlim=(middle - reach, middle + reach), ylim=(0, 1), yticks=np.linspace(0, 1, 11))
     axes.yaxis.set_major_formatter("{x:.0%}")

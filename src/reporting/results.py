@@ -230,6 +230,7 @@ def _valid(column: str, value: Any) -> float | None:
         return None
     if column == "test_images":
         return number if number.is_integer() and 1 <= number <= MOST_IMAGES else None
+    # A loss has no upper limit; "loss" is also in the name of a checkpoint, whose accuracies have one.
     return number if "loss" in column.removesuffix("_best_val_loss") or 0 <= number <= 1 else None
 
 

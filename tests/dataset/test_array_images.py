@@ -103,7 +103,7 @@ def test_a_label_is_one_digit_white_on_black_and_another_black_on_white(digits):
 
     loaded = load_digits()
     means = np.stack([array_images._enlarge(loaded.images[loaded.target == d].mean(axis=0)) for d in range(10)])
-    for name in array_images.DIGITS:
+    for name in array_images.SETS:
         folder = read_folder(digits / name)
         for label in range(1, 6):
             images = np.stack([np.load(path) for path in folder.paths if path.parent.name == str(label)])
@@ -294,7 +294,7 @@ def test_white_images_of_the_digits_as_files(digits, tmp_path):
 
 
 def test_inspecting_the_digits(digits, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, "inspect", *(digits / name for name in array_images.DIGITS), "--out", tmp_path)
+    run(monkeypatch, "inspect", *(digits / name for name in array_images.SETS), "--out", tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "set      TRAIN: 500 images of 28x28 pixels: 100 of 1, 100 of 2, 100 of 3, 100 of 4, 100 of 5",
@@ -332,7 +332,7 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def three(digits):
-    return [load_set(digits / name) for name in array_images.DIGITS]
+    return [load_set(digits / name) for name in array_images.SETS]
 
 
 DRAWN = [draw_array_examples, draw_intensities, draw_means]
@@ -386,7 +386,7 @@ def test_histograms_add_up(three):
     for axes in figure.axes:
         assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
     titles = [axes.get_title() for axes in figure.axes[3:]]
-    assert titles == [f"{share} of the images are white" for share in ("0%", "50%", "100%")]
+    assert titles == [f"{share} of the images on white" for share in ("0%", "50%", "100%")]
 
 
 # The program

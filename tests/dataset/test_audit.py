@@ -95,6 +95,16 @@ def test_test_folders_may_lack_classes_and_images(folders):
     assert audit(dataset, [testing]).images.keys() == {dataset}
 
 
+def test_a_test_folder_without_a_single_image_is_mended_too(folders):
+    dataset, testing = folders
+    shutil.rmtree(testing)
+    (testing / "Axe").mkdir(parents=True)
+    (testing / "Axe/photo.heic").write_text("of a telephone")
+    assert fix(audit(dataset, [testing])) == 1
+    assert (testing / "rejected/Axe/photo.heic").exists()
+    assert fix(audit(dataset, [testing])) == 0
+
+
 def test_what_was_moved_back_stays(folders):
     dataset, testing = folders
     (dataset / "Axe/bad.jpg").write_text("bad")

@@ -317,6 +317,11 @@ class TestAugmentation:
         assert create_augmented_data(dataset) == {"A": 4, "B": 0}
         assert not list((dataset / "A_augmented").glob("9999*"))
 
+    def test_without_a_readable_image_nothing_can_be_made(self, make_dataset):
+        dataset = make_dataset({"A": 2, "B": 3}, kinds=("broken",))
+        with pytest.raises(UserError, match="A has no readable image to make others from"):
+            create_augmented_data(dataset)
+
     def test_one_to_six_transforms_in_random_order(self, monkeypatch):
         applied = []
         recorders = [lambda image, place=place: (applied[-1].append(place), image)[1] for place in range(6)]

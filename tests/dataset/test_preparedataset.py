@@ -400,14 +400,20 @@ def test_only_one_program_at_a_time_fills_a_folder(go, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "file,split\nAxe/0001.jpg,train\n", "file,split,image_id,x_min,x_max,y_min,y_max\nAxe"]
+    "text",
+    [
+        b"",
+        b"file,split\nAxe/0001.jpg,train\n",
+        b"file,split,image_id,x_min,x_max,y_min,y_max\nAxe",
+        b"file,split,image_id,x_min,x_max,y_min,y_max\nAxe/\xff.jpg",
+    ],
 )
 def test_a_damaged_table_is_not_taken_for_an_empty_one(go, tmp_path, text):
     (tmp_path / "dataset").mkdir()
-    (tmp_path / "dataset" / "open_images.csv").write_text(text)
+    (tmp_path / "dataset" / "open_images.csv").write_bytes(text)
     with pytest.raises(UserError, match=r"open_images\.csv is damaged"):
         go(3)
-    assert (tmp_path / "dataset" / "open_images.csv").read_text() == text
+    assert (tmp_path / "dataset" / "open_images.csv").read_bytes() == text
 
 
 # the table of detections
@@ -464,11 +470,12 @@ def test_what_is_no_whole_table_is_said(tmp_path, text, message):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves the files of a folder; may drop connections in the middle, and may know no ranges."""
+    """Serves the files of a folder; may drop connections in the middle, know no ranges, and be out of order."""
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.drops, self.ranges, self.requests = folder, 0, True, []
+        self.fault: int | None = None  # the status that is answered instead
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request, client_address):
@@ -485,8 +492,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, with_body):
         path = self.server.folder / self.path.lstrip("/")
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
-        if not path.is_file():
-            return self.send_error(404)
+        if self.server.fault or not path.is_file():
+            return self.send_error(self.server.fault or 404)
         body = path.read_bytes()
         first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0]) if self.server.ranges else 0
         if first >= len(body):
@@ -540,6 +547,19 @@ def test_a_download_that_broke_off_goes_on(server, big, tmp_path, ranges):
     assert target.read_bytes() == big.read_bytes()
     assert server.requests[1][2] == f"bytes={kept}-"
     assert [path.name for path in target.parent.iterdir()] == ["big.csv"]
+
+
+def test_a_server_out_of_order_costs_nothing_of_what_is_there(server, big, tmp_path):
+    part = tmp_path / ".big.csv.partial"
+    part.write_bytes(big.read_bytes()[:3_000_000])
+    server.fault = 503
+    with pytest.raises(UserError, match="the server answers 503"):
+        download(f"{server.address}/big.csv", tmp_path / "big.csv")
+    assert part.stat().st_size == 3_000_000
+    server.fault = None
+    download(f"{server.address}/big.csv", tmp_path / "big.csv")
+    assert server.requests[-1][2] == "bytes=3000000-"
+    assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
 
 
 def test_a_download_that_lacked_only_its_name(server, big, tmp_path):
