@@ -5,7 +5,9 @@ VENV ?= .venv
 IN_VENV = $(VENV)/bin/python
 IN_PARALLEL = OMP_NUM_THREADS=1 $(IN_VENV)  # a test process for each core
 
-.PHONY: train test test-slow lint
+.PHONY: install train test test-slow lint
+
+install: $(VENV)/.installed
 
 train: $(VENV)/.installed
 	$(IN_VENV) src/dataset/sample.py
