@@ -11,11 +11,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
 from measuring import write_results  # isort: skip
 from common import ArgumentParser, UserError, run_program
 from dataset.array_images import write_digits
-from pacing import medians, pace_of_project, pace_of_reference
+from pacing import decode, medians, pace_of_project, pace_of_reference
 from pipeline.settings import Settings
 from reporting.study import STUDIED
 
@@ -36,14 +36,14 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     arguments = parser.parse_args()
-    results = {"machine": machine_name(), "batch": BATCH_SIZE, "repeats": arguments.repeats, "models": {}}
+    results = {"batch": BATCH_SIZE, "repeats": arguments.repeats, "models": {}}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         results["images"] = stage_arrays(arguments.data, place)
         for model in arguments.models:
             settings = Settings(model_type=model, data_dir=place / "TRAIN", batch_size=BATCH_SIZE, recipe="adam")
             project = (pace_of_project, settings, place / ".cache", arguments.batches)
-            measure(pace_of_project, settings, place / ".cache", 1)  # decodes the images
+            measure(decode, settings, place / ".cache")
             measured = measure_in_turns(
                 arguments.repeats,
                 {"reference": (pace_of_reference, settings, arguments.batches), "project": project},
@@ -55,7 +55,7 @@ def main() -> int:
                 "ratio": median([paces["reference"].train / paces["project"].train]),
             }
             print(f"{model}: {results['models'][model]}")
-    print(write_results("arrays", results))
+    write_results("arrays", results)
     return 0
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measuring import machine_name, measure, parse_with_photographs, write_results  # isort: skip  (it says where the others are)
+from measuring import measure, parse_with_photographs, write_results  # isort: skip  (it says where the others are)
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment, resize_or_pad_image
 from dataset.folders import image_files, read_folder
@@ -81,7 +81,6 @@ def main() -> int:
             print(f"{side}: {measured.seconds:.1f} s")
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     results = {
-        "machine": machine_name(),
         "photographs": sum(counts),
         "augmented": made,
         "repeats": arguments.repeats,
@@ -92,7 +91,7 @@ def main() -> int:
     }
     for name, value in results.items():
         print(f"{name}: {value}")
-    print(write_results("augmentation", results))
+    write_results("augmentation", results)
     return 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import finish_work, machine_name, measure, median  # isort: skip  (it says where the others are)
+from measuring import finish_work, measure, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
@@ -54,7 +54,7 @@ def main() -> int:
                 f"{model}: {results['images a second']['loop']} images/s, {results['share of the ceiling']:.1%} of "
                 f"{results['images a second']['ceiling']}"
             )
-            print(write_results(f"ceiling_{model.lower()}", {"machine": machine_name(), **results}))
+            write_results(f"ceiling_{model.lower()}", results)
     return 0
 
 

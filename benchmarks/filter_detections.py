@@ -151,10 +151,7 @@ def main() -> int:
     print(f"{machine_name()}, medians of {arguments.repeats}")
     for kind, median in medians.items():
         print(f"{kind:20} {median['seconds']:8.2f} s {median['peak_mb']:8,} MB")
-    write_results(
-        "filter_detections",
-        {"machine": machine_name(), **table_facts, "repeats": arguments.repeats, **medians},
-    )
+    write_results("filter_detections", {**table_facts, "repeats": arguments.repeats, **medians})
     return 0
 
 

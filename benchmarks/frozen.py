@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import RESULTS, machine_name, measure, measure_in_turns  # isort: skip  (it says where the others are)
+from measuring import RESULTS, measure, measure_in_turns  # isort: skip  (it says where the others are)
 from measuring import median, parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from pacing import describe, medians, pace_of_project, pace_of_reference
+from pacing import decode, describe, medians, pace_of_project, pace_of_reference
 from pipeline.settings import Settings
 
 sys.path.insert(0, str(RESULTS.parents[1] / "tests"))
@@ -50,8 +50,7 @@ def main() -> int:
         )
         images = arguments.batch_size * (1 + arguments.batches)
         project = (pace_of_project, settings, place / ".cache", arguments.batches, images)
-        measure(pace_of_project, Settings(model_type="ResNet18", data_dir=dataset_dir, data_augmentation=True),
-                place / ".cache", 1, None)  # decodes the images  # fmt: skip
+        measure(decode, settings, place / ".cache")
         measured = measure_in_turns(
             arguments.repeats, {"reference": (pace_of_reference, settings, arguments.batches), "project": project}
         )
@@ -64,7 +63,6 @@ def main() -> int:
         "project, next run in a sweep": ours.ready + epochs * ours.epoch,
     }
     results = {
-        "machine": machine_name(),
         "model": arguments.model,
         "epochs": epochs,
         "batch": arguments.batch_size,
@@ -80,7 +78,7 @@ def main() -> int:
     }
     for name, value in results.items():
         print(f"{name}: {value}")
-    print(write_results(f"frozen_{arguments.model.lower()}", results))
+    write_results(f"frozen_{arguments.model.lower()}", results)
     return 0
 
 

@@ -205,9 +205,9 @@ def machine_name() -> str:
     return "-".join([str(len(os.sched_getaffinity(0))), "cores", *re.findall(r"\w+", words.lower())])
 
 
-def write_results(benchmark: str, results: dict[str, Any]) -> Path:
-    """Writes results/<benchmark>_<machine>.json."""
+def write_results(benchmark: str, results: Mapping[str, Any]) -> None:
+    """Writes results/<benchmark>_<machine>.json, and prints its name."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{benchmark}_{machine_name()}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    return path
+    path.write_text(json.dumps({"machine": machine_name(), **results}, indent=2) + "\n")
+    print(path)

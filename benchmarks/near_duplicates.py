@@ -137,7 +137,7 @@ def main() -> int:
         further = len(set(pairs) - same_file)
         results["methods"][name] = {"seconds": round(seconds, 1), "further pairs": further, "found": found}
     print_table(results)
-    print(write_results("near_duplicates", results))
+    write_results("near_duplicates", results)
     return 0
 
 

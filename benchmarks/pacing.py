@@ -14,7 +14,7 @@ import numpy as np
 
 from measuring import Timed, median  # isort: skip  (it says where the others are)
 from dataset.folders import read_folder
-from models import build_model
+from models import build_model, model_class
 from pipeline.cache import Cache
 from pipeline.data import ImageBatches, TrainingData, load_training_data, split_folder
 from pipeline.settings import Settings
@@ -110,6 +110,12 @@ def _cut(data: TrainingData, count: int) -> TrainingData:
         return ImageBatches(batches.decoded, batches.labels.numpy(), batches.places[:count])
 
     return replace(data, train=some(data.train), validation=some(data.validation))
+
+
+def decode(settings: Settings, cache_dir: Path) -> None:
+    """Puts a run's images where the project then finds them decoded."""
+    folder = read_folder(settings.data_dir, settings.data_augmentation)
+    load_training_data(folder, model_class(settings.model_type).input_size, Cache(cache_dir))
 
 
 def pace_of_reference(settings: Settings, batches: int) -> Pace:

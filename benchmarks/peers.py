@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Stopwatch, Timed, machine_name, median  # isort: skip  (it says where the others are)
+from measuring import Stopwatch, Timed, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, available_cores, run_program
 
@@ -58,7 +58,6 @@ def main() -> int:
                 measured[side].append(start_side(side, place, arguments.model, arguments.batches))
                 print(f"{number + 1}/{arguments.repeats} {side}: {measured[side][-1]}", flush=True)
     results = {
-        "machine": machine_name(),
         "model": arguments.model,
         "batch": BATCH_SIZE,
         "images of an epoch": images,
@@ -68,7 +67,7 @@ def main() -> int:
     }
     for side, values in results["sides"].items():
         print(f"{side}: {values}")
-    print(write_results("peers", results))
+    write_results("peers", results)
     return 0
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS, model_class
@@ -86,7 +86,6 @@ def main() -> int:
         images = len(list(dataset_dir.glob("*/*.jpg")))
     seconds = {side: [one.result for one in all_] for side, all_ in ready.items()}
     results = {
-        "machine": machine_name(),
         "model": arguments.model,
         "images": images,
         "repeats": arguments.repeats,
@@ -98,7 +97,7 @@ def main() -> int:
     }
     for name, value in results.items():
         print(f"{name}: {value}")
-    print(write_results("start", results))
+    write_results("start", results)
     return 0
 
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import machine_name, write_results  # isort: skip  (it says where the others are)
+from measuring import write_results  # isort: skip  (it says where the others are)
 from common import ArgumentParser, run_program
 from dataset.sample import write_sample
 from pipeline.parameters import write_line
@@ -53,17 +53,15 @@ def main() -> int:
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     ratio = medians["starts"] / medians["sweep"]
     print(f"{len(runs)} runs in one process {medians['sweep']:.1f} s, started {medians['starts']:.1f} s: {ratio:.1f}x")
-    path = write_results(
+    write_results(
         "sweep",
         {
-            "machine": machine_name(),
             "runs": len(runs),
             "epochs": EPOCHS,
             "seconds": {side: [round(value, 1) for value in values] for side, values in seconds.items()},
             "ratio": round(ratio, 1),
         },
     )
-    print(path)
     return 0
 
 

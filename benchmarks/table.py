@@ -178,7 +178,7 @@ def _near_duplicates(results: Mapping[str, Any]) -> tuple[str, str, str]:
         return next(f"{method['seconds']:g} s" for key, method in results["methods"].items() if key.startswith(name))
 
     return (
-        f"copies of 200 photographs that are found, cropped by 2, 5 and 10 %; all of {results['photographs']:,} compared",
+        f"copies of 200 photographs that are found, cropped by 2, 5 and 10 %; {results['photographs']:,} compared",
         f"{shares('dataset.duplicates')}; {seconds('dataset.duplicates')}",
         f"ImageHash's phash: {shares('phash 8')}; {seconds('phash 8')}",
     )

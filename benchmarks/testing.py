@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
-from models import MODELS, build_model
+from models import MODELS, build_model, model_class
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint
-from pipeline.data import load_test_set
+from pipeline.data import TestSet, load_test_set
 from pipeline.settings import CHECKPOINTS, Settings
 
 PER_CLASS = 9
@@ -41,14 +41,13 @@ def main() -> int:
         settings = Settings(model_type=arguments.model, test_dir=(testing_dir,), plots=True, output_dir=place / "runs")
         save_checkpoints(settings)
         call = (settings, place / ".cache", arguments.per_class)
-        measure(test_project, *call)  # decodes the images
+        measure(load_images, settings, place / ".cache")  # decodes them
         sides = {"reference": (test_reference, settings, arguments.per_class), "project": (test_project, *call)}
         measured = measure_in_turns(arguments.repeats, sides)
         drawn = len(list(settings.run_dir.glob("heatmaps/*/*.png")))
         images = len(read_folder(testing_dir).paths)
     seconds = {side: median(one.result for one in all_) for side, all_ in measured.items()}
     results = {
-        "machine": machine_name(),
         "model": arguments.model,
         "test images": images,
         "checkpoints": len(CHECKPOINTS),
@@ -59,7 +58,7 @@ def main() -> int:
     }
     for name, value in results.items():
         print(f"{name}: {value}")
-    print(write_results("testing", results))
+    write_results("testing", results)
     return 0
 
 
@@ -75,6 +74,12 @@ def save_checkpoints(settings: Settings) -> None:
         torch.save(weights, settings.output_dir / f"{name}.pth")
 
 
+def load_images(settings: Settings, cache_dir: Path) -> TestSet:
+    """The test images, decoded once."""
+    folder = read_folder(settings.test_dir[0])
+    return load_test_set(folder, model_class(settings.model_type).input_size, Cache(cache_dir))
+
+
 def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:
     """Seconds that the project's tester takes."""
     from pipeline import tester
@@ -84,7 +89,7 @@ def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:
     tester.choose_examples = partial(tester.choose_examples, per_class=per_class)
     folder = read_folder(settings.test_dir[0])
     model = build_model(settings.model_type, len(folder.classes))
-    test_set = load_test_set(folder, model.input_size, Cache(cache_dir))
+    test_set = load_images(settings, cache_dir)
     begin = time.perf_counter()
     tester.Tester(model, folder.classes, [test_set], settings, Hardware.choose(settings.precision)).test()
     return time.perf_counter() - begin

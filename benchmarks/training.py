@@ -11,11 +11,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from measuring import machine_name, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
-from pacing import describe, medians, pace_of_project, pace_of_reference
+from pacing import decode, describe, medians, pace_of_project, pace_of_reference
 from pipeline.settings import Settings
 
 BATCHES = {"ResNet18": 4, "SmallVGG": 40, "SmallResNet": 40, "SmallEfficientNet": 40, "HybridVGGResNet": 40}
@@ -43,7 +43,7 @@ def main() -> int:
 
 def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> None:
     """Measures both sides with a model, and writes the results."""
-    measure(pace_of_project, settings, cache_dir, 1)  # decodes the images
+    measure(decode, settings, cache_dir)
     measured = measure_in_turns(
         repeats,
         {
@@ -53,7 +53,6 @@ def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> 
     )
     paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
     results = {
-        "machine": machine_name(),
         "model": settings.model_type,
         "batch": settings.batch_size,
         "repeats": repeats,
@@ -69,7 +68,7 @@ def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> 
             f"an epoch of {sum(pace.images)} reckoned at {pace.epoch:.0f} s"
         )
     print(f"{settings.model_type}: {results['ratio of the epochs']:.2f} times as fast")
-    print(write_results(f"training_{settings.model_type.lower()}", results))
+    write_results(f"training_{settings.model_type.lower()}", results)
 
 
 if __name__ == "__main__":
