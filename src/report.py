@@ -29,13 +29,14 @@ _USUAL_TEST_IMAGES = 105
 
 def main() -> int:
     arguments = _parse()
-    runs, notes = read_table(arguments.runs) if arguments.runs else read_models(arguments.models_dir)
+    runs, notes = read_table(arguments.runs) if arguments.runs else read_models(*arguments.models_dir)
     settled, more_notes = settle_test_images(runs, arguments.test_images)
     notes += more_notes
     for note in notes:
         _log.warning("%s", note)
     if not runs:
-        raise UserError(f"no finished runs in {arguments.runs or arguments.models_dir}: there is nothing to report")
+        places = [arguments.runs] if arguments.runs else arguments.models_dir
+        raise UserError(f"no finished runs in {', '.join(map(str, places))}: there is nothing to report")
     report = make_report(settled)
     if not arguments.runs and (aside := write_table(runs, arguments.output)):
         _log.warning("%s held other runs too: it is now %s", arguments.output, aside)
@@ -52,8 +53,9 @@ def _parse() -> argparse.Namespace:
         description="Reports on all finished runs: the best ones, what each hyperparameter does, and what is chance."
     )
     parser.add_argument(
-        "--models-dir", type=Path, default=Path("saved_models"), metavar="DIR",
-        help="holds a folder a run (default: %(default)s)",
+        "--models-dir", type=Path, nargs="+", default=[Path("saved_models")], metavar="DIR",
+        help="holds a folder a run; in several, runs of one name count as one if their seeds differ "
+        "(default: saved_models)",
     )  # fmt: skip
     parser.add_argument(
         "--runs", type=Path, metavar="FILE", help="report on a table of the form of clean_runs.csv instead"

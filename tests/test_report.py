@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def make_run(name, accuracy, per_class=None, val=None, val_per_class=None, group
     return Run(name, group, {column: score for column, score in scores.items() if score is not None}, images)
 
 
-def make_metrics(name, group, accuracies, images=105, **test_sets):
+def make_metrics(name, group, accuracies, images=105, seed=100, **test_sets):
     """What metrics.json of a run holds, with an accuracy for each checkpoint."""
     checkpoints = {}
     for number, (checkpoint, accuracy) in enumerate(zip(CHECKPOINTS, accuracies, strict=True), 1):
@@ -76,7 +77,7 @@ def make_metrics(name, group, accuracies, images=105, **test_sets):
             "train": {"loss": 0.01 * number, "accuracy": 0.9, "per_class_accuracy": 0.8},
             "val": {"loss": 0.02 * number, "accuracy": 0.5 + 0.1 * number, "per_class_accuracy": 0.4},
         }
-    return {"run": name, "group": group, "settings": {}, "checkpoints": checkpoints}
+    return {"run": name, "group": group, "settings": {"seed": seed}, "checkpoints": checkpoints}
 
 
 def write_metrics(directory, metrics, folder=None):
@@ -160,14 +161,14 @@ def test_reads_and_writes_the_runs_of_a_folder(program, models_dir):
         "test_accuracy_best_val_loss", "test_loss_best_val_loss", "test_per_class_accuracy_best_val_loss",
         "test_accuracy_terminal", "test_loss_terminal", "test_per_class_accuracy_terminal",
         "train_accuracy", "train_loss", "train_per_class_accuracy",
-        "val_accuracy", "val_loss", "val_per_class_accuracy", "test_images",
+        "val_accuracy", "val_loss", "val_per_class_accuracy", "test_images", "seed",
     ]  # fmt: skip
     names = [run_name("CNNBasic"), run_name("CNNBasic", augmentation=True)]
     names += [run_name("ResNet18"), run_name("ResNet18", lr=1e-05)]
     assert [row[:3] for row in rows] == [[str(n), name, name.split("_")[0].removesuffix("18")]
                                          for n, name in enumerate(names)]  # fmt: skip
     assert [float(cell) for cell in rows[2][3:]] == pytest.approx(
-        [0.6, 0.1, 0.59, 0.5, 0.2, 0.49, 0.4, 0.3, 0.39, 0.9, 0.01, 0.8, 0.6, 0.02, 0.4, 105]
+        [0.6, 0.1, 0.59, 0.5, 0.2, 0.49, 0.4, 0.3, 0.39, 0.9, 0.01, 0.8, 0.6, 0.02, 0.4, 105, 100]
     )
     assert "ResNet18: best 2 of 2" in out
 
@@ -224,6 +225,33 @@ def test_metrics_with_odd_values_are_used_for_what_they_have(tmp_path):
     assert (run.accuracy, run.val_accuracy, run.test_images) == (0.6, None, None)
 
 
+def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
+    places = [tmp_path / "saved_models" / f"seed_{seed}" for seed in (1, 2, 3)]
+    for seed, (place, right) in enumerate(zip(places, (60, 66, 72), strict=True), 1):
+        write_metrics(place, make_metrics(run_name("ResNet18"), "ResNet", (right / 105, 0.5, 0.4), seed=seed))
+    write_metrics(places[0], make_metrics(run_name("ResNet18", lr=1e-05), "ResNet", (68 / 105, 0.5, 0.4), seed=1))
+    status, out, err = program("--models-dir", *places)
+    assert (status, err) == (0, "")
+    with Path("clean_runs.csv").open(newline="") as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["1", "2", "3", "1"]
+    # By hand: mean 66, standard deviation 6, t of 2 degrees of freedom 4.3027.
+    half = 4.3027 * 6 / math.sqrt(3)
+    interval = f"{(66 - half) / 105:.2%} to {(66 + half) / 105:.2%}"
+    assert re.search(
+        rf"ResNet18 +from scratch.* 3 +{66 / 105:.2%} \({60 / 105:.2%} to {72 / 105:.2%}\) +{interval}", out
+    )
+    assert "ResNet18: best 2 of 2 by test accuracy" in out
+    assert re.search(r"2 +from scratch, .*lr 0.001, .*, mean of 3 seeds +62\.86%", out)
+    assert read_table(Path("clean_runs.csv"))[0] == read_models(*places)[0]
+    assert program("--runs", "clean_runs.csv")[1] == out
+
+    write_metrics(tmp_path / "again", make_metrics(run_name("ResNet18"), "ResNet", (0.1, 0.1, 0.1), seed=2))
+    _, notes = read_models(*places, tmp_path / "again")
+    assert notes == [f"{run_name('ResNet18')} with seed 2 occurs 2 times: the first counts"]
+    status, _, err = program("--models-dir", *places[:2])
+    assert "clean_runs.csv held other runs too" in err
+
+
 def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
     rows = [
         make_row(run_name(gamma=0.9), 0.6),
@@ -233,9 +261,9 @@ def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
         make_row("my best", 0.7, group=""),
         make_row("", 0.7),
         make_row(run_name(gamma=0.9), 0.9),
-        make_row(run_name("ResNet18"), 0.5, group="ResNet18", seed=3, test_images=10.5),
+        make_row(run_name("ResNet18"), 0.5, group="ResNet18", wandb="a", test_images=10.5, seed=-3),
     ]
-    file = write_rows(tmp_path / "t.csv", rows, [*COLUMNS, "test_images", "seed", "seed"])
+    file = write_rows(tmp_path / "t.csv", rows, [*COLUMNS, "test_images", "seed", "wandb", "wandb"])
     runs, notes = read_table(file)
     assert [(run.name, run.group, run.accuracy) for run in runs] == [
         (run_name("ResNet18"), "ResNet", 0.5),
@@ -247,8 +275,8 @@ def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
     everything = ", ".join([*SCORE_COLUMNS, "test_images"])
     accuracies = ", ".join([*(column for column in SCORE_COLUMNS if "accuracy" in column), "test_images"])
     assert notes == [
-        f"{file}: not used: column seed",
-        f"{file}: of each column seed the last counts",
+        f"{file}: not used: column wandb",
+        f"{file}: of each column wandb the last counts",
         f"{file} line 2 ({run_name(gamma=0.9)}): {lacks} test_images",
         f"{file} line 3 ({run_name(gamma=0.91)}): {lacks} test_loss_terminal, val_loss, test_images",
         f"{file} line 4: {lacks} {everything}; left out",
@@ -256,7 +284,7 @@ def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
         f"{file} line 6 (my best): {lacks} test_images; its name does not tell its settings",
         f"{file} line 7: {lacks} test_images; no name; left out",
         f"{file} line 8 ({run_name(gamma=0.9)}): {lacks} test_images",
-        f"{file} line 9 ({run_name('ResNet18')}): {lacks} test_images",
+        f"{file} line 9 ({run_name('ResNet18')}): {lacks} test_images, seed",
         f"{run_name(gamma=0.9)} occurs 2 times: the first counts",
     ]
 

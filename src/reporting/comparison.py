@@ -20,6 +20,24 @@ PAIRED = "True - False"
 _SWITCHES = ("pretrained", "augmentation")  # the hyperparameters that are True or False
 
 
+def average_seeds(runs: Iterable[Run]) -> tuple[list[Run], list[list[Run]]]:
+    """Takes runs that differ in their seed alone as one, whose scores are their means.
+
+    Returns:
+        The runs, and those of which several became one.
+    """
+    of_name = defaultdict(list)
+    for run in runs:
+        of_name[run.name, run.group].append(run)
+    averaged = []
+    for first, *others in of_name.values():
+        members = [first, *others]
+        columns = set.intersection(*(set(run.scores) for run in members))
+        means = {column: fmean(run.scores[column] for run in members) for column in columns}
+        averaged.append(replace(first, scores=means, seed=None, seeds=len(members)) if others else first)
+    return averaged, [members for members in of_name.values() if len(members) > 1]
+
+
 def rank_by_test(runs: Iterable[Run]) -> list[Run]:
     """Best first: by test accuracy of the best_val_acc checkpoint, then its per-class accuracy, then name."""
     return _rank(runs, RANKED_BY, TIES_BY)
@@ -162,7 +180,7 @@ class Choice:
 
     Attributes:
         group: where both come from, or None for all groups.
-        runs: how many there were to pick from.
+        runs: how many there were to pick from, those that differ in their seed alone being one.
         by_test: the run of the highest test accuracy.
         by_validation: the run of the highest validation accuracy, if any run has one.
     """
@@ -183,6 +201,7 @@ class Report:
         choices: from each group, best first, and from all.
         comparisons: of the best runs of each two groups.
         effects: of each hyperparameter.
+        repeated: runs that differ in their seed alone, of which the other parts know the mean.
     """
 
     groups: dict[str, list[Run]]
@@ -190,16 +209,18 @@ class Report:
     choices: list[Choice]
     comparisons: list[Comparison]
     effects: dict[str, list[Effect]]
+    repeated: list[list[Run]]
 
 
-def make_report(runs: Sequence[Run]) -> Report:
+def make_report(runs: Iterable[Run]) -> Report:
     """Ranks and compares runs, of which there is at least one, and all with a known number of test images."""
+    runs, repeated = average_seeds(runs)
     groups = group_runs(runs)
     best = rank_by_test(members[0] for members in groups.values())
     choices = [_choose(run.group, groups[run.group]) for run in best]
     if len(groups) > 1:
         choices.append(_choose(None, runs))
-    return Report(groups, best, choices, compare(best), measure_effects(runs))
+    return Report(groups, best, choices, compare(best), measure_effects(runs), repeated)
 
 
 def _choose(group: str | None, runs: Sequence[Run]) -> Choice:

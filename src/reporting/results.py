@@ -24,7 +24,8 @@ SCORE_COLUMNS = (
     *(f"test_{score}_{checkpoint}" for checkpoint in CHECKPOINTS for score in _SCORES),
     *(f"{side}_{score}" for side in ("train", "val") for score in _SCORES),
 )
-_COLUMNS = ("", "Modelname", "Group", *SCORE_COLUMNS, "test_images")  # the first is the row's number
+_OPTIONAL = ("test_images", "seed")
+_COLUMNS = ("", "Modelname", "Group", *SCORE_COLUMNS, *_OPTIONAL)  # the first is the row's number
 RANKED_BY = "test_accuracy_best_val_acc"
 TIES_BY = "test_per_class_accuracy_best_val_acc"
 _GROUP_OF = {model: group for group, model in ALIASES.items()}
@@ -76,12 +77,16 @@ class Run:
         group: the runs that it is compared with first.
         scores: by column of `clean_runs.csv`, finite ones only; the one that runs are ranked by is always there.
         test_images: how many images it was tested on, if that is known.
+        seed: its own, if that is known.
+        seeds: how many runs, which differ in their seed alone, this stands for: its scores are their means.
     """
 
     name: str
     group: str
     scores: Mapping[str, float]
     test_images: int | None
+    seed: int | None = None
+    seeds: int = 1
 
     @property
     def hyperparameters(self) -> Hyperparameters | None:
@@ -104,7 +109,8 @@ class Run:
     def describe(self) -> str:
         """Its settings, or its name where that does not tell them."""
         told = self.hyperparameters
-        return ", ".join(told.phrases().values()) if told else self.name
+        settings = ", ".join(told.phrases().values()) if told else self.name
+        return f"{settings}, mean of {self.seeds} seeds" if self.seeds > 1 else settings
 
 
 def shown(group: str) -> str:
@@ -124,7 +130,7 @@ def read_table(file: Path) -> tuple[list[Run], list[str]]:
     columns, rows = _read_rows(file)
     known = set(columns) & set(_COLUMNS)
     notes = []
-    if missing := [column for column in _COLUMNS[1:-1] if column not in known]:
+    if missing := [column for column in _COLUMNS[1:] if column not in known and column not in _OPTIONAL]:
         notes.append(f"{file} has no column {', '.join(missing)}")
     if others := sorted(set(columns) - known):
         notes.append(f"{file}: not used: column {', '.join(map(_printable, others))}")
@@ -158,8 +164,8 @@ def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]
     return columns, rows
 
 
-def read_models(directory: Path) -> tuple[list[Run], list[str]]:
-    """Reads the `metrics.json` of every finished run below a folder.
+def read_models(*directories: Path) -> tuple[list[Run], list[str]]:
+    """Reads the `metrics.json` of every finished run right in some folders.
 
     The scores on training and validation images are those of the best_val_acc checkpoint; of several test sets the
     first counts.
@@ -170,22 +176,24 @@ def read_models(directory: Path) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: there is no such folder.
     """
-    if not directory.is_dir():
-        raise UserError(f"there is no folder {directory}: train a run first, or name a table with --runs")
     notes = []
     runs = []
-    for file in sorted(directory.glob("*/metrics.json")):
-        try:
-            name, group, values = _read_metrics(file)
-        except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
-            notes.append(f"{file} is damaged: left out")
-            continue
-        run, faults = _make_run(name, group, values, _COLUMNS[3:])
-        notes += _note(str(file), run, faults)
-        runs += [run] if run else []
-    begun = {file.parent for file in directory.glob("*/settings.json")}
-    if unfinished := begun - {file.parent for file in directory.glob("*/metrics.json")}:
-        notes.append(f"{directory}: {len(unfinished)} of {len(begun)} runs not finished: left out")
+    for directory in directories:
+        if not directory.is_dir():
+            raise UserError(f"there is no folder {directory}: train a run first, or name a table with --runs")
+        files = sorted(directory.glob("*/metrics.json"))
+        for file in files:
+            try:
+                name, group, values = _read_metrics(file)
+            except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
+                notes.append(f"{file} is damaged: left out")
+                continue
+            run, faults = _make_run(name, group, values, _COLUMNS[3:])
+            notes += _note(str(file), run, faults)
+            runs += [run] if run else []
+        begun = {file.parent for file in directory.glob("*/settings.json")}
+        if unfinished := begun - {file.parent for file in files}:
+            notes.append(f"{directory}: {len(unfinished)} of {len(begun)} runs not finished: left out")
     unique, repeats = _drop_repeated(runs)
     return unique, notes + repeats
 
@@ -200,7 +208,8 @@ def _read_metrics(file: Path) -> tuple[Any, Any, dict[str, Any]]:
         values |= {f"test_{score}_{checkpoint}": tested[score] for score in _SCORES}
     for side in ("train", "val"):
         values |= {f"{side}_{score}": checkpoints["best_val_acc"][side][score] for score in _SCORES}
-    return metrics["run"], metrics["group"], {**values, "test_images": tested.get("images")}
+    values |= {"test_images": tested.get("images"), "seed": metrics.get("settings", {}).get("seed")}
+    return metrics["run"], metrics["group"], values
 
 
 def _make_run(
@@ -208,6 +217,8 @@ def _make_run(
 ) -> tuple[Run | None, list[str]]:
     """A run, unless it has no name or no score to be ranked by, and what is wrong with it."""
     numbers = {column: _valid(column, values.get(column)) for column in expected}
+    if values.get("seed") in (None, ""):
+        numbers.pop("seed", None)  # tables of other programs have none
     lacking = [column for column, number in numbers.items() if number is None]
     faults = [f"no number, or none that can be, for {', '.join(lacking)}"] if lacking else []
     name = _printable(name or "")
@@ -219,17 +230,18 @@ def _make_run(
     if not name or numbers[RANKED_BY] is None:
         return None, [*faults, "left out"]
     group = _printable(group or "") or (told.model if told else "unknown")
-    images = numbers.pop("test_images", None)
+    images, seed = (None if (number := numbers.pop(column, None)) is None else int(number) for column in _OPTIONAL)
     scores = {column: number for column, number in numbers.items() if number is not None}
-    return Run(name, _GROUP_OF.get(group, group), scores, None if images is None else int(images)), faults
+    return Run(name, _GROUP_OF.get(group, group), scores, images, seed), faults
 
 
 def _valid(column: str, value: Any) -> float | None:
     number = _number(value)
     if number is None:
         return None
-    if column == "test_images":
-        return number if number.is_integer() and 1 <= number <= MOST_IMAGES else None
+    if column in _OPTIONAL:
+        least, most = (1, MOST_IMAGES) if column == "test_images" else (0, 2**32 - 1)
+        return number if number.is_integer() and least <= number <= most else None
     # A loss has no upper limit; "loss" is also in the name of a checkpoint, whose accuracies have one.
     return number if "loss" in column.removesuffix("_best_val_loss") or 0 <= number <= 1 else None
 
@@ -252,15 +264,24 @@ def _note(place: str, run: Run | None, faults: Sequence[str]) -> list[str]:
 
 
 def _drop_repeated(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The first run of each name, sorted by name."""
-    first = {run.name: run for run in reversed(runs)}
-    counts = Counter(run.name for run in runs)
-    notes = [f"{name} occurs {count} times: the first counts" for name, count in counts.items() if count > 1]
-    return [first[name] for name in sorted(first)], notes
+    """The first run of each name and seed, sorted by these."""
+    first = {_key(run): run for run in reversed(runs)}
+    counts = Counter(map(_key, runs))
+    notes = [
+        f"{name}{'' if seed < 0 else f' with seed {seed}'} occurs {count} times: the first counts"
+        for (name, seed), count in counts.items()
+        if count > 1
+    ]
+    return [first[key] for key in sorted(first)], notes
+
+
+def _key(run: Run) -> tuple[str, int]:
+    """What tells runs apart."""
+    return run.name, -1 if run.seed is None else run.seed
 
 
 def write_table(runs: Sequence[Run], file: Path) -> Path | None:
-    """Writes `clean_runs.csv`: a row a run, in the order of their names, with a last column `test_images`.
+    """Writes `clean_runs.csv`: a row a run, in the order of their names and seeds.
 
     Returns:
         Where the earlier file now is, if it held runs that are not among these.
@@ -269,18 +290,18 @@ def write_table(runs: Sequence[Run], file: Path) -> Path | None:
     with write_whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        for number, run in enumerate(sorted(runs, key=lambda run: run.name)):
+        for number, run in enumerate(sorted(runs, key=_key)):
             scores = (run.scores.get(column) for column in SCORE_COLUMNS)
-            writer.writerow((number, run.name, run.group, *scores, run.test_images))
+            writer.writerow((number, run.name, run.group, *scores, run.test_images, run.seed))
     return aside
 
 
 def _holds_others(file: Path, runs: Sequence[Run]) -> bool:
     try:
-        held = {row["Modelname"] for _, row in _read_rows(file)[1]}
+        held = {(row["Modelname"], row.get("seed") or "") for _, row in _read_rows(file)[1]}
     except UserError:
         return True
-    return not held <= {run.name for run in runs}
+    return not held <= {(run.name, "" if run.seed is None else str(run.seed)) for run in runs}
 
 
 def _set_aside(file: Path) -> Path:

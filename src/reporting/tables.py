@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
+from statistics import fmean
 from textwrap import indent
 from typing import Any, NamedTuple
 
 from common import align
-from pipeline.measures import wilson_interval
+from pipeline.measures import mean_interval, wilson_interval
 from reporting.comparison import TOP, Choice, Effect, Report
 from reporting.results import Run, shown
 
@@ -25,9 +26,12 @@ class Table(NamedTuple):
 
 def make_tables(report: Report) -> Iterator[Table]:
     """The report for people, as text or Markdown."""
-    total = sum(map(len, report.groups.values()))
-    counts = [(shown(group), str(len(members))) for group, members in report.groups.items()]
-    yield Table("Runs", ("group", "runs"), [*counts, ("total", str(total))])
+    counts = {shown(group): sum(run.seeds for run in members) for group, members in report.groups.items()}
+    counts["total"] = sum(counts.values())
+    yield Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()])
+    if report.repeated:
+        header = ("group", "settings", "seeds", "test accuracy", "95% interval", "validation accuracy")
+        yield Table("Means over seeds", header, [_seeds_row(members) for members in report.repeated], _SEEDS_REMARK)
     for group, members in report.groups.items():
         rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
         title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
@@ -52,6 +56,19 @@ def _row(run: Run) -> tuple[str, str, str]:
     return run.describe(), _with_interval(run.accuracy, run), _with_interval(run.per_class_accuracy, run)
 
 
+def _seeds_row(members: Sequence[Run]) -> tuple[str, ...]:
+    accuracies = [run.accuracy for run in members]
+    validation = [run.val_accuracy for run in members]
+    return (
+        shown(members[0].group),
+        members[0].describe(),
+        str(len(members)),
+        f"{_percent(fmean(accuracies))} ({_range(map(_percent, (min(accuracies), max(accuracies))))})",
+        _range(map(_percent, mean_interval(accuracies))),
+        _percent(None if None in validation else fmean(validation)),
+    )
+
+
 def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
     place = (shown(choice.group) if choice.group else "all", str(choice.runs))
     for picked_by, run in (("test", choice.by_test), ("validation", choice.by_validation)):
@@ -74,6 +91,10 @@ def _effect_rows(name: str, effects: Sequence[Effect]) -> Iterator[tuple[str, ..
 _CHOICE_REMARK = (
     "Test images that pick the best of many runs flatter it, the more the more runs there are; what validation picks,"
     " they have not picked. Ties go to the higher per-class accuracy, then to the first name."
+)
+_SEEDS_REMARK = (
+    "In brackets: the lowest and the highest. The interval (Student's t) is that of the mean over all seeds on these"
+    " test images; that of other test images is wider, as the tables below have it."
 )
 _EFFECT_REMARK = (
     "A set of runs differs in this hyperparameter alone. True - False: the difference within a set. Other values: the"
@@ -164,6 +185,17 @@ def to_json(report: Report, notes: Sequence[str]) -> dict[str, Any]:
             for pair in report.comparisons
         ],
         "effects": [asdict(effect) for effect in chain.from_iterable(report.effects.values())],
+        "seeds": [
+            {
+                "name": members[0].name,
+                "group": members[0].group,
+                "seeds": [run.seed for run in members],
+                "test_accuracies": [run.accuracy for run in members],
+                "mean": fmean(run.accuracy for run in members),
+                "interval": mean_interval([run.accuracy for run in members]),
+            }
+            for members in report.repeated
+        ],
         "notes": list(notes),
     }
 
@@ -174,6 +206,7 @@ def _run_json(run: Run) -> dict[str, Any]:
         "name": run.name,
         "group": run.group,
         "settings": asdict(run.hyperparameters) if run.hyperparameters else None,
+        "seeds": run.seeds,
         "test_images": run.test_images,
         "test_accuracy": run.accuracy,
         "test_accuracy_interval": wilson_interval(run.accuracy, run.test_images),
