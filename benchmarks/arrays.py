@@ -11,11 +11,10 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
-from measuring import write_results  # isort: skip
+from measuring import median, write_results  # isort: skip  (it says where the others are)
 from common import ArgumentParser, UserError, run_program
 from dataset.array_images import write_digits
-from pacing import decode, medians, pace_of_project, pace_of_reference
+from pacing import compare_paces
 from pipeline.settings import Settings
 from reporting.study import STUDIED
 
@@ -42,13 +41,7 @@ def main() -> int:
         results["images"] = stage_arrays(arguments.data, place)
         for model in arguments.models:
             settings = Settings(model_type=model, data_dir=place / "TRAIN", batch_size=BATCH_SIZE, recipe="adam")
-            project = (pace_of_project, settings, place / ".cache", arguments.batches)
-            measure(decode, settings, place / ".cache")
-            measured = measure_in_turns(
-                arguments.repeats,
-                {"reference": (pace_of_reference, settings, arguments.batches), "project": project},
-            )
-            paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
+            paces, _ = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches)
             results["models"][model] = {
                 "images timed": paces["project"].timed[0],
                 "images a second": {side: median([1 / pace.train]) for side, pace in paces.items()},

@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import RESULTS, measure, measure_in_turns  # isort: skip  (it says where the others are)
+from measuring import RESULTS  # isort: skip  (it says where the others are)
 from measuring import median, parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from pacing import decode, describe, medians, pace_of_project, pace_of_reference
+from pacing import compare_paces, describe
 from pipeline.settings import Settings
 
 sys.path.insert(0, str(RESULTS.parents[1] / "tests"))
@@ -49,12 +49,7 @@ def main() -> int:
             data_augmentation=True,
         )
         images = arguments.batch_size * (1 + arguments.batches)
-        project = (pace_of_project, settings, place / ".cache", arguments.batches, images)
-        measure(decode, settings, place / ".cache")
-        measured = measure_in_turns(
-            arguments.repeats, {"reference": (pace_of_reference, settings, arguments.batches), "project": project}
-        )
-    paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
+        paces, peak_mb = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches, images)
     plain, ours = paces["reference"], paces["project"]
     epochs = arguments.epochs
     reckoned = {
@@ -67,10 +62,7 @@ def main() -> int:
         "epochs": epochs,
         "batch": arguments.batch_size,
         "repeats": arguments.repeats,
-        **{
-            side: {**describe(pace), "peak memory MB": median(one.peak_mb for one in measured[side])}
-            for side, pace in paces.items()
-        },
+        **{side: {**describe(pace), "peak memory MB": peak_mb[side]} for side, pace in paces.items()},
         "images a second through the frozen layers": median([1 / ours.prepared]),
         "run reckoned s": {side: median([value]) for side, value in reckoned.items()},
         "ratio": median([reckoned["reference"] / reckoned["project"]]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import Timed, median  # isort: skip  (it says where the others are)
+from measuring import Timed, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
 from dataset.folders import read_folder
 from models import build_model, model_class
 from pipeline.cache import Cache
@@ -167,7 +167,29 @@ def _pace(
     )
 
 
-def medians(paces: Sequence[Pace]) -> Pace:
+def compare_paces(
+    repeats: int, settings: Settings, cache_dir: Path, batches: int, cut: int | None = None
+) -> tuple[dict[str, Pace], dict[str, float]]:
+    """Measures both sides in turns.
+
+    Args:
+        repeats: how often each.
+        settings, cache_dir, batches, cut: as for `pace_of_project`.
+
+    Returns:
+        The medians of each side's paces, and of its peak memory, in MB.
+    """
+    measure(decode, settings, cache_dir)
+    sides = {
+        "reference": (pace_of_reference, settings, batches),
+        "project": (pace_of_project, settings, cache_dir, batches, cut),
+    }
+    measured = measure_in_turns(repeats, sides)
+    paces = {side: _medians([one.result for one in all_]) for side, all_ in measured.items()}
+    return paces, {side: median(one.peak_mb for one in all_) for side, all_ in measured.items()}
+
+
+def _medians(paces: Sequence[Pace]) -> Pace:
     """The median of each number."""
     first = asdict(paces[0])
     middle = {

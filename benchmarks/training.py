@@ -11,11 +11,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
-from pacing import decode, describe, medians, pace_of_project, pace_of_reference
+from pacing import compare_paces, describe
 from pipeline.settings import Settings
 
 BATCHES = {"ResNet18": 4, "SmallVGG": 40, "SmallResNet": 40, "SmallEfficientNet": 40, "HybridVGGResNet": 40}
@@ -43,23 +43,12 @@ def main() -> int:
 
 def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> None:
     """Measures both sides with a model, and writes the results."""
-    measure(decode, settings, cache_dir)
-    measured = measure_in_turns(
-        repeats,
-        {
-            "reference": (pace_of_reference, settings, batches),
-            "project": (pace_of_project, settings, cache_dir, batches),
-        },
-    )
-    paces = {side: medians([one.result for one in all_]) for side, all_ in measured.items()}
+    paces, peak_mb = compare_paces(repeats, settings, cache_dir, batches)
     results = {
         "model": settings.model_type,
         "batch": settings.batch_size,
         "repeats": repeats,
-        **{
-            side: {**describe(pace), "peak memory MB": median(one.peak_mb for one in measured[side])}
-            for side, pace in paces.items()
-        },
+        **{side: {**describe(pace), "peak memory MB": peak_mb[side]} for side, pace in paces.items()},
         "ratio of the epochs": median([paces["reference"].epoch / paces["project"].epoch]),
     }
     for side, pace in paces.items():
