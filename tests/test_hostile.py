@@ -199,7 +199,7 @@ def test_the_study_of_arrays(array_sets, monkeypatch, caplog):
         patience=None,
         recipes=PLANS["published"].recipes,
     )
-    monkeypatch.setattr(array_study, "MODELS", ("SmallEfficientNet",))
+    monkeypatch.setattr(array_study, "STUDIED", ("SmallEfficientNet",))
     monkeypatch.chdir(array_sets.place)
     run_study(derive_sets(array_sets.place), plan, 1, array_sets.place / "out", wandb="disabled")
     lines = [record.getMessage().replace(f"{array_sets.place}/", "") for record in caplog.records]
