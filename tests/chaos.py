@@ -42,13 +42,16 @@ _PATIENCE = 30  # seconds in which all that a killed program had started must be
 _UNLIKE = {"settings.json": "wandb_run_id", "study.json": "seconds"}
 _IGNORED = {"seconds.json"}
 
-# The study's plan would train for a thousand epochs on as few images.
+# The study's plan would train four models for a thousand epochs on as few images.
 _SHORT_STUDY = """
 import dataclasses, sys
 sys.path.insert(0, sys.argv.pop(1))
 import array_study
+from reporting import study
 plan = array_study.PLANS["published"]
 array_study.PLANS["published"] = dataclasses.replace(plan, shifted_images=20, images=dict.fromkeys(plan.images, 20))
+study.STUDIED = array_study.STUDIED = ("SmallEfficientNet",)
+study.PUBLISHED = {row: accuracies[2:3] for row, accuracies in study.PUBLISHED.items()}
 array_study.run_program(array_study.main)
 """
 _SWEEP_AND_REPORT = """
@@ -223,7 +226,7 @@ def kill(process: subprocess.Popen[str], place: Path, moment: float, writing: bo
                 time.sleep(0.005)
             before = _sizes(place)
             while writing and process.poll() is None and _sizes(place) == before:
-                pass
+                time.sleep(0.001)
         finally:
             process.kill()
         if process.wait() != -signal.SIGKILL:

@@ -9,10 +9,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
+import hypothesis
 import pytest
-from PIL import Image
 
+from helpers import write_images
+
+hypothesis.settings.register_profile("tests", deadline=None)  # since machines may be busy
+hypothesis.settings.load_profile("tests")
 PHOTOGRAPHS = "IMAGE_PROJECT_DATA"
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have ignored by what they run in the background
@@ -40,20 +43,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[[str, Mapping[str, int]], Path]:
-    """Makes a folder with so many images of each class; each class has a colour, so that it is easy to learn."""
-
-    def make(name: str, counts: Mapping[str, int]) -> Path:
-        generator = np.random.default_rng(len(name))
-        for place, (label, count) in enumerate(counts.items()):
-            folder = tmp_path / name / label
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(0, 100, (24, 20, 3))
-                pixels[..., place % 3] += 120
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:04d}.png")
-        return tmp_path / name
-
-    return make
+    """Makes a folder by `write_images`."""
+    return lambda name, counts: write_images(tmp_path / name, counts)
 
 
 @pytest.fixture

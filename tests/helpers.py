@@ -1,4 +1,4 @@
-"""The programs started as a user starts them, a folder's checksums, and a stand-in for weights from the internet."""
+"""The programs started as a user starts them, images, a folder's checksums, stand-in weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,6 +26,19 @@ def start(program: str, *arguments: object, cwd: Path, **environment: str) -> su
         text=True,
         check=False,
     )
+
+
+def write_images(directory: Path, counts: Mapping[str, int]) -> Path:
+    """Writes so many images of each class; each class has a colour, so that it is easy to learn."""
+    generator = np.random.default_rng(len(directory.name))
+    for place, (label, count) in enumerate(counts.items()):
+        folder = directory / label
+        folder.mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 100, (24, 20, 3))
+            pixels[..., place % 3] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:04d}.png")
+    return directory
 
 
 def peak_memory() -> int:

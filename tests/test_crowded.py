@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from chaos import PROGRAMS, final_files, read_contents, why_damaged
-from helpers import REPOSITORY, digests, start
+from helpers import REPOSITORY, digests, start, write_images
 
 pytestmark = pytest.mark.slow
 
@@ -19,20 +19,21 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 ENVIRONMENT |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def place(make_folder, tmp_path):
-    """A folder with images to train and to test on."""
-    make_folder("dataset", {"A": 8, "B": 9})
-    make_folder("dataset_testing", {"A": 3, "B": 3})
-    return tmp_path
-
-
-@pytest.fixture
-def finished(place):
-    """The same after an undisturbed run, which is in `alone`."""
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder with images to train and to test on, and in `alone` an undisturbed run on them."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    write_images(place / "dataset", {"A": 8, "B": 9})
+    write_images(place / "dataset_testing", {"A": 3, "B": 3})
     result = start("main.py", *ARGUMENTS, "-o", "alone", cwd=place, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     return place
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    """The same, for a test of its own."""
+    return shutil.copytree(undisturbed, tmp_path / "place")
 
 
 def results(folder):
@@ -74,21 +75,21 @@ common.run_program(main.main)
 """
 
 
-def test_of_eight_runs_on_a_cold_cache_two_at_most_build_it(finished):
+def test_of_four_runs_on_a_cold_cache_two_at_most_build_it(finished):
     shutil.rmtree(finished / ".cache")
     programs = [
         subprocess.Popen(
             [sys.executable, "-c", COUNTING, REPOSITORY / "src", *map(str, ARGUMENTS), "-o", str(number)],
             cwd=finished, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
-        for number in range(8)
+        for number in range(4)
     ]  # fmt: skip
-    assert [program.wait(1200) for program in programs] == [0] * 8
+    assert [program.wait(1200) for program in programs] == [0] * 4
     decoded = (finished / "decoded").read_text().splitlines()
     assert set(decoded) == {"dataset", "dataset_testing"}
     assert max(map(decoded.count, decoded)) <= 2
     expected = results(finished / "alone")
-    assert all(results(finished / str(number)) == expected for number in range(8))
+    assert all(results(finished / str(number)) == expected for number in range(4))
 
 
 # Starts a program on a disk of a few kilobytes, and again when it has more; keeps what is there in between.
@@ -106,7 +107,7 @@ cp -r disk later
 
 @pytest.mark.parametrize("kilobytes", [100, 12000])
 def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(finished, kilobytes):
-    """It is full at the first checkpoint, at the first state to go on from, and at the second."""
+    """It is full at the first checkpoint, or at the second state to go on from."""
     expected = results(finished / "alone")
     (finished / "files").mkdir()
     arguments = ("-d", finished / "dataset", "-t", finished / "dataset_testing", "--no-cache")
@@ -134,7 +135,8 @@ def test_a_full_disk_ends_the_making_of_a_dataset_that_goes_on_when_there_is_roo
     assert read_contents(tmp_path / "later") == read_contents(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+# The array study claims its runs as a sweep does, and gets no further.
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"array_study"}))
 def test_an_output_folder_that_may_only_be_read(tmp_path, name):
     PROGRAMS[name].write_files(tmp_path)
     before = digests(tmp_path)

@@ -130,6 +130,7 @@ def test_blocks_marked_as_runnable_run(place):
     assert len(blocks) > 3
     printed = ""
     for block in blocks:
+        block = re.sub(r" -e \d+ ", " -e 1 ", block)
         result = subprocess.run(
             ["bash", "-euc", block], cwd=place, env={**os.environ, "WANDB_MODE": "disabled"},
             capture_output=True, text=True, check=False,

@@ -279,14 +279,6 @@ class TestJobs:
             assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0")
             assert message in (place / "logs" / f"image-run-{job}.log").read_text()
 
-    def test_a_parameter_file(self, cluster, place, submit):
-        write_set(place, 7, [0.001, 0.0001])
-        job = submit("run_cluster_sets.sh", 7)
-        (state,) = cluster.await_end(job, 120)
-        log = (place / "logs" / f"image-sets-{job}.log").read_text()
-        assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
-        assert finished(place) == {run_name(0.001), run_name(0.0001)}
-
     def test_an_array_is_the_experiment(self, cluster, place, submit):
         write_set(place, 1, [0.001])
         write_set(place, 2, [0.0001])

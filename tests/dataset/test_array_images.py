@@ -460,6 +460,7 @@ def test_the_real_sets(photographs, tmp_path, capsys):
     for name in names:
         with tarfile.open(archives / f"{name}.tar.xz") as archive:
             members = [member for member in archive if member.name.endswith(".npy")]
+            members = members[:: 10 if name == "TRAIN" else 1]  # of which nothing is counted
             arrays = [np.load(BytesIO(archive.extractfile(member).read())) for member in members]
         labels = [member.name.split("/")[-2] for member in members]
         np.savez(tmp_path / f"{name}.npz", images=np.stack(arrays), labels=labels)

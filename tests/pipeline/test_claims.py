@@ -15,20 +15,39 @@ from pipeline.claims import claim, claim_runs, is_claimed
 from pipeline.settings import Settings
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from pipeline.claims import claim
-while time.time() < float(sys.argv[2]): pass
+print("ready", flush=True)
+sys.stdin.readline()
 with claim(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
-    time.sleep(float(sys.argv[3]))
+    sys.stdin.readline()
 """
 
 
-def start_holding(path, begin=0.0, seconds=60.0):
-    """A program that asks for a claim at a time, says whether it got it, and holds it so long."""
-    command = [sys.executable, "-c", HOLD, path, str(begin), str(seconds)]
-    return subprocess.Popen(command, cwd=REPOSITORY / "src", stdout=subprocess.PIPE, text=True)
+def start_racers(path, count):
+    """Programs that ask for a claim at once, when `ask` says so, say whether they got it, and hold it until the end."""
+    command = [sys.executable, "-c", HOLD, path]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    racers = [subprocess.Popen(command, cwd=REPOSITORY / "src", **pipes, text=True) for _ in range(count)]
+    assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * count
+    return racers
+
+
+def ask(racers):
+    """Lets programs ask for the claim; returns what each got."""
+    for racer in racers:
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    return [racer.stdout.readline() == "True\n" for racer in racers]
+
+
+def start_holding(path):
+    """A program that has a claim."""
+    (holder,) = start_racers(path, 1)
+    assert ask([holder]) == [True]
+    return holder
 
 
 def test_one_has_it_and_gives_it_back(tmp_path):
@@ -48,7 +67,6 @@ def test_gives_it_back_after_an_error(tmp_path):
 
 def test_a_killed_owners_claim_passes_on(tmp_path):
     owner = start_holding(tmp_path / "run")
-    assert owner.stdout.readline() == "True\n"
     with claim(tmp_path / "run") as mine:
         assert not mine
     os.kill(owner.pid, signal.SIGKILL)
@@ -62,11 +80,12 @@ def test_of_many_that_find_it_abandoned_one_takes_it(tmp_path):
     for attempt in range(3):
         path = tmp_path / str(attempt)
         owner = start_holding(path)
-        owner.stdout.readline()
         owner.kill()
         owner.wait()
-        racers = [start_holding(path, time.time() + 1.5, 1.5) for _ in range(6)]
-        assert [racer.communicate()[0] for racer in racers].count("True\n") == 1
+        racers = start_racers(path, 6)
+        assert ask(racers).count(True) == 1
+        for racer in racers:
+            racer.communicate("\n")
 
 
 @pytest.mark.parametrize(

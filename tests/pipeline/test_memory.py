@@ -30,7 +30,7 @@ settings = Settings(model_type="ResNet18", data_dir=Path("data"))
 trainer = Trainer(build_model("ResNet18", 3), data, settings, Hardware.choose(), logger=None)
 images = sum(len(labels) for _, labels in trainer.train_loader)
 
-del trainer.train_loader.batch_sampler.batch_sizes[3:]
+del trainer.train_loader.batch_sampler.batch_sizes[2:]
 trainer._train()
 print(images, peak_memory() / 1e9)
 """
