@@ -16,7 +16,7 @@ from common import Terminated, UserError
 from helpers import digests
 from models import build_model
 from pipeline.checkpoints import Checkpoint, load_state, save_state
-from pipeline.data import load_training_data, make_loader
+from pipeline.data import load_training_data
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
 from pipeline.logger import Logger
@@ -437,8 +437,3 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path):
         save_state({"weights": torch.ones(100_000)}, path)
     assert error.value.filename == str(path)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: before}
-
-
-def test_loader_covers_every_image_each_epoch(trainer):
-    run = trainer(batch_size=11)
-    assert sum(len(labels) for _, labels in make_loader(run.train_loader.dataset, 11, shuffle=True)) == 33
