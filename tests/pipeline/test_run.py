@@ -53,3 +53,11 @@ def test_damaged_settings_are_told(settings):
     (settings.run_dir / "settings.json").write_text("{")
     with pytest.raises(UserError, match=r"settings\.json is damaged: train again with --restart$"):
         run(settings)
+
+
+def test_a_finished_run_is_drawn_later_without_training_again(settings, monkeypatch):
+    before = run(settings)
+    monkeypatch.setattr("pipeline.trainer.Trainer._train", None)
+    after = run(replace(settings, plots=True))
+    assert {**after, "plots": False} == before
+    assert list(settings.run_dir.glob("heatmaps/*/*.png"))
