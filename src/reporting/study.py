@@ -130,7 +130,7 @@ def draw_curves(study: Study, path: Path) -> None:
             for run in study.outcomes[trained, model]:
                 _draw_loss(axes, run.history)
         row[0].set_ylabel(f"trained on {trained}\nloss")
-        row[0].set_ylim(bottom=0)
+        row[0].set(xlim=(0, None), ylim=(0, None))
     for axes, model in zip(panels[0], STUDIED, strict=True):
         axes.set_title(model)
     for axes in panels[-1]:
@@ -144,7 +144,7 @@ def _draw_loss(axes: Axes, history: Path) -> None:
     epochs, losses_of = _read_losses(history)
     for side, colour in (("train", BLUE), ("val", VERMILION)):
         losses = losses_of[side]
-        axes.plot(epochs, losses, color=colour, alpha=0.8, marker="o", markersize=3 * (len(epochs) <= 30))
+        axes.plot(epochs, losses, color=colour, alpha=0.8, marker="o", markersize=3 * (len(epochs) == 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
 
