@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common import ArgumentParser, UserError, run_program, write_json
+from common import ArgumentParser, UserError, check_least, run_program, write_json
 from dataset.array_images import SETS, white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
 from pipeline.claims import claim_runs
@@ -96,8 +96,7 @@ def main() -> int:
     Settings.add_flags(parser, ["output_dir", *common])
     parser.set_defaults(output_dir=Path("saved_models/array_study"), wandb="disabled")
     arguments = parser.parse_args()
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds {arguments.seeds}: must be at least 1")
+    check_least(arguments, seeds=1)
     sets = derive_sets(arguments.data_dir or _write_digits())
     folder = arguments.output_dir / arguments.recipe
     given = {name: getattr(arguments, name) for name in common}

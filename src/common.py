@@ -79,6 +79,23 @@ def write_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_least(arguments: argparse.Namespace, **least: int) -> None:
+    """Sees to it that numbers that were given as flags are not below these.
+
+    Raises:
+        UserError: one is.
+    """
+    for name, number in least.items():
+        if getattr(arguments, name) < number:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {getattr(arguments, name)}: must be at least {number}")
+
+
+def say(step: str, text: str) -> None:
+    """Prints what a step of a program did."""
+    print(f"{step:8} {text}", flush=True)
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line that is not too long."""
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__

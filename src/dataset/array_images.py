@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, available_cores, run_program
+from common import ArgumentParser, UserError, available_cores, run_program, say
 from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder, tell_left_out
 from dataset.reading import UnreadableImage, upright_rgb
 
@@ -284,12 +284,12 @@ def inspect(places: Sequence[Path], figures_dir: Path) -> None:
     if len({array_set.name for array_set in sets}) < len(sets):
         raise UserError("two of the sets have the same name, and could not be told apart in the figures: rename one")
     for array_set in sets:
-        _say("set", f"{array_set.name}: {_tell_counts(array_set)}")
+        say("set", f"{array_set.name}: {_tell_counts(array_set)}")
     for (trained, training), (tested, testing) in combinations(zip(sets, map(_examine_some, sets), strict=True), 2):
         sentence = in_short(measure_shift(*training, *testing))
-        _say("shift", f"{tested.name} against {trained.name}: {sentence}")
+        say("shift", f"{tested.name} against {trained.name}: {sentence}")
     for path in plot_array_sets(sets, figures_dir):
-        _say("draw", str(path))
+        say("draw", str(path))
 
 
 def _tell_counts(array_set: ArraySet) -> str:
@@ -310,10 +310,6 @@ def _examine_some(array_set: ArraySet) -> tuple[list[Examined], np.ndarray]:
         for place in places
     ]
     return examined, array_set.labels[places]
-
-
-def _say(step: str, text: str) -> None:
-    print(f"{step:8} {text}", flush=True)
 
 
 def main() -> int:

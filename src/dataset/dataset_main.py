@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, lock, run_program
+from common import ArgumentParser, UserError, check_least, lock, run_program, say
 from dataset.audit import audit, summarise
 from dataset.augmentation_data import (
     TESTING_BATCH,
@@ -56,26 +56,26 @@ def make_dataset(arguments: argparse.Namespace) -> None:
         prepare_to_augment(dataset_dir)
         _check(arguments)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
-        _say("reduce", f"to {arguments.max_per_class} a class: {_counts(moved)} moved to {dataset_dir}/left_out")
+        say("reduce", f"to {arguments.max_per_class} a class: {_counts(moved)} moved to {dataset_dir}/left_out")
         moved = create_testing_batch(dataset_dir, testing_dir, arguments.testing_per_class, seed)
-        _say("split", f"{_counts(moved)} moved to {testing_dir}")
+        say("split", f"{_counts(moved)} moved to {testing_dir}")
         if arguments.extra_testing:
-            _say("split", f"{_counts(add_extra_testing(arguments.extra_testing, testing_dir))} copied to {testing_dir}")
-        _say("augment", f"{_counts(create_augmented_data(dataset_dir, seed))} written")
+            say("split", f"{_counts(add_extra_testing(arguments.extra_testing, testing_dir))} copied to {testing_dir}")
+        say("augment", f"{_counts(create_augmented_data(dataset_dir, seed))} written")
         sizes = measure_classes(dataset_dir, testing_dir)
         for path in plot_dataset(dataset_dir, sizes, arguments.figures_dir):
-            _say("draw", str(path))
+            say("draw", str(path))
     for name, size in sizes.items():
-        _say("now", f"{name}: {size.kept} to train on, {size.augmented} augmented, {size.testing} to test on")
+        say("now", f"{name}: {size.kept} to train on, {size.augmented} augmented, {size.testing} to test on")
 
 
 def _get_images(arguments: argparse.Namespace) -> None:
     dataset_dir, testing_dir = arguments.dataset_dir, arguments.testing_dir
     if arguments.source == "openimages":
         classes = class_names(dataset_dir) if dataset_dir.is_dir() and own_class_names(dataset_dir) else CLASSES
-        _say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
+        say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
-        _say("sample", f"{write_sample(dataset_dir, testing_dir, arguments.seed)} images drawn")
+        say("sample", f"{write_sample(dataset_dir, testing_dir, arguments.seed)} images drawn")
     elif not own_class_names(dataset_dir):
         raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
 
@@ -89,7 +89,7 @@ def _check(arguments: argparse.Namespace) -> None:
     testing_dirs = [arguments.testing_dir, *filter(None, [arguments.extra_testing])]
     report = audit(arguments.dataset_dir, testing_dirs)
     for line in summarise(report):
-        _say("audit", line)
+        say("audit", line)
     for directory in report.images:
         inside = {path: why for path, why in report.unreadable.items() if directory in path.parents}
         tell_left_out(directory, inside)
@@ -118,10 +118,6 @@ def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassS
             testing=len(image_files(testing_dir / name)),
         )
     return sizes
-
-
-def _say(step: str, text: str) -> None:
-    print(f"{step:8} {text}", flush=True)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -159,9 +155,7 @@ def main() -> int:
         "--allow-leaks", action="store_true", help="go on where training images show the same as test images"
     )
     arguments = parser.parse_args()
-    for name, least in (("max_per_class", 2), ("testing_per_class", 0), ("seed", 0)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}")
+    check_least(arguments, max_per_class=2, testing_per_class=0, seed=0)
     if arguments.max_per_class < arguments.testing_per_class + 2:
         raise UserError(
             f"--max-per-class {arguments.max_per_class}: must leave two images beside "

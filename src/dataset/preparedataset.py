@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, lock, run_program
+from common import ArgumentParser, UserError, check_least, lock, run_program
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
 from dataset.reading import UnreadableImage, load_image
 from dataset.tables import read_rows, write_rows
@@ -259,18 +259,16 @@ def main() -> int:
         help="context around the box on each side, in parts of its width and height (default: %(default)s)",
     )  # fmt: skip
     arguments = parser.parse_args()
-    _check(arguments.splits, arguments.max_samples, arguments.seed, arguments.min_size, arguments.padding)
+    check_least(arguments, max_samples=1, seed=0, min_size=1)
+    _check(arguments.splits, arguments.padding)
     fetch(**vars(arguments))
     return 0
 
 
-def _check(splits: Sequence[str], max_samples: int, seed: int, min_size: int, padding: float) -> None:
+def _check(splits: Sequence[str], padding: float) -> None:
     for split in splits:
         if split not in SPLITS:
             raise UserError(f"--splits {split}: unknown; choose from {', '.join(SPLITS)}")
-    for flag, value, least in (("max-samples", max_samples, 1), ("seed", seed, 0), ("min-size", min_size, 1)):
-        if value < least:
-            raise UserError(f"--{flag} {value}: must be at least {least}")
     if not (math.isfinite(padding) and padding >= 0):
         raise UserError(f"--padding {padding}: must be a number from 0 up")
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, available_cores, run_program, write_whole
+from common import ArgumentParser, UserError, available_cores, check_least, run_program, write_whole
 from dataset.drawing import draw
 
 _log = logging.getLogger(__name__)
@@ -111,8 +111,7 @@ def main() -> int:
         "--seed", type=int, default=0, metavar="N", help="another number draws other images (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed}: must not be below 0")
+    check_least(arguments, seed=0)
     write_sample(arguments.dataset_dir, arguments.testing_dir, arguments.seed)
     return 0
 
