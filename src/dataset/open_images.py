@@ -277,11 +277,11 @@ def _loaded(view: Path, split: str, names: Sequence[str]) -> Iterator[fiftyone.D
             )  # fmt: skip
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise UserError(
-                f"cannot download images of {split} (no network? {first_line(error)}); those that came are kept, "
+                f"cannot download images of {split} (no network? {first_line(error)[:200]}); those that came are kept, "
                 "and the same command goes on from there"
             ) from error
         except PyMongoError as error:
-            raise UserError(f"FiftyOne has lost its MongoDB: {first_line(error)}") from error
+            raise UserError(f"FiftyOne has lost its MongoDB: {first_line(error)[:200]}") from error
         finally:
             with suppress(PyMongoError):
                 if fiftyone.dataset_exists(name):

@@ -23,7 +23,8 @@ def read_rows(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             known = set(columns) <= set(reader.fieldnames or ())
             rows = list(reader)
-        if known and all(_is_inside(row[column]) for row in rows for column in columns):
+        # None is DictReader's key for what a row has beyond the columns.
+        if known and all(None not in row and all(_is_inside(row[column]) for column in columns) for row in rows):
             return rows
     except (csv.Error, KeyError, TypeError):
         pass

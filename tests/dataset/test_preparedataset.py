@@ -406,6 +406,7 @@ def test_only_one_program_at_a_time_fills_a_folder(go, tmp_path):
         b"file,split\nAxe/0001.jpg,train\n",
         b"file,split,image_id,x_min,x_max,y_min,y_max\nAxe",
         b"file,split,image_id,x_min,x_max,y_min,y_max\nAxe/\xff.jpg",
+        b"file,split,image_id,x_min,x_max,y_min,y_max\nAxe/0001.jpg,train,a,0,1,0,1,more",
     ],
 )
 def test_a_damaged_table_is_not_taken_for_an_empty_one(go, tmp_path, text):
