@@ -86,7 +86,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     order = trainer.train_loader.batch_sampler
     full = [size for size in order.batch_sizes if size == settings.batch_size]
     order.batch_sizes[:] = full[:batches]
-    step = make_step(twin, settings, hardware)
+    step = make_step(twin, settings.batch_size, hardware)
 
     def train_without_loop() -> None:
         for _ in order.batch_sizes:
@@ -98,7 +98,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     for number in range(turns):
         sides = [("loop", trainer._train), ("ceiling", train_without_loop)]
         for side, train in sides if number % 2 == 0 else reversed(sides):
-            seconds[side].append(_seconds(train))
+            seconds[side].append(seconds_of(train))
     images = sum(order.batch_sizes)
     shares = [of_ceiling / of_loop for of_loop, of_ceiling in zip(seconds["loop"], seconds["ceiling"], strict=True)]
     return {
@@ -113,7 +113,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     }
 
 
-def make_step(model: Any, settings: Settings, hardware: Any) -> Callable[[], None]:
+def make_step(model: Any, batch_size: int, hardware: Any) -> Callable[[], None]:
     """A training step of a model on one random batch, which lies on the device."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -122,10 +122,10 @@ def make_step(model: Any, settings: Settings, hardware: Any) -> Callable[[], Non
 
     model.to(hardware.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-4, amsgrad=True, fused=True)
-    shape = settings.batch_size, *model.input_size
+    shape = batch_size, *model.input_size
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=hardware.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 3, (settings.batch_size,), device=hardware.device)
+    labels = torch.randint(0, 3, (batch_size,), device=hardware.device)
 
     def step() -> None:
         loss = cross_entropy(compute_logits(model, images, hardware), labels)
@@ -175,7 +175,7 @@ def _matrix_rate(hardware: Any, side: int = 4096) -> float:
     if hardware.device.type == "cpu":
         side //= 2
     left, right = (torch.randn(side, side, device=hardware.device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(_seconds(lambda: left @ right) for _ in range(8))
+    return 2 * side**3 / min(seconds_of(lambda: left @ right) for _ in range(8))
 
 
 def _memory_rate(hardware: Any, count: int = 1 << 26) -> float:
@@ -183,10 +183,11 @@ def _memory_rate(hardware: Any, count: int = 1 << 26) -> float:
     import torch
 
     left, right = (torch.ones(count, device=hardware.device) for _ in range(2))
-    return 3 * 4 * count / min(_seconds(lambda: left.add_(right)) for _ in range(8))
+    return 3 * 4 * count / min(seconds_of(lambda: left.add_(right)) for _ in range(8))
 
 
-def _seconds(function: Callable[[], Any]) -> float:
+def seconds_of(function: Callable[[], Any]) -> float:
+    """By the wall clock, with what a GPU still has to do."""
     finish_work()
     begin = time.perf_counter()
     function()

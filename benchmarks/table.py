@@ -100,6 +100,15 @@ def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
+def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    rates = results[RATES]
+    return (
+        f"{results['model']}: a training step without `torch.compile`, and with it",
+        f"{rates['eager']:g} images/s",
+        f"compiled: {rates['compiled']:g} images/s, after {results['compiling s']:g} s of compiling",
+    )
+
+
 def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
     seconds = results["run reckoned s"]
     return (
@@ -197,6 +206,7 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "start": _start,
     "training": _training,
     "ceiling": _ceiling,
+    "compiling": _compiling,
     "frozen": _frozen,
     "arrays": _arrays,
     "testing": _testing,

@@ -1,0 +1,74 @@
+"""Whether `torch.compile` would pay: a training step as it is and compiled, in turns, and what compiling takes.
+
+Both steps are those of `ceiling.py`, on one resident random batch. Nothing compiled before is used again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from measuring import measure, median, write_results  # isort: skip  (it says where the others are)
+from ceiling import make_step, seconds_of
+from common import ArgumentParser, run_program
+from models import MODELS
+
+DEFAULT = ["ResNet18", "SmallResNet"]
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures training steps as they are, and compiled by torch.compile.")
+    parser.add_argument(
+        "--models", nargs="+", default=DEFAULT, choices=MODELS, metavar="MODEL",
+        help=f"(default: {' '.join(DEFAULT)})",
+    )  # fmt: skip
+    parser.add_argument("--turns", type=int, default=7, metavar="N", help="of each side (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as place:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = place
+            results = measure(take_turns, model, arguments.batch_size, arguments.turns).result
+        print(f"{model}: {results['ratio']:g} times as fast, after {results['compiling s']:g} s of compiling")
+        write_results(f"compiling_{model.lower()}", results)
+    return 0
+
+
+def take_turns(model_type: str, batch_size: int, turns: int) -> dict[str, Any]:
+    """Takes training steps of a model as it is, and of another of its kind that is compiled, in turns.
+
+    Args:
+        model_type: its name.
+        batch_size: images a step.
+        turns: steps of each side.
+    """
+    from models import build_model
+    from pipeline.hardware import Hardware, set_up_torch
+
+    set_up_torch()
+    hardware = Hardware.choose("auto")
+    model, twin = (build_model(model_type, 3) for _ in range(2))
+    twin.compile()
+    steps = {"eager": make_step(model, batch_size, hardware), "compiled": make_step(twin, batch_size, hardware)}
+    first = {side: seconds_of(step) for side, step in steps.items()}
+    seconds: dict[str, list[float]] = {side: [] for side in steps}
+    for _ in range(turns):
+        for side, step in steps.items():
+            seconds[side].append(seconds_of(step))
+    eager, compiled = (median(seconds[side]) for side in steps)
+    compiling = first["compiled"] - compiled
+    return {
+        "model": model_type,
+        "hardware": str(hardware),
+        "batch": batch_size,
+        "turns": turns,
+        "images a second": {side: median([batch_size / median(seconds[side])]) for side in steps},
+        "ratio": median(one / other for one, other in zip(*seconds.values(), strict=True)),
+        "compiling s": median([compiling]),
+        "pays after images": round(compiling / (eager - compiled) * batch_size, -2) if compiled < eager else None,
+    }
+
+
+if __name__ == "__main__":
+    run_program(main)
