@@ -171,7 +171,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
     }
     for settings in claim_runs(list(runs.values()), results, "study", wait=True):
         with _timed(settings.run_dir / "seconds.json"):
-            run(settings, folders(settings))
+            run(settings, folders(settings), claimed=True)
 
     outcomes: dict[tuple[str, str], list[Outcome]] = {(trained, model): [] for _, trained, model in runs}
     for (_, trained, model), settings in runs.items():

@@ -23,9 +23,9 @@ from typing import Any, NoReturn
 
 # What a user can mend: the disk, the permissions, a path. Any other OSError is a bug of ours and keeps its traceback.
 _USER_ERRNOS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
-}
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -170,10 +170,12 @@ class StopRequest:
 def lock(path: Path, message: str) -> Iterator[None]:
     """Keeps a file or folder to one program at a time; a program that was killed holds it no longer.
 
+    On a network disk a folder is kept from programs of the same machine only.
+
     Raises:
         UserError: with this message: another program has it.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks no file that is only read
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,9 +250,13 @@ def run_program(
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         status = 2
+    except BrokenPipeError:  # whoever reads the output has seen enough, as `head` has
+        drop_output()
+        status = 0
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
@@ -260,6 +266,11 @@ def run_program(
         print(when_stopped, file=sys.stderr)
         status = 143 if isinstance(stop, Terminated) else 130
     sys.exit(status)
+
+
+def drop_output() -> None:
+    """Has what is printed from now on go nowhere, since nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -18,10 +18,8 @@ def main() -> int:
         return 0
     print(results_table(metrics))
     print(f"\n{class_tables(metrics)}")
-    figures = (
-        "curves.png, confusion_matrices/, reliability/, heatmaps/" if settings.plots else "curves.png (-c draws more)"
-    )
-    print(f"\nfigures in {settings.run_dir}: {figures}")
+    more = ", confusion_matrices/, reliability/, heatmaps/" if metrics.get("plots") else " (-c draws more)"
+    print(f"\nfigures in {settings.run_dir}: curves.png{more}")
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from common import ArgumentParser, UserError, printable, run_program
+from common import ArgumentParser, UserError, drop_output, printable, run_program
 from dataset.folders import find_images
 from pipeline.settings import add_run_arguments
 
@@ -149,7 +149,7 @@ def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> 
         form(entries, classes)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the results has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
 
 
 def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:

@@ -19,9 +19,9 @@ from pipeline.settings import Settings
 _log = logging.getLogger(__name__)
 # What a parameter line does not say, and a sweep's flags do.
 _FLAGS = [
-    *("val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir"),
-    *("seed", "precision", "recipe", "weights", "wandb", "no_cache", "cache_limit"),
-]
+    "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir",
+    "seed", "precision", "recipe", "weights", "wandb", "no_cache", "cache_limit",
+]  # fmt: skip
 
 
 def sweep(runs: Sequence[Settings]) -> bool:
@@ -55,7 +55,7 @@ def _try(settings: Settings) -> bool:
 
     record = settings.run_dir / "failed.json"
     try:
-        run(settings)
+        run(settings, claimed=True)
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
     except Exception as error:

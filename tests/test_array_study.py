@@ -91,7 +91,7 @@ def test_runs_are_as_planned_and_not_repeated(study, few, monkeypatch):
 
 def test_tables_have_each_row_and_the_halves(study):
     twice = Study(study.classes, {key: runs * 2 for key, runs in study.outcomes.items()}, study.seconds)
-    accuracy, halves = make_tables(twice, with_published=True)
+    accuracy, halves, validation = make_tables(twice, with_published=True)
     assert [row[0] for row in accuracy.rows] == [f"{trained} / {tested}" for trained, tested in ROWS]
     for row, published in zip(accuracy.rows, PUBLISHED.values(), strict=True):
         for cell, other in zip(row[1:], published, strict=True):
@@ -99,7 +99,12 @@ def test_tables_have_each_row_and_the_halves(study):
     assert [row[0] for row in halves.rows] == [
         f"{trained} / {half}" for trained in ("TRAIN", "TRAIN2") for half in ("TEST_black", "TEST_white")
     ]
-    plain, _ = make_tables(study, with_published=False)
+    assert [row[0] for row in validation.rows] == ["TRAIN", "TRAIN2", "TEST", "TRAIN3"]
+    history = (study.outcomes["TEST", "SmallVGG"][0].history).read_text().splitlines()
+    column = history[0].split(",").index("val_accuracy")
+    highest = max(float(line.split(",")[column]) for line in history[1:])
+    assert validation.rows[2][1] == f"{highest:.3f} ± 0.000"
+    plain, *_ = make_tables(study, with_published=False)
     assert "(" not in "".join(plain.rows[0][1:])
 
 

@@ -1,5 +1,6 @@
 """What all programs share."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -32,6 +33,28 @@ def test_one_program_at_a_time(tmp_path):
         pass
     with lock(tmp_path, "busy"):
         pass
+
+
+def test_an_empty_file_is_locked_for_writing_as_network_disks_want_it(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    modes = []
+    monkeypatch.setattr(
+        "fcntl.flock", lambda descriptor, _: modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+    )
+    with lock(tmp_path / "file", "busy"):
+        assert modes == [os.O_RDWR]
+
+
+def test_who_reads_the_beginning_only_stops_a_program_quietly(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r})\n"
+        "from common import run_program\n"
+        "def main():\n    print(*range(100_000), sep='\\n')\n    return 0\nrun_program(main)\n"
+    )
+    command = f"set -o pipefail; {sys.executable} {program} | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
 
 
 WRITE_AND_DIE = """

@@ -22,7 +22,7 @@ import hostile
 import sweep
 from common import UserError
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.examining import describe
+from dataset.examining import examine_image
 from dataset.folders import read_folder
 from dataset.moving import finish_moves
 from dataset.reading import UnreadableImage, load_image
@@ -41,7 +41,7 @@ from pipeline.trainer import Trainer
 from report import settle_test_images
 from reporting.comparison import make_report
 from reporting.results import read_models, read_table, write_table
-from reporting.study import _read_losses
+from reporting.study import _read_history
 from reporting.tables import as_text, make_tables
 
 CODE_RAN = "code in a file was run"
@@ -95,7 +95,7 @@ def test_images_and_arrays(tmp_path, capfd, seeds, data):
     else:
         assert resize_or_pad_image(image).size == (224, 224)
         assert resize_or_pad_image(image).mode == "RGB"
-        describe(path, image)
+        examine_image(path, image)
     path.unlink()
     assert capfd.readouterr() == ("", "")
 
@@ -195,7 +195,7 @@ def test_what_a_sweep_says_of_a_run(trained, own, data):
     history.write_bytes(damage((trained.run_dir / "history.csv").read_bytes(), data.draw(damages)))
     assert sweep.describe_state(own).startswith("interrupted after epoch ")
     try:
-        _read_losses(history)
+        _read_history(history, "val_loss")
     except UserError as error:
         one_line(error)
     record = damage(json.dumps({"reason": "a line", "trace": None}).encode(), data.draw(damages))

@@ -14,6 +14,7 @@ from dataset.augmentation_data import resize_or_pad_image
 from helpers import start
 from models import build_model
 from pipeline.checkpoints import Checkpoint
+from pipeline.claims import claim
 from pipeline.settings import CHECKPOINTS
 from pipeline.tester import class_activation_maps
 
@@ -125,6 +126,21 @@ def copy(place, tmp_path):
 
 def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_names_the_figures_that_it_has(copy):
+    result = start(*TRAIN, cwd=copy)
+    assert result.stdout == (copy / "stdout").read_text()
+
+
+def test_a_run_that_another_program_is_at_work_on_is_left_alone(copy):
+    before = snapshot(copy / "saved_models" / RUN)
+    (copy / "saved_models/.claims").mkdir(exist_ok=True)
+    with claim(copy / "saved_models/.claims" / RUN):
+        result = start(*TRAIN, "-c", "--restart", cwd=copy)
+    assert result.returncode == 2
+    assert result.stderr == f"error: another program is at work on saved_models/{RUN}: wait until it has finished\n"
+    assert snapshot(copy / "saved_models" / RUN) == before
 
 
 def test_a_finished_run_says_so_and_does_nothing(copy):

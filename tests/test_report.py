@@ -242,6 +242,7 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
     assert re.search(r"2 +from scratch, .*lr 0.001, .*, mean of 3 seeds +62\.86%", out)
     assert read_table(Path("clean_runs.csv"))[0] == read_models(*places)[0]
     assert program("--runs", "clean_runs.csv")[1] == out
+    assert json.loads(program("--runs", "clean_runs.csv", "--json")[1])["runs"] == {"ResNet": 4}
 
     write_metrics(tmp_path / "again", make_metrics(run_name("ResNet18"), "ResNet", (0.1, 0.1, 0.1), seed=2))
     _, notes = read_models(*places, tmp_path / "again")
@@ -253,7 +254,7 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
 def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
     rows = [
         make_row(run_name(gamma=0.9), 0.6),
-        make_row(run_name(gamma=0.91), 0.6, test_loss_terminal="", val_loss="inf"),
+        make_row(run_name(gamma=0.91), 0.6, test_loss_terminal="-3", val_loss="inf"),
         make_row(run_name(gamma=0.92), ""),
         make_row(run_name(gamma=0.93), 88.57),
         make_row("my best", 0.7, group=""),

@@ -98,8 +98,8 @@ def white_background(folder: ImageFolder, dark_share: float = DARK_SHARE) -> Ima
     nearest = [f"{max(shares[place] for place in white):.3f}", *([f"{min(black):.3f}"] if black else [])]
     _log.info(
         "%s: %d of %d images have a white background, at most %g of their pixels being dark (nearest to that: %s)",
-        *(folder.directory, len(white), len(shares), dark_share, " and ".join(nearest)),
-    )
+        folder.directory, len(white), len(shares), dark_share, " and ".join(nearest),
+    )  # fmt: skip
     return chosen
 
 
@@ -188,10 +188,13 @@ def write_set(folder: ImageFolder, directory: Path) -> None:
     """Writes images as arrays, uint8 (H, W) or (3, H, W), in a folder a class, augmented ones beside it.
 
     Raises:
-        UserError: the folder is there, but with other files in it, or lies in that of the images.
+        UserError: no image can be read; or the folder is there with other files in it, or lies in that of the images.
     """
     check_apart([folder.directory, directory])
-    _write_set(directory, {_file_name(folder, place): _to_array(image) for place, image in _read_all(folder).items()})
+    arrays = {_file_name(folder, place): _to_array(image) for place, image in _read_all(folder).items()}
+    if not arrays:
+        raise UserError(f"{folder.directory} has no readable image")
+    _write_set(directory, arrays)
 
 
 def _file_name(folder: ImageFolder, place: int) -> str:
@@ -207,8 +210,8 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 
 def _write_set(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    there = directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
-    if not there and _write_folder_whole(directory, arrays):
+    free = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if free and _write_folder_whole(directory, arrays):
         _log.info("%s: %d images written", directory, len(arrays))
     elif _holds(directory, arrays):
         _log.info("%s is there already", directory)
@@ -245,33 +248,33 @@ def _as_file(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def load_set(place: Path) -> ArraySet:
+def load_set(source: Path) -> ArraySet:
     """Reads a folder of class folders, or an `.npz` file, leaving out images that are unlike most in size.
 
     Raises:
         UserError: as `read_folder`, or none of its images can be read.
     """
-    folder = read_folder(place)
+    folder = read_folder(source)
     images = {place: np.asarray(_to_grey(image)) for place, image in _read_all(folder).items()}
     if not images:
-        raise UserError(f"{place} has no readable image")
+        raise UserError(f"{source} has no readable image")
     shape, _ = Counter(image.shape for image in images.values()).most_common(1)[0]
     places = [place for place, image in images.items() if image.shape == shape]
     others = {folder.paths[other]: image.shape for other, image in images.items() if image.shape != shape}
     usual = f"pixels, where most images have {shape[1]}x{shape[0]}"
-    tell_left_out(place, {path: f"of {width}x{height} {usual}" for path, (height, width) in others.items()})
+    tell_left_out(source, {path: f"of {width}x{height} {usual}" for path, (height, width) in others.items()})
     return ArraySet(
-        name=place.resolve().name.removesuffix(".npz"),
+        name=source.resolve().name.removesuffix(".npz"),
         labels=np.array(folder.classes)[folder.labels[places]],
         pixels=np.stack([images[place] for place in places]),
     )
 
 
-def inspect(places: Sequence[Path], figures_dir: Path) -> None:
+def inspect(sources: Sequence[Path], figures_dir: Path) -> None:
     """Prints what each set holds and how each differs from those before it, and draws them side by side.
 
     Args:
-        places: folders of class folders, or `.npz` files.
+        sources: folders of class folders, or `.npz` files.
         figures_dir: where the PNGs go.
 
     Raises:
@@ -280,7 +283,7 @@ def inspect(places: Sequence[Path], figures_dir: Path) -> None:
     from dataset.plotting_dataset import plot_array_sets
     from dataset.shift import in_short, measure_shift
 
-    sets = [load_set(place) for place in places]
+    sets = [load_set(source) for source in sources]
     if len({array_set.name for array_set in sets}) < len(sets):
         raise UserError("two of the sets have the same name, and could not be told apart in the figures: rename one")
     for array_set in sets:
@@ -300,13 +303,15 @@ def _tell_counts(array_set: ArraySet) -> str:
 
 def _examine_some(array_set: ArraySet) -> tuple[list[Examined], np.ndarray]:
     """What shift is measured on: images of each class, drawn at random, and their labels (N,)."""
-    from dataset.examining import describe
+    from dataset.examining import examine_image
 
     generator = np.random.default_rng(0)
     of_classes = [np.flatnonzero(array_set.labels == name) for name in np.unique(array_set.labels)]
     places = np.concatenate([generator.permutation(of_class)[:_COMPARED] for of_class in of_classes])
     examined = [
-        describe(Path(array_set.name, array_set.labels[place], str(place)), Image.fromarray(array_set.pixels[place]))
+        examine_image(
+            Path(array_set.name, array_set.labels[place], str(place)), Image.fromarray(array_set.pixels[place])
+        )
         for place in places
     ]
     return examined, array_set.labels[places]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from common import ArgumentParser, UserError, printable, run_program
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates
 from dataset.examining import Examined, examine
 from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, image_files, own_class_names, passed_over
-from dataset.moving import finish_moves, set_aside
+from dataset.moving import alone_in, finish_moves, set_aside
 from dataset.shift import Aspect, in_short, measure_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
@@ -127,7 +128,10 @@ def fix(report: Report) -> int:
 
 
 def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> list[Twin]:
-    """Goes through the images, best first, and keeps each that resembles no kept one: no chain drags others along."""
+    """Goes through the images, best first, and keeps each that resembles no kept one: no chain drags others along.
+
+    But training images leak what any test image shows, also one that is not kept: as long as that is there, it tests.
+    """
     images = [
         image
         for directory, members in examined.items()  # test folders come first
@@ -226,16 +230,19 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args()
-    if arguments.fix:
-        for directory in (arguments.dataset_dir, *arguments.testing_dir):
-            finish_moves(directory, REJECTED)
-    report = audit(arguments.dataset_dir, arguments.testing_dir)
-    if arguments.json:
-        print(json.dumps(to_json(report), indent=2))
-    else:
-        print(*describe(report), sep="\n")
-    if arguments.fix and (moved := fix(report)):
-        print(f"{moved} files moved to {REJECTED}/", file=sys.stderr)
+    with ExitStack() as stack:
+        if arguments.fix:
+            folders = [folder for folder in (arguments.dataset_dir, *arguments.testing_dir) if folder.is_dir()]
+            for folder in folders:
+                stack.enter_context(alone_in(folder))
+                finish_moves(folder, REJECTED)
+        report = audit(arguments.dataset_dir, arguments.testing_dir)
+        if arguments.json:
+            print(json.dumps(to_json(report), indent=2))
+        else:
+            print(*describe(report), sep="\n")
+        if arguments.fix and (moved := fix(report)):
+            print(f"{moved} files moved to {REJECTED}/", file=sys.stderr)
     return 0 if report.clean else 1
 
 

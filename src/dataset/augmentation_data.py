@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -187,12 +188,11 @@ def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = 
     sources = {name: [path for path in files[name] if path not in unreadable] for name in names}
     largest = max(map(len, sources.values()))
     missing = {name: _missing_numbers(dataset_dir, name, sources[name], largest - len(sources[name])) for name in names}
-    of_source: dict[tuple[str, Path], list[int]] = {}
+    of_source: dict[tuple[str, Path], list[int]] = defaultdict(list)
     for name in names:
         for number in missing[name]:
-            of_source.setdefault((name, _generator(seed, name, number, "source").choice(sources[name])), []).append(
-                number
-            )
+            source = _generator(seed, name, number, "source").choice(sources[name])
+            of_source[name, source].append(number)
     tasks = [_Task(dataset_dir, source, name, tuple(numbers), seed) for (name, source), numbers in of_source.items()]
     with tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar:
         for count in _work(tasks, cores):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, check_least, lock, run_program, say
+from common import ArgumentParser, UserError, check_least, run_program, say
 from dataset.audit import audit, summarise
 from dataset.augmentation_data import (
     TESTING_BATCH,
@@ -35,6 +35,7 @@ from dataset.folders import (
     own_class_names,
     tell_left_out,
 )
+from dataset.moving import alone_in
 from dataset.plotting_dataset import ClassSizes, plot_dataset
 from dataset.preparedataset import CLASSES, fetch
 from dataset.sample import write_sample
@@ -52,7 +53,7 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     _get_images(arguments)
     _check_classes(arguments.extra_testing, dataset_dir)
     testing_dir.mkdir(parents=True, exist_ok=True)
-    with lock(dataset_dir, f"another program is at work on {dataset_dir}: wait until it has finished"):
+    with alone_in(dataset_dir):
         prepare_to_augment(dataset_dir)
         _check(arguments)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFilter
 WOODS = ((196, 150, 98), (164, 112, 66), (122, 78, 46), (222, 188, 140), (92, 62, 44))
 METALS = ((150, 156, 162), (112, 118, 126), (188, 192, 194), (66, 70, 76), (38, 40, 46))
 PAINTS = (
-    *((178, 44, 40), (214, 96, 44), (226, 172, 60), (126, 142, 66), (46, 104, 74), (36, 124, 128), (74, 132, 178)),
-    *((38, 66, 120), (98, 72, 130), (150, 62, 92), (236, 226, 206), (208, 200, 184), (190, 178, 160), (228, 150, 140)),
-)
+    (178, 44, 40), (214, 96, 44), (226, 172, 60), (126, 142, 66), (46, 104, 74), (36, 124, 128), (74, 132, 178),
+    (38, 66, 120), (98, 72, 130), (150, 62, 92), (236, 226, 206), (208, 200, 184), (190, 178, 160), (228, 150, 140),
+)  # fmt: skip
 PALETTE = WOODS + METALS + PAINTS
 PAPER_COLOUR = np.array([238, 230, 210], dtype=np.float32)
 INK = np.array([52, 48, 48], dtype=np.float32)
@@ -415,9 +415,9 @@ def _draw_rope(layer: Layer) -> None:
 
 PAINTERS: dict[str, Callable[[Layer], None]] = {"Axe": _draw_axe, "Book": _draw_book, "Hammer": _draw_hammer}
 CLUTTER = (  # with their usual sizes, in parts of the image's shorter side
-    *((_draw_cup, 0.22), (_draw_pencil, 0.22), (_draw_leaf, 0.14)),
-    *((_draw_stone, 0.12), (_draw_fruit, 0.15), (_draw_rope, 0.18)),
-)
+    (_draw_cup, 0.22), (_draw_pencil, 0.22), (_draw_leaf, 0.14),
+    (_draw_stone, 0.12), (_draw_fruit, 0.15), (_draw_rope, 0.18),
+)  # fmt: skip
 
 
 # --- The scene ---

@@ -18,7 +18,7 @@ from dataset.duplicates import Fingerprint, fingerprint
 from dataset.reading import UnreadableImage, read_image, upright_rgb, why_unreadable
 
 THUMBNAIL = 32
-_Result = TypeVar("_Result")
+_Image, _Result = TypeVar("_Image"), TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,21 @@ def examine(paths: Sequence[Path]) -> tuple[list[Examined], dict[Path, str]]:
     Returns:
         What is known of those that can be read, in their order, and why the others cannot.
     """
-    results = _on_all_cores(_examine, paths, "examining")
+    results = on_all_cores(_examine, paths, "examining")
     examined = [result for result in results if isinstance(result, Examined)]
     return examined, {path: why for path, why in zip(paths, results, strict=True) if isinstance(why, str)}
 
 
 def find_unreadable(paths: Sequence[Path]) -> dict[Path, str]:
     """Why some of the files cannot be read; takes no time for those that were read before."""
-    reasons = _on_all_cores(why_unreadable, paths, "reading")
+    reasons = on_all_cores(why_unreadable, paths, "reading")
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
-def _on_all_cores(function: Callable[[Path], _Result], paths: Sequence[Path], title: str) -> list[_Result]:
+def on_all_cores(function: Callable[[_Image], _Result], images: Sequence[_Image], title: str) -> list[_Result]:
+    """What a function makes of each image, with a bar; the images are named by their paths, say, or places."""
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow lets go of the interpreter while it decodes
-        return list(tqdm(pool.map(function, paths), title, len(paths), unit="image", disable=None))
+        return list(tqdm(pool.map(function, images), title, len(images), unit="image", disable=None))
 
 
 def _examine(path: Path) -> Examined | str:
@@ -72,12 +73,12 @@ def _examine(path: Path) -> Examined | str:
 @cache
 def _examine_once(path: Path, size: int, modified: int) -> Examined | str:
     try:
-        return describe(path, read_image(path))
+        return examine_image(path, read_image(path))
     except UnreadableImage as error:
         return str(error)
 
 
-def describe(path: Path, stored: Image.Image) -> Examined:
+def examine_image(path: Path, stored: Image.Image) -> Examined:
     """What is known of an image that was read as it is stored."""
     image = upright_rgb(stored)
     grey = image.convert("L")

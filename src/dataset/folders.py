@@ -238,7 +238,8 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
         originals = image_files(directory / name)
         unused = passed_over(directory / name)
         if not originals:
-            raise UserError(": ".join([f"{directory / name} has no images", *map(str, next(iter(unused.items()), ()))]))
+            why = next((f": {path}: {reason}" for path, reason in unused.items()), "")
+            raise UserError(f"{directory / name} has no images{why}")
         others |= unused
         made = image_files(directory / (name + AUGMENTED)) if with_augmented else []
         others |= passed_over(directory / (name + AUGMENTED)) if with_augmented else {}

@@ -6,14 +6,24 @@ import errno
 import filecmp
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from common import UserError, write_whole
+from common import UserError, lock, write_whole
 from dataset.tables import read_rows, write_rows
 
 _LOG, _PENDING = "log.csv", ".pending.csv"
 _FILES = ("file", "moved_to")
 _COLUMNS = (*_FILES, "reason")
+
+
+def alone_in(directory: Path) -> AbstractContextManager[None]:
+    """Keeps a dataset to this program, while files of it are moved or made.
+
+    Raises:
+        UserError: another program is at work on it.
+    """
+    return lock(directory, f"another program is at work on {directory}: wait until it has finished")
 
 
 def move_file(source: Path, target: Path) -> None:

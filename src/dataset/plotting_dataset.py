@@ -230,7 +230,9 @@ def draw_array_examples(sets: Sequence[ArraySet]) -> Figure:
     for column, array_set in zip(grid.T, sets, strict=True):
         thirds = [np.array_split(array_set.of_class(name), 3) for name in names]
         for part, axes in enumerate(column):
-            _show_tiles(axes, [_five(third[part], part) for third in thirds], array_set.pixels.shape[1:], "gray", 255)
+            _show_tiles(
+                axes, [_choose_part(third[part], part) for third in thirds], array_set.pixels.shape[1:], "gray", 255
+            )
         column[0].set_title(f"{array_set.name}\n{len(array_set.pixels):,} images", fontsize=11)
     for axes, title in zip(grid[:, 0], ("first", "middle", "last"), strict=True):
         axes.set_yticks(np.arange(len(names)) + 0.5, names)
@@ -307,7 +309,7 @@ def _all_classes(sets: Sequence[ArraySet]) -> list[str]:
     return sorted(set().union(*(array_set.labels.tolist() for array_set in sets)))
 
 
-def _five(images: np.ndarray, part: int) -> list[np.ndarray | None]:
+def _choose_part(images: np.ndarray, part: int) -> list[np.ndarray | None]:
     """The first, the middle or the last five of some images; None in place of those that are not there."""
     spare = max(0, len(images) - _IN_A_ROW)
     chosen = images[part * spare // 2 :][:_IN_A_ROW]

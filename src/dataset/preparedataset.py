@@ -17,7 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, check_least, lock, run_program
+from common import ArgumentParser, UserError, check_least, run_program
+from dataset.moving import alone_in
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
 from dataset.reading import UnreadableImage, load_image
 from dataset.tables import read_rows, write_rows
@@ -104,7 +105,7 @@ def _folder_name(label: str) -> str:
 def _open_patches(folder: Path) -> Iterator[Patches]:
     """The patches in a folder, for this process alone; leaves nothing half done there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder, f"another program is at work on {folder}: wait until it has finished"):
+    with alone_in(folder):
         patches = Patches(folder)
         try:
             yield patches
@@ -229,7 +230,7 @@ def main() -> int:
     parser = ArgumentParser(description="Fetches image patches of some classes from Open Images V7, through FiftyOne.")
     parser.add_argument(
         "--classes", nargs="+", default=list(CLASSES), metavar="NAME",
-        help="any of Open Images' 600 boxable classes (default: Axe Book Hammer)",
+        help=f"any of Open Images' 600 boxable classes (default: {' '.join(CLASSES)})",
     )  # fmt: skip
     parser.add_argument(
         "--max-samples", type=int, default=MAX_SAMPLES, metavar="N",

@@ -81,6 +81,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """
     if (turn := _TURNS.get(_orientation(image))) is not None:
         image = image.transpose(turn)
+        # It is upright now; Pillow keeps the EXIF data, by which it would be turned once more.
+        image.info = {name: value for name, value in image.info.items() if name == "transparency"}
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rgb = Image.new("RGB", image.size)

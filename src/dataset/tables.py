@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from common import UserError, write_whole
 
 
-def read_rows(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+def read_rows(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
     """The rows of a CSV table of file names; none where there is no such file.
 
     Raises:

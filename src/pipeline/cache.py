@@ -270,7 +270,7 @@ def _alone_with(file: Path, wait: bool = True) -> Iterator[None]:
             except BlockingIOError:
                 if not wait:
                     raise
-                _log.info("another program is making %s: waiting for it", file)
+                _log.info("another program is making %s: waiting for it", "room" if file.name == "room" else file)
                 fcntl.flock(stream, fcntl.LOCK_EX)
             except OSError as error:
                 raise NoRoom(f"{path.parent} knows no locks ({error.strerror})") from error
@@ -316,7 +316,7 @@ def _unused(files: Iterator[Path]) -> Iterator[list[Path]]:
         unused = []
         for file in files:
             with suppress(OSError):
-                stream = file.open("rb")
+                stream = file.open("r+b")  # NFS locks no file that is only read
                 streams.append(stream)
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 unused.append(file)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common import UserError
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,21 @@ def claim(path: Path) -> Iterator[bool]:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def claim_alone(settings: Settings) -> Iterator[None]:
+    """Claims one run.
+
+    Raises:
+        UserError: another program is at work on it.
+    """
+    file = claim_file(settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with claim(file) as claimed:
+        if not claimed:
+            raise UserError(f"another program is at work on {settings.run_dir}: wait until it has finished")
+        yield
+
+
 def is_claimed(path: Path) -> bool:
     """Whether a program that lives has the claim."""
     return path.exists() and not _is_abandoned(path)
@@ -145,7 +161,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _identity(pid: int) -> dict[str, Any]:
-    """What tells a process from any other that has the same number at another time; None for one that is not there."""
+    """What tells a process from any other that has the same number at another time: `started`, None if it is gone."""
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, ValueError):
@@ -170,3 +186,5 @@ def _beat(path: Path, finished: threading.Event) -> None:
             os.utime(path)
         except FileNotFoundError:  # somebody deleted the claim; the run goes on
             return
+        except OSError:  # a shared disk may be away for a moment; the next beat reaches it
+            pass

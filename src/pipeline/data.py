@@ -105,7 +105,9 @@ class ResidentBatches(ImageBatches):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """As of the batches that these were made from, on the device."""
-        places = torch.tensor(indices, dtype=torch.int64, device=self._rows.device)
+        # From pinned memory: any other copy would wait for all that the GPU still has to do.
+        places = torch.tensor(indices, dtype=torch.int64, pin_memory=self._rows.is_cuda)
+        places = places.to(self._rows.device, non_blocking=True)
         return rows_to_maps(self._rows[places]), self._labels[places]
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,28 +25,43 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import UserError
 
+_waiting: dist.ProcessGroup | None = None  # over which joined processes wait for one another
+
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
     """Joins this process with those that were started together with it, if any were."""
-    if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ:
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in os.environ:
         os.environ.update(_as_torchrun_would(os.environ["SLURM_STEP_NODELIST"]))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    first = is_first()
+    first = os.environ.get("RANK", "0") == "0"
     if not first:
         logging.disable(logging.WARNING)
     try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            _join()
         yield
     except UserError:
         if first:
             raise
         sys.exit(2)  # the first process says what is wrong
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    _part()  # not after an error, when NCCL would wait for processes that do not come
+
+
+def _join() -> None:
+    global _waiting
+    if torch.cuda.is_available():
+        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if processes > gpus:
+            raise UserError(f"{processes} processes were started here, but each needs a GPU, and there are {gpus}")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # While one decodes images, the others wait, longer than NCCL would; and gloo notices when one of them dies.
+    _waiting = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _as_torchrun_would(nodes: str) -> dict[str, str]:
@@ -63,9 +79,8 @@ def _as_torchrun_would(nodes: str) -> dict[str, str]:
 
 def leave() -> None:
     """Parts this process from the others, when all have come here; from now on it is by itself."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    wait_for_all()
+    _part()
 
 
 def rank() -> int:
@@ -83,10 +98,15 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def bar_hidden() -> bool | None:
+    """What tqdm is told: the first process shows its bars on a terminal, the others none."""
+    return None if is_first() else True
+
+
 def wait_for_all() -> None:
     """Returns when all processes have come here."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(_waiting)
 
 
 @contextmanager
@@ -116,12 +136,9 @@ def join_gradients(model: nn.Module) -> nn.Module:
     """
     if not dist.is_initialized():
         return model
-    if torch.cuda.is_available():
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    else:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.__class__ = _BatchNormOverProcesses
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = _BatchNormOverProcesses
     joined = DistributedDataParallel(model)
     joined.normalise = model.normalise
     return joined
@@ -140,7 +157,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _BatchNormOverProcesses(_BatchNorm):
-    """Normalises by mean and variance of all processes' images, as torch's SyncBatchNorm does, which needs a GPU."""
+    """Normalises by mean and variance of all processes' images.
+
+    Torch's SyncBatchNorm, which does so too, needs GPUs, and in bf16 an image for every process.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape; N may differ between processes, or be 0."""

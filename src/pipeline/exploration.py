@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from common import UserError, available_cores
+from common import UserError
 from dataset.augmentation_data import place_in_square
 from dataset.duplicates import Fingerprint, find_near_duplicates, fingerprint
+from dataset.examining import on_all_cores
 from dataset.folders import ImageFolder, read_folder
 from dataset.reading import upright_rgb
 from pipeline.checkpoints import read_json
@@ -114,7 +113,7 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
         test_set = load_test_set(folder, run.model.input_size)
         loader = make_loader(test_set.images, BATCH)
         logits, _ = predict(run.model, loader, run.hardware, f"testing on {test_set.name}")
-        probabilities, predictions = logits.softmax(dim=1).max(dim=1)
+        probabilities, predictions = logits.softmax(dim=1).cpu().max(dim=1)
         shown = _make_pictures(folder, test_set.images.places, pictures / str(number))
         last = max((each.group or 0 for each in tested), default=0)
         groups = _group([picture.fingerprint for picture in shown], last + 1)
@@ -145,8 +144,7 @@ def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) 
             image.save(path)
         return Picture(path, image.size, fingerprint(image))
 
-    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow lets go of the interpreter while it decodes
-        return list(tqdm(pool.map(make, places), "examining", len(places), unit="image", disable=None))
+    return on_all_cores(make, places, "examining")
 
 
 def _is_text(path: Path) -> bool:

@@ -81,8 +81,8 @@ def compute_features(model: Classifier, data: TrainingData, hardware: Hardware, 
         return None
     _log.info(
         "trains on features: what the layers up to %s make of %d images, %.2f GB",
-        *(model.frozen_to, len(places), rows.nbytes / 1e9),
-    )
+        model.frozen_to, len(places), rows.nbytes / 1e9,
+    )  # fmt: skip
     labels = data.train.labels[places].numpy()
     of_train, of_validation = np.split(np.arange(len(places)), [len(data.train)])
     return replace(
@@ -141,8 +141,7 @@ class _Frozen:
 
     def _fill(self, rows: np.memmap) -> Notes:
         self.layers.eval()
-        hidden = None if distributed.is_first() else True
-        with tqdm(desc="computing features", total=len(rows), unit="image", disable=hidden) as bar:
+        with tqdm(desc="computing features", total=len(rows), unit="image", disable=distributed.bar_hidden()) as bar:
             for start in range(0, len(rows), _BATCH):
                 places = self.places[start : start + _BATCH]
                 rows[start : start + len(places)] = _to_rows(self._run(self.layers, places))

@@ -20,7 +20,7 @@ from dataset.reading import UnreadableImage
 from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes, release, take
 
 _BLOCK = 16  # images that a thread is given at once: handing one over takes as long as reading a small array
-_FORM = 3  # to be raised when the same files come to give other bytes
+_FORM = 4  # to be raised when the same files come to give other bytes
 _log = logging.getLogger(__name__)
 
 

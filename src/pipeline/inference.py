@@ -10,8 +10,14 @@ from tqdm import tqdm
 from pipeline import distributed
 from pipeline.hardware import Hardware
 from pipeline.metrics import Scores
+from pipeline.settings import Settings
 
 BATCH = 32  # images at a time, where no settings say how many
+
+
+def evaluation_batch(settings: Settings) -> int:
+    """Images at a time in validation and testing: without what gradients need, twice as many take less memory."""
+    return 2 * settings.batch_size
 
 
 def compute_logits(model: nn.Module, images: Tensor, hardware: Hardware) -> Tensor:
@@ -36,8 +42,8 @@ def predict(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str
     """Logits (N, classes) float32 and labels (N,) of all images of a loader, in its order, on the device."""
     model.eval()
     batches = []
-    bar_hidden = None if distributed.is_first() else True
-    with tqdm(desc=title, total=len(loader.dataset), unit="image", leave=False, disable=bar_hidden) as bar:
+    hidden = distributed.bar_hidden()
+    with tqdm(desc=title, total=len(loader.dataset), unit="image", leave=False, disable=hidden) as bar:
         for size, (images, labels) in zip(loader.batch_sampler.batch_sizes, loader, strict=True):
             logits = compute_logits(model, images, hardware)
             batches.append((logits, labels.to(hardware.device, non_blocking=True)))

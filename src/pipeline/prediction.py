@@ -17,6 +17,7 @@ from dataset.reading import UnreadableImage, load_image
 from models import MODELS, build_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
+from pipeline.data import rows_to_maps
 from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.images import fit_image
@@ -116,18 +117,13 @@ def _answer(run: TrainedRun, batch: Sequence[Answer]) -> list[Answer]:
     images = [answer.image for answer in batch if answer.image is not None]
     if not images:
         return list(batch)
-    logits = compute_logits(run.model, _as_tensor(images), run.hardware)
+    logits = compute_logits(run.model, rows_to_maps(torch.from_numpy(np.stack(images))), run.hardware)
     found = zip(logits.softmax(dim=1).cpu().numpy(), logits.topk(2).indices.tolist(), strict=True)
     return [answer if answer.fault else _complete(answer, *next(found)) for answer in batch]
 
 
 def _complete(answer: Answer, probabilities: np.ndarray, best: Sequence[int]) -> Answer:
     return replace(answer, probabilities=probabilities, best=best)
-
-
-def _as_tensor(images: Sequence[np.ndarray]) -> torch.Tensor:
-    """Images (H, W, C) as (B, C, H, W), channels last in memory."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def draw_maps(run: TrainedRun, answers: Iterable[Answer], place: Callable[[Path], Path]) -> None:
@@ -141,7 +137,7 @@ def draw_maps(run: TrainedRun, answers: Iterable[Answer], place: Callable[[Path]
     readable = [answer for answer in answers if not answer.fault]
     if not readable:
         return
-    images = _as_tensor([answer.image for answer in readable]).to(run.hardware.device)
+    images = rows_to_maps(torch.from_numpy(np.stack([answer.image for answer in readable]))).to(run.hardware.device)
     heatmaps = class_activation_maps(run.model, images, [answer.best[0] for answer in readable])
     figure = HeatmapFigure(*heatmaps.shape[1:])
     for answer, heatmap in zip(readable, heatmaps, strict=True):

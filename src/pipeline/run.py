@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import read_json
+from pipeline.claims import claim_alone
 from pipeline.data import (
     TestSet,
     TrainingData,
@@ -39,7 +41,7 @@ _log = logging.getLogger(__name__)
 _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 
 
-def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, Any] | None:
+def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False) -> dict[str, Any] | None:
     """Trains and tests; goes on where an earlier call was stopped, and does nothing where one has finished.
 
     Of joined processes (`pipeline.distributed`) all train, and the first one tests and writes.
@@ -48,12 +50,15 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
         settings: of the run.
         folders: the images to train on and one or more sets to test on, of the same classes, where they are derived
             from what lies in the folders that the settings name.
+        claimed: whether the caller has claimed the run; else it is claimed here.
 
     Returns:
         What `metrics.json` holds; None from a process that is not the first.
 
     Raises:
-        UserError: something in the settings, the folders or the weights does not fit. Nothing has been written then.
+        UserError: something in the settings, the folders or the weights does not fit, and no folder has been made; or
+            another program is at work on the run; or it cannot go on, since its loss is no number, memory is short or
+            a file of its is damaged, and what was written stays.
     """
     folders = folders or read_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     classes = folders[0].classes
@@ -77,23 +82,23 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, An
         distributed.leave()
         return None
     test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
-    run_id = _open_folder(settings, described)
-    distributed.wait_for_all()
-    _introduce(settings, hardware, model, data, test_sets)
-
-    logger = Logger(settings, described, model.group, run_id)
-    try:
-        trainer = Trainer(model, data, settings, hardware, logger)
-        trainer.fit()
-        distributed.leave()
-        tester = Tester(model, classes, test_sets, settings, hardware)
-        metrics = _gather(settings, described, model, data, trainer, tester.test())
-        metrics["names_digest"] = _digest(folders)
-        logger.log_results(trainer.history, metrics, tester.figures)
-    except torch.OutOfMemoryError as error:  # in testing, say: of training, `fit` tells what would fit
-        raise UserError(f"{hardware} has too little memory: {error}".partition("\n")[0]) from None
-    finally:
-        logger.finish()
+    with nullcontext() if claimed else claim_alone(settings):
+        run_id = _open_folder(settings, described)
+        distributed.wait_for_all()
+        _introduce(settings, hardware, model, data, test_sets)
+        logger = Logger(settings, described, model.group, run_id)
+        try:
+            trainer = Trainer(model, data, settings, hardware, logger)
+            trainer.fit()
+            distributed.leave()
+            tester = Tester(model, classes, test_sets, settings, hardware)
+            metrics = _gather(settings, described, model, data, trainer, tester.test())
+            metrics["names_digest"] = _digest(folders)
+            logger.log_results(trainer.history, metrics, tester.figures)
+        except torch.OutOfMemoryError as error:  # in testing, say: of training, `fit` tells what would fit
+            raise UserError(f"{hardware} has too little memory: {error}".partition("\n")[0]) from None
+        finally:
+            logger.finish()
     return metrics
 
 

@@ -18,7 +18,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
 from pipeline.figures import HeatmapFigure, plot_confusion, plot_reliability
 from pipeline.hardware import Hardware
-from pipeline.inference import BATCH, predict
+from pipeline.inference import BATCH, evaluation_batch, predict
 from pipeline.measures import Calibration, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.settings import CHECKPOINTS, Settings
@@ -60,7 +60,7 @@ class Tester:
 
     def _test_on(self, test_set: TestSet, epoch: int, checkpoint: str) -> dict[str, Any]:
         if (epoch, test_set.name) not in self._predicted:
-            loader = make_loader(test_set.images, self.settings.batch_size)
+            loader = make_loader(test_set.images, evaluation_batch(self.settings))
             title = f"testing {checkpoint} on {test_set.name}"
             self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
         logits, labels = self._predicted[epoch, test_set.name]

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from common import StopRequest, UserError, link_or_copy
@@ -26,11 +25,11 @@ from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.data import BatchOrder, TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
-from pipeline.inference import compute_logits, evaluate
+from pipeline.inference import compute_logits, evaluate, evaluation_batch
 from pipeline.jitter import vary
 from pipeline.logger import Logger
 from pipeline.metrics import RunningScores, Scores
-from pipeline.optimizer import EagerAdamW
+from pipeline.optimizer import EagerAdamW, MovingAverage
 from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 
@@ -38,9 +37,8 @@ _log = logging.getLogger(__name__)
 
 # What `last.pt` keeps besides the states of model, optimizer and scheduler, which a finished run no longer needs.
 _PROGRESS = (
-    *("digest", "epoch", "unfinished", "history"),
-    *("best_accuracy", "best_loss", "validations_without_improvement"),
-)
+    "digest", "epoch", "unfinished", "history", "best_accuracy", "best_loss", "validations_without_improvement",
+)  # fmt: skip
 
 
 class Trainer:
@@ -63,7 +61,7 @@ class Trainer:
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
         self.model = model.to(hardware.device, memory_format=torch.channels_last)
-        self.averaged = self._make_average()
+        self.averaged = MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.classes, self.digest = data.classes, data.digest
         self.optimizer = EagerAdamW(
@@ -89,7 +87,7 @@ class Trainer:
         data = self._find_features(data) or data
         train, validation = (bring_near(batches, hardware.device) for batches in (data.train, data.validation))
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True)
-        self.validation_loader = make_loader(validation, settings.batch_size)
+        self.validation_loader = make_loader(validation, evaluation_batch(settings))
         self.network = distributed.join_gradients(self.network)
 
     def _find_features(self, data: TrainingData) -> TrainingData | None:
@@ -100,11 +98,6 @@ class Trainer:
         if features:
             self.network, self.validation_network = BehindFrozen(self.model), BehindFrozen(self.saved_model)
         return features
-
-    def _make_average(self) -> AveragedModel | None:
-        if not self.recipe.averaging:
-            return None
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.averaging), use_buffers=True)
 
     def _make_scheduler(self, batches_of_an_epoch: BatchOrder) -> LRScheduler:
         if not self.recipe.one_cycle:
@@ -151,8 +144,10 @@ class Trainer:
         gc.collect()
         torch.cuda.empty_cache()
         try:
-            self._train_batch(*self.train_loader.dataset.__getitems__(list(range(size))), size)
+            for _ in range(2):  # the second has the optimizer's averages beside it
+                self._train_batch(*self.train_loader.dataset.__getitems__(list(range(size))), size)
         except torch.OutOfMemoryError:
+            self.optimizer.state.clear()  # half made, it would be taken for whole
             return False
         return True
 
@@ -206,7 +201,7 @@ class Trainer:
         self.model.train()
         with tqdm(
             desc=title, initial=sum(sizes[:batches]), total=sum(sizes), unit="image", leave=False,
-            disable=None if distributed.is_first() else True, mininterval=0.5,
+            disable=distributed.bar_hidden(), mininterval=0.5,
         ) as bar:  # fmt: skip
             for size, (images, labels) in zip(sizes[batches:], self.train_loader, strict=True):
                 rates.append(self.scheduler.get_last_lr()[0])
@@ -229,7 +224,7 @@ class Trainer:
         """Logits, labels and loss of this process's share of a batch of `size` images, before the step they lead to."""
         self.optimizer.zero_grad()  # before the forward pass, whose tensors may take the gradients' place
         if self.recipe.jitter:
-            images = vary(images.to(self.hardware.device).float(), self.recipe.jitter)
+            images = vary(images.to(self.hardware.device, non_blocking=True).float(), self.recipe.jitter)
         logits = compute_logits(self.network, images, self.hardware)
         labels = labels.to(self.hardware.device, non_blocking=True)
         loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)

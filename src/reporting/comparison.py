@@ -30,11 +30,13 @@ def average_seeds(runs: Iterable[Run]) -> tuple[list[Run], list[list[Run]]]:
     for run in runs:
         of_name[run.name, run.group].append(run)
     averaged = []
-    for first, *others in of_name.values():
-        members = [first, *others]
+    for members in of_name.values():
+        if len(members) == 1:
+            averaged += members
+            continue
         columns = set.intersection(*(set(run.scores) for run in members))
         means = {column: fmean(run.scores[column] for run in members) for column in columns}
-        averaged.append(replace(first, scores=means, seed=None, seeds=len(members)) if others else first)
+        averaged.append(replace(members[0], scores=means, seed=None, seeds=len(members)))
     return averaged, [members for members in of_name.values() if len(members) > 1]
 
 

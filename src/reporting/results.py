@@ -240,10 +240,11 @@ def _valid(column: str, value: Any) -> float | None:
     if number is None:
         return None
     if column in _OPTIONAL:
-        least, most = (1, MOST_IMAGES) if column == "test_images" else (0, 2**32 - 1)
-        return number if number.is_integer() and least <= number <= most else None
+        least, largest = (1, MOST_IMAGES) if column == "test_images" else (0, 2**32 - 1)
+        return number if number.is_integer() and least <= number <= largest else None
     # A loss has no upper limit; "loss" is also in the name of a checkpoint, whose accuracies have one.
-    return number if "loss" in column.removesuffix("_best_val_loss") or 0 <= number <= 1 else None
+    most = math.inf if "loss" in column.removesuffix("_best_val_loss") else 1
+    return number if 0 <= number <= most else None
 
 
 def _number(value: Any) -> float | None:

@@ -68,6 +68,10 @@ class Study:
         confusions = self.confusions(trained, tested, model)
         return confusions.trace(axis1=1, axis2=2) / confusions.sum(axis=(1, 2))
 
+    def validation(self, trained: str, model: str) -> np.ndarray:
+        """(seeds,) from 0 to 1: the highest of all epochs."""
+        return np.array([max(_read_history(run.history, "val_accuracy")) for run in self.outcomes[trained, model]])
+
     def to_json(self) -> dict[str, Any]:
         """Every accuracy, and what all runs took."""
         rows = [
@@ -81,8 +85,13 @@ class Study:
         return {"rows": rows, "seconds": round(self.seconds)}
 
 
+def _trained_on() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(trained for trained, _ in ROWS))
+
+
 def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
-    """The accuracies, beside the published ones if these are of the same sets, and those on the two halves of TEST."""
+    """The accuracies, beside the published ones if these are of the same sets; those on the two halves of TEST; and
+    those in validation, by which one recipe is chosen over another."""
     accuracies = {
         (trained, tested): [_spread(study.accuracies(trained, tested, model)) for model in STUDIED]
         for trained, tested in (*ROWS, *_HALF_ROWS)
@@ -95,8 +104,10 @@ def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
             accuracies[row] = [f"{ours} ({other:.2f})" for ours, other in zip(accuracies[row], published, strict=True)]
     took = f"The {len(study.outcomes) * seeds} runs took {study.seconds / 60:.0f} minutes of processor time."
     header = ("trained on / tested on", *STUDIED)
-    for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", _HALF_ROWS, took)):
+    for title, rows, below in (("Accuracy", ROWS, remark), ("Accuracy on the two halves of TEST", _HALF_ROWS, "")):
         yield Table(title, header, [(" / ".join(row), *accuracies[row]) for row in rows], below)
+    rows = [(trained, *(_spread(study.validation(trained, model)) for model in STUDIED)) for trained in _trained_on()]
+    yield Table("Highest accuracy in validation", ("trained on", *STUDIED), rows, took)
 
 
 def _spread(values: np.ndarray) -> str:
@@ -122,7 +133,7 @@ def write_reports(study: Study, path: Path) -> None:
 
 def draw_curves(study: Study, path: Path) -> None:
     """Draws the loss over the epochs of every run, a row of panels for each set that was trained on."""
-    sets = tuple(dict.fromkeys(trained for trained, _ in ROWS))
+    sets = _trained_on()
     figure = new_figure(3 * len(STUDIED), 2.4 * len(sets))
     panels = figure.subplots(len(sets), len(STUDIED), sharex="row", sharey="row", squeeze=False)
     for row, trained in zip(panels, sets, strict=True):
@@ -141,25 +152,26 @@ def draw_curves(study: Study, path: Path) -> None:
 
 
 def _draw_loss(axes: Axes, history: Path) -> None:
-    epochs, losses_of = _read_losses(history)
+    epochs = _read_history(history, "epoch")
     for side, colour in (("train", BLUE), ("val", VERMILION)):
-        losses = losses_of[side]
+        losses = _read_history(history, f"{side}_loss")
         axes.plot(epochs, losses, color=colour, alpha=0.8, marker="o", markersize=3 * (len(epochs) == 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
 
 
-def _read_losses(history: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """The epochs, and the losses after each.
+def _read_history(history: Path, column: str) -> list[float]:
+    """What a column says of each epoch.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
         with history.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        losses = {side: [float(row[f"{side}_loss"]) for row in rows] for side in ("train", "val")}
-        return [int(row["epoch"]) for row in rows], losses
+            values = [float(row[column]) for row in csv.DictReader(file)]
+        if not values:
+            raise ValueError
+        return values
     except (FileNotFoundError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise UserError(f"{history} is damaged: delete {history.parent}, and the run is done again") from error
 

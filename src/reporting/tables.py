@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 def make_tables(report: Report) -> Iterator[Table]:
     """The report for people, as text or Markdown."""
-    counts = {shown(group): sum(run.seeds for run in members) for group, members in report.groups.items()}
+    counts = {shown(group): _count(members) for group, members in report.groups.items()}
     counts["total"] = sum(counts.values())
     yield Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()])
     if report.repeated:
@@ -50,6 +50,11 @@ def make_tables(report: Report) -> Iterator[Table]:
     header = ("hyperparameter", "value", "median change in points", "quartiles", "sets of runs")
     rows = [row for name, effects in report.effects.items() for row in _effect_rows(name, effects)]
     yield Table("What each hyperparameter does to test accuracy", header, rows, _EFFECT_REMARK)
+
+
+def _count(members: Iterable[Run]) -> int:
+    """Of trained runs: one a seed."""
+    return sum(run.seeds for run in members)
 
 
 def _row(run: Run) -> tuple[str, str, str]:
@@ -163,7 +168,7 @@ def _as_markdown(table: Table) -> str:
 def to_json(report: Report, notes: Sequence[str]) -> dict[str, Any]:
     """The report as `--json` prints it; shares and changes from 0 to 1."""
     return {
-        "runs": {group: len(members) for group, members in report.groups.items()},
+        "runs": {group: _count(members) for group, members in report.groups.items()},
         "top": {group: [_run_json(run) for run in members[:TOP]] for group, members in report.groups.items()},
         "choices": [
             {

@@ -277,6 +277,14 @@ def test_unreadable_images_are_named_and_left_out(make_set, caplog):
     assert "0001.npy: an array with values that are not finite" in caplog.text
 
 
+def test_a_set_without_a_readable_image_is_an_error(tmp_path):
+    for label in "AB":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "0.npy").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="data has no readable image"):
+        write_set(read_folder(tmp_path / "data"), tmp_path / "out")
+
+
 def test_a_class_without_white_images_is_an_error(make_set):
     folder = read_folder(make_set("data", {"A": [shaded(0)], "B": [shaded(100)]}))
     with pytest.raises(UserError, match="data/B has no image with a white background"):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, fix
 from dataset.folders import image_files
+from dataset.moving import alone_in
 from dataset.sample import draw_numbered
 from dataset.tables import read_rows
 from helpers import digests, start
@@ -114,6 +115,33 @@ def test_what_was_moved_back_stays(folders):
     result = start("dataset/audit.py", "--fix", "--dataset-dir", dataset, "--testing-dir", testing, cwd=dataset)
     assert result.returncode == 0, result.stdout
     assert (dataset / "Axe/bad.jpg").exists()
+
+
+def test_a_dataset_that_another_program_is_at_work_on_is_not_mended(folders):
+    dataset, testing = folders
+    (dataset / "Axe/bad.jpg").write_text("bad")
+    with alone_in(testing):
+        result = start("dataset/audit.py", "--fix", "--dataset-dir", dataset, "--testing-dir", testing, cwd=dataset)
+    assert result.returncode == 2
+    assert result.stderr == f"error: another program is at work on {testing}: wait until it has finished\n"
+    assert (dataset / "Axe/bad.jpg").exists()
+
+
+def test_training_images_leak_a_test_image_that_is_itself_a_copy(folders, monkeypatch):
+    """A chain: 0 resembles 1, 1 resembles the training image, 0 does not. 1 is there, so it tests, so it leaks."""
+    dataset, testing = folders
+    names = [testing / "Axe/0.jpg", testing / "Axe/1.jpg", dataset / "Axe/0.jpg"]
+
+    def find(fingerprints):
+        places = {path: place for place, path in enumerate(order)}
+        return [tuple(sorted(places[path] for path in pair)) for pair in (names[:2], names[1:])]
+
+    order = []
+    monkeypatch.setattr("dataset.audit.find_exact_duplicates", lambda paths: order.extend(paths) or [])
+    monkeypatch.setattr("dataset.audit.find_near_duplicates", find)
+    found = {(twin.path, twin.kind) for twin in audit(dataset, [testing]).twins}
+    assert (dataset / "Axe/0.jpg", LEAK) in found
+    assert len(found) == 2
 
 
 def test_mending_keeps_one_of_each_and_loses_none(folders, tmp_path):

@@ -109,7 +109,9 @@ def test_keeps_what_it_takes_to_turn_an_image_upright(tmp_path):
     exif[0x0112] = 6
     for suffix in ("jpg", "png", "webp", "tif"):
         Image.new("RGB", (40, 20)).save(tmp_path / f"image.{suffix}", exif=exif)
-        assert upright_rgb(read_image(tmp_path / f"image.{suffix}")).size == (20, 40), suffix
+        upright = upright_rgb(read_image(tmp_path / f"image.{suffix}"))
+        assert upright.size == (20, 40), suffix
+        assert upright_rgb(upright).size == (20, 40), f"{suffix}: turned twice"
 
 
 def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):

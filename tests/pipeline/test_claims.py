@@ -1,5 +1,6 @@
 """One program at a time has a claim; a dead one's passes on, to one other."""
 
+import errno
 import json
 import os
 import signal
@@ -129,6 +130,22 @@ def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
             if (tmp_path / "run").stat().st_mtime:
                 break
         assert time.time() - (tmp_path / "run").stat().st_mtime < 60
+
+
+def test_a_sign_of_life_that_a_disk_refuses_is_not_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "_HEARTBEAT", 0.01)
+    beats = []
+
+    def refuse(path):
+        beats.append(path)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(claims.os, "utime", refuse)
+    with claim(tmp_path / "run"):
+        wait_until = time.monotonic() + 20
+        while len(beats) < 3 and time.monotonic() < wait_until:
+            time.sleep(0.01)
+    assert len(beats) >= 3
 
 
 def test_a_damaged_claim_is_nobodys(tmp_path):

@@ -38,7 +38,7 @@ def call(place, *command, **environment):
     return subprocess.run(
         [sys.executable, *command],
         cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -12,6 +12,7 @@ from common import UserError
 from dataset import folders
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.folders import read_folder
+from dataset.reading import upright_rgb
 from pipeline.cache import Cache
 from pipeline.images import decode_images
 
@@ -236,6 +237,17 @@ def test_an_inverted_photograph_has_its_colours_inverted(folder, tmp_path):
     upright = np.asarray(folder.read(0))
     folder.inverted[0] = True
     assert np.array_equal(np.asarray(folder.read(0)), 255 - upright)
+
+
+def test_an_inverted_photograph_is_turned_once(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for label in "AB":
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (40, 20)).save(tmp_path / label / "0.jpg", exif=exif)
+    folder = read_folder(tmp_path)
+    folder.inverted[0] = True
+    assert [upright_rgb(folder.read(place)).size for place in (0, 1)] == [(20, 40), (20, 40)]
 
 
 def test_photographs_turn_grey_for_a_model_of_one_channel(folder, cache):
