@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from measuring import median, write_results  # isort: skip  (it says where the others are)
+from measuring import three_digits, write_results  # isort: skip  (it says where the others are)
 from common import ArgumentParser, UserError, run_program
 from dataset.array_images import write_digits
 from pacing import compare_paces
@@ -44,8 +44,8 @@ def main() -> int:
             paces, _ = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches)
             results["models"][model] = {
                 "images timed": paces["project"].timed[0],
-                "images a second": {side: median([1 / pace.train]) for side, pace in paces.items()},
-                "ratio": median([paces["reference"].train / paces["project"].train]),
+                "images a second": {side: three_digits(1 / pace.train) for side, pace in paces.items()},
+                "ratio": three_digits(paces["reference"].train / paces["project"].train),
             }
             print(f"{model}: {results['models'][model]}")
     write_results("arrays", results)

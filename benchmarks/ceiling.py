@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import finish_work, measure, median  # isort: skip  (it says where the others are)
+from measuring import finish_work, has_gpu, measure, median, three_digits  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
@@ -34,21 +34,21 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 32, or 64 for the models of 28x28)")
     parser.add_argument(
         "--batches", type=int, metavar="N",
-        help="of a turn (default: 2 for ResNet18, 1 for other models of photographs, an epoch for those of 28x28)",
+        help="of a turn (default: 2 for ResNet18, 1 for other models of photographs; an epoch for those of 28x28, and "
+        "on a GPU)",
     )  # fmt: skip
     arguments = parse_with_photographs(parser)
     with tempfile.TemporaryDirectory() as place:
         dataset_dir, _ = stage_photographs(arguments.data, Path(place))
         for model in arguments.models:
-            large = model in BATCHES
             settings = Settings(
                 model_type=model,
                 data_dir=dataset_dir,
                 data_augmentation=True,
-                batch_size=arguments.batch_size or (32 if large else ARRAYS_BATCH),
+                batch_size=arguments.batch_size or batch_size_of(model),
                 output_dir=Path(place) / "runs",
             )
-            batches = arguments.batches or BATCHES.get(model)
+            batches = arguments.batches or (None if has_gpu() else BATCHES.get(model))
             results = measure(take_turns, settings, Path(place) / "cache", batches, arguments.turns).result
             print(
                 f"{model}: {results['images a second']['loop']} images/s, {results['share of the ceiling']:.1%} of "
@@ -113,6 +113,11 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     }
 
 
+def batch_size_of(model: str) -> int:
+    """As in the parameter files, or in the array study."""
+    return 32 if model in BATCHES else ARRAYS_BATCH
+
+
 def make_step(model: Any, batch_size: int, hardware: Any) -> Callable[[], None]:
     """A training step of a model on one random batch, which lies on the device."""
     import torch
@@ -157,13 +162,13 @@ def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> d
     moved = 9 * 4 * sum(parameter.numel() for parameter in model.trainable_parameters())
     multiplied, added = _matrix_rate(hardware), _memory_rate(hardware)
     return {
-        "GFLOP a step": median([flops / 1e9]),
-        "GFLOP/s of large matrices": median([multiplied / 1e9]),
-        "GB the optimizer moves": median([moved / 1e9]),
-        "GB/s of long vectors": median([added / 1e9]),
-        "seconds a step": median([step]),
-        "seconds at these rates": median([flops / multiplied + moved / added]),
-        "share of the matrix rate": median([flops / step / multiplied]),
+        "GFLOP a step": three_digits(flops / 1e9),
+        "GFLOP/s of large matrices": three_digits(multiplied / 1e9),
+        "GB the optimizer moves": three_digits(moved / 1e9),
+        "GB/s of long vectors": three_digits(added / 1e9),
+        "seconds a step": three_digits(step),
+        "seconds at these rates": three_digits(flops / multiplied + moved / added),
+        "share of the matrix rate": three_digits(flops / step / multiplied),
     }
 
 
@@ -172,10 +177,16 @@ def _matrix_rate(hardware: Any, side: int = 4096) -> float:
     import torch
 
     dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
+    count = 20  # at once, so that a GPU's starts and ends do not count
     if hardware.device.type == "cpu":
-        side //= 2
+        side, count = side // 2, 1
     left, right = (torch.randn(side, side, device=hardware.device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(seconds_of(lambda: left @ right) for _ in range(8))
+
+    def multiply() -> None:
+        for _ in range(count):
+            left @ right
+
+    return count * 2 * side**3 / min(seconds_of(multiply) for _ in range(8))
 
 
 def _memory_rate(hardware: Any, count: int = 1 << 26) -> float:

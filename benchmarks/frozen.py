@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import RESULTS  # isort: skip  (it says where the others are)
-from measuring import median, parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import RESULTS, has_gpu, three_digits  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from pacing import compare_paces, describe
 from pipeline.settings import Settings
@@ -48,7 +48,7 @@ def main() -> int:
             data_dir=dataset_dir,
             data_augmentation=True,
         )
-        images = arguments.batch_size * (1 + arguments.batches)
+        images = arguments.batch_size * (128 if has_gpu() else 1 + arguments.batches)
         paces, peak_mb = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches, images)
     plain, ours = paces["reference"], paces["project"]
     epochs = arguments.epochs
@@ -63,10 +63,10 @@ def main() -> int:
         "batch": arguments.batch_size,
         "repeats": arguments.repeats,
         **{side: {**describe(pace), "peak memory MB": peak_mb[side]} for side, pace in paces.items()},
-        "images a second through the frozen layers": median([1 / ours.prepared]),
-        "run reckoned s": {side: median([value]) for side, value in reckoned.items()},
-        "ratio": median([reckoned["reference"] / reckoned["project"]]),
-        "ratio of the next run": median([reckoned["reference"] / reckoned["project, next run in a sweep"]]),
+        "images a second through the frozen layers": three_digits(1 / ours.prepared),
+        "run reckoned s": {side: three_digits(value) for side, value in reckoned.items()},
+        "ratio": three_digits(reckoned["reference"] / reckoned["project"]),
+        "ratio of the next run": three_digits(reckoned["reference"] / reckoned["project, next run in a sweep"]),
     }
     for name, value in results.items():
         print(f"{name}: {value}")

@@ -85,11 +85,16 @@ def measure_in_turns(repeats: int, sides: Mapping[str, Sequence[Any]]) -> dict[s
 
 def median(values: Iterable[float]) -> float:
     """The median, to three significant digits."""
-    return float(f"{statistics.median(values):.3g}")
+    return three_digits(statistics.median(values))
+
+
+def three_digits(value: float) -> float:
+    """A number to three significant digits."""
+    return float(f"{value:.3g}")
 
 
 class Stopwatch:
-    """Times batches; the first one warms up, if there are more.
+    """Times batches; the first one warms up, if there are more. A GPU may work ahead in between.
 
     Attributes:
         sizes: of the batches so far.
@@ -106,9 +111,15 @@ class Stopwatch:
 
     def end(self, size: int) -> None:
         """A batch of so many images has been worked on."""
-        finish_work()
+        if not self.sizes:
+            finish_work()
         self.sizes.append(size)
         self._times.append(time.perf_counter())
+
+    def finish(self) -> None:
+        """That was the last one."""
+        finish_work()
+        self._times[-1] = time.perf_counter()
 
     @property
     def images(self) -> int:
@@ -147,6 +158,7 @@ class Timed(Stopwatch):
             self.waited = self._times[0] - begin
             yield batch
             self.end(len(batch[1]))
+        self.finish()
 
 
 def finish_work() -> None:
@@ -198,11 +210,21 @@ def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespac
     return arguments
 
 
+def has_gpu() -> bool:
+    """Whether torch finds one."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def machine_name() -> str:
-    """The cores that may be used and the processor's model, as `2-cores-amd-epyc`."""
+    """The cores that may be used, the processor's model and the GPU's, if there is one, as `2-cores-amd-epyc`."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if has_gpu() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     words = re.sub(r"\(\w+\)|CPU|@.*", "", model[1] if model else "processor")
-    return "-".join([str(len(os.sched_getaffinity(0))), "cores", *re.findall(r"\w+", words.lower())])
+    return "-".join([str(len(os.sched_getaffinity(0))), "cores", *re.findall(r"\w+", f"{words} {gpu}".lower())])
 
 
 def write_results(benchmark: str, results: Mapping[str, Any]) -> None:

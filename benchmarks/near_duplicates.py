@@ -17,13 +17,15 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from measuring import machine_name, parse_with_photographs, write_results  # isort: skip  (it says where the others are)
+from measuring import machine_name, median  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates, fingerprint
 from dataset.reading import read_image, upright_rgb
 
 SAMPLE = 200
+TURNS = 3
 
 Copier = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -108,19 +110,19 @@ def make_copies(images: Sequence[Image.Image], seed: int) -> dict[str, dict[int,
     }
 
 
-def measure_method(
-    method: Method, images: Sequence[Image.Image], copies: dict[str, dict[int, Image.Image]]
-) -> tuple[float, list[tuple[int, int]], dict[str, float]]:
-    """The seconds for all images, the pairs found among them, and the share found of each kind of copies."""
+def find_pairs(method: Method, images: Sequence[Image.Image]) -> tuple[float, list[tuple[int, int]]]:
+    """The seconds that it takes, and the pairs."""
     begin = time.perf_counter()
-    described = [method.describe(image) for image in images]
-    pairs = method.find_pairs(described)
-    seconds = time.perf_counter() - begin
-    found = {
-        kind: float(np.mean([bool(method.find_pairs([described[i], method.describe(made[i])])) for i in made]))
-        for kind, made in copies.items()
-    }
-    return seconds, pairs, found
+    pairs = method.find_pairs([method.describe(image) for image in images])
+    return time.perf_counter() - begin, pairs
+
+
+def share_found(method: Method, images: Sequence[Image.Image], copies: dict[int, Image.Image]) -> float:
+    """Of copies, by the places of the images that they are of."""
+    found = (
+        method.find_pairs([method.describe(images[place]), method.describe(copy)]) for place, copy in copies.items()
+    )
+    return float(np.mean(list(map(bool, found))))
 
 
 def main() -> int:
@@ -132,10 +134,14 @@ def main() -> int:
     copies = make_copies(images, arguments.seed)
     same_file = set(find_exact_duplicates(paths))
     results: dict[str, Any] = {"photographs": len(paths), "of the same bytes": len(same_file), "methods": {}}
-    for name, method in list_methods().items():
-        seconds, pairs, found = measure_method(method, images, copies)
-        further = len(set(pairs) - same_file)
-        results["methods"][name] = {"seconds": round(seconds, 1), "further pairs": further, "found": found}
+    methods = list_methods()
+    measured = [{name: find_pairs(method, images) for name, method in methods.items()} for _ in range(TURNS)]
+    for name, method in methods.items():
+        results["methods"][name] = {
+            "seconds": median(turn[name][0] for turn in measured),
+            "further pairs": len(set(measured[0][name][1]) - same_file),
+            "found": {kind: share_found(method, images, made) for kind, made in copies.items()},
+        }
     print_table(results)
     write_results("near_duplicates", results)
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import Timed, measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import Timed, measure, measure_in_turns, median, three_digits  # isort: skip  (it says where the others are)
 from dataset.folders import read_folder
 from models import build_model, model_class
 from pipeline.cache import Cache
@@ -87,6 +87,7 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
         if cut:
             data = _cut(data, cut)
             model.to(hardware.device, memory_format=torch.channels_last)
+            compute_features(model, _cut(data, 8), hardware, Cache.of(settings))  # warms up
             seconds = _seconds(lambda: compute_features(model, data, hardware, Cache.of(settings)))
             prepared = seconds / (len(data.train) + len(data.validation))
         trainer = Trainer(model, data, settings, hardware, logger=None)
@@ -205,14 +206,14 @@ def describe(pace: Pace) -> Mapping[str, Any]:
             "images to train on": pace.timed[0],
             "images to validate on": pace.timed[1],
             "images ready after s": pace.ready,
-            "training images a second": median([1 / pace.train]),
-            "validation images a second": median([1 / pace.validation]),
+            "training images a second": three_digits(1 / pace.train),
+            "validation images a second": three_digits(1 / pace.validation),
             "waiting for the loaders s": pace.waits,
             "saving checkpoints s": pace.saving,
         },
         "reckoned": {
             "images to train on": pace.images[0],
             "images to validate on": pace.images[1],
-            "epoch s": median([pace.epoch]),
+            "epoch s": three_digits(pace.epoch),
         },
     }

@@ -1,5 +1,8 @@
 """Training loops of others, on the same photographs, the same model and batch: timm's loader, torchvision's, fastai's.
 
+The project runs twice, with the images as an earlier run has decoded them, and with none: the others decode them in
+every epoch. Beside all stands the ceiling, the same steps on one resident random batch.
+
 All photographs are padded to 224x224 and saved as JPEG before, for all sides; nobody augments. Each side is a program
 of its own, with the settings that its documentation gives for speed: worker processes for all cores, channels last,
 bf16 where the hardware computes in it. They take turns. Each trains and validates some batches; the first one warms up,
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,8 +25,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Stopwatch, Timed, median  # isort: skip  (it says where the others are)
+from measuring import Stopwatch, Timed, median, three_digits  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from ceiling import make_step
 from common import ArgumentParser, available_cores, run_program
 
 BATCH_SIZE = 32
@@ -47,12 +52,12 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     arguments = parse_with_photographs(parser)
-    sides = [side for side, package in PACKAGES.items() if find_spec(package)]
+    sides = [side for side in SIDES if find_spec(PACKAGES.get(side, "torch"))]
     measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         images = stage_padded(arguments.data, place)
-        start_side("project", place, arguments.model, 1)  # decodes the images
+        start_side("project", place, arguments.model, 1)  # decodes the images, for its next runs
         for number in range(arguments.repeats):
             for side in sides:
                 measured[side].append(start_side(side, place, arguments.model, arguments.batches))
@@ -65,6 +70,9 @@ def main() -> int:
         "repeats": arguments.repeats,
         "sides": {side: summarise(all_, images) for side, all_ in measured.items()},
     }
+    ceiling = results["sides"]["ceiling"]["images a second"]
+    for values in results["sides"].values():
+        values["share of the ceiling"] = three_digits(values["images a second"] / ceiling)
     for side, values in results["sides"].items():
         print(f"{side}: {values}")
     write_results("peers", results)
@@ -76,9 +84,9 @@ def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, 
     middle = {name: median(one[name] for one in measured) for name in measured[0]}
     epoch = images[0] * middle["training image s"] + images[1] * middle["validation image s"]
     return {
-        "images a second": median([1 / middle["training image s"]]),
+        "images a second": three_digits(1 / middle["training image s"]),
         "first batch after s": middle["first batch after s"],
-        f"end of epoch {EPOCHS} reckoned s": median([middle["first batch after s"] + EPOCHS * epoch]),
+        f"end of epoch {EPOCHS} reckoned s": three_digits(middle["first batch after s"] + EPOCHS * epoch),
     }
 
 
@@ -140,7 +148,7 @@ def run_side(side: str, place: str, model: str, batches: str) -> int:
 Sided = tuple[float, Stopwatch, Stopwatch]  # when the first batch was there, by `time.time`, and the two passes
 
 
-def run_project(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
+def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str = ".cache") -> Sided:
     """This project's trainer."""
     from dataset.folders import read_folder
     from pipeline.cache import Cache
@@ -153,7 +161,7 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
     set_up_torch()
     settings = Settings(model_type=type(model).__name__, batch_size=BATCH_SIZE, output_dir=place / "runs")
     folder = read_folder(place / "dataset", with_augmented=True)
-    data = load_training_data(folder, model.input_size, Cache(place / ".cache"))
+    data = load_training_data(folder, model.input_size, Cache(place / cache))
     trainer = Trainer(model, data, settings, hardware, logger=None)
     train = trainer.train_loader = Timed(trainer.train_loader, batches)
     validation = Timed(trainer.validation_loader, batches)
@@ -163,6 +171,38 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
     trainer._train()
     evaluate(trainer.validation_network, validation, hardware, "")
     return begin + train.waited, train, validation
+
+
+def run_project_first(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
+    """The same on images that no run has decoded before."""
+    shutil.rmtree(place / ".first", ignore_errors=True)
+    return run_project(place, model, batches, hardware, ".first")
+
+
+def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
+    """No loop and no images."""
+    import torch
+
+    from pipeline.hardware import set_up_torch
+    from pipeline.inference import compute_logits
+
+    set_up_torch()
+    train, validation = Stopwatch(), Stopwatch()
+    images = torch.randint(0, 256, (BATCH_SIZE, *model.input_size), dtype=torch.uint8, device=hardware.device)
+
+    def repeat(stopwatch: Stopwatch, step: Callable[[], Any]) -> None:
+        for _ in range(1 + batches):
+            stopwatch.begin()
+            step()
+            stopwatch.end(BATCH_SIZE)
+        stopwatch.finish()
+
+    begin = time.time()
+    repeat(train, make_step(model, BATCH_SIZE, hardware))
+    model.eval()
+    with torch.inference_mode():
+        repeat(validation, lambda: compute_logits(model, images, hardware))
+    return begin, train, validation
 
 
 def run_torchvision(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
@@ -253,6 +293,7 @@ def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
             stopwatch = train if self.training else validation
             stopwatch.end(len(self.yb[0]))
             if len(stopwatch.sizes) == 1 + batches:
+                stopwatch.finish()
                 raise CancelTrainException if self.training else CancelValidException
 
     loaders = ImageDataLoaders.from_folder(
@@ -270,11 +311,13 @@ def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
 
 SIDES: dict[str, Callable[..., Any]] = {
     "project": run_project,
+    "project, first run": run_project_first,
+    "ceiling": run_ceiling,
     "timm": run_timm,
     "torchvision": run_torchvision,
     "fastai": run_fastai,
 }
-PACKAGES = {"project": "torch", "timm": "timm", "torchvision": "torchvision", "fastai": "fastai"}
+PACKAGES = {"timm": "timm", "fastai": "fastai"}  # of others, which may not be installed
 
 
 if __name__ == "__main__":

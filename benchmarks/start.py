@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS, model_class
@@ -90,9 +90,9 @@ def main() -> int:
         "images": images,
         "repeats": arguments.repeats,
         "images ready after s": {side: median(values) for side, values in seconds.items()},
-        "images ready after s, in the first run": median([first.result]),
+        "images ready after s, in the first run": three_digits(first.result),
         "peak memory MB": {side: median(one.peak_mb for one in all_) for side, all_ in ready.items()},
-        "ratio": median([median(seconds["reference"]) / median(seconds["project"])]),
+        "ratio": three_digits(median(seconds["reference"]) / median(seconds["project"])),
         "from the command to the first batch s": {side: median(values) for side, values in started.items()},
     }
     for name, value in results.items():

@@ -109,6 +109,24 @@ def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
+def _experiment(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    days = results["days"]
+    return (
+        f"all {results['runs']:,} runs of the parameter files, reckoned",
+        f"{days['project']:g} days",
+        f"the plain reference: {days['reference']:g} days, {results['ratio']:g} times as long",
+    )
+
+
+def _predicting(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    rates = results[RATES]
+    return (
+        f"{results['model']}: answers on {results['photographs']} photographs, from their files",
+        f"{rates['predict_files']:g} images/s",
+        f"the model alone, on decoded images: {rates['model']:g} images/s",
+    )
+
+
 def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
     seconds = results["run reckoned s"]
     return (
@@ -142,8 +160,8 @@ def _testing(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _peers(results: Mapping[str, Any]) -> tuple[str, str, str]:
     def side(values: Mapping[str, float]) -> str:
-        rate, first, end = values.values()
-        return f"{rate:g} images/s, {first:g} s, {end:g} s"
+        rate, first, end, share = values.values()
+        return f"{rate:g} images/s ({share:.0%} of the ceiling), {first:g} s, {end:g} s"
 
     others = (f"{name}: {side(values)}" for name, values in results["sides"].items() if name != "project")
     return (
@@ -207,9 +225,11 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "training": _training,
     "ceiling": _ceiling,
     "compiling": _compiling,
+    "experiment": _experiment,
     "frozen": _frozen,
     "arrays": _arrays,
     "testing": _testing,
+    "predicting": _predicting,
     "peers": _peers,
     "filter_detections": _filter_detections,
     "augmentation": _augmentation,

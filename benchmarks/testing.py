@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from measuring import measure, measure_in_turns, median  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
@@ -54,7 +54,7 @@ def main() -> int:
         "heatmaps": drawn,
         "repeats": arguments.repeats,
         "seconds": seconds,
-        "ratio": median([seconds["reference"] / seconds["project"]]),
+        "ratio": three_digits(seconds["reference"] / seconds["project"]),
     }
     for name, value in results.items():
         print(f"{name}: {value}")
@@ -90,8 +90,10 @@ def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:
     folder = read_folder(settings.test_dir[0])
     model = build_model(settings.model_type, len(folder.classes))
     test_set = load_images(settings, cache_dir)
+    hardware = Hardware.choose(settings.precision)
+    model.to(hardware.device)
     begin = time.perf_counter()
-    tester.Tester(model, folder.classes, [test_set], settings, Hardware.choose(settings.precision)).test()
+    tester.Tester(model, folder.classes, [test_set], settings, hardware).test()
     return time.perf_counter() - begin
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from measuring import median  # isort: skip  (it says where the others are)
+from measuring import has_gpu, three_digits  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
@@ -19,6 +19,7 @@ from pacing import compare_paces, describe
 from pipeline.settings import Settings
 
 BATCHES = {"ResNet18": 4, "SmallVGG": 40, "SmallResNet": 40, "SmallEfficientNet": 40, "HybridVGGResNet": 40}
+WHOLE = 10_000  # more batches than there are
 
 
 def main() -> int:
@@ -29,7 +30,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument(
         "--batches", type=int, metavar="N", help="of 32 images that are timed, in training and in validation "
-        "(default: 4 for ResNet18, 40 for the models of 28x28, else 1); a large number for the whole epoch",
+        "(default: 4 for ResNet18, 40 for the models of 28x28, else 1; on a GPU, the whole epoch)",
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     arguments = parse_with_photographs(parser)
@@ -37,7 +38,8 @@ def main() -> int:
         dataset_dir, _ = stage_photographs(arguments.data, Path(place))
         for model in arguments.models:
             settings = Settings(model_type=model, data_dir=dataset_dir, data_augmentation=True)
-            compare(settings, Path(place) / "cache", arguments.batches or BATCHES.get(model, 1), arguments.repeats)
+            batches = arguments.batches or (WHOLE if has_gpu() else BATCHES.get(model, 1))
+            compare(settings, Path(place) / "cache", batches, arguments.repeats)
     return 0
 
 
@@ -49,7 +51,7 @@ def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> 
         "batch": settings.batch_size,
         "repeats": repeats,
         **{side: {**describe(pace), "peak memory MB": peak_mb[side]} for side, pace in paces.items()},
-        "ratio of the epochs": median([paces["reference"].epoch / paces["project"].epoch]),
+        "ratio of the epochs": three_digits(paces["reference"].epoch / paces["project"].epoch),
     }
     for side, pace in paces.items():
         print(

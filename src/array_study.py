@@ -32,7 +32,7 @@ from reporting.study import (
     make_tables,
     write_reports,
 )
-from reporting.tables import as_markdown, as_text
+from reporting.tables import as_document
 
 _CHECKPOINT = "best_val_acc"
 _BATCH_SIZE = 64
@@ -105,11 +105,7 @@ def main() -> int:
     draw_confusions(study, folder / "confusion_matrices.png")
     write_reports(study, folder / "reports.txt")
     write_json(folder / "study.json", study.to_json())
-    print(
-        (as_markdown if arguments.markdown else as_text)(
-            make_tables(study, with_published=arguments.data_dir is not None)
-        )
-    )
+    print(as_document(make_tables(study, with_published=arguments.data_dir is not None), arguments.markdown))
     return 0
 
 

@@ -20,7 +20,7 @@ from plotting import save_figure
 from reporting.comparison import TOP, Report, make_report
 from reporting.figures import draw_runs
 from reporting.results import MOST_IMAGES, Run, read_models, read_table, shown, write_table
-from reporting.tables import as_markdown, as_text, make_tables, to_json
+from reporting.tables import as_document, make_tables, to_json
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(to_json(report, notes), indent=2, allow_nan=False))
     else:
-        print((as_markdown if arguments.markdown else as_text)(make_tables(report)))
+        print(as_document(make_tables(report, arguments.published), arguments.markdown))
     return 0
 
 
@@ -72,6 +72,9 @@ def _parse() -> argparse.Namespace:
         "--test-images", type=int, metavar="N",
         help=f"how many images the runs were tested on (default: as the runs say, else {_USUAL_TEST_IMAGES})",
     )  # fmt: skip
+    parser.add_argument(
+        "--published", action="store_true", help="beside what was published for axes, books and hammers"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the report as Markdown")
     form.add_argument("--json", action="store_true", help="print the report as JSON")

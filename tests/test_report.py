@@ -505,6 +505,14 @@ def check_markdown(text):
         assert len(lines) >= 3
 
 
+def test_published_accuracies_stand_beside_ours(program, models_dir):
+    _, plain, _ = program("--models-dir", models_dir)
+    assert "published" not in plain
+    _, told, _ = program("--models-dir", models_dir, "--published")
+    assert re.search(r"ResNet18 .* 67\.62%, the best of 160 by test", told)
+    assert re.search(r"all .* 88\.57%, the best of 1040 by test", told)
+
+
 def test_json_and_markdown_say_what_the_text_says(models_dir):
     report = make_report(read_models(models_dir)[0])
     text, markdown = as_text(make_tables(report)), as_markdown(make_tables(report))

@@ -14,6 +14,12 @@ from pipeline.measures import mean_interval, wilson_interval
 from reporting.comparison import TOP, Choice, Effect, Report
 from reporting.results import Run, shown
 
+# Test accuracies that were published for axes, books and hammers, and how many runs each is the best of, by test.
+_PUBLISHED = {
+    "VGG": (0.8762, 240), "VGGAdapted": (0.8667, 240), "CustomVGG": (0.8857, 240),
+    "ResNet": (0.6762, 160), "CNNBasic": (0.7619, 160),
+}  # fmt: skip
+
 
 class Table(NamedTuple):
     """A table under a title, and what has to be said about it."""
@@ -24,8 +30,8 @@ class Table(NamedTuple):
     remark: str = ""
 
 
-def make_tables(report: Report) -> Iterator[Table]:
-    """The report for people, as text or Markdown."""
+def make_tables(report: Report, with_published: bool = False) -> Iterator[Table]:
+    """The report for people, as text or Markdown; beside what was published of the same photographs."""
     counts = {shown(group): _count(members) for group, members in report.groups.items()}
     counts["total"] = sum(counts.values())
     yield Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()])
@@ -38,6 +44,9 @@ def make_tables(report: Report) -> Iterator[Table]:
         yield Table(title, ("", "settings", "test accuracy", "per class"), rows, _interval_remark(members))
     header = ("group", "picked from", "picked by", "settings", "test accuracy", "per class", "validation accuracy")
     rows = [row for choice in report.choices for row in _choice_rows(choice)]
+    if with_published:
+        header = (*header, "published")
+        rows = [(*row, _published(choice.group)) for choice in report.choices for row in _choice_rows(choice)]
     yield Table("Best of each group, and what validation picks", header, rows, _CHOICE_REMARK)
     if report.comparisons:
         rows = [
@@ -82,6 +91,15 @@ def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
         else:
             settings = run.describe() if choice.group else f"{shown(run.group)}, {run.describe()}"
             yield *place, picked_by, settings, *_row(run)[1:], _percent(run.val_accuracy)
+
+
+def _published(group: str | None) -> str:
+    """Of a group, or of all."""
+    if group:
+        best, runs = _PUBLISHED.get(group, (None, 0))
+    else:
+        best, runs = max(best for best, _ in _PUBLISHED.values()), sum(runs for _, runs in _PUBLISHED.values())
+    return f"{_percent(best)}, the best of {runs} by test" if best else "-"
 
 
 def _effect_rows(name: str, effects: Sequence[Effect]) -> Iterator[tuple[str, ...]]:
@@ -139,6 +157,11 @@ def _range(ends: Iterable[str]) -> str:
 
 def _points(change: float) -> str:
     return f"{round(100 * change, 2) + 0.0:+.2f}"  # the sum makes +0 of -0
+
+
+def as_document(tables: Iterable[Table], markdown: bool) -> str:
+    """Tables for the README, or for the screen."""
+    return as_markdown(tables) if markdown else as_text(tables)
 
 
 def as_text(tables: Iterable[Table]) -> str:

@@ -1,0 +1,73 @@
+"""How long all runs of the parameter files take on this machine, each way: reckoned from what has been measured.
+
+Reads what `training.py` and `frozen.py` have written for the five models. Every run goes through all its epochs:
+nothing is taken off for early stopping, and decoding, starting and testing are left out on both sides. The frozen
+layers of a pretrained model run once for all its runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from measuring import RESULTS, machine_name, three_digits, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, UserError, run_program
+from pipeline.parameters import experiment
+
+
+def main() -> int:
+    ArgumentParser(description="Reckons how long all runs of the parameter files take.").parse_args()
+    runs = list(experiment())
+    measured = {
+        (settings.model_type, settings.pretrained): read(settings.model_type, settings.pretrained) for settings in runs
+    }
+    seconds = {
+        side: sum(
+            settings.num_epochs * epoch(measured[settings.model_type, settings.pretrained][side], settings)
+            for settings in runs
+        )
+        for side in ("reference", "project")
+    }
+    seconds["project"] += sum(preparation(results) for results in measured.values())
+    write_results(
+        "experiment",
+        {
+            "runs": len(runs),
+            "days": {side: three_digits(value / 86_400) for side, value in seconds.items()},
+            "ratio": three_digits(seconds["reference"] / seconds["project"]),
+        },
+    )
+    return 0
+
+
+def read(model: str, pretrained: bool) -> dict[str, Any]:
+    """What was measured of a model.
+
+    Raises:
+        UserError: nothing was.
+    """
+    program = "frozen" if pretrained else "training"
+    file = RESULTS / f"{program}_{model.lower()}_{machine_name()}.json"
+    if not file.exists():
+        raise UserError(f"there is no {file}: first run {program}.py for {model}")
+    return json.loads(file.read_text())
+
+
+def epoch(side: Mapping[str, Any], settings: Any) -> float:
+    """Seconds of an epoch. Of the photographs alone, without augmented ones, four times as many train as validate."""
+    rates, images = side["measured"], side["reckoned"]
+    validated = images["images to validate on"]
+    trained = images["images to train on"] if settings.data_augmentation else 4 * validated
+    return trained / rates["training images a second"] + validated / rates["validation images a second"]
+
+
+def preparation(results: Mapping[str, Any]) -> float:
+    """Seconds that frozen layers take for all images."""
+    rate = results.get("images a second through the frozen layers")
+    images = results["project"]["reckoned"]
+    return (images["images to train on"] + images["images to validate on"]) / rate if rate else 0.0
+
+
+if __name__ == "__main__":
+    run_program(main)

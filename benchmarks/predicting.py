@@ -1,0 +1,81 @@
+"""Answers on photographs, from their files on: beside the model alone, on images that are decoded and in memory.
+
+The model's weights are random. Both sides take turns in one process, after a batch to warm up.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import measure, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import parse_with_photographs, write_results  # isort: skip
+from common import ArgumentParser, run_program
+from models import MODELS
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures predictions on photographs beside the model alone.")
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    parser.add_argument("--photographs", type=int, default=96, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of each side (default: %(default)s)")
+    arguments = parse_with_photographs(parser)
+    files = sorted(arguments.data.glob("open_images/*/*.jpg"))[: arguments.photographs]
+    results = measure(take_turns, arguments.model, files, arguments.turns).result
+    print(f"{arguments.model}: {results['share of the model alone']:.1%} as fast as the model alone")
+    write_results("predicting", results)
+    return 0
+
+
+def take_turns(model_type: str, files: list[Path], turns: int) -> dict[str, Any]:
+    """Asks a model about files, and about the same images decoded, in turns."""
+    import numpy as np
+    import torch
+
+    from dataset.reading import load_image
+    from models import build_model
+    from pipeline.data import rows_to_maps
+    from pipeline.hardware import Hardware, set_up_torch
+    from pipeline.images import fit_image
+    from pipeline.inference import BATCH, compute_logits
+    from pipeline.prediction import TrainedRun, predict_files
+
+    set_up_torch()
+    hardware = Hardware.choose("auto")
+    model = build_model(model_type, 3).eval().to(hardware.device, memory_format=torch.channels_last)
+    run = TrainedRun(model, ("a", "b", "c"), hardware)
+    pixels = np.stack([fit_image(load_image(file), is_array=False, input_size=model.input_size) for file in files])
+    batches = rows_to_maps(torch.from_numpy(pixels)).split(BATCH)
+
+    @torch.inference_mode()
+    def run_model() -> None:
+        for images in batches:
+            compute_logits(model, images, hardware).cpu()
+
+    def ask() -> None:
+        for _ in predict_files(run, files):
+            pass
+
+    sides = {"predict_files": ask, "model": run_model}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    list(predict_files(run, files[:BATCH]))
+    for _ in range(turns):
+        for side, work in sides.items():
+            begin = time.perf_counter()
+            work()
+            seconds[side].append(time.perf_counter() - begin)
+    return {
+        "model": model_type,
+        "hardware": str(hardware),
+        "photographs": len(files),
+        "turns": turns,
+        "images a second": {side: three_digits(len(files) / median(values)) for side, values in seconds.items()},
+        "share of the model alone": median(
+            alone / asked for asked, alone in zip(seconds["predict_files"], seconds["model"], strict=True)
+        ),
+    }
+
+
+if __name__ == "__main__":
+    run_program(main)
