@@ -34,9 +34,9 @@ def trained(monkeypatch):
     """The names of the runs that are trained from now on."""
     names = []
 
-    def run(settings, original=pipeline.run.run):
+    def run(settings, claimed, original=pipeline.run.run):
         names.append(settings.run_name)
-        return original(settings)
+        return original(settings, claimed=claimed)
 
     monkeypatch.setattr(pipeline.run, "run", run)
     return names
@@ -88,7 +88,7 @@ def test_a_failed_run_is_recorded_and_the_others_done(runs, trained):
 
 
 def test_out_of_memory_is_a_failure_like_another_and_is_tried_again(runs, monkeypatch):
-    def run_out(settings):
+    def run_out(settings, claimed):
         raise MemoryError
 
     with monkeypatch.context() as patch:
@@ -100,7 +100,7 @@ def test_out_of_memory_is_a_failure_like_another_and_is_tried_again(runs, monkey
 
 
 def test_a_full_disk_stops_the_sweep(runs, monkeypatch):
-    def run_out(settings):
+    def run_out(settings, claimed):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pipeline.run, "run", run_out)
@@ -155,7 +155,7 @@ def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypa
     first.write_text('{"host": "elsewhere", "boot": "", "pid": 1, "started": "1"}')
     done = []
 
-    def run(settings):
+    def run(settings, claimed):
         done.append(settings)
         finish(settings)
         first.unlink(missing_ok=True)
@@ -168,7 +168,7 @@ def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypa
 def test_two_sweeps_share_the_work(runs, monkeypatch):
     done = []
 
-    def run(settings):
+    def run(settings, claimed):
         done.append(settings.run_name)
         time.sleep(0.2)
         finish(settings)

@@ -1,4 +1,4 @@
-"""The optimizer."""
+"""The optimizer, and the average of the weights."""
 
 import subprocess
 import sys
@@ -6,9 +6,10 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from helpers import REPOSITORY
-from pipeline.optimizer import EagerAdamW
+from pipeline.optimizer import EagerAdamW, MovingAverage
 
 
 @pytest.fixture
@@ -48,6 +49,22 @@ def test_either_goes_on_from_the_others_state(twins):
     step(twin, eager, 1)
     assert torch.equal(model.weight, twin.weight)
     adamw.load_state_dict(eager.state_dict())
+
+
+def test_the_average_is_torchs_to_the_last_bit():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3))
+    plain = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    ours = MovingAverage(model, 0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for seed in range(4):
+        step(model, optimizer, seed)
+        plain.update_parameters(model)
+        ours.update_parameters(model)
+    expected, state = plain.state_dict(), ours.state_dict()
+    assert state.keys() == expected.keys()
+    assert state.pop("module.1.num_batches_tracked") == 4  # torch averages this count, too, and rounds
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
 
 
 def test_training_does_not_import_the_compiler():
