@@ -26,12 +26,7 @@ ARRAYS_BATCH = 64  # as in the array study
 
 def main() -> int:
     parser = ArgumentParser(description="Measures the training loop beside the same steps without a loop.")
-    parser.add_argument(
-        "--models", nargs="+", default=DEFAULT, choices=MODELS, metavar="MODEL",
-        help=f"(default: {' '.join(DEFAULT)})",
-    )  # fmt: skip
-    parser.add_argument("--turns", type=int, default=7, metavar="N", help="of each side (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 32, or 64 for the models of 28x28)")
+    add_flags(parser, DEFAULT)
     parser.add_argument(
         "--batches", type=int, metavar="N",
         help="of a turn (default: 2 for ResNet18, 1 for other models of photographs; an epoch for those of 28x28, and "
@@ -56,6 +51,16 @@ def main() -> int:
             )
             write_results(f"ceiling_{model.lower()}", results)
     return 0
+
+
+def add_flags(parser: ArgumentParser, default: list[str]) -> None:
+    """What is measured, and how often."""
+    parser.add_argument(
+        "--models", nargs="+", default=default, choices=MODELS, metavar="MODEL",
+        help=f"(default: {' '.join(default)})",
+    )  # fmt: skip
+    parser.add_argument("--turns", type=int, default=7, metavar="N", help="of each side (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 32, or 64 for the models of 28x28)")
 
 
 def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: int) -> dict[str, Any]:

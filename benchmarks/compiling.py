@@ -10,21 +10,15 @@ import tempfile
 from typing import Any
 
 from measuring import measure, median, three_digits, write_results  # isort: skip  (it says where the others are)
-from ceiling import batch_size_of, make_step, seconds_of
+from ceiling import add_flags, batch_size_of, make_step, seconds_of
 from common import ArgumentParser, run_program
-from models import MODELS
 
 DEFAULT = ["ResNet18", "SmallResNet"]
 
 
 def main() -> int:
     parser = ArgumentParser(description="Measures training steps as they are, and compiled by torch.compile.")
-    parser.add_argument(
-        "--models", nargs="+", default=DEFAULT, choices=MODELS, metavar="MODEL",
-        help=f"(default: {' '.join(DEFAULT)})",
-    )  # fmt: skip
-    parser.add_argument("--turns", type=int, default=7, metavar="N", help="of each side (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 32, or 64 for the models of 28x28)")
+    add_flags(parser, DEFAULT)
     arguments = parser.parse_args()
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as place:
