@@ -182,7 +182,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.examining import describe
+from dataset.examining import examine_image
 from dataset.reading import load_image
 from helpers import peak_memory
 
@@ -190,7 +190,7 @@ before = peak_memory()
 path = Path(sys.argv[3])
 image = load_image(path)
 resize_or_pad_image(image)
-describe(path, image)
+examine_image(path, image)
 print(peak_memory() - before)
 """
 SIDE = 8060  # its square is just below the limit
