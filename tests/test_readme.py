@@ -118,7 +118,7 @@ def place(make_folder, tmp_path):
     flags = ("-m", "SmallVGG", "-e", 1, "-o", "trained", "--wandb", "disabled")
     result = start("main.py", *flags, "-d", folders[0], "-t", folders[1], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    (run,) = (tmp_path / "trained").iterdir()
+    (run,) = (tmp_path / "trained").glob("[!.]*")
     (tmp_path / "saved_models").mkdir()
     run.rename(tmp_path / "saved_models" / "RUN")
     return tmp_path
