@@ -14,6 +14,7 @@ from typing import Any
 from measuring import RESULTS, machine_name, three_digits, write_results  # isort: skip  (it says where the others are)
 from common import ArgumentParser, UserError, run_program
 from pipeline.parameters import experiment
+from pipeline.settings import Settings
 
 
 def main() -> int:
@@ -54,7 +55,7 @@ def read(model: str, pretrained: bool) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def epoch(side: Mapping[str, Any], settings: Any) -> float:
+def epoch(side: Mapping[str, Any], settings: Settings) -> float:
     """Seconds of an epoch. Of the photographs alone, without augmented ones, four times as many train as validate."""
     rates, images = side["measured"], side["reckoned"]
     validated = images["images to validate on"]

@@ -101,7 +101,7 @@ class Cache:
         self, file: Path, size: int, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]
     ) -> Kept:
         with write_whole(file) as partial:
-            with _alone_with(self.directory / "room"):  # from looking for room to taking it
+            with _alone_with(self.directory / "room", called="room"):  # from looking for room to taking it
                 self._make_room(size, file)
                 array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
                 with partial.open("r+b") as stream:
@@ -255,8 +255,8 @@ def _checksum(stream: IO[bytes]) -> int:
 
 
 @contextmanager
-def _alone_with(file: Path, wait: bool = True) -> Iterator[None]:
-    """Keeps the making of a file to one program at a time.
+def _alone_with(file: Path, wait: bool = True, called: str = "") -> Iterator[None]:
+    """Keeps the making of a file, which may be `called` something else, to one program at a time.
 
     Raises:
         BlockingIOError: another is at it, and this one will not wait.
@@ -270,7 +270,7 @@ def _alone_with(file: Path, wait: bool = True) -> Iterator[None]:
             except BlockingIOError:
                 if not wait:
                     raise
-                _log.info("another program is making %s: waiting for it", "room" if file.name == "room" else file)
+                _log.info("another program is making %s: waiting for it", called or file)
                 fcntl.flock(stream, fcntl.LOCK_EX)
             except OSError as error:
                 raise NoRoom(f"{path.parent} knows no locks ({error.strerror})") from error
