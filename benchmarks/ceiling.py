@@ -77,6 +77,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     from dataset.folders import read_folder
     from models import build_model
     from pipeline.cache import Cache
+    from pipeline.compiling import Compiled
     from pipeline.data import load_training_data
     from pipeline.hardware import Hardware, set_up_torch
     from pipeline.trainer import Trainer
@@ -91,7 +92,8 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     order = trainer.train_loader.batch_sampler
     full = [size for size in order.batch_sizes if size == settings.batch_size]
     order.batch_sizes[:] = full[:batches]
-    step = make_step(twin, settings.batch_size, hardware)
+    compiled = isinstance(trainer.network, Compiled)
+    step = make_step(twin, settings.batch_size, hardware, compiled)
 
     def train_without_loop() -> None:
         for _ in order.batch_sizes:
@@ -110,6 +112,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
         "model": settings.model_type,
         "hardware": str(hardware),
         "batch": settings.batch_size,
+        "compiled": compiled,
         "images a turn": images,
         "turns": turns,
         "images a second": {side: median(images / value for value in values) for side, values in seconds.items()},
@@ -123,14 +126,16 @@ def batch_size_of(model: str) -> int:
     return 32 if model in BATCHES else ARRAYS_BATCH
 
 
-def make_step(model: Any, batch_size: int, hardware: Any) -> Callable[[], None]:
+def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool) -> Callable[[], None]:
     """A training step of a model on one random batch, which lies on the device."""
     import torch
     from torch.nn.functional import cross_entropy
 
+    from pipeline.compiling import Compiled
     from pipeline.inference import compute_logits
 
     model.to(hardware.device, memory_format=torch.channels_last).train()
+    network = Compiled(model, batch_size, hardware) if compiled else model
     optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-4, amsgrad=True, fused=True)
     shape = batch_size, *model.input_size
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=hardware.device)
@@ -138,7 +143,7 @@ def make_step(model: Any, batch_size: int, hardware: Any) -> Callable[[], None]:
     labels = torch.randint(0, 3, (batch_size,), device=hardware.device)
 
     def step() -> None:
-        loss = cross_entropy(compute_logits(model, images, hardware), labels)
+        loss = cross_entropy(compute_logits(network, images, hardware), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -42,9 +42,10 @@ def take_turns(model_type: str, batch_size: int, turns: int) -> dict[str, Any]:
 
     set_up_torch()
     hardware = Hardware.choose("auto")
-    model, twin = (build_model(model_type, 3) for _ in range(2))
-    twin.compile(mode="reduce-overhead" if hardware.device.type == "cuda" else "default")  # the former: CUDA graphs
-    steps = {"eager": make_step(model, batch_size, hardware), "compiled": make_step(twin, batch_size, hardware)}
+    steps = {
+        side: make_step(build_model(model_type, 3), batch_size, hardware, compiled=side == "compiled")
+        for side in ("eager", "compiled")
+    }
     first = {side: seconds_of(step) for side, step in steps.items()}
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for _ in range(turns):

@@ -132,6 +132,13 @@ class Stopwatch:
         return self._times[-1] - self._times[self._warming]
 
     @property
+    def warm_up(self) -> float:
+        """How many seconds longer than the others the first batch took."""
+        if not self._warming:
+            return 0.0
+        return self._times[1] - self._times[0] - self.sizes[0] * self.seconds / self.images
+
+    @property
     def _warming(self) -> int:
         return min(1, len(self.sizes) - 1)
 

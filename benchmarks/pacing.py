@@ -27,6 +27,7 @@ class Pace:
     Attributes:
         ready: until the images were ready to train on.
         train, validation: what an image took.
+        warm_up: how much longer the first batch to train on took than others; once a run.
         waits: of an epoch, until the two loaders gave their first batches.
         saving: of an epoch's checkpoints.
         timed: images that `train` was measured on, and `validation`.
@@ -37,6 +38,7 @@ class Pace:
     ready: float
     train: float
     validation: float
+    warm_up: float
     waits: float
     saving: float
     timed: tuple[int, int]
@@ -160,6 +162,7 @@ def _pace(
         ready,
         train.seconds / train.images,
         validation.seconds / validation.images,
+        train.warm_up,
         train.waited + validation.waited,
         saving,
         (train.images, validation.images),
@@ -208,6 +211,7 @@ def describe(pace: Pace) -> Mapping[str, Any]:
             "images ready after s": pace.ready,
             "training images a second": three_digits(1 / pace.train),
             "validation images a second": three_digits(1 / pace.validation),
+            "first batch longer by s": three_digits(pace.warm_up),
             "waiting for the loaders s": pace.waits,
             "saving checkpoints s": pace.saving,
         },

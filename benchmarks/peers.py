@@ -1,7 +1,8 @@
 """Training loops of others, on the same photographs, the same model and batch: timm's loader, torchvision's, fastai's.
 
-The project runs twice, with the images as an earlier run has decoded them, and with none: the others decode them in
-every epoch. Beside all stands the ceiling, the same steps on one resident random batch.
+The project runs twice, with the images as an earlier run has decoded them and the network as it has compiled it, and
+with neither: the others decode the images in every epoch. Beside all stands the ceiling, the same steps on one resident
+random batch.
 
 All photographs are padded to 224x224 and saved as JPEG before, for all sides; nobody augments. Each side is a program
 of its own, with the settings that its documentation gives for speed: worker processes for all cores, channels last,
@@ -14,6 +15,7 @@ Needs `pip install timm fastai`; sides that are not installed are left out.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -80,13 +82,15 @@ def main() -> int:
 
 
 def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, float]:
-    """The medians of a side, and what is reckoned from them."""
+    """The medians of a side, and what is reckoned from them: three epochs, and how long everything took to warm up."""
     middle = {name: median(one[name] for one in measured) for name in measured[0]}
     epoch = images[0] * middle["training image s"] + images[1] * middle["validation image s"]
     return {
         "images a second": three_digits(1 / middle["training image s"]),
         "first batch after s": middle["first batch after s"],
-        f"end of epoch {EPOCHS} reckoned s": three_digits(middle["first batch after s"] + EPOCHS * epoch),
+        f"end of epoch {EPOCHS} reckoned s": three_digits(
+            middle["first batch after s"] + middle["warm-up s"] + EPOCHS * epoch
+        ),
     }
 
 
@@ -140,6 +144,7 @@ def run_side(side: str, place: str, model: str, batches: str) -> int:
         "first batch after s": first,
         "training image s": train.seconds / train.images,
         "validation image s": validation.seconds / validation.images,
+        "warm-up s": train.warm_up,
         "images timed": train.images,
     }))  # fmt: skip
     return 0
@@ -174,7 +179,8 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str
 
 
 def run_project_first(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The same on images that no run has decoded before."""
+    """The same on images that no run has decoded before, nor the network compiled."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / ".first" / "compiled")
     shutil.rmtree(place / ".first", ignore_errors=True)
     return run_project(place, model, batches, hardware, ".first")
 
@@ -198,7 +204,7 @@ def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
         stopwatch.finish()
 
     begin = time.time()
-    repeat(train, make_step(model, BATCH_SIZE, hardware))
+    repeat(train, make_step(model, BATCH_SIZE, hardware, compiled=model.compiling_pays_from < math.inf))
     model.eval()
     with torch.inference_mode():
         repeat(validation, lambda: compute_logits(model, images, hardware))

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 # What a parameter line does not say, and a sweep's flags do.
 _FLAGS = [
     "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir",
-    "seed", "precision", "recipe", "weights", "wandb", "no_cache", "cache_limit",
+    "seed", "precision", "compile", "recipe", "weights", "wandb", "no_cache", "cache_limit",
 ]  # fmt: skip
 
 

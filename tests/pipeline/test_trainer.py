@@ -1,6 +1,7 @@
 """Checkpoints are what their names say, patience ends, frozen layers rest, a stopped run goes on."""
 
 import csv
+import logging
 import math
 import os
 import signal
@@ -16,6 +17,7 @@ from common import Terminated, UserError
 from helpers import digests
 from models import build_model
 from pipeline.checkpoints import Checkpoint, load_state, save_state
+from pipeline.compiling import Compiled
 from pipeline.data import load_training_data
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
@@ -47,6 +49,15 @@ def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
         return Trainer(model, data, settings, hardware, Logger(settings, {}, "Tiny", "id"))
 
     return make
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """torch's, which has compiled nothing yet."""
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    torch.compiler.reset()
 
 
 def stop_in_epoch(run, number, monkeypatch):
@@ -245,6 +256,63 @@ def test_told_to_stop_it_finishes_the_batch_and_goes_on_after_it(trainer, monkey
         expected, found = weights_of(whole, name).weights, weights_of(resumed, name).weights
         assert all(torch.equal(found[key], value) for key, value in expected.items())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_compiled_it_comes_to_the_same_and_goes_on_to_the_last_bit(trainer, compiler, monkeypatch):
+    dropout = "classifier.3"  # compiled, it drops others
+
+    def make(name, **settings):
+        made = trainer(name, num_epochs=2, **settings)
+        made.model.get_submodule(dropout).p = 0
+        return made
+
+    eager, whole = make("eager"), make("whole", compile="on")
+    eager.fit()
+    whole.fit()
+    assert whole.network._run is not whole.model, "it had to go on without"
+    for row, expected in zip(whole.history, eager.history, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+        # AdamW makes steps of rounding errors for biases in front of batch normalisation, which its averages see late.
+        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.05)
+
+    batches = []
+
+    def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
+        batches.append(1)
+        if len(batches) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr("pipeline.trainer.compute_logits", count_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        make("stopped", compile="on").fit()
+    resumed = make("stopped", compile="on")
+    resumed.fit()
+    assert len(batches) == 2 * 4
+    assert resumed.history == whole.history
+
+
+def test_compiles_where_that_pays(trainer, compiler):
+    assert not isinstance(trainer("a").network, Compiled)
+    Tiny = type(trainer("b").model)
+    Tiny.compiling_pays_from = 6 * 33
+    assert isinstance(trainer("c").network, Compiled)
+    assert not isinstance(trainer("d", num_epochs=5).network, Compiled)
+    assert not isinstance(trainer("e", compile="off").network, Compiled)
+    assert isinstance(trainer("f", num_epochs=5, compile="on").network, Compiled)
+
+
+def test_without_a_compiler_it_goes_on_as_it_is(trainer, compiler, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    run, eager = trainer(compile="on"), trainer("eager")
+    run.fit()
+    eager.fit()
+    assert run.history == eager.history
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert warning.startswith("torch.compile failed, going on without: ")
+    assert "\n" not in warning
 
 
 def test_told_to_stop_twice_it_stops_at_once_and_goes_on_from_the_last_epoch(trainer, monkeypatch):

@@ -1,0 +1,66 @@
+"""`torch.compile` in training, where it pays for its start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+import torch._functorch.config
+from torch import Tensor, nn
+
+from models.base import Classifier
+from pipeline import distributed
+from pipeline.hardware import Hardware
+from pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def is_compiled(settings: Settings, model: Classifier, images: int, hardware: Hardware) -> bool:
+    """Whether a run with so many images to train on compiles its network.
+
+    Left to itself it does on a CPU, and where that pays; from where on it does on a GPU has not been measured.
+    """
+    if settings.compile != "auto":
+        return settings.compile == "on"
+    alone_on_cpu = hardware.device.type == "cpu" and distributed.world_size() == 1
+    return alone_on_cpu and images * settings.num_epochs >= model.compiling_pays_from
+
+
+class Compiled(nn.Module):
+    """A network whose full batches run compiled, forward and backward; on a GPU as CUDA graphs.
+
+    Batches of another size, which would have to be compiled anew, run through the network as it is. So does
+    everything where compiling fails, for want of a C++ compiler, say.
+    """
+
+    def __init__(self, network: nn.Module, batch_size: int, hardware: Hardware) -> None:
+        super().__init__()
+        self.network, self.batch_size = network, batch_size
+        # torch looks for CUDA's compiler, and says so, also where it is to compile for the CPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        # Some activations are cheaper to compute again than to keep: 100 MB less for ResNet18, in no more time.
+        torch._functorch.config.activation_memory_budget = 0.85
+        mode = "reduce-overhead" if hardware.device.type == "cuda" else "default"
+        self._run: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False, mode=mode)
+        self._begun = False
+
+    @property
+    def normalise(self) -> Callable[[Tensor], Tensor]:
+        """The network's."""
+        return self.network.normalise
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network makes of (N, ...) images or features."""
+        if len(images) != self.batch_size:
+            return self.network(images)
+        if not self._begun:
+            _log.info("compiling the network: up to a minute, some seconds where it has been compiled before")
+            self._begun = True
+        try:
+            return self._run(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            _log.warning("torch.compile failed, going on without: %s", str(error).strip().partition("\n")[0])
+            self._run = self.network
+            return self.network(images)
