@@ -77,7 +77,6 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     from dataset.folders import read_folder
     from models import build_model
     from pipeline.cache import Cache
-    from pipeline.compiling import Compiled
     from pipeline.data import load_training_data
     from pipeline.hardware import Hardware, set_up_torch
     from pipeline.trainer import Trainer
@@ -92,8 +91,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     order = trainer.train_loader.batch_sampler
     full = [size for size in order.batch_sizes if size == settings.batch_size]
     order.batch_sizes[:] = full[:batches]
-    compiled = isinstance(trainer.network, Compiled)
-    step = make_step(twin, settings.batch_size, hardware, compiled)
+    step = make_step(twin, settings.batch_size, hardware)
 
     def train_without_loop() -> None:
         for _ in order.batch_sizes:
@@ -112,7 +110,6 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
         "model": settings.model_type,
         "hardware": str(hardware),
         "batch": settings.batch_size,
-        "compiled": compiled,
         "images a turn": images,
         "turns": turns,
         "images a second": {side: median(images / value for value in values) for side, values in seconds.items()},
@@ -126,7 +123,7 @@ def batch_size_of(model: str) -> int:
     return 32 if model in BATCHES else ARRAYS_BATCH
 
 
-def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool) -> Callable[[], None]:
+def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool = False) -> Callable[[], None]:
     """A training step of a model on one random batch, which lies on the device."""
     import torch
     from torch.nn.functional import cross_entropy

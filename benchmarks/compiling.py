@@ -1,15 +1,17 @@
-"""Whether `torch.compile` would pay: a training step as it is and compiled, in turns, and what compiling takes.
+"""Whether `torch.compile` would pay: a training step as it is and compiled, and what compiling takes.
 
-Both steps are those of `ceiling.py`, on one resident random batch. Nothing compiled before is used again.
+Both steps are those of `ceiling.py`, on one resident random batch; each side in fresh processes, in turns, with nothing
+compiled before.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from measuring import measure, median, three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import Measured, measure_in_turns, median, three_digits, write_results  # isort: skip  (it says where the others are)
 from ceiling import add_flags, batch_size_of, make_step, seconds_of
 from common import ArgumentParser, run_program
 
@@ -19,49 +21,61 @@ DEFAULT = ["ResNet18", "SmallResNet"]
 def main() -> int:
     parser = ArgumentParser(description="Measures training steps as they are, and compiled by torch.compile.")
     add_flags(parser, DEFAULT)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     arguments = parser.parse_args()
     for model in arguments.models:
-        with tempfile.TemporaryDirectory() as place:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = place
-            results = measure(take_turns, model, arguments.batch_size or batch_size_of(model), arguments.turns).result
+        batch_size = arguments.batch_size or batch_size_of(model)
+        sides = {
+            side: (take_steps, model, batch_size, side == "compiled", arguments.turns) for side in ("eager", "compiled")
+        }
+        results = {"model": model, "batch": batch_size, "repeats": arguments.repeats, "turns": arguments.turns}
+        results |= summarise(measure_in_turns(arguments.repeats, sides), batch_size)
         print(f"{model}: {results['ratio']:g} times as fast, after {results['compiling s']:g} s of compiling")
         write_results(f"compiling_{model.lower()}", results)
     return 0
 
 
-def take_turns(model_type: str, batch_size: int, turns: int) -> dict[str, Any]:
-    """Takes training steps of a model as it is, and of another of its kind that is compiled, in turns.
+def take_steps(model_type: str, batch_size: int, compiled: bool, turns: int) -> dict[str, Any]:
+    """Takes training steps of a model.
 
     Args:
         model_type: its name.
         batch_size: images a step.
-        turns: steps of each side.
+        compiled: by `torch.compile`.
+        turns: steps, but for the first.
+
+    Returns:
+        The hardware, and the seconds of the first step, and of the median of the others.
     """
     from models import build_model
     from pipeline.hardware import Hardware, set_up_torch
 
     set_up_torch()
     hardware = Hardware.choose("auto")
-    steps = {
-        side: make_step(build_model(model_type, 3), batch_size, hardware, compiled=side == "compiled")
-        for side in ("eager", "compiled")
-    }
-    first = {side: seconds_of(step) for side, step in steps.items()}
-    seconds: dict[str, list[float]] = {side: [] for side in steps}
-    for _ in range(turns):
-        for side, step in steps.items():
-            seconds[side].append(seconds_of(step))
-    eager, compiled = (median(seconds[side]) for side in steps)
-    compiling = first["compiled"] - compiled
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = place
+        step = make_step(build_model(model_type, 3), batch_size, hardware, compiled)
+        first = seconds_of(step)
+        step()  # which a GPU's graphs are recorded in
+        others = [seconds_of(step) for _ in range(turns)]
+    return {"hardware": str(hardware), "first": first, "other": median(others)}
+
+
+def summarise(measured: Mapping[str, Sequence[Measured]], batch_size: int) -> dict[str, Any]:
+    """The medians of both sides, and from how many images on compiling pays."""
+    first, other = (
+        {side: median(each.result[name] for each in all_) for side, all_ in measured.items()}
+        for name in ("first", "other")
+    )
+    compiling = first["compiled"] - first["eager"]
+    gained = other["eager"] - other["compiled"]
     return {
-        "model": model_type,
-        "hardware": str(hardware),
-        "batch": batch_size,
-        "turns": turns,
-        "images a second": {side: three_digits(batch_size / median(seconds[side])) for side in steps},
-        "ratio": median(one / other for one, other in zip(*seconds.values(), strict=True)),
+        "hardware": measured["eager"][0].result["hardware"],
+        "images a second": {side: three_digits(batch_size / seconds) for side, seconds in other.items()},
+        "peak memory MB": {side: median(one.peak_mb for one in all_) for side, all_ in measured.items()},
+        "ratio": three_digits(other["eager"] / other["compiled"]),
         "compiling s": three_digits(compiling),
-        "pays after images": round(compiling / (eager - compiled) * batch_size, -2) if compiled < eager else None,
+        "pays after images": round(compiling / gained * batch_size, -2) if gained > 0 else None,
     }
 
 

@@ -1,8 +1,7 @@
 """Training loops of others, on the same photographs, the same model and batch: timm's loader, torchvision's, fastai's.
 
-The project runs twice, with the images as an earlier run has decoded them and the network as it has compiled it, and
-with neither: the others decode the images in every epoch. Beside all stands the ceiling, the same steps on one resident
-random batch.
+The project runs twice, with the images as an earlier run has decoded them, and with none: the others decode them in
+every epoch. Beside all stands the ceiling, the same steps on one resident random batch.
 
 All photographs are padded to 224x224 and saved as JPEG before, for all sides; nobody augments. Each side is a program
 of its own, with the settings that its documentation gives for speed: worker processes for all cores, channels last,
@@ -15,7 +14,6 @@ Needs `pip install timm fastai`; sides that are not installed are left out.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -179,8 +177,7 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str
 
 
 def run_project_first(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The same on images that no run has decoded before, nor the network compiled."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / ".first" / "compiled")
+    """The same on images that no run has decoded before."""
     shutil.rmtree(place / ".first", ignore_errors=True)
     return run_project(place, model, batches, hardware, ".first")
 
@@ -204,7 +201,7 @@ def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
         stopwatch.finish()
 
     begin = time.time()
-    repeat(train, make_step(model, BATCH_SIZE, hardware, compiled=model.compiling_pays_from < math.inf))
+    repeat(train, make_step(model, BATCH_SIZE, hardware))
     model.eval()
     with torch.inference_mode():
         repeat(validation, lambda: compute_logits(model, images, hardware))

@@ -92,9 +92,8 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates, floor = results[RATES], results["floor"]
-    compiled = ", compiled" if results["compiled"] else ""
     return (
-        f"{results['model']}{compiled}: the training loop against its ceiling, {results['hardware']}",
+        f"{results['model']}: the training loop against its ceiling, {results['hardware']}",
         f"{rates['loop']:g} images/s, {results['share of the ceiling']:.1%} of the ceiling",
         f"the same step on one resident batch: {rates['ceiling']:g} images/s; a step's {floor['GFLOP a step']:g} GFLOP "
         f"come at {floor['share of the matrix rate']:.0%} of the rate of large matrices",

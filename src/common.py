@@ -262,6 +262,12 @@ def run_program(
             raise
         print(f"error: {error.strerror}: {printable(error.filename or 'while writing')}", file=sys.stderr)
         status = 2
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # which not every program needs
+        if not torch or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        print(f"error: the GPU has too little memory: {first_line(error)}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt as stop:
         print(when_stopped, file=sys.stderr)
         status = 143 if isinstance(stop, Terminated) else 130

@@ -69,6 +69,17 @@ with write_whole(Path("last.pt")) as partial:
 """
 
 
+def test_a_gpu_without_memory_is_one_line(tmp_path):
+    code = (
+        "import torch\nfrom common import run_program\n"
+        "def main():\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\\nmore')\n"
+        "run_program(main)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "src", capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: the GPU has too little memory: CUDA out of memory. Tried to allocate 2 GiB.\n"
+
+
 def test_what_killed_programs_left_half_written_is_deleted_and_nothing_else(tmp_path):
     subprocess.run([sys.executable, "-c", WRITE_AND_DIE, REPOSITORY / "src"], cwd=tmp_path, check=False)
     with write_whole(tmp_path / "mine.pt") as partial:

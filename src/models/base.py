@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -21,8 +20,6 @@ class Classifier(nn.Module):
         mean, std: a value a channel, for images scaled to 0..1.
         freeze_points: names that `freeze_to` accepts, first layers first; empty for a network trained from scratch.
         default_freeze_point: the one used with pretrained weights where the user names none.
-        compiling_pays_from: images, in all epochs, from which `torch.compile` has made up for the time it takes, on a
-            CPU (benchmarks/compiling.py).
         frozen_to: the one that `freeze_to` was called with; None while all layers are trained.
     """
 
@@ -33,7 +30,6 @@ class Classifier(nn.Module):
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     freeze_points: ClassVar[tuple[str, ...]] = ()
     default_freeze_point: ClassVar[str] = "none"
-    compiling_pays_from: ClassVar[float] = math.inf
     frozen_to: str | None = None
 
     def __init__(self) -> None:

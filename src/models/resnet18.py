@@ -41,7 +41,6 @@ class ResNet18(Classifier):
 
     group = "ResNet"
     cam_layer = "layer4"  # (N, 512, 7, 7)
-    compiling_pays_from = 2_700
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

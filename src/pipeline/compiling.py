@@ -1,4 +1,4 @@
-"""`torch.compile` in training, where it pays for its start."""
+"""`torch.compile` in training, for those who ask for it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,9 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-from models.base import Classifier
-from pipeline import distributed
 from pipeline.hardware import Hardware
-from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
-
-
-def is_compiled(settings: Settings, model: Classifier, images: int, hardware: Hardware) -> bool:
-    """Whether a run with so many images to train on compiles its network.
-
-    Left to itself it does on a CPU, and where that pays; from where on it does on a GPU has not been measured.
-    """
-    if settings.compile != "auto":
-        return settings.compile == "on"
-    alone_on_cpu = hardware.device.type == "cpu" and distributed.world_size() == 1
-    return alone_on_cpu and images * settings.num_epochs >= model.compiling_pays_from
 
 
 class Compiled(nn.Module):

@@ -95,8 +95,6 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
             metrics = _gather(settings, described, model, data, trainer, tester.test())
             metrics["names_digest"] = _digest(folders)
             logger.log_results(trainer.history, metrics, tester.figures)
-        except torch.OutOfMemoryError as error:  # in testing, say: of training, `fit` tells what would fit
-            raise UserError(f"{hardware} has too little memory: {error}".partition("\n")[0]) from None
         finally:
             logger.finish()
     return metrics

@@ -93,9 +93,8 @@ class Settings:
     seed: int = _option("--seed", 100, "of weights, batches and dropout")
     precision: str = _option(
         "--precision", "auto", "auto takes bf16 where the hardware computes in it", choices=("auto", "fp32", "bf16"))
-    compile: str = _option(
-        "--compile", "auto", "by torch.compile, whose start takes a minute; auto does where that has been seen to pay",
-        choices=("auto", "on", "off"), describes_run=False)
+    compile: bool = _option(
+        "--compile", False, "train by torch.compile, whose start takes up to a minute", describes_run=False)
     recipe: str = _option(
         "--recipe", "default", "how to train, where numbers do not say (pipeline/recipes.py)", choices=tuple(RECIPES))
     weights: Path | None = _option(

@@ -22,7 +22,7 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
-from pipeline.compiling import Compiled, is_compiled
+from pipeline.compiling import Compiled
 from pipeline.data import BatchOrder, TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
@@ -90,7 +90,7 @@ class Trainer:
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True)
         self.validation_loader = make_loader(validation, evaluation_batch(settings))
         self.network = distributed.join_gradients(self.network)
-        if is_compiled(settings, self.model, len(data.train), hardware):
+        if settings.compile:
             self.network = Compiled(self.network, settings.batch_size, hardware)
 
     def _find_features(self, data: TrainingData) -> TrainingData | None:

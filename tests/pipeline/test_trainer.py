@@ -17,7 +17,6 @@ from common import Terminated, UserError
 from helpers import digests
 from models import build_model
 from pipeline.checkpoints import Checkpoint, load_state, save_state
-from pipeline.compiling import Compiled
 from pipeline.data import load_training_data
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
@@ -267,7 +266,7 @@ def test_compiled_it_comes_to_the_same_and_goes_on_to_the_last_bit(trainer, comp
         made.model.get_submodule(dropout).p = 0
         return made
 
-    eager, whole = make("eager"), make("whole", compile="on")
+    eager, whole = make("eager"), make("whole", compile=True)
     eager.fit()
     whole.fit()
     assert whole.network._run is not whole.model, "it had to go on without"
@@ -286,27 +285,17 @@ def test_compiled_it_comes_to_the_same_and_goes_on_to_the_last_bit(trainer, comp
 
     monkeypatch.setattr("pipeline.trainer.compute_logits", count_and_signal)
     with pytest.raises(KeyboardInterrupt):
-        make("stopped", compile="on").fit()
-    resumed = make("stopped", compile="on")
+        make("stopped", compile=True).fit()
+    resumed = make("stopped", compile=True)
     resumed.fit()
     assert len(batches) == 2 * 4
     assert resumed.history == whole.history
 
 
-def test_compiles_where_that_pays(trainer, compiler):
-    assert not isinstance(trainer("a").network, Compiled)
-    Tiny = type(trainer("b").model)
-    Tiny.compiling_pays_from = 6 * 33
-    assert isinstance(trainer("c").network, Compiled)
-    assert not isinstance(trainer("d", num_epochs=5).network, Compiled)
-    assert not isinstance(trainer("e", compile="off").network, Compiled)
-    assert isinstance(trainer("f", num_epochs=5, compile="on").network, Compiled)
-
-
 def test_without_a_compiler_it_goes_on_as_it_is(trainer, compiler, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    run, eager = trainer(compile="on"), trainer("eager")
+    run, eager = trainer(compile=True), trainer("eager")
     run.fit()
     eager.fit()
     assert run.history == eager.history
