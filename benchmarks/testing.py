@@ -41,7 +41,7 @@ def main() -> int:
         settings = Settings(model_type=arguments.model, test_dir=(testing_dir,), plots=True, output_dir=place / "runs")
         save_checkpoints(settings)
         call = (settings, place / ".cache", arguments.per_class)
-        measure(load_images, settings, place / ".cache")  # decodes them
+        measure(decode, settings, place / ".cache")
         sides = {"reference": (test_reference, settings, arguments.per_class), "project": (test_project, *call)}
         measured = measure_in_turns(arguments.repeats, sides)
         drawn = len(list(settings.run_dir.glob("heatmaps/*/*.png")))
@@ -67,6 +67,7 @@ def save_checkpoints(settings: Settings) -> None:
     import torch
 
     classes = read_folder(settings.test_dir[0]).classes
+    settings.run_dir.mkdir(parents=True)
     for epoch, name in enumerate(CHECKPOINTS, start=1):
         torch.manual_seed(epoch)
         weights = build_model(settings.model_type, len(classes)).state_dict()
@@ -75,9 +76,14 @@ def save_checkpoints(settings: Settings) -> None:
 
 
 def load_images(settings: Settings, cache_dir: Path) -> TestSet:
-    """The test images, decoded once."""
+    """The test images."""
     folder = read_folder(settings.test_dir[0])
     return load_test_set(folder, model_class(settings.model_type).input_size, Cache(cache_dir))
+
+
+def decode(settings: Settings, cache_dir: Path) -> None:
+    """Puts the test images where the project then finds them decoded."""
+    load_images(settings, cache_dir)
 
 
 def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:

@@ -47,6 +47,9 @@ def test_a_benchmark_and_the_table(tmp_path):
             Image.fromarray(pixels).save(folder / f"{number:04d}.jpg")
     smallest = ("--models", "SmallVGG", "--batches", "1", "--repeats", "1")
     start(tmp_path, "training.py", *smallest, "--data", tmp_path / "data")
+    start(
+        tmp_path, "testing.py", "--model", "SmallVGG", "--per-class", "1", "--repeats", "1", "--data", tmp_path / "data"
+    )
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- from benchmarks/table.py -->\nold\n<!-- to here -->\nafter\n")
     for _ in range(2):
@@ -54,7 +57,7 @@ def test_a_benchmark_and_the_table(tmp_path):
         lines = readme.read_text().splitlines()
         assert (lines[0], lines[-1]) == ("before", "after")
         assert "old" not in lines
-        assert [line.split("`")[1] for line in lines if line.startswith("| `")] == ["training.py"]
+        assert [line.split("`")[1] for line in lines if line.startswith("| `")] == ["training.py", "testing.py"]
 
 
 def start(place, program, *flags):
