@@ -131,7 +131,7 @@ def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool = False
     from pipeline.compiling import Compiled
     from pipeline.inference import compute_logits
 
-    model.to(hardware.device, memory_format=torch.channels_last).train()
+    hardware.place(model, training=True).train()
     network = Compiled(model, batch_size, hardware) if compiled else model
     optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-4, amsgrad=True, fused=True)
     shape = batch_size, *model.input_size

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from common import available_cores
+from models.base import Classifier
 
 _M_MMAP_THRESHOLD = -3  # glibc's name and number for: blocks from this size on are mapped one by one
 
@@ -32,6 +33,12 @@ class Hardware:
     def autocast(self) -> AbstractContextManager:
         """A context in which the forward pass computes in this precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def place(self, model: Classifier, training: bool = False) -> Classifier:
+        """Moves a model here, in the memory format in which it runs, or trains, soonest."""
+        first = training and model.trains_channels_first and self.device.type == "cpu" and self.precision == "fp32"
+        model.image_format = torch.contiguous_format if first else torch.preserve_format
+        return model.to(self.device, memory_format=torch.contiguous_format if first else torch.channels_last)
 
     def __str__(self) -> str:
         if self.device.type == "cuda":

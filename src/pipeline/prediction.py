@@ -80,7 +80,7 @@ def load_run(run_dir: Path, checkpoint: str) -> TrainedRun:
     model = build_model(model_type, len(loaded.classes))
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
-    return TrainedRun(model.eval().to(hardware.device, memory_format=torch.channels_last), loaded.classes, hardware)
+    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware)
 
 
 def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:

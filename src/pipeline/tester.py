@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from common import link_or_copy
@@ -37,7 +36,7 @@ class Tester:
         settings: Settings,
         hardware: Hardware,
     ) -> None:
-        self.model = model.to(hardware.device, memory_format=torch.channels_last)
+        self.model = hardware.place(model)
         self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
         self.folder = settings.run_dir
         self.figures: list[Path] = []

@@ -61,7 +61,7 @@ class Trainer:
         self.settings, self.hardware, self.logger = settings, hardware, logger
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
-        self.model = model.to(hardware.device, memory_format=torch.channels_last)
+        self.model = hardware.place(model, training=True)
         self.averaged = MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.classes, self.digest = data.classes, data.digest

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from helpers import REPOSITORY
+from models import build_model
+from pipeline.hardware import Hardware
+from pipeline.inference import compute_logits
 
 THREADS = """
 import sys
@@ -72,3 +75,20 @@ def test_large_tensors_come_in_huge_pages():
         pytest.skip("this system gives no huge pages")
     (faults,) = run_python(PAGES)
     assert faults < (1 << 26) / 4096 / 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_trains_in_the_format_that_it_is_soonest_in(precision):
+    hardware = Hardware(torch.device("cpu"), precision)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    expected = torch.channels_last if precision == "bf16" else torch.contiguous_format
+    model = hardware.place(build_model("CNNBasic", 3), training=True).eval()
+    assert model.normalise(images).is_contiguous(memory_format=expected)
+    assert model.blocks[0][3].weight.is_contiguous(memory_format=expected)
+    trained = compute_logits(model, images, hardware)
+    hardware.place(model)
+    assert model.normalise(images).is_contiguous(memory_format=torch.channels_last)
+    assert model.blocks[0][3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(compute_logits(model, images, hardware), trained, atol=1e-4 if precision == "fp32" else 0.05)
+    other = hardware.place(build_model("ResNet18", 3), training=True)
+    assert other.conv1.weight.is_contiguous(memory_format=torch.channels_last)
