@@ -4,7 +4,9 @@ import csv
 import logging
 import math
 import os
+import shutil
 import signal
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -258,6 +260,10 @@ def test_told_to_stop_it_finishes_the_batch_and_goes_on_after_it(trainer, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile needs g++ and the headers of Python",
+)
 def test_compiled_it_comes_to_the_same_and_goes_on_to_the_last_bit(trainer, compiler, monkeypatch):
     dropout = "classifier.3"  # compiled, it drops others
 
