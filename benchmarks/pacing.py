@@ -88,7 +88,7 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
         prepared = 0.0
         if cut:
             data = _cut(data, cut)
-            model.to(hardware.device, memory_format=torch.channels_last)
+            hardware.place(model, training=True)
             compute_features(model, _cut(data, 8), hardware, Cache.of(settings))  # warms up
             seconds = _seconds(lambda: compute_features(model, data, hardware, Cache.of(settings)))
             prepared = seconds / (len(data.train) + len(data.validation))

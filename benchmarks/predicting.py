@@ -43,7 +43,7 @@ def take_turns(model_type: str, files: list[Path], turns: int) -> dict[str, Any]
 
     set_up_torch()
     hardware = Hardware.choose("auto")
-    model = build_model(model_type, 3).eval().to(hardware.device, memory_format=torch.channels_last)
+    model = hardware.place(build_model(model_type, 3).eval())
     run = TrainedRun(model, ("a", "b", "c"), hardware)
     pixels = np.stack([fit_image(load_image(file), is_array=False, input_size=model.input_size) for file in files])
     batches = rows_to_maps(torch.from_numpy(pixels)).split(BATCH)

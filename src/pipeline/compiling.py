@@ -9,6 +9,7 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
+from common import first_line
 from pipeline.hardware import Hardware
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Compiled(nn.Module):
         torch._functorch.config.activation_memory_budget = 0.85
         mode = "reduce-overhead" if hardware.device.type == "cuda" else "default"
         self._run: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False, mode=mode)
-        self._begun = False
+        _log.info("compiling the network: up to a minute, some seconds where it has been compiled before")
 
     @property
     def normalise(self) -> Callable[[Tensor], Tensor]:
@@ -41,12 +42,9 @@ class Compiled(nn.Module):
         """What the network makes of (N, ...) images or features."""
         if len(images) != self.batch_size:
             return self.network(images)
-        if not self._begun:
-            _log.info("compiling the network: up to a minute, some seconds where it has been compiled before")
-            self._begun = True
         try:
             return self._run(images)
         except torch._dynamo.exc.TorchDynamoException as error:
-            _log.warning("torch.compile failed, going on without: %s", str(error).strip().partition("\n")[0])
+            _log.warning("torch.compile failed, going on without: %s", first_line(error))
             self._run = self.network
             return self.network(images)
