@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ def claim(path: Path) -> Iterator[bool]:
     finally:
         finished.set()
         heart.join()
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if _read_owner(path) == _identity(os.getpid()):  # else it passed on while this program was suspended
+                path.unlink()
 
 
 @contextmanager
@@ -116,7 +118,7 @@ def is_claimed(path: Path) -> bool:
 
 def _create(path: Path) -> bool:
     """Creates the file whole, unless it is there."""
-    own = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    own = path.with_name(f".{path.name}.{_here()}.{os.getpid()}")
     own.write_text(json.dumps(_identity(os.getpid())))
     try:
         os.link(own, path)
@@ -147,17 +149,29 @@ def _take_over(path: Path) -> bool:
 
 def _is_abandoned(path: Path) -> bool:
     try:
-        owner = json.loads(path.read_text())
+        owner = _read_owner(path)
         age = _now_there(path) - path.stat().st_mtime
     except FileNotFoundError:
         return False  # given back; it can be created again
-    except (ValueError, RecursionError):
-        owner = None
-    if not isinstance(owner, dict):
+    if owner is None:
         return True  # nobody writes such a one
-    if owner.get("host") == socket.gethostname():
+    if owner.get("host") == _here():
         return owner != _identity(owner.get("pid", 0))
     return age > _SILENCE
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    """What the file says, None if it is damaged."""
+    try:
+        owner = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        return None
+    return owner if isinstance(owner, dict) else None
+
+
+def _here() -> str:
+    """This machine, or this container on it, in which process numbers mean something."""
+    return f"{socket.gethostname()}.{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _identity(pid: int) -> dict[str, Any]:
@@ -167,12 +181,12 @@ def _identity(pid: int) -> dict[str, Any]:
     except (OSError, ValueError):
         started = None
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"host": socket.gethostname(), "boot": boot, "pid": pid, "started": started}
+    return {"host": _here(), "boot": boot, "pid": pid, "started": started}
 
 
 def _now_there(path: Path) -> float:
     """The time by the clock that stamps the folder's files, which may be another machine's."""
-    own = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.clock")
+    own = path.with_name(f".{path.name}.{_here()}.{os.getpid()}.{threading.get_ident()}.clock")
     own.touch()
     try:
         return own.stat().st_mtime
