@@ -9,12 +9,17 @@ import json
 import logging
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common import ArgumentParser, UserError, first_line, printable, run_program, write_json
 from pipeline.claims import claim_file, claim_runs, is_claimed
 from pipeline.parameters import read_parameters, write_parameters
 from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from dataset.folders import ImageFolder
 
 _log = logging.getLogger(__name__)
 # What a parameter line does not say, and a sweep's flags do.
@@ -39,12 +44,23 @@ def sweep(runs: Sequence[Settings]) -> bool:
 
 
 def _has_finished(settings: Settings) -> bool:
-    from pipeline.run import finished_results
-
     try:
-        return finished_results(settings) is not None
+        return _results(settings) is not None
     except UserError:
         return False  # to be told by the run itself
+
+
+def _results(settings: Settings) -> dict[str, Any] | None:
+    from pipeline.run import finished_results
+
+    return finished_results(settings, _list(settings.data_dir, settings.test_dir, settings.data_augmentation))
+
+
+@cache  # else each of a thousand runs would list all images, which takes its time on a network's disk
+def _list(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> tuple[ImageFolder, ...]:
+    from pipeline.data import read_folders
+
+    return tuple(read_folders(data_dir, test_dirs, with_augmented))
 
 
 def _try(settings: Settings) -> bool:
@@ -73,8 +89,11 @@ def _try(settings: Settings) -> bool:
 
 def describe_state(settings: Settings) -> str:
     """How far a run is."""
-    if _has_finished(settings):
-        return "finished"
+    try:
+        if _results(settings) is not None:
+            return "finished"
+    except UserError as error:
+        return f"cannot go on: {printable(error)}"
     if is_claimed(claim_file(settings)):
         return "at work"
     if (settings.run_dir / "failed.json").exists():
@@ -102,7 +121,7 @@ def _count_epochs(history: Path) -> int | str:
 
 
 def _read_all(arguments: argparse.Namespace) -> list[Settings]:
-    """The runs of all files; of two with the same name the first line counts only if they are the same.
+    """The runs of all files; a line that is there twice counts once.
 
     Raises:
         UserError: a line is malformed, or two lines of the same name differ.
@@ -131,11 +150,8 @@ def main() -> int:
     if not arguments.files:
         raise UserError("no parameter file is named (--help lists the flags)")
     runs = _read_all(arguments)
-
-    from pipeline.data import read_folders
-
-    for with_augmented in {settings.data_augmentation for settings in runs}:
-        read_folders(arguments.data_dir, tuple(arguments.test_dir), with_augmented)
+    for settings in runs:
+        _list(settings.data_dir, settings.test_dir, settings.data_augmentation)  # says at once what is wrong with them
     if arguments.dry_run:
         for settings in runs:
             print(f"{settings.run_name}: {describe_state(settings)}")

@@ -145,6 +145,7 @@ def test_a_run_keeps_its_precision_wherever_it_is_looked_at(runs):
 def test_settings_that_differ_from_a_finished_run_are_told(runs):
     program.sweep(runs[:1])
     longer = dataclasses.replace(runs[0], num_epochs=3)
+    assert program.describe_state(longer).startswith("cannot go on: ")
     assert not program.sweep([longer])
     assert "begun with other settings (num_epochs 2 there, 3 here)" in program.describe_state(longer)
 
