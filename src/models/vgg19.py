@@ -82,6 +82,10 @@ def _load_checked(features: nn.Sequential, weights: Path | None) -> dict[str, Te
             f"then put it at {file} or name it with --weights FILE"
         ) from error
     except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
+        if not file.exists():  # torch.hub keeps no download whose checksum is wrong
+            raise UserError(
+                f"the download of {url} was cut off or altered: start again, or name a file of it with --weights FILE"
+            ) from error
         raise UserError(f"{file} is not a file of weights, or a damaged one: replace it") from error
     prefix = "features."
     state = state if isinstance(state, dict) else {}

@@ -41,9 +41,9 @@ def joined_processes() -> Iterator[None]:
             _join()
         yield
     except UserError:
-        if first:
+        if first or os.environ.get("LOCAL_RANK") == "0":  # what is wrong may be so on one machine only
             raise
-        sys.exit(2)  # the first process says what is wrong
+        sys.exit(2)  # the machine's first process says what is wrong
     _part()  # not after an error, when NCCL would wait for processes that do not come
 
 

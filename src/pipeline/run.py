@@ -72,9 +72,11 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     described = _describe(settings, hardware, classes)
 
     torch.manual_seed(settings.seed)
-    model = build_model(settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to)
     cache = Cache.of(settings)
-    with distributed.first_alone():  # the others find the images decoded
+    with distributed.first_alone():  # the others find pretrained weights downloaded, and the images decoded
+        model = build_model(
+            settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to
+        )
         data = load_training_data(folders[0], model.input_size, cache)
     if not distributed.is_first():
         distributed.wait_for_all()  # until there is a folder
@@ -227,7 +229,7 @@ def _gather(
     trainer: Trainer,
     tested: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """What `metrics.json` holds: each checkpoint's scores on training, validation and test images, and the frame."""
+    """What `metrics.json` holds: each checkpoint's scores in validation and test, those of its epoch in training."""
     by_epoch = {row["epoch"]: row for row in trainer.history}
     for results in tested.values():
         row = by_epoch[results["epoch"]]

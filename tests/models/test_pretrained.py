@@ -81,6 +81,16 @@ def test_missing_weights_name_the_file_and_the_flag(monkeypatch, no_network, tmp
     assert "\n" not in message
 
 
+def test_a_download_that_does_not_arrive_whole(monkeypatch, tmp_path):
+    def load(url, **options):
+        raise RuntimeError('invalid hash value (expected "dcbb9e9d", got "0")')
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
+    with pytest.raises(UserError, match="was cut off or altered: start again"):
+        build_model("VGG", 3, pretrained=True)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
