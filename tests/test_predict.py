@@ -198,6 +198,13 @@ def test_what_is_hidden_and_links_out_of_the_folder_are_left_alone(ask, photos, 
     assert names == ["a.npy", "b.jpg", "within.jpg", "inner/deep/c.png"]
 
 
+def test_a_name_that_the_system_refuses_does_not_end_the_program(ask, photos):
+    too_long = photos / ("x" * 300)
+    status, output, notes = ask(RUN, too_long, photos / "b.jpg")
+    assert (status, len(output.splitlines())) == (1, 1 + 1)
+    assert notes[0].startswith(f"{too_long}: ")
+
+
 def test_a_named_link_or_hidden_folder_is_taken_and_a_pipe_is_not(ask, photos):
     photos.rename(photos.with_name(".photos"))
     (photos.parent / "link").symlink_to(".photos")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,13 +121,13 @@ def maps_to_rows(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1) if maps.dim() == 4 else maps
 
 
-def bring_near(batches: ImageBatches, device: torch.device) -> ImageBatches:
-    """Has all images live on a GPU if they take no more than half of what is free there."""
+def bring_near(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[ImageBatches]:
+    """Has all images live on a GPU if together they take no more than half of what is free there."""
     if device.type != "cuda":
-        return batches
-    image, _ = batches.__getitems__([0])
+        return parts
+    size = sum(len(batches) * batches.__getitems__([0])[0].nbytes for batches in parts)
     free, _ = torch.cuda.mem_get_info(device)
-    return ResidentBatches(batches, device) if len(batches) * image.nbytes <= free / 2 else batches
+    return [ResidentBatches(batches, device) for batches in parts] if size <= free / 2 else parts
 
 
 class BatchOrder(Sampler[list[int]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,7 +105,7 @@ def _decode_ahead(files: Iterable[Path], input_size: tuple[int, int, int]) -> It
 
 
 def _decode(file: Path, input_size: tuple[int, int, int]) -> Answer:
-    if file.exists() and not file.is_file():
+    if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's, these do not raise
         return Answer(file, fault="not a regular file")  # a pipe might keep its reader waiting
     try:
         return Answer(file, fit_image(load_image(file), file.suffix.lower() == ".npy", input_size))
@@ -126,13 +127,13 @@ def _complete(answer: Answer, probabilities: np.ndarray, best: Sequence[int]) ->
     return replace(answer, probabilities=probabilities, best=best)
 
 
-def draw_maps(run: TrainedRun, answers: Iterable[Answer], place: Callable[[Path], Path]) -> None:
+def draw_maps(run: TrainedRun, answers: Iterable[Answer], map_path: Callable[[Path], Path]) -> None:
     """Draws for each answer where the model looks.
 
     Args:
         run: that gave the answers.
         answers: of one batch; those without an image are left out.
-        place: says which PNG the map of a file goes to.
+        map_path: says which PNG the map of a file goes to.
     """
     readable = [answer for answer in answers if not answer.fault]
     if not readable:
@@ -142,4 +143,4 @@ def draw_maps(run: TrainedRun, answers: Iterable[Answer], place: Callable[[Path]
     figure = HeatmapFigure(*heatmaps.shape[1:])
     for answer, heatmap in zip(readable, heatmaps, strict=True):
         said = [f"{run.classes[number]} ({answer.probabilities[number]:.0%})" for number in answer.best]
-        figure.save(answer.image, heatmap, f"predicted: {said[0]}   then: {said[1]}", place(answer.file))
+        figure.save(answer.image, heatmap, f"predicted: {said[0]}   then: {said[1]}", map_path(answer.file))

@@ -27,8 +27,8 @@ def _option(flags: str, default: Any, help: str, *, describes_run: bool = True, 
         flags: short and long, separated by a space.
         default: also says the type of the flag's value; `MISSING` for a flag that must be given.
         help: its line in `--help`, to which the default is added.
-        describes_run: False for what only says where results go and how they are shown: it may change when a run is
-            taken up again.
+        describes_run: False for what may change when a run is taken up again: where results go, how they are shown,
+            and what they cost.
         argument: anything else that argparse is to know.
     """
     if default is dataclasses.MISSING:

@@ -86,11 +86,13 @@ class Trainer:
         # What runs, in place of the whole model where frozen layers need not.
         self.network, self.validation_network = self.model, self.saved_model
         data = self._find_features(data) or data
-        train, validation = (bring_near(batches, hardware.device) for batches in (data.train, data.validation))
+        train, validation = bring_near((data.train, data.validation), hardware.device)
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True)
         self.validation_loader = make_loader(validation, evaluation_batch(settings))
         self.network = distributed.join_gradients(self.network)
-        if settings.compile:
+        if settings.compile and distributed.world_size() > 1:
+            _log.warning("--compile is for runs of one process: going on without")
+        elif settings.compile:
             self.network = Compiled(self.network, settings.batch_size, hardware)
 
     def _find_features(self, data: TrainingData) -> TrainingData | None:
@@ -110,9 +112,9 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains to the last epoch or until early stopping, from wherever the run stands."""
-        if self.epoch or self.unfinished:
-            place = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
-            _log.info("going on %s", place)
+        if (self.epoch or self.unfinished) and not self._finished():
+            where = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
+            _log.info("going on %s", where)
         try:
             # Joined processes would each stop after another batch, and wait for one another: these stop at once.
             with self._stop if distributed.world_size() == 1 else nullcontext():
@@ -243,10 +245,8 @@ class Trainer:
         """
         batch = scores.count_finite_batches()
         if batch < len(rates):
-            place = (
-                f"in epoch {self.epoch + 1}, batch {batch + 1} of {len(self.train_loader.batch_sampler.batch_sizes)}"
-            )
-            raise _not_finite(place, rates[batch])
+            batches = len(self.train_loader.batch_sampler.batch_sizes)
+            raise _not_finite(f"in epoch {self.epoch + 1}, batch {batch + 1} of {batches}", rates[batch])
 
     def _keep_best(self, validation: Scores) -> list[str]:
         """Saves the checkpoints that this validation improves on; returns their names."""

@@ -146,13 +146,14 @@ def test_resident_batches_are_the_same(batches, monkeypatch, kind):
         assert not indices or images.stride()[1:] == others.stride()[1:]
 
 
-@pytest.mark.parametrize(("free", "fits"), [(2 * 33 * 108, True), (2 * 33 * 108 - 1, False)])
+@pytest.mark.parametrize(("free", "fits"), [(4 * 33 * 108, True), (4 * 33 * 108 - 1, False)])
 def test_a_gpu_holds_the_images_if_they_take_half_of_what_is_free(batches, monkeypatch, free, fits):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
     monkeypatch.setattr("pipeline.data.ResidentBatches", lambda batches, device: (batches, device))
     gpu = torch.device("cuda", 0)
-    assert bring_near(batches[1], gpu) == ((batches[1], gpu) if fits else batches[1])
-    assert bring_near(batches[1], torch.device("cpu")) is batches[1]
+    both = [batches[1]] * 2
+    assert bring_near(both, gpu) == ([(batches[1], gpu)] * 2 if fits else both)
+    assert bring_near(both, torch.device("cpu")) is both
 
 
 def test_shuffling_depends_on_the_seed_and_drops_a_last_batch_of_one(batches):
