@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, printable, run_program
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates
-from dataset.examining import Examined, examine
+from dataset.examining import Examined, examine, find_unreadable
 from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, image_files, own_class_names, passed_over
 from dataset.moving import alone_in, finish_moves, set_aside
 from dataset.shift import Aspect, in_short, measure_shift
@@ -92,7 +92,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         found, bad = examine([path for name in names for path in image_files(directory / name)])
         if directory == dataset_dir and not found and not bad:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
-        bad |= examine([path for name in names for path in image_files(directory / (name + AUGMENTED))])[1]
+        bad |= find_unreadable([path for name in names for path in image_files(directory / (name + AUGMENTED))])
         for name in names:
             bad |= passed_over(directory / name) | passed_over(directory / (name + AUGMENTED))
         if found or bad:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common import UserError, available_cores, write_whole
 from dataset.duplicates import find_near_duplicates
 from dataset.examining import examine, find_unreadable
-from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, source_stem
+from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, own_class_names, source_stem
 from dataset.moving import move_file, set_aside
 from dataset.reading import read_image, upright_rgb, why_unreadable
 from dataset.tables import read_rows, write_rows
@@ -122,6 +122,9 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
         if source.exists():
             move_file(source, target)
             moved[row["class"]] += 1
+    for name in sorted(served):
+        if not image_files(testing_dir / name):
+            _log.warning("%s has none of its test images left; without its lines in %s others are drawn", name, table)
     return moved
 
 
@@ -135,7 +138,7 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
         UserError: another image has such a name there already.
     """
     copied = {}
-    for name in class_names(extra_dir):
+    for name in own_class_names(extra_dir):
         copied[name] = 0
         for path in image_files(extra_dir / name):
             if why_unreadable(path):

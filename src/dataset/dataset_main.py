@@ -82,7 +82,7 @@ def _get_images(arguments: argparse.Namespace) -> None:
 
 
 def _check_classes(extra_testing: Path | None, dataset_dir: Path) -> None:
-    if extra_testing and (unknown := set(class_names(extra_testing)) - set(class_names(dataset_dir))):
+    if extra_testing and (unknown := set(own_class_names(extra_testing)) - set(class_names(dataset_dir))):
         raise UserError(f"{extra_testing / min(unknown)} is a class that {dataset_dir} does not have")
 
 
@@ -96,7 +96,8 @@ def _check(arguments: argparse.Namespace) -> None:
         tell_left_out(directory, inside)
     if report.leaks and not arguments.allow_leaks:
         first = report.leaks[0]
-        command = [sys.executable, "src/dataset/audit.py", "--fix", "--dataset-dir", str(arguments.dataset_dir)]
+        program = str(Path(__file__).with_name("audit.py"))
+        command = [sys.executable, program, "--fix", "--dataset-dir", str(arguments.dataset_dir)]
         raise UserError(
             f"{len(report.leaks)} images to train on show the same as test images: {first.path} and {first.of}; "
             f"`{shlex.join([*command, '--testing-dir', *map(str, testing_dirs)])}` moves them out of training, "

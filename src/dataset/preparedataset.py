@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,6 +101,15 @@ def _folder_name(label: str) -> str:
     return label.replace("/", "-")
 
 
+def _check_spelling(dataset_dir: Path, labels: Iterable[str]) -> None:
+    """Refuses to put `Cat` beside a folder `cat`, which would make two classes."""
+    names = {name.casefold(): name for name in map(_folder_name, labels)}
+    for folder in dataset_dir.iterdir() if dataset_dir.is_dir() else ():
+        name = names.get(folder.name.casefold(), folder.name)
+        if folder.is_dir() and name != folder.name:
+            raise UserError(f"{folder} is called {name} in Open Images: rename it, or there would be two classes")
+
+
 @contextmanager
 def _open_patches(folder: Path) -> Iterator[Patches]:
     """The patches in a folder, for this process alone; leaves nothing half done there."""
@@ -163,6 +172,7 @@ def fetch(
         )
     zoo = Zoo(zoo_dir or default_zoo_dir())
     label_ids = zoo.class_ids(classes)
+    _check_spelling(dataset_dir, label_ids)
     with _open_patches(dataset_dir) as patches:
         present = {name: patches.count(name) for name in label_ids}
         added: Counter[str] = Counter()

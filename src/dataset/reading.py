@@ -7,7 +7,6 @@ import io
 import math
 import os
 import warnings
-from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -68,10 +67,13 @@ def read_image(path: Path) -> Image.Image:
 def why_unreadable(path: Path) -> str | None:
     """Why a file cannot be read, or None if it can; one that was read before is read again only if it has changed."""
     version = _version(path)
-    if version not in _outcomes:
-        with suppress(UnreadableImage):
-            read_image(path)
-    return _outcomes[version]
+    if version in _outcomes:
+        return _outcomes[version]
+    try:
+        read_image(path)
+    except UnreadableImage as error:
+        return str(error)
+    return None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -51,7 +51,9 @@ class _Kind(NamedTuple):
 
 
 def in_short(aspects: Sequence[Aspect]) -> str:
-    """The first thing that a person should hear of, or "none"."""
+    """The first thing that a person should hear of, "none", or that there was nothing to compare."""
+    if not aspects:
+        return "not measured, since no class has two training images and a test image"
     return next((aspect.sentence for aspect in aspects if aspect.shifted), "none")
 
 

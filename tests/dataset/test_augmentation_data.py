@@ -1,6 +1,7 @@
 """Images of every size and kind come out as upright RGB squares; classes come out equal, and nothing is lost."""
 
 import hashlib
+import shutil
 import uuid
 from collections import Counter
 
@@ -197,6 +198,15 @@ class TestTestingBatch:
         assert create_testing_batch(dataset, testing, 6, seed=3) == {"A": 0, "B": 0}
         assert digests(tmp_path) == after
 
+    def test_says_why_deleted_test_images_are_not_drawn_anew(self, make_dataset, tmp_path, caplog):
+        dataset, testing = make_dataset({"A": 9, "B": 12}), tmp_path / "testing"
+        create_testing_batch(dataset, testing, 4)
+        assert caplog.messages == []
+        shutil.rmtree(testing / "A")
+        assert create_testing_batch(dataset, testing, 4) == {"A": 0, "B": 0}
+        (message,) = caplog.messages
+        assert message.startswith("A has none of its test images left")
+
     def test_a_class_with_test_images_keeps_them(self, make_dataset, tmp_path):
         dataset, testing = make_dataset({"A": 9, "B": 12}), tmp_path / "testing"
         (testing / "A").mkdir(parents=True)
@@ -238,6 +248,8 @@ class TestTestingBatch:
         assert add_extra_testing(extra, testing) == {"A": 0, "B": 0}
         assert digests(extra) == before
         assert sorted(images_in(testing)) == images_in(extra)
+        own = make_dataset({"A": 1}, directory=tmp_path / "of one class")
+        assert add_extra_testing(own, tmp_path / "other testing") == {"A": 1}
         noise(seed=50).save(extra / "A" / "0000.jpg")
         with pytest.raises(UserError, match="is another image"):
             add_extra_testing(extra, testing)

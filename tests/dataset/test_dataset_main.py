@@ -82,7 +82,7 @@ def test_stops_on_leaks_unless_they_are_allowed(tmp_path):
     assert digests(tmp_path) == before
     python, script, *flags = message.split("`")[1].split()
     assert python == sys.executable
-    assert start(script.removeprefix("src/"), *flags, cwd=tmp_path).returncode == 1
+    assert start(script, *flags, cwd=tmp_path).returncode == 1
     assert run(tmp_path).returncode == 0
     assert not (tmp_path / "dataset/Axe/leak.jpg").exists()
 

@@ -114,6 +114,13 @@ def test_does_not_mix_photographs_with_the_sample(go, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_does_not_make_a_second_class_of_another_spelling(go, tmp_path):
+    (tmp_path / "dataset" / "axe").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"dataset/axe is called Axe in Open Images: rename it"):
+        go(3)
+    assert contents(tmp_path) == {}
+
+
 def pixels(image):
     return np.asarray(image.convert("RGB"), dtype=float)
 

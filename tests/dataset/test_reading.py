@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import hostile
+from dataset import reading
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.reading import UnreadableImage, load_image, read_image, upright_rgb, why_unreadable
 from helpers import REPOSITORY
@@ -129,6 +130,13 @@ def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):
     opened.clear()
     assert (why_unreadable(good), why_unreadable(bad)) == ("an empty file", None)
     assert opened == [good, bad]
+
+
+def test_a_file_that_changes_while_it_is_asked_about(tmp_path, monkeypatch):
+    versions = iter(range(2))
+    monkeypatch.setattr(reading, "_version", lambda path: (path, next(versions), 0))
+    Image.new("L", (4, 4)).save(tmp_path / "good.png")
+    assert why_unreadable(tmp_path / "good.png") is None
 
 
 @pytest.mark.parametrize(

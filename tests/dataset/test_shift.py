@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from dataset.examining import examine
-from dataset.shift import measure_shift
+from dataset.shift import in_short, measure_shift
 
 
 def save(images, directory, suffix="png"):
@@ -98,4 +98,6 @@ def test_a_different_mixture_of_classes_is_no_shift(digits, tmp_path):
 
 def test_nothing_to_compare(pictures, tmp_path):
     images = save(pictures[:3], tmp_path / "a")
-    assert measure_shift(images[:1], np.array([0]), images[1:], np.array([0, 1])) == []
+    aspects = measure_shift(images[:1], np.array([0]), images[1:], np.array([0, 1]))
+    assert aspects == []
+    assert in_short(aspects).startswith("not measured")
