@@ -32,7 +32,7 @@ from reporting.comparison import (
 )
 from reporting.figures import draw_runs
 from reporting.results import GROUPS, SCORE_COLUMNS, Hyperparameters, Run, read_models, read_table, write_table
-from reporting.tables import as_markdown, as_text, make_tables, to_json
+from reporting.tables import as_document, make_tables, to_json
 
 COLUMNS = ["", "Modelname", "Group", *SCORE_COLUMNS]
 FIGURES = {f"{group}_top5.png" for group in ("VGG", "VGGAdapted", "CustomVGG", "CNNBasic", "ResNet")}
@@ -247,6 +247,11 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
     write_metrics(tmp_path / "again", make_metrics(run_name("ResNet18"), "ResNet", (0.1, 0.1, 0.1), seed=2))
     _, notes = read_models(*places, tmp_path / "again")
     assert notes == [f"{run_name('ResNet18')} with seed 2 occurs 2 times: the first counts"]
+    metrics = make_metrics(run_name("ResNet18"), "ResNet", (0.1, 0.1, 0.1), seed=4)
+    metrics["settings"] |= {"num_epochs": 2}
+    write_metrics(tmp_path / "short", metrics)
+    _, notes = read_models(*places, tmp_path / "short")
+    assert notes == [f"{run_name('ResNet18')}: its runs differ in num_epochs, which their name does not say"]
     status, _, err = program("--models-dir", *places[:2])
     assert "clean_runs.csv held other runs too" in err
 
@@ -337,8 +342,8 @@ def test_no_table_makes_it_crash(tmp_path_factory, rows):
     if settled:
         made = make_report(settled)
         json.dumps(to_json(made, notes), allow_nan=False)
-        check_markdown(as_markdown(make_tables(made)))
-        assert all(line.isprintable() for line in as_text(make_tables(made)).split("\n"))
+        check_markdown(as_document(make_tables(made), markdown=True))
+        assert all(line.isprintable() for line in as_document(make_tables(made), markdown=False).split("\n"))
 
 
 def share(text):
@@ -379,7 +384,7 @@ def test_the_best_of_each_group_and_of_all():
 
 
 def test_says_so_where_no_run_was_validated():
-    text = as_text(make_tables(make_report([make_run("a", 0.6)])))
+    text = as_document(make_tables(make_report([make_run("a", 0.6)])), markdown=False)
     assert "validation  no validation accuracies" in text
 
 
@@ -423,7 +428,7 @@ def test_tells_chance_from_difference():
     ]
     found = [(pair.first.name, pair.second.name, pair.within_chance) for pair in compare(runs)]
     assert found == [("a", "b", True), ("a", "c", False), ("b", "c", False)]
-    text = as_text(make_tables(make_report(runs)))
+    text = as_document(make_tables(make_report(runs)), markdown=False)
     assert "CustomVGG - VGG       +0.95 " in text
     assert "3 pairs compared at 95% each: if no two differed, 0.15 would be expected" in text
 
@@ -515,7 +520,7 @@ def test_published_accuracies_stand_beside_ours(program, models_dir):
 
 def test_json_and_markdown_say_what_the_text_says(models_dir):
     report = make_report(read_models(models_dir)[0])
-    text, markdown = as_text(make_tables(report)), as_markdown(make_tables(report))
+    text, markdown = as_document(make_tables(report), markdown=False), as_document(make_tables(report), markdown=True)
     check_markdown(markdown)
     told = json.loads(json.dumps(to_json(report, [])))
     assert told["runs"] == {"ResNet": 2, "CNNBasic": 2}

@@ -9,7 +9,7 @@ import csv
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,28 +178,35 @@ def read_models(*directories: Path) -> tuple[list[Run], list[str]]:
     """
     notes = []
     runs = []
+    settings_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"there is no folder {directory}: train a run first, or name a table with --runs")
         files = sorted(directory.glob("*/metrics.json"))
         for file in files:
             try:
-                name, group, values = _read_metrics(file)
+                name, group, values, settings = _read_metrics(file)
             except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
                 notes.append(f"{file} is damaged: left out")
                 continue
             run, faults = _make_run(name, group, values, _COLUMNS[3:])
             notes += _note(str(file), run, faults)
-            runs += [run] if run else []
+            if run:
+                runs.append(run)
+                settings_of[run.name].append(settings)
         begun = {file.parent for file in directory.glob("*/settings.json")}
         if unfinished := begun - {file.parent for file in files}:
             notes.append(f"{directory}: {len(unfinished)} of {len(begun)} runs not finished: left out")
+    for name, found in settings_of.items():
+        differing = {key for one in found for key in one if any(other.get(key) != one[key] for other in found)}
+        if differing:
+            notes.append(f"{name}: its runs differ in {', '.join(sorted(differing))}, which their name does not say")
     unique, repeats = _drop_repeated(runs)
     return unique, notes + repeats
 
 
-def _read_metrics(file: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The name, the group and the values by column."""
+def _read_metrics(file: Path) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    """The name, the group, the values by column, and the settings but for the seed."""
     metrics = json.loads(file.read_text(encoding="utf-8"))
     checkpoints = metrics["checkpoints"]
     values = {}
@@ -208,8 +215,9 @@ def _read_metrics(file: Path) -> tuple[Any, Any, dict[str, Any]]:
         values |= {f"test_{score}_{checkpoint}": tested[score] for score in _SCORES}
     for side in ("train", "val"):
         values |= {f"{side}_{score}": checkpoints["best_val_acc"][side][score] for score in _SCORES}
-    values |= {"test_images": tested.get("images"), "seed": metrics.get("settings", {}).get("seed")}
-    return metrics["run"], metrics["group"], values
+    settings = dict(metrics.get("settings", {}))
+    values |= {"test_images": tested.get("images"), "seed": settings.pop("seed", None)}
+    return metrics["run"], metrics["group"], values, settings
 
 
 def _make_run(

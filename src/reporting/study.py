@@ -90,8 +90,8 @@ def _trained_on() -> tuple[str, ...]:
 
 
 def make_tables(study: Study, with_published: bool) -> Iterator[Table]:
-    """The accuracies, beside the published ones if these are of the same sets; those on the two halves of TEST; and
-    those in validation, by which one recipe is chosen over another."""
+    """The accuracies, beside the published ones if asked to; those on the two halves of TEST; and those in
+    validation, by which one recipe is chosen over another."""
     accuracies = {
         (trained, tested): [_spread(study.accuracies(trained, tested, model)) for model in STUDIED]
         for trained, tested in (*ROWS, *_HALF_ROWS)

@@ -161,22 +161,12 @@ def _points(change: float) -> str:
 
 def as_document(tables: Iterable[Table], markdown: bool) -> str:
     """Tables for the README, or for the screen."""
-    return as_markdown(tables) if markdown else as_text(tables)
-
-
-def as_text(tables: Iterable[Table]) -> str:
-    """Tables for the screen."""
-    return "\n\n".join(_as_text(table) for table in tables)
+    return "\n\n".join(map(_as_markdown if markdown else _as_text, tables))
 
 
 def _as_text(table: Table) -> str:
     lines = indent(align([table.header, *table.rows]), "  ")
     return "\n".join([table.title, lines, *([table.remark] if table.remark else [])])
-
-
-def as_markdown(tables: Iterable[Table]) -> str:
-    """Tables for the README."""
-    return "\n\n".join(_as_markdown(table) for table in tables)
 
 
 def _as_markdown(table: Table) -> str:
