@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from measuring import three_digits, write_results  # isort: skip  (it says where the others are)
-from common import ArgumentParser, UserError, run_program
+from common import ArgumentParser, run_program
 from dataset.array_images import write_digits
 from pacing import compare_paces
 from pipeline.settings import Settings
@@ -25,8 +25,8 @@ def main() -> int:
     parser = ArgumentParser(description="Measures training on small arrays.")
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
-        help="a folder with array_images/TRAIN.tar.xz (default: the variable IMAGE_PROJECT_DATA; without it the "
-        "embedded digits are taken)",
+        help="a folder with array_images/TRAIN.tar.xz (default: the variable IMAGE_PROJECT_DATA; where there is "
+        "none, the embedded digits are taken)",
     )  # fmt: skip
     parser.add_argument("--models", nargs="+", default=STUDIED, choices=STUDIED, metavar="MODEL", help="(default: all)")
     parser.add_argument(
@@ -40,7 +40,7 @@ def main() -> int:
         place = Path(folder)
         results["images"] = stage_arrays(arguments.data, place)
         for model in arguments.models:
-            settings = Settings(model_type=model, data_dir=place / "TRAIN", batch_size=BATCH_SIZE, recipe="adam")
+            settings = Settings(model_type=model, data_dir=place / "TRAIN", batch_size=BATCH_SIZE)
             paces, _ = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches)
             results["models"][model] = {
                 "images timed": paces["project"].timed[0],
@@ -53,19 +53,13 @@ def main() -> int:
 
 
 def stage_arrays(data: Path | None, place: Path) -> int:
-    """Unpacks or writes the training set as `place/TRAIN/<label>/*.npy`; returns the number of its images.
-
-    Raises:
-        UserError: the folder that was named has none.
-    """
-    if data is None:
-        write_digits(place)
-    else:
-        archive = data / "array_images" / "TRAIN.tar.xz"
-        if not archive.exists():
-            raise UserError(f"there is no {archive}: name the folder of array_images/ with --data")
+    """Unpacks or writes the training set as `place/TRAIN/<label>/*.npy`; returns the number of its images."""
+    archive = data / "array_images" / "TRAIN.tar.xz" if data else None
+    if archive and archive.exists():
         with tarfile.open(archive) as tar:
             tar.extractall(place, filter="data")
+    else:
+        write_digits(place)
     return len(list((place / "TRAIN").glob("*/*.npy")))
 
 

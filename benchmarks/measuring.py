@@ -56,6 +56,7 @@ def measure(function: Callable[..., Any], *arguments: Any) -> Measured:
 
 
 def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    multiprocessing.set_start_method(None, force=True)  # a loader's workers start as in a program of one's own
     begin = time.perf_counter()
     result = function(*arguments)
     seconds = time.perf_counter() - begin

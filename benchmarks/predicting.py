@@ -57,11 +57,11 @@ def take_turns(model_type: str, files: list[Path], turns: int) -> dict[str, Any]
         for _ in predict_files(run, files):
             pass
 
-    sides = {"predict_files": ask, "model": run_model}
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    sides = [("predict_files", ask), ("model", run_model)]
+    seconds: dict[str, list[float]] = {side: [] for side, _ in sides}
     list(predict_files(run, files[:BATCH]))
-    for _ in range(turns):
-        for side, work in sides.items():
+    for number in range(turns):
+        for side, work in sides if number % 2 == 0 else reversed(sides):
             begin = time.perf_counter()
             work()
             seconds[side].append(time.perf_counter() - begin)

@@ -122,7 +122,7 @@ def _predicting(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
         f"{results['model']}: answers on {results['photographs']} photographs, from their files",
-        f"{rates['predict_files']:g} images/s",
+        f"{rates['predict_files']:g} images/s, {results['share of the model alone']:.0%} of the model's own pace",
         f"the model alone, on decoded images: {rates['model']:g} images/s",
     )
 
@@ -160,7 +160,8 @@ def _testing(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _peers(results: Mapping[str, Any]) -> tuple[str, str, str]:
     def side(values: Mapping[str, float]) -> str:
-        rate, first, end, share = values.values()
+        rate, first, share = values[RATES], values["first batch after s"], values["share of the ceiling"]
+        end = next(value for name, value in values.items() if name.startswith("end of epoch"))
         return f"{rate:g} images/s ({share:.0%} of the ceiling), {first:g} s, {end:g} s"
 
     others = (f"{name}: {side(values)}" for name, values in results["sides"].items() if name != "project")

@@ -60,6 +60,19 @@ def test_a_benchmark_and_the_table(tmp_path):
         assert [line.split("`")[1] for line in lines if line.startswith("| `")] == ["training.py", "testing.py"]
 
 
+@pytest.mark.slow
+def test_a_measured_process_starts_workers_as_a_program_does():
+    code = "import multiprocessing; print(multiprocessing.get_start_method())"
+    usual = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = f"""
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+import multiprocessing; from measuring import measure
+print(measure(multiprocessing.get_start_method).result)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == usual
+
+
 def start(place, program, *flags):
     command = [sys.executable, place / "benchmarks" / program, *flags]
     result = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
