@@ -37,17 +37,16 @@ def make_tables(report: Report, with_published: bool = False) -> Iterator[Table]
     yield Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()])
     if report.repeated:
         header = ("group", "settings", "seeds", "test accuracy", "95% interval", "validation accuracy")
-        yield Table("Means over seeds", header, [_seeds_row(members) for members in report.repeated], _SEEDS_REMARK)
+        rows = [(members[0].group, _seeds_row(members)) for members in report.repeated]
+        yield Table("Means over seeds", *_beside_published(header, rows, with_published), _SEEDS_REMARK)
     for group, members in report.groups.items():
         rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
         title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
         yield Table(title, ("", "settings", "test accuracy", "per class"), rows, _interval_remark(members))
     header = ("group", "picked from", "picked by", "settings", "test accuracy", "per class", "validation accuracy")
-    rows = [row for choice in report.choices for row in _choice_rows(choice)]
-    if with_published:
-        header = (*header, "published")
-        rows = [(*row, _published(choice.group)) for choice in report.choices for row in _choice_rows(choice)]
-    yield Table("Best of each group, and what validation picks", header, rows, _CHOICE_REMARK)
+    rows = [(choice.group, row) for choice in report.choices for row in _choice_rows(choice)]
+    title = "Best of each group, and what validation picks"
+    yield Table(title, *_beside_published(header, rows, with_published), _CHOICE_REMARK)
     if report.comparisons:
         rows = [
             (f"{shown(pair.first.group)} - {shown(pair.second.group)}", _points(pair.difference),
@@ -91,6 +90,15 @@ def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
         else:
             settings = run.describe() if choice.group else f"{shown(run.group)}, {run.describe()}"
             yield *place, picked_by, settings, *_row(run)[1:], _percent(run.val_accuracy)
+
+
+def _beside_published(
+    header: tuple[str, ...], rows: Iterable[tuple[str | None, tuple[str, ...]]], wanted: bool
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows, each of a group, with a column for what was published if that is wanted."""
+    if not wanted:
+        return header, [row for _, row in rows]
+    return (*header, "published"), [(*row, _published(group)) for group, row in rows]
 
 
 def _published(group: str | None) -> str:
