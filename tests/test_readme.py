@@ -69,6 +69,17 @@ def test_flags_and_defaults_are_those_of_help(command, tmp_path):
             assert float(told[flag]) == float(default) if default[0].isdigit() else told[flag] == default, flag
 
 
+def test_the_results_are_what_the_report_prints(tmp_path):
+    folders = sorted((REPOSITORY / "saved_models/results").glob("seed_*"))
+    places = ("--output", tmp_path / "clean_runs.csv", "--figures-dir", tmp_path)
+    result = start("report.py", "--models-dir", *folders, "--published", "--markdown", *places, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = re.findall(r"^\|.*", find_section("results"), re.MULTILINE)
+    assert len(rows) > 2
+    assert set(rows) <= set(result.stdout.splitlines())
+    assert (tmp_path / "clean_runs.csv").read_bytes() == (REPOSITORY / "clean_runs.csv").read_bytes()
+
+
 def read_code(anchor):
     return re.search(r"```python\n(.*?)```", find_section(anchor), re.DOTALL)[1]
 
