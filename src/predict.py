@@ -158,7 +158,7 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
     for entry in entries:
         if not entry["error"]:
             first, second = printable(entry["class"]), printable(entry["runner_up"])
-            shares = f"{entry['confidence']:<10.1%}", f"{entry['runner_up_confidence']:<10.1%}"
+            shares = f"{entry['confidence']:<10.1%}", f"{entry['runner_up_confidence']:<14.1%}"
             print(f"{first:{width}}  {shares[0]}  {second:{width}}  {shares[1]}  {printable(entry['file'])}")
 
 

@@ -53,11 +53,11 @@ def _has_finished(settings: Settings) -> bool:
 def _results(settings: Settings) -> dict[str, Any] | None:
     from pipeline.run import finished_results
 
-    return finished_results(settings, _list(settings.data_dir, settings.test_dir, settings.data_augmentation))
+    return finished_results(settings, _list_folders(settings.data_dir, settings.test_dir, settings.data_augmentation))
 
 
 @cache  # else each of a thousand runs would list all images, which takes its time on a network's disk
-def _list(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> tuple[ImageFolder, ...]:
+def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> tuple[ImageFolder, ...]:
     from pipeline.data import read_folders
 
     return tuple(read_folders(data_dir, test_dirs, with_augmented))
@@ -151,7 +151,7 @@ def main() -> int:
         raise UserError("no parameter file is named (--help lists the flags)")
     runs = _read_all(arguments)
     for settings in runs:
-        _list(settings.data_dir, settings.test_dir, settings.data_augmentation)  # says at once what is wrong with them
+        _list_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)  # says what is wrong
     if arguments.dry_run:
         for settings in runs:
             print(f"{settings.run_name}: {describe_state(settings)}")

@@ -91,7 +91,7 @@ def _check(arguments: argparse.Namespace) -> None:
     report = audit(arguments.dataset_dir, testing_dirs)
     for line in summarise(report):
         say("audit", line)
-    if not report.clean:
+    if report.unreadable or report.twins:
         say("audit", "audit.py names the files, and with --fix moves them out of training")
     for directory in report.images:
         inside = {path: why for path, why in report.unreadable.items() if directory in path.parents}
