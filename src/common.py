@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -56,6 +55,11 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def own_name(path: Path) -> str:
+    """What a file or folder is called, also one given as `.`; a link by its own name, not that of what it leads to."""
+    return os.path.basename(os.path.abspath(path))
 
 
 def first_free(path_of: Callable[[int], Path]) -> Path:
@@ -107,13 +111,10 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def link_or_copy(path: Path, other: Path) -> None:
-    """Gives a file a second name, and its content a second place only where the file system knows no links."""
+def link(path: Path, other: Path) -> None:
+    """Gives a file a second name, in place of whatever has it."""
     with write_whole(other) as partial:
-        try:
-            os.link(path, partial)
-        except OSError:
-            shutil.copyfile(path, partial)
+        os.link(path, partial)
 
 
 def remove_partial(directory: Path) -> None:

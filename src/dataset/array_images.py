@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, available_cores, run_program, say
+from common import ArgumentParser, UserError, available_cores, own_name, run_program, say
 from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder, tell_left_out
 from dataset.reading import UnreadableImage, upright_rgb
 
@@ -264,7 +264,7 @@ def load_set(source: Path) -> ArraySet:
     usual = f"pixels, where most images have {shape[1]}x{shape[0]}"
     tell_left_out(source, {path: f"of {width}x{height} {usual}" for path, (height, width) in others.items()})
     return ArraySet(
-        name=source.resolve().name.removesuffix(".npz"),
+        name=own_name(source).removesuffix(".npz"),
         labels=np.array(folder.classes)[folder.labels[places]],
         pixels=np.stack([images[place] for place in places]),
     )

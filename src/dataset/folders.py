@@ -158,13 +158,19 @@ def image_files(directory: Path) -> list[Path]:
 
     The folder may be a link, a file in it may not: what is in a dataset lies in its folders, once.
     """
-    return [path for path, entry in _entries(directory) if not _why_passed_over(path, entry)]
+    return _sort_out(directory)[0]
 
 
 def passed_over(directory: Path) -> dict[Path, str]:
     """What else is visible right in a folder, sorted by name, each with the reason why nobody would read it."""
+    return _sort_out(directory)[1]
+
+
+def _sort_out(directory: Path) -> tuple[list[Path], dict[Path, str]]:
+    """What `image_files` gives, and `passed_over`."""
     reasons = {path: _why_passed_over(path, entry) for path, entry in _entries(directory)}
-    return {path: reason for path, reason in reasons.items() if reason}
+    images = [path for path, reason in reasons.items() if not reason]
+    return images, {path: reason for path, reason in reasons.items() if reason}
 
 
 def _entries(directory: Path) -> list[tuple[Path, os.DirEntry[str]]]:
@@ -235,14 +241,12 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
     augmented: list[bool] = []
     others: dict[Path, str] = {}
     for label, name in enumerate(classes):
-        originals = image_files(directory / name)
-        unused = passed_over(directory / name)
+        originals, unused = _sort_out(directory / name)
         if not originals:
             why = next((f": {path}: {reason}" for path, reason in unused.items()), "")
             raise UserError(f"{directory / name} has no images{why}")
-        others |= unused
-        made = image_files(directory / (name + AUGMENTED)) if with_augmented else []
-        others |= passed_over(directory / (name + AUGMENTED)) if with_augmented else {}
+        made, unused_too = _sort_out(directory / (name + AUGMENTED)) if with_augmented else ([], {})
+        others |= unused | unused_too
         paths += originals + made
         labels += [label] * len(originals + made)
         augmented += [False] * len(originals) + [True] * len(made)

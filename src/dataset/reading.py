@@ -188,10 +188,13 @@ def _formats() -> tuple[str, ...]:
 
 def _silence_libtiff() -> None:
     """Has the library that Pillow reads TIFFs with print nothing: it tells of damage in several lines of its own."""
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libtiff" in line}
-    for library in map(ctypes.CDLL, loaded):
-        library.TIFFSetErrorHandler(None)
-        library.TIFFSetWarningHandler(None)
+    mapped = Path("/proc/self/maps").read_text(errors="surrogateescape").split("\n")
+    files = {line[line.index("/") :] for line in mapped if "/" in line}
+    for file in files:
+        if os.path.basename(file).startswith("libtiff"):
+            library = ctypes.CDLL(file)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def _over(limit: int) -> str:

@@ -90,7 +90,7 @@ def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
 
 def _find_foreign(folder: Path) -> Path | None:
     """A visible file below the folder that is not the sample's own, if there is one."""
-    for path in sorted(folder.rglob("*")):
+    for path in sorted({*folder.rglob("*"), *folder.glob("*/*")}):  # the former follows no link to a class's folder
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden and not re.fullmatch(r"sample_\d{4}\.jpg", path.name):
             return path

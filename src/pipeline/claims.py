@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from pipeline.settings import Settings
 _log = logging.getLogger(__name__)
 _PAUSE = 5  # seconds until what others are at work on is looked at again
 _HEARTBEAT = 60  # seconds between signs of life
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}  # what a file system says that has no hard links
 _SILENCE = 600  # seconds without one, after which an owner on another machine is taken for gone
 
 
@@ -117,13 +119,21 @@ def is_claimed(path: Path) -> bool:
 
 
 def _create(path: Path) -> bool:
-    """Creates the file whole, unless it is there."""
+    """Creates the file whole, unless it is there.
+
+    Raises:
+        UserError: the file system has no hard links.
+    """
     own = path.with_name(f".{path.name}.{_here()}.{os.getpid()}")
     own.write_text(json.dumps(_identity(os.getpid())))
     try:
         os.link(own, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise UserError(f"{path.parent.parent} is on a disk without hard links: give another --output-dir") from error
     finally:
         own.unlink()
     return True

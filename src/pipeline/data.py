@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common import UserError
+from common import UserError, own_name
 from dataset.folders import ImageFolder, check_apart, read_folder
 from pipeline import distributed
 from pipeline.cache import SHARED, Cache
@@ -281,7 +281,7 @@ def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
 
 def name_test_set(folder: ImageFolder) -> str:
     """The name that a test set's results go by: the folder's own."""
-    return folder.directory.resolve().name
+    return own_name(folder.directory)
 
 
 def _readable(folder: ImageFolder, unreadable: dict[int, str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Loss, accuracy and per-class accuracy, all read off one confusion matrix."""
+"""The loss, and accuracies that are read off one confusion matrix."""
 
 from __future__ import annotations
 

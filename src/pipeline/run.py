@@ -106,17 +106,16 @@ def _digest(folders: Sequence[ImageFolder]) -> str:
     return digest_names(*(folder.paths for folder in folders))
 
 
-def finished_results(settings: Settings, folders: Sequence[ImageFolder] = ()) -> dict[str, Any] | None:
+def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict[str, Any] | None:
     """What `run` came to earlier, if it finished and has all that is asked for now.
 
     Args:
         settings: of the run.
-        folders: as for `run`.
+        folders: the images to train on, and the test sets.
 
     Raises:
-        UserError: something in the settings or the folders does not fit, or the run was begun with other settings.
+        UserError: the settings do not fit this machine, or the run was begun with others.
     """
-    folders = folders or read_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     if settings.restart:
         return None
     _check_same(settings.run_dir, _describe(settings, _choose_hardware(settings), folders[0].classes))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, UserError
+from common import ArgumentParser, UserError, own_name
 from models import ALIASES, MODELS
 from pipeline.recipes import RECIPES
 
@@ -85,9 +85,10 @@ class Settings:
     data_augmentation: bool = _option("-a --data-augmentation", False, "train on the <Class>_augmented folders too")
     plots: bool = _option(
         "-c --plots", False, "draw confusion matrices, reliability diagrams and heatmaps", describes_run=False)
-    data_dir: Path = _option("-d --data-dir", Path("dataset"), "a folder a class, to train and validate on")
+    data_dir: Path = _option(
+        "-d --data-dir", Path("dataset"), "a folder a class, or an .npz file, to train and validate on")
     test_dir: tuple[Path, ...] = _option(
-        "-t --test-dir", (Path("dataset_testing"),), "one or more such folders to test on", nargs="+")
+        "-t --test-dir", (Path("dataset_testing"),), "one or more such to test on", nargs="+")
     output_dir: Path = _option(
         "-o --output-dir", Path("saved_models"), "where the run's own folder goes", describes_run=False)
     seed: int = _option("--seed", 100, "of weights, batches and dropout")
@@ -124,7 +125,7 @@ class Settings:
         self._require(self.early_stopping_patience >= 1, "early_stopping_patience", "at least 1")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
-        names = {directory.resolve().name for directory in self.test_dir}
+        names = {own_name(directory) for directory in self.test_dir}
         self._require(len(names) == len(self.test_dir), "test_dir", "folders of different names, which figures carry")
         for option in ("weights", "freeze_to"):
             needless = getattr(self, option) is not None and not self.pretrained

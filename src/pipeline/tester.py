@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from common import link_or_copy
+from common import link
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
@@ -75,7 +75,7 @@ class Tester:
                 drawn = self._explained[epoch, test_set.name]
                 heatmaps = [folder / path.name for path in drawn]
                 for path, other in zip(drawn, heatmaps, strict=True):
-                    link_or_copy(path, other)
+                    link(path, other)
             else:
                 heatmaps = self._draw_heatmaps(test_set, folder, suffix, probabilities)
                 self._explained[epoch, test_set.name] = heatmaps

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
-from common import StopRequest, UserError, link_or_copy
+from common import StopRequest, UserError, link
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache
@@ -283,7 +283,7 @@ class Trainer:
         first, *others = (self.folder / f"{name}.pt" for name in names)
         checkpoint.save(first)
         for other in others:
-            link_or_copy(first, other)
+            link(first, other)
 
     def _save_last(self) -> None:
         if not distributed.is_first():

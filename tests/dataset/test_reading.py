@@ -2,10 +2,13 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -172,6 +175,21 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path):
         if path.name != "unreadable.jpg" or os.geteuid() != 0:
             assert reason in refusal(path).lower() or reason in refusal(path)
             assert "\n" not in refusal(path)
+
+
+def test_packages_may_lie_in_a_folder_whose_name_has_spaces(tmp_path):
+    packages, place = Path(PIL.__file__).parents[1], tmp_path / "libtiff of mine"
+    for name in ("PIL", "pillow.libs"):  # the latter is there where Pillow came as a wheel
+        if (packages / name).exists():
+            shutil.copytree(packages / name, place / name)
+    file = tmp_path / "photo.jpg"
+    Image.new("RGB", (4, 3)).save(file)
+    script = "import sys, pathlib; from dataset.reading import *; print(load_image(pathlib.Path(sys.argv[1])).size)"
+    environment = {**os.environ, "PYTHONPATH": f"{place}:{REPOSITORY / 'src'}"}
+    result = subprocess.run(
+        [sys.executable, "-c", script, file], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (result.stdout, result.stderr) == ("(4, 3)\n", "")
 
 
 def test_an_image_in_postscript_runs_nothing(tmp_path, monkeypatch):

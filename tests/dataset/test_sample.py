@@ -178,6 +178,15 @@ def test_somebodys_own_images_are_left_alone(tmp_path, caplog, also_in_testing):
     assert [record.getMessage().count("already") for record in caplog.records] == [1]
 
 
+def test_own_folders_that_are_linked_are_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/photo.jpg").write_bytes(b"mine")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/cat").symlink_to(tmp_path / "mine")
+    assert write_sample(tmp_path / "dataset", tmp_path / "testing") == 0
+    assert [path.name for path in (tmp_path / "dataset").iterdir()] == ["cat"]
+
+
 def test_own_images_for_testing_alone_are_an_error(tmp_path):
     photograph = tmp_path / "testing/Axe/sample_1.jpg"  # nearly a name of ours, but not ours
     photograph.parent.mkdir(parents=True)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from common import UserError
 from helpers import REPOSITORY
 from pipeline import claims
 from pipeline.claims import claim, claim_runs, is_claimed
@@ -49,6 +50,21 @@ def start_holding(path):
     (holder,) = start_racers(path, 1)
     assert ask([holder]) == [True]
     return holder
+
+
+def test_a_disk_without_hard_links_is_named(tmp_path, monkeypatch):
+    (tmp_path / "runs/.claims").mkdir(parents=True)
+
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as exFAT says
+
+    monkeypatch.setattr(os, "link", link)
+    with (
+        pytest.raises(UserError, match=r"^\S+/runs is on a disk without hard links[^\n]*$"),
+        claim(tmp_path / "runs/.claims/run"),
+    ):
+        pass
+    assert list((tmp_path / "runs/.claims").iterdir()) == []
 
 
 def test_one_has_it_and_gives_it_back(tmp_path):

@@ -170,6 +170,13 @@ def test_shuffling_depends_on_the_seed_and_drops_a_last_batch_of_one(batches):
     assert [len(batch) for _, batch in make_loader(batches[1], 7, shuffle=True)] == [7, 7, 7, 7, 5]
 
 
+def test_a_linked_test_set_goes_by_the_name_that_it_was_given(make_folder, tmp_path, monkeypatch):
+    (tmp_path / "TEST2").symlink_to(make_folder("elsewhere", {"A": 2, "B": 2}))
+    assert load_test_set(read_folder(tmp_path / "TEST2"), (3, 28, 28)).name == "TEST2"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_test_set(read_folder(Path(".")), (3, 28, 28)).name == "elsewhere"
+
+
 def test_unreadable_images_are_left_out_and_named(make_folder, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 5, "B": 5})
