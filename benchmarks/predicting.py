@@ -33,7 +33,7 @@ def take_turns(model_type: str, files: list[Path], turns: int) -> dict[str, Any]
     import numpy as np
     import torch
 
-    from dataset.reading import load_image
+    from dataset.reading import read_image
     from models import build_model
     from pipeline.data import rows_to_maps
     from pipeline.hardware import Hardware, set_up_torch
@@ -45,7 +45,7 @@ def take_turns(model_type: str, files: list[Path], turns: int) -> dict[str, Any]
     hardware = Hardware.choose("auto")
     model = hardware.place(build_model(model_type, 3).eval())
     run = TrainedRun(model, ("a", "b", "c"), hardware)
-    pixels = np.stack([fit_image(load_image(file), is_array=False, input_size=model.input_size) for file in files])
+    pixels = np.stack([fit_image(read_image(file), is_array=False, input_size=model.input_size) for file in files])
     batches = rows_to_maps(torch.from_numpy(pixels)).split(BATCH)
 
     @torch.inference_mode()

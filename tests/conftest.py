@@ -18,6 +18,10 @@ hypothesis.settings.register_profile("tests", deadline=None)  # since machines m
 hypothesis.settings.load_profile("tests")
 PHOTOGRAPHS = "IMAGE_PROJECT_DATA"
 
+# Programs that are started are not to warn of a proxy of this machine. Requests ignores this too, unless another thread
+# happens to put the filters of warnings back.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:SOCKS support in urllib3")
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have ignored by what they run in the background
 
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 import explore as program
 from common import run_program
-from dataset.reading import load_image, upright_rgb
+from dataset.reading import read_image, upright_rgb
 from helpers import REPOSITORY, imported_for_help
 from models import build_model
 from pipeline.checkpoints import Checkpoint
@@ -99,9 +99,9 @@ def test_browsers_can_show_every_picture(explored, tmp_path):
         made = tmp_path in each.picture.file.parents
         assert made == (each.path.suffix in (".npy", ".tif") or each.path.name == NO_TEXT)
         assert made or each.picture.file == each.path
-        shown = upright_rgb(load_image(each.picture.file))
+        shown = upright_rgb(read_image(each.picture.file))
         assert each.picture.size == shown.size
-        assert np.array_equal(shown, upright_rgb(load_image(each.path)))
+        assert np.array_equal(shown, upright_rgb(read_image(each.path)))
 
 
 def test_heatmaps_lie_over_the_picture_without_the_padding(explored):

@@ -25,7 +25,7 @@ from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine_image
 from dataset.folders import read_folder
 from dataset.moving import finish_moves
-from dataset.reading import UnreadableImage, load_image
+from dataset.reading import UnreadableImage, read_image
 from dataset.tables import read_rows, write_rows
 from fuzzing import damage, damages, fuzz
 from models import build_model
@@ -89,7 +89,7 @@ def test_images_and_arrays(tmp_path, capfd, seeds, data):
     path = tmp_path / f"image{Path(name).suffix}"
     path.write_bytes(damage(seeds[name], data.draw(damages)))
     try:
-        image = load_image(path)
+        image = read_image(path)
     except UnreadableImage as error:
         one_line(error)
     else:

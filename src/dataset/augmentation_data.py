@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from common import UserError, available_cores, write_whole
 from dataset.duplicates import find_near_duplicates
-from dataset.examining import examine, find_unreadable
+from dataset.examining import examine, find_unreadable, why_unreadable
 from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, own_class_names, source_stem
 from dataset.moving import move_file, set_aside
-from dataset.reading import read_image, upright_rgb, why_unreadable
+from dataset.reading import read_image, upright_rgb
 from dataset.tables import read_rows, write_rows
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,9 +14,10 @@ from tqdm import tqdm
 
 from common import available_cores
 from dataset.duplicates import Fingerprint, fingerprint
-from dataset.reading import UnreadableImage, read_image, upright_rgb, why_unreadable
+from dataset.reading import UnreadableImage, read_image, upright_rgb
 
 THUMBNAIL = 32
+_seen: dict[tuple[Path, int, int], Examined | str] = {}  # of each version of a file: what it is, or what is wrong
 _Image, _Result = TypeVar("_Image"), TypeVar("_Result")
 
 
@@ -54,7 +54,7 @@ def examine(paths: Sequence[Path]) -> tuple[list[Examined], dict[Path, str]]:
 
 
 def find_unreadable(paths: Sequence[Path]) -> dict[Path, str]:
-    """Why some of the files cannot be read; takes no time for those that were read before."""
+    """Why some of the files cannot be read; takes no time for those that were examined before."""
     reasons = on_all_cores(why_unreadable, paths, "reading")
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
@@ -65,17 +65,30 @@ def on_all_cores(function: Callable[[_Image], _Result], images: Sequence[_Image]
         return list(tqdm(pool.map(function, images), title, len(images), unit="image", disable=None))
 
 
+def why_unreadable(path: Path) -> str | None:
+    """Why a file cannot be read, or None if it can."""
+    seen = _seen.get(_version(path))
+    if seen is None:
+        try:
+            read_image(path)
+        except UnreadableImage as error:
+            return str(error)
+    return seen if isinstance(seen, str) else None
+
+
 def _examine(path: Path) -> Examined | str:
+    version = _version(path)
+    if version not in _seen:
+        try:
+            _seen[version] = examine_image(path, read_image(path))
+        except UnreadableImage as error:
+            _seen[version] = str(error)
+    return _seen[version]
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
     stat = path.stat()
-    return _examine_once(path, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _examine_once(path: Path, size: int, modified: int) -> Examined | str:
-    try:
-        return examine_image(path, read_image(path))
-    except UnreadableImage as error:
-        return str(error)
+    return path, stat.st_size, stat.st_mtime_ns
 
 
 def examine_image(path: Path, stored: Image.Image) -> Examined:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this fil
 from common import ArgumentParser, UserError, check_least, run_program
 from dataset.moving import alone_in
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
-from dataset.reading import UnreadableImage, load_image
+from dataset.reading import UnreadableImage, read_image
 from dataset.tables import read_rows, write_rows
 
 CLASSES = ("Axe", "Book", "Hammer")
@@ -222,7 +222,7 @@ def _add(
         if detection.box in present:
             continue  # under another class
         try:
-            patch = cut_out(load_image(detection.image), detection.box, padding)
+            patch = cut_out(read_image(detection.image), detection.box, padding)
         except UnreadableImage as error:
             _log.warning("left out: %s: %s", detection.image, error)
             continue

@@ -35,8 +35,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_outcomes: dict[tuple[Path, int, int], str | None] = {}  # of reading each version of a file: why it failed, or None
-
 
 class UnreadableImage(Exception):
     """The file is not an image that can be read; the message is the reason, in a few words."""
@@ -52,28 +50,19 @@ def read_image(path: Path) -> Image.Image:
             could mean anything.
     """
     try:
-        version = _version(path)
-    except FileNotFoundError as error:
-        raise UnreadableImage(str(error.strerror)) from error
-    try:
-        image = load_image(path)
-    except UnreadableImage as error:
-        _outcomes[version] = str(error)
+        if path.suffix.lower() == ".npy":
+            return image_of_array(_load_array(_read_bytes(path)))
+        with Image.open(path, formats=_formats()) as image:
+            limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
+            if image.width * image.height > limit:  # Pillow itself only warns below twice its limit
+                raise UnreadableImage(_over(limit))
+            image.load()
+            _check_values(image)
+            return image
+    except UnreadableImage:
         raise
-    _outcomes[version] = None
-    return image
-
-
-def why_unreadable(path: Path) -> str | None:
-    """Why a file cannot be read, or None if it can; one that was read before is read again only if it has changed."""
-    version = _version(path)
-    if version in _outcomes:
-        return _outcomes[version]
-    try:
-        read_image(path)
-    except UnreadableImage as error:
-        return str(error)
-    return None
+    except Exception as error:  # the readers of the formats raise many kinds on damaged files
+        raise UnreadableImage(_reason(path, error)) from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -149,33 +138,6 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
     if len(labels) != len(images):
         raise UserError(f"{file} has {len(images)} images and {len(labels)} labels: each image needs one")
     return images, labels
-
-
-def _version(path: Path) -> tuple[Path, int, int]:
-    stat = path.stat()
-    return path, stat.st_size, stat.st_mtime_ns
-
-
-def load_image(path: Path) -> Image.Image:
-    """As `read_image`, but keeps no record of the file: for any number of them.
-
-    Raises:
-        UnreadableImage: as `read_image`.
-    """
-    try:
-        if path.suffix.lower() == ".npy":
-            return image_of_array(_load_array(_read_bytes(path)))
-        with Image.open(path, formats=_formats()) as image:
-            limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
-            if image.width * image.height > limit:  # Pillow itself only warns below twice its limit
-                raise UnreadableImage(_over(limit))
-            image.load()
-            _check_values(image)
-            return image
-    except UnreadableImage:
-        raise
-    except Exception as error:  # the readers of the formats raise many kinds on damaged files
-        raise UnreadableImage(_reason(path, error)) from error
 
 
 @cache

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from common import UserError, available_cores
-from dataset.reading import UnreadableImage, load_image
+from dataset.reading import UnreadableImage, read_image
 from models import MODELS, build_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
@@ -108,7 +108,7 @@ def _decode(file: Path, input_size: tuple[int, int, int]) -> Answer:
     if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's, these do not raise
         return Answer(file, fault="not a regular file")  # a pipe might keep its reader waiting
     try:
-        return Answer(file, fit_image(load_image(file), file.suffix.lower() == ".npy", input_size))
+        return Answer(file, fit_image(read_image(file), file.suffix.lower() == ".npy", input_size))
     except UnreadableImage as error:
         return Answer(file, fault=str(error))
 

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 import hostile
-from dataset import reading
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.reading import UnreadableImage, load_image, read_image, upright_rgb, why_unreadable
+from dataset.reading import UnreadableImage, read_image, upright_rgb
 from helpers import REPOSITORY
 
 
@@ -118,30 +117,6 @@ def test_keeps_what_it_takes_to_turn_an_image_upright(tmp_path):
         assert upright_rgb(upright).size == (20, 40), f"{suffix}: turned twice"
 
 
-def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):
-    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
-    Image.new("L", (4, 4)).save(good)
-    bad.write_text("text")
-    read_image(good)
-    assert refusal(bad) == "not an image"
-    opened = []
-    monkeypatch.setattr(Image, "open", lambda path, original=Image.open, **how: opened.append(path) or original(path))
-    assert (why_unreadable(good), why_unreadable(bad)) == (None, "not an image")
-    assert opened == []
-    good.write_bytes(b"")
-    Image.new("L", (5, 4)).save(bad)
-    opened.clear()
-    assert (why_unreadable(good), why_unreadable(bad)) == ("an empty file", None)
-    assert opened == [good, bad]
-
-
-def test_a_file_that_changes_while_it_is_asked_about(tmp_path, monkeypatch):
-    versions = iter(range(2))
-    monkeypatch.setattr(reading, "_version", lambda path: (path, next(versions), 0))
-    Image.new("L", (4, 4)).save(tmp_path / "good.png")
-    assert why_unreadable(tmp_path / "good.png") is None
-
-
 @pytest.mark.parametrize(
     ("write", "expected"),
     [(hostile.write_coloured, hostile.COLOURS), (hostile.write_grey, hostile.GREYS[..., np.newaxis])],
@@ -150,7 +125,7 @@ def test_a_file_that_changes_while_it_is_asked_about(tmp_path, monkeypatch):
 def test_images_of_every_kind_look_as_they_should(tmp_path, capfd, write, expected):
     """Turned upright, on white where they are transparent, in their colours, 16 bits scaled, the first of several."""
     for path in write(tmp_path):
-        found = hostile.quarters_of(resize_or_pad_image(load_image(path))).astype(int)
+        found = hostile.quarters_of(resize_or_pad_image(read_image(path))).astype(int)
         assert np.abs(found - expected).max() <= 3, path
     assert capfd.readouterr() == ("", "")  # of the decoders' own messages
 
@@ -184,7 +159,7 @@ def test_packages_may_lie_in_a_folder_whose_name_has_spaces(tmp_path):
             shutil.copytree(packages / name, place / name)
     file = tmp_path / "photo.jpg"
     Image.new("RGB", (4, 3)).save(file)
-    script = "import sys, pathlib; from dataset.reading import *; print(load_image(pathlib.Path(sys.argv[1])).size)"
+    script = "import sys, pathlib; from dataset.reading import *; print(read_image(pathlib.Path(sys.argv[1])).size)"
     environment = {**os.environ, "PYTHONPATH": f"{place}:{REPOSITORY / 'src'}"}
     result = subprocess.run(
         [sys.executable, "-c", script, file], env=environment, capture_output=True, text=True, check=False
@@ -209,12 +184,12 @@ from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine_image
-from dataset.reading import load_image
+from dataset.reading import read_image
 from helpers import peak_memory
 
 before = peak_memory()
 path = Path(sys.argv[3])
-image = load_image(path)
+image = read_image(path)
 resize_or_pad_image(image)
 examine_image(path, image)
 print(peak_memory() - before)

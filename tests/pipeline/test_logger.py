@@ -45,8 +45,6 @@ def tell(tmp_path):
     def tell(mode, *options, **variables):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
         own = {"NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path / "config"), "HOME": str(tmp_path)}
-        # Requests ignores this one as well, unless another thread happens to put the filters of warnings back.
-        own["PYTHONWARNINGS"] = "ignore:SOCKS support in urllib3"
         own["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # which has a list of the fonts
         search = os.pathsep.join(str(REPOSITORY / name) for name in ("src", "tests"))
         result = subprocess.run(
