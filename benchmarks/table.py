@@ -188,7 +188,7 @@ def _filter_detections(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
     def side(name: str) -> str:
         memory, quality = results["peak_mb_of_the_main_process"][name], results["quality_db"][name]
-        return f"{results['seconds'][name]:g} s, {memory:,} MB in the main process, {quality:g} dB"
+        return f"{results['seconds'][name]:g} s, {memory:,} MB in the main process, a PSNR of {quality:g} dB"
 
     return (
         f"padding {results['photographs']:,} photographs and writing {results['augmented']:,} augmented ones",
