@@ -72,6 +72,9 @@ def _parse() -> argparse.Namespace:
         raise UserError("no image is named, and no folder of images (--help lists the flags)")
     if arguments.files and not any(map(os.path.lexists, arguments.files)):
         raise UserError(f"there is no file or folder {_list(arguments.files)}: name images, or folders of images")
+    for name in arguments.files:
+        if os.path.isfile(name / "settings.json"):
+            raise UserError(f"{printable(name)} is a run, not images to ask about: one run answers at a time")
     if arguments.export and arguments.export.suffix != ".pt2":
         raise UserError(f"--export {arguments.export}: the name must end in .pt2, torch.export's format")
     for folder in arguments.files if arguments.cam else ():

@@ -323,6 +323,7 @@ def test_an_export_that_is_off_leaves_what_was_there(place, tmp_path, monkeypatc
         ((RUN, "empty"), "there is no image in empty"),
         (("nowhere", "test"), "there is no folder nowhere: name that of a trained run"),
         (("test", "test"), "test has no settings.json"),
+        ((RUN, RUN), f"{RUN} is a run, not images to ask about: one run answers at a time"),
         ((RUN, "test", "--checkpoint", "best"), f"there is no checkpoint {RUN}/best.pt"),
         ((RUN, "test", "--checkpoint", "last"), f"{RUN}/last.pt is not a checkpoint of this program"),
         ((RUN, "test", "--cam", "test/maps"), "--cam test/maps: test, which is searched for images"),

@@ -240,8 +240,10 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
     )
     assert "ResNet18: best 2 of 2 by test accuracy" in out
     assert re.search(r"2 +from scratch, .*lr 0.001, .*, mean of 3 seeds +62\.86%", out)
+    assert re.search(r"best_val_acc +best_val_loss +terminal\n.*gamma 0.95 +62\.86% +50\.00% +40\.00%", out)
     assert re.search(
-        rf"{interval} +60\.00% +67\.62%, the best of 160 by test", program("--models-dir", *places, "--published")[1]
+        rf"{interval} +60\.00% +40\.00% +67\.62%, the best of 160 by test",
+        program("--models-dir", *places, "--published")[1],
     )
     assert read_table(Path("clean_runs.csv"))[0] == read_models(*places)[0]
     assert program("--runs", "clean_runs.csv")[1] == out

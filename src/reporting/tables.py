@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from common import align
 from pipeline.measures import mean_interval, wilson_interval
+from pipeline.settings import CHECKPOINTS
 from reporting.comparison import TOP, Choice, Effect, Report
 from reporting.results import Run, shown
 
@@ -36,9 +37,11 @@ def make_tables(report: Report, with_published: bool = False) -> Iterator[Table]
     counts["total"] = sum(counts.values())
     yield Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()])
     if report.repeated:
-        header = ("group", "settings", "seeds", "test accuracy", "95% interval", "validation accuracy")
+        header = ("group", "settings", "seeds", "test accuracy", "95% interval", "in validation", "there, per class")
         rows = [(members[0].group, _seeds_row(members)) for members in report.repeated]
         yield Table("Means over seeds", *_beside_published(header, rows, with_published), _SEEDS_REMARK)
+        rows = [_checkpoints_row(members) for members in report.repeated]
+        yield Table("Test accuracy by checkpoint, means over seeds", ("group", "settings", *CHECKPOINTS), rows)
     for group, members in report.groups.items():
         rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
         title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
@@ -71,15 +74,25 @@ def _row(run: Run) -> tuple[str, str, str]:
 
 def _seeds_row(members: Sequence[Run]) -> tuple[str, ...]:
     accuracies = [run.accuracy for run in members]
-    validation = [run.val_accuracy for run in members]
     return (
         shown(members[0].group),
         members[0].describe(),
         str(len(members)),
         f"{_percent(fmean(accuracies))} ({_range(map(_percent, (min(accuracies), max(accuracies))))})",
         _range(map(_percent, mean_interval(accuracies))),
-        _percent(None if None in validation else fmean(validation)),
+        _mean(members, "val_accuracy"),
+        _mean(members, "val_per_class_accuracy"),
     )
+
+
+def _checkpoints_row(members: Sequence[Run]) -> tuple[str, ...]:
+    means = (_mean(members, f"test_accuracy_{checkpoint}") for checkpoint in CHECKPOINTS)
+    return shown(members[0].group), members[0].describe(), *means
+
+
+def _mean(members: Iterable[Run], column: str) -> str:
+    scores = [run.scores.get(column) for run in members]
+    return _percent(None if None in scores else fmean(scores))
 
 
 def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
@@ -125,7 +138,8 @@ _CHOICE_REMARK = (
 )
 _SEEDS_REMARK = (
     "In brackets: the lowest and the highest. The interval (Student's t) is that of the mean over all seeds on these"
-    " test images; that of other test images is wider, as the tables below have it."
+    " test images; that of other test images is wider, as the tables below have it. Per class: the mean over classes,"
+    " which large classes do not carry."
 )
 _EFFECT_REMARK = (
     "A set of runs differs in this hyperparameter alone. True - False: the difference within a set. Other values: the"
