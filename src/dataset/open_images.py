@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common import UserError, first_line
+from common import UserError, first_line, printable
 from dataset.database import connect
 from dataset.download import download
 
@@ -242,7 +242,11 @@ class Selection:
                 file.close()
 
     def choose(self, label_id: str, count: int, seen: Collection[Box], seed: int) -> list[Candidate]:
-        """The first boxes of a class, in the seed's order, that were not seen: 1 to `count`, or none."""
+        """The first boxes of a class, in the seed's order, that were not seen: 1 to `count`, or none.
+
+        Raises:
+            UserError: a row of the class is damaged.
+        """
         with self._files[label_id].open("rb") as rows:
             candidates = (_candidate(row, seed) for row in rows)
             first = heapq.nsmallest(count, (candidate for candidate in candidates if candidate.box not in seen))
@@ -252,7 +256,11 @@ class Selection:
 def _candidate(line: bytes, seed: int) -> Candidate:
     split, _, row = line.partition(b",")
     fields = row.split(b",", 8)
-    box = Box.from_edges(split.decode(), fields[0].decode(), *map(float, fields[4:8]))
+    try:
+        box = Box.from_edges(split.decode(), fields[0].decode(), *map(float, fields[4:8]))
+    except (ValueError, TypeError) as error:
+        text = printable(row.decode(errors="replace").rstrip())
+        raise UserError(f"the table of detections of {split.decode()} has a damaged row: {text}") from error
     return Candidate(box.rank(seed), box, row)
 
 

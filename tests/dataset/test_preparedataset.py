@@ -457,6 +457,16 @@ def test_the_filter_keeps_what_a_csv_reader_would(tmp_path_factory, lines, wante
     assert all(line.endswith(b"\n") for line in kept)
 
 
+def test_a_damaged_row_is_told(staged, tmp_path):
+    zoo = tmp_path / "zoo"
+    shutil.copytree(staged / "validation", zoo / "validation")
+    (zoo / "validation" / "labels" / "detections.csv").write_text(
+        f"{HEADER}\n1,xclick,{CLASS_IDS['Axe']},1,,0.2,0.1,0.2\n"
+    )
+    with pytest.raises(UserError, match=r"^the table of detections of validation has a damaged row: 1,xclick,/m/"):
+        fetch(["Axe"], tmp_path / "dataset", zoo, ["validation"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
