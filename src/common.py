@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -112,9 +113,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def link(path: Path, other: Path) -> None:
-    """Gives a file a second name, in place of whatever has it."""
+    """Gives a file a second name, in place of whatever has it; copies it where folders cannot share a file."""
     with write_whole(other) as partial:
-        os.link(path, partial)
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
 
 
 def remove_partial(directory: Path) -> None:

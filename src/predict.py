@@ -73,7 +73,7 @@ def _parse() -> argparse.Namespace:
     if arguments.files and not any(map(os.path.lexists, arguments.files)):
         raise UserError(f"there is no file or folder {_list(arguments.files)}: name images, or folders of images")
     for name in arguments.files:
-        if os.path.isfile(name / "settings.json"):
+        if all(os.path.isfile(name / file) for file in ("settings.json", "history.csv")):
             raise UserError(f"{printable(name)} is a run, not images to ask about: one run answers at a time")
     if arguments.export and arguments.export.suffix != ".pt2":
         raise UserError(f"--export {arguments.export}: the name must end in .pt2, torch.export's format")

@@ -247,7 +247,12 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
     )
     assert read_table(Path("clean_runs.csv"))[0] == read_models(*places)[0]
     assert program("--runs", "clean_runs.csv")[1] == out
-    assert json.loads(program("--runs", "clean_runs.csv", "--json")[1])["runs"] == {"ResNet": 4}
+    told = json.loads(program("--runs", "clean_runs.csv", "--json")[1])
+    assert told["runs"] == {"ResNet": 4}
+    assert {column: round(mean, 4) for column, mean in told["seeds"][0]["means"].items()} == {
+        "val_accuracy": 0.6, "val_per_class_accuracy": 0.4,
+        "test_accuracy_best_val_acc": 0.6286, "test_accuracy_best_val_loss": 0.5, "test_accuracy_terminal": 0.4,
+    }  # fmt: skip
 
     write_metrics(tmp_path / "again", make_metrics(run_name("ResNet18"), "ResNet", (0.1, 0.1, 0.1), seed=2))
     _, notes = read_models(*places, tmp_path / "again")

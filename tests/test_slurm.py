@@ -170,7 +170,7 @@ class TestScripts:
         assert calls[:2] + calls[4:6] == ["env list", make, "env list", update]
         run = "run --no-capture-output --name image-classification python"
         for install, look in (calls[2:4], calls[6:]):
-            assert install == f"{run} -m pip install --quiet -r requirements.txt -c constraints.txt"
+            assert install == f"{run} -m pip install --quiet -r src/../requirements.txt -c src/../constraints.txt"
             assert look.startswith(f"{run} -c import ")
 
     @pytest.mark.usefixtures("conda_calls")

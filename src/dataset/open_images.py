@@ -40,6 +40,7 @@ _DETECTIONS_URLS = {
 _COLUMNS = (
     b"ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
 )
+_FIELDS = _COLUMNS.count(b",") + 1
 _LABEL = 2  # the place of LabelName
 _CHUNK = 256 << 10  # bytes read at once: what a core's own cache holds
 _PADDING = bytes(8)  # so that eight bytes follow the last slash too
@@ -145,8 +146,7 @@ class Zoo:
         ids = sorted({row.partition(b",")[0].decode() for row in rows})
         (view / "metadata" / "image_ids.csv").write_text("\n".join(["ImageID,Subset", *(f"{i},{split}" for i in ids)]))
         # A last row that belongs to no image: where all ids are digits, pandas would take them for numbers.
-        commas = _COLUMNS.count(b",")
-        rows = [b",".join(row.split(b",")[: commas + 1]).rstrip() for row in rows] + [b"none" + b",0" * commas]
+        rows = [b",".join(row.split(b",")[:_FIELDS]).rstrip() for row in rows] + [b"none" + b",0" * (_FIELDS - 1)]
         (view / "labels" / "detections.csv").write_bytes(b"\n".join([_COLUMNS, *rows]))
 
 
@@ -228,8 +228,8 @@ class Selection:
         self._files = {label_id: folder / f"{number}.csv" for number, label_id in enumerate(label_ids)}
         for path in self._files.values():
             path.touch()
-        tables = {split: zoo.detections_file(split) for split in splits}
-        for split, table in tables.items():
+        self._tables = {split: zoo.detections_file(split) for split in splits}
+        for split, table in self._tables.items():
             self._append(split, table)
 
     def _append(self, split: str, table: Path) -> None:
@@ -248,20 +248,25 @@ class Selection:
             UserError: a row of the class is damaged.
         """
         with self._files[label_id].open("rb") as rows:
-            candidates = (_candidate(row, seed) for row in rows)
+            candidates = (self._candidate(row, seed) for row in rows)
             first = heapq.nsmallest(count, (candidate for candidate in candidates if candidate.box not in seen))
         return list({candidate.box: candidate for candidate in first}.values())  # one may be there twice
 
-
-def _candidate(line: bytes, seed: int) -> Candidate:
-    split, _, row = line.partition(b",")
-    fields = row.split(b",", 8)
-    try:
-        box = Box.from_edges(split.decode(), fields[0].decode(), *map(float, fields[4:8]))
-    except (ValueError, TypeError) as error:
-        text = printable(row.decode(errors="replace").rstrip())
-        raise UserError(f"the table of detections of {split.decode()} has a damaged row: {text}") from error
-    return Candidate(box.rank(seed), box, row)
+    def _candidate(self, line: bytes, seed: int) -> Candidate:
+        split, _, row = line.partition(b",")
+        fields = row.split(b",", _FIELDS)[:_FIELDS]
+        try:
+            left, right, upper, lower = edges = [float(field) for field in fields[4:8]]
+            list(map(int, fields[8:]))  # what FiftyOne will do
+            if len(fields) < _FIELDS or not (left <= right and upper <= lower):
+                raise ValueError
+        except ValueError:
+            table, text = self._tables[split.decode()], printable(row.decode(errors="replace").rstrip())
+            raise UserError(
+                f"{table} has a damaged row: {text} (delete the file, and it is downloaded again)"
+            ) from None
+        box = Box.from_edges(split.decode(), fields[0].decode(), *edges)
+        return Candidate(box.rank(seed), box, row)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict
         folders: the images to train on, and the test sets.
 
     Raises:
-        UserError: the settings do not fit this machine, or the run was begun with others.
+        UserError: the settings do not fit this machine, the run was begun with others, or what it wrote is damaged.
     """
     if settings.restart:
         return None

@@ -21,6 +21,10 @@ _PUBLISHED = {
     "ResNet": (0.6762, 160), "CNNBasic": (0.7619, 160),
 }  # fmt: skip
 
+# Scores that are told as means over seeds.
+_VALIDATION = ("val_accuracy", "val_per_class_accuracy")
+_BY_CHECKPOINT = tuple(f"test_accuracy_{checkpoint}" for checkpoint in CHECKPOINTS)
+
 
 class Table(NamedTuple):
     """A table under a title, and what has to be said about it."""
@@ -80,19 +84,18 @@ def _seeds_row(members: Sequence[Run]) -> tuple[str, ...]:
         str(len(members)),
         f"{_percent(fmean(accuracies))} ({_range(map(_percent, (min(accuracies), max(accuracies))))})",
         _range(map(_percent, mean_interval(accuracies))),
-        _mean(members, "val_accuracy"),
-        _mean(members, "val_per_class_accuracy"),
+        *(_percent(_mean(members, column)) for column in _VALIDATION),
     )
 
 
 def _checkpoints_row(members: Sequence[Run]) -> tuple[str, ...]:
-    means = (_mean(members, f"test_accuracy_{checkpoint}") for checkpoint in CHECKPOINTS)
+    means = (_percent(_mean(members, column)) for column in _BY_CHECKPOINT)
     return shown(members[0].group), members[0].describe(), *means
 
 
-def _mean(members: Iterable[Run], column: str) -> str:
+def _mean(members: Iterable[Run], column: str) -> float | None:
     scores = [run.scores.get(column) for run in members]
-    return _percent(None if None in scores else fmean(scores))
+    return None if None in scores else fmean(scores)
 
 
 def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
@@ -233,6 +236,7 @@ def to_json(report: Report, notes: Sequence[str]) -> dict[str, Any]:
                 "test_accuracies": [run.accuracy for run in members],
                 "mean": fmean(run.accuracy for run in members),
                 "interval": mean_interval([run.accuracy for run in members]),
+                "means": {column: _mean(members, column) for column in (*_VALIDATION, *_BY_CHECKPOINT)},
             }
             for members in report.repeated
         ],

@@ -457,13 +457,27 @@ def test_the_filter_keeps_what_a_csv_reader_would(tmp_path_factory, lines, wante
     assert all(line.endswith(b"\n") for line in kept)
 
 
-def test_a_damaged_row_is_told(staged, tmp_path):
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "1,,0.2,0.1,0.2,0,0,0,0,0",
+        "1,0.1,0.2,0.1,0.2",
+        "1,0.1,0.2,0.1,0.2,,0,0,0,0",
+        "1,nan,0.2,0.1,0.2,0,0,0,0,0",
+        "1,0.6,0.2,0.1,0.2,0,0,0,0,0",
+    ],
+)
+def test_a_damaged_row_is_told(staged, tmp_path, rest):
     zoo = tmp_path / "zoo"
     shutil.copytree(staged / "validation", zoo / "validation")
-    (zoo / "validation" / "labels" / "detections.csv").write_text(
-        f"{HEADER}\n1,xclick,{CLASS_IDS['Axe']},1,,0.2,0.1,0.2\n"
-    )
-    with pytest.raises(UserError, match=r"^the table of detections of validation has a damaged row: 1,xclick,/m/"):
+    # The line is not the last: one that is cut off there is found earlier.
+    image = next((zoo / "validation" / "data").iterdir()).stem
+    good = f"{image},xclick,{CLASS_IDS['Tool']},1,0,0.5,0,0.5,0,0,0,0,0"
+    lines = (HEADER, f"{image},xclick,{CLASS_IDS['Axe']},{rest}", good)
+    (zoo / "validation" / "labels" / "detections.csv").write_text("\n".join(lines))
+    with pytest.raises(
+        UserError, match=rf"detections.csv has a damaged row: {image},xclick,/m/.* \(delete the file, and"
+    ):
         fetch(["Axe"], tmp_path / "dataset", zoo, ["validation"])
 
 
