@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import defaultdict
 from pathlib import Path
 
 from measuring import RESULTS  # isort: skip  (it says where the others are)
@@ -19,22 +20,32 @@ _RUNS = RESULTS.parents[1] / "saved_models" / "results"
 def main() -> int:
     ArgumentParser(description="Prints how many leaked test images the runs of SmallVGG get right.").parse_args()
     audit = json.loads((_RUNS / "audit.json").read_text())
-    leaked = {twin["of"] for twin in audit["twins"] if twin["kind"] == "leak"}
+    groups: dict[str, set[str]] = defaultdict(set)
+    for twin in audit["twins"]:
+        if twin["kind"] == "leak":
+            groups[_class_of(twin["of"])].add(twin["of"])
+    leaked = set().union(*groups.values())
     others = sum(audit["images"]["dataset_testing"].values()) - len(leaked)
-    print(f"| right answers, by seed | of the {len(leaked)} leaked test images | of the {others} others |")
-    print("| --- | --- | --- |")
+
+    heads = [f"leaked {label} ({len(files)})" for label, files in groups.items()] + [f"not leaked ({others})"]
+    print("| right answers, by seed |", " | ".join(heads), "|")
+    print("| --- |" + " --- |" * len(heads))
     for title, folder in (("trained with the leak", _RUNS / "with_leaks"), ("without", _RUNS)):
-        counts = [count_right(file, leaked) for file in sorted(folder.glob("seed_*/SmallVGG_*/answers.csv"))]
-        print(f"| {title} | " + " | ".join(", ".join(map(str, column)) for column in zip(*counts, strict=True)) + " |")
+        runs = [read_right(file) for file in sorted(folder.glob("seed_*/SmallVGG_*/answers.csv"))]
+        cells = [[str(len(right & files)) for right in runs] for files in groups.values()]
+        cells.append([str(len(right - leaked)) for right in runs])
+        print(f"| {title} |", " | ".join(map(", ".join, cells)), "|")
     return 0
 
 
-def count_right(answers: Path, leaked: set[str]) -> tuple[int, int]:
-    """How many of the leaked images, and of the others, were given the class whose folder they lie in."""
+def read_right(answers: Path) -> set[str]:
+    """The images that were given the class whose folder they lie in."""
     with answers.open(newline="") as file:
-        right = [row["file"] for row in csv.DictReader(file) if row["class"] == Path(row["file"]).parent.name]
-    known = sum(name in leaked for name in right)
-    return known, len(right) - known
+        return {row["file"] for row in csv.DictReader(file) if row["class"] == _class_of(row["file"])}
+
+
+def _class_of(file: str) -> str:
+    return Path(file).parent.name
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def make_tables(report: Report, with_published: bool = False) -> Iterator[Table]
     counts["total"] = sum(counts.values())
     yield Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()])
     if report.repeated:
-        header = ("group", "settings", "seeds", "test accuracy", "95% interval", "in validation", "there, per class")
+        header = ("group", "settings", "seeds", "test accuracy", "95% interval", "in validation", "per class")
         rows = [(members[0].group, _seeds_row(members)) for members in report.repeated]
         yield Table("Means over seeds", *_beside_published(header, rows, with_published), _SEEDS_REMARK)
         rows = [_checkpoints_row(members) for members in report.repeated]
