@@ -45,7 +45,7 @@ def _plot_curve(
     axes.set(xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)  # inside, it might hide points
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
@@ -104,7 +104,7 @@ def plot_reliability(calibration: Calibration, title: str, path: Path) -> None:
     for axes in (shares, numbers):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # anywhere inside, it might hide points
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save_figure(figure, path)
 
 
