@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -32,7 +33,7 @@ class ImageFolder:
 
     Attributes:
         directory: the folder, or the `.npz` file.
-        classes: their names, sorted.
+        classes: their canonical names, sorted.
         paths: N files; of an `.npz` file FILE/<label>/<place in it>, which are only names.
         labels: (N,) int64, places in `classes`.
         augmented: (N,) bool, made from another image.
@@ -93,6 +94,43 @@ def source_stem(augmented: Path) -> str | None:
     return match[1] if match else None
 
 
+def canonical(name: str) -> str:
+    """The name of a class as it is compared and shown: composed (NFC), without white space at its ends.
+
+    macOS may store a name decomposed, so that the folder of one class has different bytes on two machines. The name of
+    a folder of augmented images becomes the canonical name of its class and `_augmented`.
+    """
+    name = unicodedata.normalize("NFC", name).strip()
+    own = name.removesuffix(AUGMENTED)
+    return name if own == name else own.rstrip() + AUGMENTED
+
+
+def class_folder(directory: Path, name: str) -> Path:
+    """The folder of a class in a directory, however its name is spelled there; `<directory>/<name>` if it has none.
+
+    Args:
+        directory: it need not exist.
+        name: of a class, or of a class and `_augmented`.
+    """
+    folder = directory / name
+    if folder.is_dir() or not directory.is_dir():
+        return folder
+    wanted = canonical(name)
+    return next((directory / other for other in sorted(os.listdir(directory)) if canonical(other) == wanted), folder)
+
+
+def check_known_classes(training_dir: Path, testing_dir: Path, remedy: str) -> None:
+    """Checks that a training folder has every class of a folder of test images, which may lack some or be missing.
+
+    Raises:
+        UserError: it lacks one; the message ends with the remedy.
+    """
+    names = own_class_names(testing_dir) if testing_dir.exists() else []
+    if unknown := sorted(set(names) - set(class_names(training_dir))):
+        folder = class_folder(testing_dir, unknown[0])
+        raise UserError(f"{folder} is a class that {training_dir} does not have: {remedy}")
+
+
 def check_apart(directories: Sequence[Path]) -> None:
     """Sees to it that no folder is another one, or lies in it.
 
@@ -106,29 +144,31 @@ def check_apart(directories: Sequence[Path]) -> None:
 
 
 def class_names(directory: Path) -> tuple[str, ...]:
-    """The names of the class folders in a directory, sorted.
+    """The canonical names of the class folders in a directory, sorted.
 
     Raises:
-        UserError: there is no such folder, or it has fewer than two class folders, or augmented images of a class
-            that has none of its own.
+        UserError: there is no such folder, or it has fewer than two class folders, or two of one class, or augmented
+            images of a class that has none of its own.
     """
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
     folders = _class_folders(directory)
     names = own_class_names(directory)
-    if orphans := sorted(folders - set(names) - {name + AUGMENTED for name in names}):
-        raise UserError(f"{directory / orphans[0]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
+    if orphans := sorted(set(folders) - set(names) - {name + AUGMENTED for name in names}):
+        raise UserError(f"{folders[orphans[0]]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
     if not names:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
+    if "" in names:
+        raise UserError(f"{directory} has a folder {folders[''].name!a}, a name of white space only: rename it")
     _check_names(directory, names)
     return tuple(names)
 
 
 def own_class_names(directory: Path) -> list[str]:
-    """The names of whatever class folders there are in a directory, sorted.
+    """The canonical names of whatever class folders there are in a directory, sorted.
 
     Raises:
-        UserError: there is no such directory.
+        UserError: there is no such directory, or it has two folders of one class.
     """
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}")
@@ -142,9 +182,24 @@ def _check_names(directory: Path, names: Sequence[str]) -> None:
         raise UserError(f"{directory} has a class {odd[0]!a}, which tables and figures cannot show: rename it")
 
 
-def _class_folders(directory: Path) -> set[str]:
-    folders = {entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    return {name for name in folders - {REJECTED, LEFT_OUT} if not _leads_back(directory / name)}
+def _class_folders(directory: Path) -> dict[str, Path]:
+    """The folders of classes and of augmented images in a directory, by their canonical names.
+
+    Raises:
+        UserError: two of them have the same.
+    """
+    entries = [entry for entry in sorted(directory.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    folders: dict[str, Path] = {}
+    for folder in entries:
+        if folder.name in (REJECTED, LEFT_OUT) or _leads_back(folder):
+            continue
+        other = folders.setdefault(canonical(folder.name), folder)
+        if other != folder:
+            raise UserError(
+                f"{directory} has two folders of one class, {other.name!a} and {folder.name!a}: put their images into "
+                "one of them, or rename one"
+            )
+    return folders
 
 
 def _leads_back(folder: Path) -> bool:
@@ -236,16 +291,18 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
     if directory.suffix.lower() == ".npz" and not directory.is_dir():
         return _read_archive(directory)
     classes = class_names(directory)
+    folders = _class_folders(directory)
     paths: list[Path] = []
     labels: list[int] = []
     augmented: list[bool] = []
     others: dict[Path, str] = {}
     for label, name in enumerate(classes):
-        originals, unused = _sort_out(directory / name)
+        originals, unused = _sort_out(folders[name])
         if not originals:
             why = next((f": {path}: {reason}" for path, reason in unused.items()), "")
-            raise UserError(f"{directory / name} has no images{why}")
-        made, unused_too = _sort_out(directory / (name + AUGMENTED)) if with_augmented else ([], {})
+            raise UserError(f"{folders[name]} has no images{why}")
+        augmented_folder = folders.get(name + AUGMENTED)
+        made, unused_too = _sort_out(augmented_folder) if with_augmented and augmented_folder else ([], {})
         others |= unused | unused_too
         paths += originals + made
         labels += [label] * len(originals + made)
@@ -266,7 +323,8 @@ def _read_archive(file: Path) -> ImageFolder:
     if not file.exists():
         raise UserError(f"there is no file {file}: name one with the arrays `images` and `labels`, or a folder")
     images, labels = load_archive(file)
-    texts = labels.astype(str)
+    spelled, spellings = np.unique(labels.astype(str), return_inverse=True)
+    texts = np.array([canonical(text) for text in spelled.tolist()], dtype=str)[spellings]
     classes, places = np.unique(texts, return_inverse=True)
     if not len(classes):
         raise UserError(f"{file} is empty: it needs images of each class")

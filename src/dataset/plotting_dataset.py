@@ -14,7 +14,7 @@ from common import printable
 from dataset.array_images import DARK_SHARE, ArraySet
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine
-from dataset.folders import AUGMENTED, class_names, image_files, source_stem
+from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem
 from dataset.reading import read_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save_figure
 
@@ -63,14 +63,14 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
         The PNGs.
     """
     names = class_names(dataset_dir)
-    images = {name: examine(image_files(dataset_dir / name))[0] for name in names}
+    images = {name: examine(image_files(class_folder(dataset_dir, name)))[0] for name in names}
     forms = {name: [image.size for image in members] for name, members in images.items()}
     figures = {
         "class_sizes": draw_class_sizes(sizes),
         "image_formats": draw_formats(forms, {name: Counter(i.form for i in images[name]) for name in names}),
         "original_padded_images": draw_padded({name: [i.path for i in images[name]] for name in names}),
     }
-    augmented = {name: image_files(dataset_dir / (name + AUGMENTED)) for name in names}
+    augmented = {name: image_files(class_folder(dataset_dir, name + AUGMENTED)) for name in names}
     if any(augmented.values()):
         figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a})
     paths = _save_all(figures, figures_dir)
@@ -168,7 +168,7 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]]) -
     """Images of every augmented class, each beside images that were made from it."""
     rows = []
     for name in list(augmented)[:_CLASSES_SHOWN]:
-        files = {path.stem: path for path in image_files(dataset_dir / name)}
+        files = {path.stem: path for path in image_files(class_folder(dataset_dir, name))}
         made = Counter(source for path in augmented[name] if (source := source_stem(path)) in files)
         for source, _ in sorted(made.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]:
             of_source = [path for path in augmented[name] if source_stem(path) == source]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, check_least, run_program
+from dataset.folders import canonical
 from dataset.moving import alone_in
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
 from dataset.reading import UnreadableImage, read_image
@@ -102,12 +103,14 @@ def _folder_name(label: str) -> str:
 
 
 def _check_spelling(dataset_dir: Path, labels: Iterable[str]) -> None:
-    """Refuses to put `Cat` beside a folder `cat`, which would make two classes."""
-    names = {name.casefold(): name for name in map(_folder_name, labels)}
+    """Refuses to put `Cat` beside a folder `cat`, or one that only looks the same: there would be two classes."""
+    names = {canonical(name).casefold(): name for name in map(_folder_name, labels)}
     for folder in dataset_dir.iterdir() if dataset_dir.is_dir() else ():
-        name = names.get(folder.name.casefold(), folder.name)
+        name = names.get(canonical(folder.name).casefold(), folder.name)
         if folder.is_dir() and name != folder.name:
-            raise UserError(f"{folder} is called {name} in Open Images: rename it, or there would be two classes")
+            same = canonical(name) == canonical(folder.name)  # they may look alike
+            shown, wanted = (f"{dataset_dir}/{folder.name!a}", ascii(name)) if same else (folder, name)
+            raise UserError(f"{shown} is called {wanted} in Open Images: rename it, or there would be two classes")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common import UserError
 from dataset import reading
-from dataset.folders import augmented_name, read_folder, source_stem
+from dataset.folders import augmented_name, canonical, class_folder, read_folder, source_stem
 
 
 def test_lists_classes_and_images_in_a_fixed_order(make_folder):
@@ -57,6 +57,67 @@ def test_augmented_images_are_listed_when_asked_for(make_folder):
 def test_an_augmented_images_name_carries_its_source(stem, number):
     source = Path("Axe") / f"{stem}.jpg"
     assert source_stem(Path(augmented_name(source, number))) == source.stem
+
+
+COMPOSED, DECOMPOSED = "K\u00e4se", "Ka\u0308se"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Axe", "Axe"),
+        (DECOMPOSED, COMPOSED),
+        (f" {COMPOSED}\u00a0", COMPOSED),
+        (f"{DECOMPOSED} _augmented ", f"{COMPOSED}_augmented"),
+        ("two  words", "two  words"),
+        ("axe", "axe"),
+        ("\udcff ", "\udcff"),
+        (" ", ""),
+    ],
+)
+def test_canonical_names(name, expected):
+    assert canonical(name) == canonical(expected) == expected
+
+
+def test_a_class_is_known_by_its_canonical_name_and_read_from_its_own_folder(make_folder):
+    folder = make_folder("data", {DECOMPOSED: 2, f"{COMPOSED}_augmented": 1, "Brot ": 3})
+    listed = read_folder(folder, with_augmented=True)
+    assert listed.classes == ("Brot", COMPOSED)
+    assert [path.parent.name for path in listed.paths] == [
+        *3 * ["Brot "],
+        DECOMPOSED,
+        DECOMPOSED,
+        f"{COMPOSED}_augmented",
+    ]
+    assert listed.augmented.tolist() == [False] * 5 + [True]
+    assert all(listed.read(place).size == (20, 24) for place in range(6))
+    assert class_folder(folder, "Brot") == folder / "Brot "
+    assert class_folder(folder, f"{DECOMPOSED}_augmented") == folder / f"{COMPOSED}_augmented"
+    assert class_folder(folder, "Axe") == folder / "Axe"
+    assert class_folder(folder / "nowhere", "Axe") == folder / "nowhere/Axe"
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        ((COMPOSED, DECOMPOSED), r"two folders of one class, 'Ka\\u0308se' and 'K\\xe4se': put their images"),
+        (("Axe", "Axe "), "two folders of one class, 'Axe' and 'Axe '"),
+        (("Axe", "Axe_augmented", "Axe _augmented", "Book"), "'Axe _augmented' and 'Axe_augmented'"),
+        (("Axe", "\u2003"), r"has a folder '\\u2003', a name of white space only: rename it"),
+    ],
+)
+def test_names_that_cannot_be_told_apart(make_folder, names, complaint):
+    with pytest.raises(UserError, match=complaint):
+        read_folder(make_folder("data", dict.fromkeys(names, 2)))
+
+
+def test_labels_of_an_archive_are_canonical_too(tmp_path):
+    file = tmp_path / "TRAIN.npz"
+    np.savez(file, images=np.zeros((4, 2, 2), np.uint8), labels=[DECOMPOSED, "Brot", f"{COMPOSED} ", "Brot"])
+    listed = read_folder(file)
+    assert listed.classes == ("Brot", COMPOSED)
+    assert listed.labels.tolist() == [1, 0, 1, 0]
+    assert listed.paths[2] == file / COMPOSED / "2"
 
 
 def test_a_name_without_source():
