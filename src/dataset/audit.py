@@ -1,4 +1,4 @@
-"""Looks for what makes results wrong: files that cannot be read, duplicates, leaks, and test data of another kind.
+"""Looks for what makes results wrong: unreadable files, duplicates, leaks, poor images, test data of another kind.
 
 python src/dataset/audit.py --dataset-dir dataset --testing-dir dataset_testing --fix
 """
@@ -19,12 +19,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this fil
 from common import ArgumentParser, UserError, printable, run_program
 from dataset.duplicates import find_exact_duplicates, find_near_duplicates
 from dataset.examining import Examined, examine, find_unreadable
-from dataset.folders import AUGMENTED, REJECTED, check_apart, class_names, image_files, own_class_names, passed_over
+from dataset.folders import (
+    AUGMENTED,
+    REJECTED,
+    canonical,
+    check_apart,
+    check_known_classes,
+    class_folder,
+    class_names,
+    image_files,
+    own_class_names,
+    passed_over,
+)
 from dataset.moving import alone_in, finish_moves, set_aside
+from dataset.quality import Rule, find_poor_images
 from dataset.shift import Aspect, in_short, measure_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
+
+_POOR = "images of low quality"
+_REMEDY = "name the folder that belongs to it with --testing-dir (without a value: compare with none)"
 
 
 @dataclass(frozen=True)
@@ -53,12 +68,16 @@ class Report:
         unreadable: whatever else lies in the class folders, with the reason.
         twins: images that show the same as another.
         shift: how each test folder differs from the training folder.
+        poor: images of low quality, each with its flaws.
+        rules: flaws that are the rule in a class, whose images are not in `poor` for them.
     """
 
     images: dict[Path, dict[str, int]]
     unreadable: dict[Path, str]
     twins: list[Twin]
     shift: dict[Path, list[Aspect]]
+    poor: dict[Path, list[str]]
+    rules: list[Rule]
 
     @property
     def leaks(self) -> list[Twin]:
@@ -67,7 +86,7 @@ class Report:
     @property
     def clean(self) -> bool:
         shifted = any(aspect.shifted for aspects in self.shift.values() for aspect in aspects)
-        return not (self.unreadable or self.twins or shifted)
+        return not (self.unreadable or self.twins or self.poor or shifted)
 
 
 def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
@@ -77,27 +96,32 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
 
     Args:
         dataset_dir: a folder a class.
-        testing_dirs: may have images of some classes only, or of none yet.
+        testing_dirs: may have images of some classes only, or of none yet, or not exist yet.
 
     Raises:
-        UserError: a folder is missing, or lies in another, or the training folder has fewer than two classes or no
-            images.
+        UserError: the training folder is missing, or has fewer than two classes or no images; or a folder lies in
+            another; or a test folder has a class that the training folder does not have.
     """
     check_apart([dataset_dir, *testing_dirs])
-    classes = {directory: own_class_names(directory) for directory in testing_dirs}
+    for directory in testing_dirs:
+        check_known_classes(dataset_dir, directory, _REMEDY)
+    classes = {directory: own_class_names(directory) for directory in testing_dirs if directory.exists()}
     classes[dataset_dir] = class_names(dataset_dir)
     unreadable: dict[Path, str] = {}
     examined: dict[Path, list[Examined]] = {}
     for directory, names in classes.items():
-        found, bad = examine([path for name in names for path in image_files(directory / name)])
+        folders = [class_folder(directory, name) for name in names]
+        made = [class_folder(directory, name + AUGMENTED) for name in names]
+        found, bad = examine([path for folder in folders for path in image_files(folder)])
         if directory == dataset_dir and not found and not bad:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
-        bad |= find_unreadable([path for name in names for path in image_files(directory / (name + AUGMENTED))])
-        for name in names:
-            bad |= passed_over(directory / name) | passed_over(directory / (name + AUGMENTED))
+        bad |= find_unreadable([path for folder in made for path in image_files(folder)])
+        for folder in (*folders, *made):
+            bad |= passed_over(folder)
         if found or bad:
             examined[directory] = found
         unreadable |= bad
+    poor, rules = find_poor_images([image for images in reversed(examined.values()) for image in images])
     return Report(
         images={
             directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())
@@ -109,11 +133,15 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
             for directory, images in examined.items()
             if directory != dataset_dir
         },
+        poor=poor,
+        rules=rules,
     )
 
 
 def fix(report: Report) -> int:
     """Moves the files that a report names to `rejected/` in their folder, and logs it there; deletes nothing.
+
+    Images of low quality stay: whether they belong to the class is for a person to decide.
 
     Of images that show the same, the one in a test folder stays, else the one with more pixels.
 
@@ -150,7 +178,7 @@ def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) 
         for other in neighbours[place]:
             leak = folder[place] == dataset_dir != folder[other]
             if leak or (folder[place] == folder[other] and other not in moved):
-                same_class = paths[place].parent.name == paths[other].parent.name
+                same_class = canonical(paths[place].parent.name) == canonical(paths[other].parent.name)
                 kind = LEAK if leak else DUPLICATE if same_class else LABEL_CONFLICT
                 twins.append(Twin(paths[place], paths[other], kind, (other, place) in exact))
                 moved.add(place)
@@ -159,7 +187,7 @@ def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) 
 
 
 def _labels(images: Sequence[Examined]) -> np.ndarray:
-    return np.array([image.path.parent.name for image in images])
+    return np.array([canonical(image.path.parent.name) for image in images])
 
 
 def _count_classes(names: Sequence[str], images: Sequence[Examined]) -> dict[str, int]:
@@ -179,6 +207,10 @@ def describe(report: Report) -> Iterator[str]:
         yield from (
             f"  {printable(twin.path)} {'is' if twin.exact else 'resembles'} {printable(twin.of)}" for twin in twins
         )
+    yield f"{_POOR}: {len(report.poor)}{' (--fix does not move them: look at them)' if report.poor else ''}"
+    yield from (f"  {printable(path)}: {', '.join(flaws)}" for path, flaws in report.poor.items())
+    for rule in report.rules:
+        yield f"  {printable(rule.folder)}: {rule.flaw}, {rule.count} of {rule.images}: the rule there, none is named"
     for directory, aspects in report.shift.items():
         yield f"shift of {directory} (in brackets: the most that two random parts of the training images differ)"
         for aspect in aspects:
@@ -191,6 +223,7 @@ def summarise(report: Report) -> Iterator[str]:
     """The report in a few lines, without the names of files."""
     found = [f"unreadable files: {len(report.unreadable)}"]
     found += [f"{title}: {sum(twin.kind == kind for twin in report.twins)}" for kind, title in _TITLES.items()]
+    found += [f"{_POOR}: {len(report.poor)}"]
     yield "; ".join(found)
     for directory, aspects in report.shift.items():
         yield f"shift of {directory}: {in_short(aspects)}"
@@ -206,6 +239,8 @@ def to_json(report: Report) -> dict[str, Any]:
             {"path": str(twin.path), "of": str(twin.of), "kind": twin.kind, "exact": twin.exact}
             for twin in report.twins
         ],
+        "poor": {str(path): flaws for path, flaws in report.poor.items()},
+        "poor_as_a_rule": [{**rule._asdict(), "folder": str(rule.folder)} for rule in report.rules],
         "shift": {
             str(directory): [{**asdict(aspect), "shifted": aspect.shifted} for aspect in aspects]
             for directory, aspects in report.shift.items()
@@ -215,7 +250,8 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def main() -> int:
     parser = ArgumentParser(
-        description="Reports unreadable files, duplicates, leaks and shift. Status 1 where it finds something, else 0."
+        description="Reports unreadable files, duplicates, leaks, images of low quality and shift. "
+        "Status 1 where it finds something, else 0."
     )
     parser.add_argument(
         "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
@@ -223,10 +259,13 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument(
         "--testing-dir", type=Path, nargs="*", default=[Path("dataset_testing")], metavar="DIR",
-        help="one or more such folders to test on; those without images are passed over (default: dataset_testing)",
+        help="such folders to test on, or none; those without images, or not there yet, are passed over "
+        "(default: dataset_testing)",
     )  # fmt: skip
     parser.add_argument(
-        "--fix", action="store_true", help=f"move what was found to {REJECTED}/ in its folder, with a log"
+        "--fix",
+        action="store_true",
+        help=f"move what was found, except images of low quality, to {REJECTED}/ in its folder, with a log",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args()
@@ -237,6 +276,9 @@ def main() -> int:
                 stack.enter_context(alone_in(folder))
                 finish_moves(folder, REJECTED)
         report = audit(arguments.dataset_dir, arguments.testing_dir)
+        for folder in arguments.testing_dir:
+            if not folder.exists():
+                print(f"note: there is no folder {printable(folder)}, nothing is compared with it", file=sys.stderr)
         if arguments.json:
             print(json.dumps(to_json(report), indent=2))
         else:

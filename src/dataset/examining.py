@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dataset.duplicates import Fingerprint, fingerprint
 from dataset.reading import UnreadableImage, read_image, upright_rgb
 
 THUMBNAIL = 32
+_SHARPNESS_SIDE = 128
 _seen: dict[tuple[Path, int, int], Examined | str] = {}  # of each version of a file: what it is, or what is wrong
 _Image, _Result = TypeVar("_Image"), TypeVar("_Result")
 
@@ -32,6 +34,7 @@ class Examined:
         thumbnail: (32, 32) uint8, grey, its aspect not kept.
         intensities: (256,) share of pixels of each grey value.
         fingerprint: what near-duplicates are found by.
+        sharpness: the Laplacian by the gradient, root mean squares, at 128 pixels; contrast cancels out.
     """
 
     path: Path
@@ -40,6 +43,7 @@ class Examined:
     thumbnail: np.ndarray
     intensities: np.ndarray
     fingerprint: Fingerprint
+    sharpness: float
 
 
 def examine(paths: Sequence[Path]) -> tuple[list[Examined], dict[Path, str]]:
@@ -102,4 +106,17 @@ def examine_image(path: Path, stored: Image.Image) -> Examined:
         thumbnail=np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
         intensities=np.asarray(grey.histogram(), dtype=np.float32) / (grey.width * grey.height),
         fingerprint=fingerprint(grey),
+        sharpness=_measure_sharpness(grey),
     )
+
+
+def _measure_sharpness(grey: Image.Image) -> float:
+    """About 2.2 for noise, 1.3 for most photographs, below 0.7 for very blurred ones, 0 for a single colour."""
+    small = grey.copy()
+    small.thumbnail((_SHARPNESS_SIDE, _SHARPNESS_SIDE), Image.Resampling.BILINEAR, reducing_gap=2)
+    pixels = np.pad(np.asarray(small, dtype=np.float32), 1, mode="edge")
+    centre = pixels[1:-1, 1:-1]
+    right, below = pixels[1:-1, 2:] - centre, pixels[2:, 1:-1] - centre
+    laplacian = right + below + (pixels[1:-1, :-2] - centre) + (pixels[:-2, 1:-1] - centre)
+    gradient = float(np.square(right).sum() + np.square(below).sum())
+    return math.sqrt(float(np.square(laplacian).sum()) / gradient) if gradient else 0.0

@@ -5,11 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, fix
+from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
 from dataset.folders import image_files
 from dataset.moving import alone_in
+from dataset.quality import BLANK, DARK
 from dataset.sample import draw_numbered
 from dataset.tables import read_rows
 from helpers import digests, start
@@ -212,10 +213,84 @@ class TestProgram:
 
     @pytest.mark.parametrize(
         "arguments",
-        [("--dataset-dir", "nowhere"), ("--testing-dir", "nowhere"), ("--testing-dir", "dataset/Axe"), ("--fixx",)],
+        [("--dataset-dir", "nowhere"), ("--testing-dir", "dataset/Axe"), ("--fixx",)],
     )
     def test_bad_arguments(self, folders, tmp_path, arguments):
         result = start("dataset/audit.py", "--dataset-dir", "dataset", *arguments, cwd=tmp_path)
         assert result.returncode == 2
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize("flags", [(), ("--fix",)])
+    def test_a_test_folder_that_is_not_there_yet(self, folders, tmp_path, flags):
+        shutil.rmtree(tmp_path / "testing")
+        result = start("dataset/audit.py", "--testing-dir", "testing", *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith("dataset: 6 Axe, 6 Book\nunreadable files: 0\n")
+        assert result.stderr == "note: there is no folder testing, nothing is compared with it\n"
+        assert not (tmp_path / "testing").exists()
+
+    @pytest.mark.parametrize("flags", [(), ("--fix",)])
+    def test_an_unrelated_test_folder(self, folders, tmp_path, flags):
+        (tmp_path / "testing/Book").rename(tmp_path / "testing/Hammer")
+        (tmp_path / "dataset/Axe/bad.jpg").write_text("bad")
+        result = start("dataset/audit.py", "--testing-dir", "testing", *flags, cwd=tmp_path)
+        assert result.returncode == 2
+        assert result.stderr == (
+            "error: testing/Hammer is a class that dataset does not have: name the folder that belongs to it with "
+            "--testing-dir (without a value: compare with none)\n"
+        )
+        assert (tmp_path / "dataset/Axe/bad.jpg").exists()
+        assert start("dataset/audit.py", "--testing-dir", cwd=tmp_path).returncode == 1
+
+
+def placeholder():
+    image = Image.new("P", (120, 90), 0)
+    image.putpalette([240, 240, 240, 120, 120, 120])
+    ImageDraw.Draw(image).text((60, 45), "image not found", fill=1, anchor="mm")
+    return image
+
+
+def test_names_a_placeholder_among_photographs_and_leaves_it_there(folders, tmp_path):
+    dataset, testing = folders
+    placeholder().save(dataset / "Book/lost.gif")
+    report = audit(dataset, [testing])
+    assert (report.poor, report.rules, report.clean) == ({dataset / "Book/lost.gif": [BLANK]}, [], False)
+    assert "images of low quality: 1" in next(summarise(report))
+    assert fix(report) == 0
+    printed = start("dataset/audit.py", "--testing-dir", "testing", "--fix", cwd=tmp_path)
+    assert printed.returncode == 1
+    assert (
+        "images of low quality: 1 (--fix does not move them: look at them)\n"
+        "  dataset/Book/lost.gif: little information\n"
+    ) in printed.stdout
+    assert (dataset / "Book/lost.gif").exists()
+
+
+def test_what_is_the_rule_in_a_class_is_told_in_one_line(folders):
+    """Of images made dark one by one; six are more than five, and all of the class."""
+    dataset, _ = folders
+    for path in image_files(dataset / "Axe"):
+        with Image.open(path) as image:
+            dark = image.point(lambda value: value // 4)
+        dark.save(path)
+    report = audit(dataset, [])
+    assert (report.poor, report.clean) == ({}, True)
+    assert [line for line in describe(report) if DARK in line] == [
+        f"  {dataset}/Axe: very dark, 6 of 6: the rule there, none is named"
+    ]
+    assert to_json(report)["poor_as_a_rule"] == [{"folder": f"{dataset}/Axe", "flaw": DARK, "count": 6, "images": 6}]
+
+
+def test_names_of_classes_may_be_composed_otherwise(folders):
+    """As macOS and Linux spell them, or with a space at the end."""
+    dataset, testing = folders
+    for folder, spelled in ((dataset, "K\u00e4se"), (testing, "Ka\u0308se ")):
+        (folder / "Axe").rename(folder / spelled)
+    copy_smaller(dataset / "K\u00e4se/1.jpg", dataset / "K\u00e4se/smaller.jpg")
+    copy_smaller(testing / "Ka\u0308se /1.jpg", testing / "Ka\u0308se /smaller.jpg")
+    report = audit(dataset, [testing])
+    assert [set(counts) for counts in report.images.values()] == [{"Book", "K\u00e4se"}] * 2
+    assert report.images[testing]["K\u00e4se"] == 7
+    assert {twin.kind for twin in report.twins} == {DUPLICATE}
+    assert report.shift[testing]
