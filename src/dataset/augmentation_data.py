@@ -10,7 +10,7 @@ import re
 import shutil
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,17 @@ from tqdm import tqdm
 from common import UserError, available_cores, write_whole
 from dataset.duplicates import find_near_duplicates
 from dataset.examining import examine, find_unreadable, why_unreadable
-from dataset.folders import AUGMENTED, LEFT_OUT, augmented_name, class_names, image_files, own_class_names, source_stem
+from dataset.folders import (
+    AUGMENTED,
+    LEFT_OUT,
+    augmented_name,
+    canonical,
+    class_folder,
+    class_names,
+    image_files,
+    own_class_names,
+    source_stem,
+)
 from dataset.moving import move_file, set_aside
 from dataset.reading import read_image, upright_rgb
 from dataset.tables import read_rows, write_rows
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TESTING_BATCH = "testing_batch.csv"  # beside the test folders: which images were moved there
+MINORITY, ALL = "minority", "all"  # which classes get augmented images
 _EXTRA = "extra_"
 QUALITY = 95  # of the augmented JPEGs
 _WORTH_PROCESSES = 200  # fewer images are sooner made than torch is imported in every process
@@ -76,7 +87,7 @@ def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) 
     """
     moved = {}
     for name in class_names(dataset_dir):
-        surplus = _in_random_order(image_files(dataset_dir / name), seed, "reduce")[max_per_class:]
+        surplus = _in_random_order(image_files(class_folder(dataset_dir, name)), seed, "reduce")[max_per_class:]
         reason = f"the class had more than {max_per_class} images"
         set_aside(dataset_dir, LEFT_OUT, dict.fromkeys(surplus, reason))
         moved[name] = len(surplus)
@@ -98,32 +109,34 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
     """
     table = testing_dir / TESTING_BATCH
     rows = read_rows(table, ("class", "file"))
-    served = {row["class"] for row in rows}
-    lacking = [name for name in class_names(dataset_dir) if name not in served and not image_files(testing_dir / name)]
+    served = {canonical(row["class"]) for row in rows}
+    folders = {name: class_folder(dataset_dir, name) for name in class_names(dataset_dir)}
+    lacking = [name for name in folders if name not in served and not image_files(class_folder(testing_dir, name))]
     if lacking and per_class:
-        examined, _ = examine([path for name in class_names(dataset_dir) for path in image_files(dataset_dir / name)])
+        examined, _ = examine([path for folder in folders.values() for path in image_files(folder)])
         twins = {place for pair in find_near_duplicates([image.fingerprint for image in examined]) for place in pair}
         alone = [image.path for place, image in enumerate(examined) if place not in twins]
         for name in lacking:
-            candidates = [path for path in alone if path.parent.name == name]
-            readable = sum(image.path.parent.name == name for image in examined)
+            candidates = [path for path in alone if path.parent == folders[name]]
+            readable = sum(image.path.parent == folders[name] for image in examined)
             if per_class > min(len(candidates), readable - 2):
                 raise UserError(
-                    f"{dataset_dir / name} has {readable} readable images, {len(candidates)} of them without a "
+                    f"{folders[name]} has {readable} readable images, {len(candidates)} of them without a "
                     f"near-duplicate: too few to move {per_class} to {testing_dir} and keep two "
                     "(--testing-per-class asks for fewer)"
                 )
             chosen = _in_random_order(candidates, seed, "test")[:per_class]
             rows += [{"class": name, "file": path.name} for path in sorted(chosen)]
         write_rows(table, ("class", "file"), sorted(rows, key=lambda row: (row["class"], row["file"])))
-    moved = dict.fromkeys(class_names(dataset_dir), 0)
+    moved = dict.fromkeys(folders, 0)
     for row in rows:
-        source, target = (directory / row["class"] / row["file"] for directory in (dataset_dir, testing_dir))
+        name = canonical(row["class"])
+        source, target = (class_folder(directory, name) / row["file"] for directory in (dataset_dir, testing_dir))
         if source.exists():
             move_file(source, target)
-            moved[row["class"]] += 1
+            moved[name] += 1
     for name in sorted(served):
-        if not image_files(testing_dir / name):
+        if not image_files(class_folder(testing_dir, name)):
             _log.warning("%s has none of its test images left; without its lines in %s others are drawn", name, table)
     return moved
 
@@ -140,10 +153,11 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
     copied = {}
     for name in own_class_names(extra_dir):
         copied[name] = 0
-        for path in image_files(extra_dir / name):
+        folder = class_folder(testing_dir, name)
+        for path in image_files(class_folder(extra_dir, name)):
             if why_unreadable(path):
                 continue
-            target = testing_dir / name / f"{_EXTRA}{path.name}"
+            target = folder / f"{_EXTRA}{path.name}"
             if not target.exists():
                 with write_whole(target) as partial:
                     shutil.copyfile(path, partial)
@@ -153,7 +167,40 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
     return copied
 
 
-def prepare_to_augment(dataset_dir: Path) -> bool:
+def plan_augmentation(sizes: Mapping[str, int], mode: str = MINORITY, target: int | None = None) -> dict[str, int]:
+    """How many augmented images each class is to have.
+
+    Args:
+        sizes: how many images each class has.
+        mode: `MINORITY` fills every class up to the target, so that augmented images are found in the small classes
+            only. `ALL` gives every class the same share of them, so that looking augmented does not tell the class.
+        target: `MINORITY`: images of each class in all; without it, as many as the largest class has. `ALL`: images of
+            the largest class in all; without it, every class is doubled. The numbers of the other classes are rounded
+            to the nearest whole one, a half upwards, and are at least 1.
+    """
+    largest = max(sizes.values())
+    if mode == MINORITY:
+        return {name: max(0, (target or largest) - size) for name, size in sizes.items()}
+    more = largest if target is None else max(0, target - largest)
+    return {name: max(min(1, more), (2 * size * more + largest) // (2 * largest)) for name, size in sizes.items()}
+
+
+def _check_target(sizes: Mapping[str, int], mode: str, target: int | None) -> None:
+    if target is None:
+        return
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    if mode == ALL and target <= sizes[largest]:
+        raise UserError(
+            f"--augment-to {target}: must be above the {sizes[largest]} images of {largest}, the largest class, "
+            f"with --augment {ALL}"
+        )
+    if mode == MINORITY and target < sizes[smallest]:
+        raise UserError(
+            f"--augment-to {target}: every class has more images already, {smallest} the fewest, {sizes[smallest]}"
+        )
+
+
+def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | None = None) -> bool:
     """Lets a process import torch in the background, from which those that augment are forked; it takes seconds.
 
     `create_augmented_data` does this itself. Who has other work before it, calls this first.
@@ -164,17 +211,21 @@ def prepare_to_augment(dataset_dir: Path) -> bool:
     from multiprocessing import forkserver
 
     names = class_names(dataset_dir)
-    counts = [len(image_files(dataset_dir / name)) for name in names]
-    there = sum(len(image_files(dataset_dir / (name + AUGMENTED))) for name in names)
-    if available_cores() == 1 or len(names) * max(counts) - sum(counts) - there < _WORTH_PROCESSES:
+    sizes = {name: len(image_files(class_folder(dataset_dir, name))) for name in names}
+    there = sum(len(image_files(class_folder(dataset_dir, name + AUGMENTED))) for name in names)
+    if available_cores() == 1 or not any(sizes.values()):
+        return False
+    if sum(plan_augmentation(sizes, mode, target).values()) - there < _WORTH_PROCESSES:
         return False
     forkserver.set_forkserver_preload(["torchvision.transforms.v2"])
     forkserver.ensure_running()
     return True
 
 
-def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = None) -> dict[str, int]:
-    """Brings every class up to the size of the largest with images of 224x224 in `<class>_augmented/`.
+def create_augmented_data(
+    dataset_dir: Path, seed: int = 0, cores: int | None = None, mode: str = MINORITY, target: int | None = None
+) -> dict[str, int]:
+    """Makes images of 224x224 in `<class>_augmented/`, as many as `plan_augmentation` says of the readable images.
 
     Each is made from a random image of the class by 1 to 6 of the six transforms, in random order. It depends only on
     the seed, its own number and the images of the class, so that it is the same on any number of cores; what is there
@@ -183,14 +234,21 @@ def create_augmented_data(dataset_dir: Path, seed: int = 0, cores: int | None = 
 
     Returns:
         How many images of each class were written.
+
+    Raises:
+        UserError: a class has no readable image, or the target makes no sense with the sizes of the classes.
     """
     names = class_names(dataset_dir)
-    cores = cores or (available_cores() if prepare_to_augment(dataset_dir) else 1)
-    files = {name: image_files(dataset_dir / name) for name in names}
+    cores = cores or (available_cores() if prepare_to_augment(dataset_dir, mode, target) else 1)
+    files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
     unreadable = find_unreadable([path for name in names for path in files[name]])
     sources = {name: [path for path in files[name] if path not in unreadable] for name in names}
-    largest = max(map(len, sources.values()))
-    missing = {name: _missing_numbers(dataset_dir, name, sources[name], largest - len(sources[name])) for name in names}
+    if empty := [name for name in names if not sources[name]]:
+        raise UserError(f"{class_folder(dataset_dir, empty[0])} has no readable image to make others from")
+    sizes = {name: len(sources[name]) for name in names}
+    _check_target(sizes, mode, target)
+    counts = plan_augmentation(sizes, mode, target)
+    missing = {name: _missing_numbers(dataset_dir, name, sources[name], counts[name]) for name in names}
     of_source: dict[tuple[str, Path], list[int]] = defaultdict(list)
     for name in names:
         for number in missing[name]:
@@ -215,11 +273,9 @@ class _Task(NamedTuple):
 
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
     """Which of the numbers from 1 to `count` have no augmented image yet; moves those aside that do not belong."""
-    if not sources:
-        raise UserError(f"{dataset_dir / name} has no readable image to make others from")
     stems = {path.stem for path in sources}
     there, aside = set(), {}
-    for path in image_files(dataset_dir / (name + AUGMENTED)):
+    for path in image_files(class_folder(dataset_dir, name + AUGMENTED)):
         number = int(re.search(r"\d+$", path.stem)[0]) if source_stem(path) else 0
         if source_stem(path) not in stems:
             aside[path] = f"the image that it was made from is not in {name}"
@@ -248,8 +304,9 @@ def _use_one_thread() -> None:
 
 def _write_augmented(task: _Task) -> int:
     image = resize_or_pad_image(read_image(task.source))
+    folder = class_folder(task.dataset_dir, task.label + AUGMENTED)
     for number in task.numbers:
-        path = task.dataset_dir / (task.label + AUGMENTED) / augmented_name(task.source, number)
+        path = folder / augmented_name(task.source, number)
         with write_whole(path) as partial:
             augment(image, task.label, number, task.seed).save(partial, quality=QUALITY)
     return len(task.numbers)
@@ -293,7 +350,7 @@ def _in_random_order(paths: Iterable[Path], seed: int, purpose: str) -> list[Pat
     """Files in an order that depends on each one's class and name alone."""
 
     def key(path: Path) -> bytes:
-        text = f"{seed}/{purpose}/{path.parent.name}/{path.name}"
+        text = f"{seed}/{purpose}/{canonical(path.parent.name)}/{path.name}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
     return sorted(paths, key=key)

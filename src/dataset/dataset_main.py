@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this fil
 from common import ArgumentParser, UserError, check_least, run_program, say
 from dataset.audit import audit, summarise
 from dataset.augmentation_data import (
+    ALL,
+    MINORITY,
     TESTING_BATCH,
     add_extra_testing,
     create_augmented_data,
@@ -29,7 +31,10 @@ from dataset.folders import (
     AUGMENTED,
     LEFT_OUT,
     REJECTED,
+    canonical,
     check_apart,
+    check_known_classes,
+    class_folder,
     class_names,
     image_files,
     own_class_names,
@@ -50,11 +55,13 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     """
     dataset_dir, testing_dir, seed = arguments.dataset_dir, arguments.testing_dir, arguments.seed
     check_apart([dataset_dir, testing_dir, *filter(None, [arguments.extra_testing])])
+    if dataset_dir.is_dir() and own_class_names(dataset_dir):
+        _check_classes(arguments)  # before anything is fetched
     _get_images(arguments)
-    _check_classes(arguments.extra_testing, dataset_dir)
+    _check_classes(arguments)
     testing_dir.mkdir(parents=True, exist_ok=True)
     with alone_in(dataset_dir):
-        prepare_to_augment(dataset_dir)
+        prepare_to_augment(dataset_dir, arguments.augment, arguments.augment_to)
         _check(arguments)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
         say("reduce", f"to {arguments.max_per_class} a class: {_counts(moved)} moved to {dataset_dir}/left_out")
@@ -62,7 +69,8 @@ def make_dataset(arguments: argparse.Namespace) -> None:
         say("split", f"{_counts(moved)} moved to {testing_dir}")
         if arguments.extra_testing:
             say("split", f"{_counts(add_extra_testing(arguments.extra_testing, testing_dir))} copied to {testing_dir}")
-        say("augment", f"{_counts(create_augmented_data(dataset_dir, seed))} written")
+        made = create_augmented_data(dataset_dir, seed, mode=arguments.augment, target=arguments.augment_to)
+        say("augment", f"{_counts(made)} written")
         sizes = measure_classes(dataset_dir, testing_dir)
         for path in plot_dataset(dataset_dir, sizes, arguments.figures_dir):
             say("draw", str(path))
@@ -81,9 +89,12 @@ def _get_images(arguments: argparse.Namespace) -> None:
         raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
 
 
-def _check_classes(extra_testing: Path | None, dataset_dir: Path) -> None:
-    if extra_testing and (unknown := set(own_class_names(extra_testing)) - set(class_names(dataset_dir))):
-        raise UserError(f"{extra_testing / min(unknown)} is a class that {dataset_dir} does not have")
+def _check_classes(arguments: argparse.Namespace) -> None:
+    for flag, directory in (("--testing-dir", arguments.testing_dir), ("--extra-testing", arguments.extra_testing)):
+        if flag == "--extra-testing" and directory and not directory.is_dir():
+            raise UserError(f"there is no folder {directory}")
+        if directory:
+            check_known_classes(arguments.dataset_dir, directory, f"name the folder that belongs to it with {flag}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -93,6 +104,8 @@ def _check(arguments: argparse.Namespace) -> None:
         say("audit", line)
     if report.unreadable or report.twins:
         say("audit", "audit.py names the files, and with --fix moves them out of training")
+    elif report.poor:
+        say("audit", "audit.py names the files")
     for directory in report.images:
         inside = {path: why for path, why in report.unreadable.items() if directory in path.parents}
         tell_left_out(directory, inside)
@@ -110,16 +123,16 @@ def _check(arguments: argparse.Namespace) -> None:
 def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassSizes]:
     """Counts the images of each class, also of those that were moved away."""
 
-    batch = Counter(row["class"] for row in read_rows(testing_dir / TESTING_BATCH, ["class"]))
+    batch = Counter(canonical(row["class"]) for row in read_rows(testing_dir / TESTING_BATCH, ["class"]))
     sizes = {}
     for name in class_names(dataset_dir):
-        kept = len(image_files(dataset_dir / name))
-        aside = sum(len(image_files(dataset_dir / place / name)) for place in (LEFT_OUT, REJECTED))
+        kept = len(image_files(class_folder(dataset_dir, name)))
+        aside = sum(len(image_files(class_folder(dataset_dir / place, name))) for place in (LEFT_OUT, REJECTED))
         sizes[name] = ClassSizes(
             found=kept + aside + batch[name],
             kept=kept,
-            augmented=len(image_files(dataset_dir / (name + AUGMENTED))),
-            testing=len(image_files(testing_dir / name)),
+            augmented=len(image_files(class_folder(dataset_dir, name + AUGMENTED))),
+            testing=len(image_files(class_folder(testing_dir, name))),
         )
     return sizes
 
@@ -156,10 +169,21 @@ def main() -> int:
     ):
         parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{purpose} (default: %(default)s)")
     parser.add_argument(
+        "--augment", choices=(MINORITY, ALL), default=MINORITY,
+        help=f"{MINORITY}: bring every class up to the size of the largest; {ALL}: give every class the same share of "
+        "augmented images, one for each of its own (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--augment-to", type=int, metavar="N",
+        help=f"images with the augmented ones: of each class with {MINORITY}, of the largest with {ALL}",
+    )  # fmt: skip
+    parser.add_argument(
         "--allow-leaks", action="store_true", help="go on where training images show the same as test images"
     )
     arguments = parser.parse_args()
     check_least(arguments, max_per_class=2, testing_per_class=0, seed=0)
+    if arguments.augment_to is not None:
+        check_least(arguments, augment_to=1)
     if arguments.max_per_class < arguments.testing_per_class + 2:
         raise UserError(
             f"--max-per-class {arguments.max_per_class}: must leave two images beside "
