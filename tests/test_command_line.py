@@ -9,7 +9,7 @@ import pytest
 
 import main as main_program
 from common import UserError, run_program
-from helpers import imported_for_help, start
+from helpers import imported_for_help, start, write_images
 from pipeline.settings import Settings
 
 
@@ -225,3 +225,14 @@ def test_settings_survive_json():
 def test_a_value_out_of_range_is_refused_however_it_is_given():
     with pytest.raises(UserError, match="-g/--gamma 2"):
         Settings(model_type="VGG", gamma=2)
+
+
+def test_trains_and_tests_where_a_class_name_is_composed_otherwise(tmp_path):
+    """As Linux spells it in the training folder, as macOS does in the test folder."""
+    write_images(tmp_path / "train", {"K\u00e4se": 10, "Brot": 10})
+    write_images(tmp_path / "test", {"Ka\u0308se": 4, "Brot ": 4})
+    result = start("main.py", "-m", "SmallVGG", "-e", 1, "-d", "train", "-t", "test", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (metrics,) = tmp_path.glob("saved_models/*/metrics.json")
+    results = json.loads(metrics.read_text())["checkpoints"]["terminal"]["test"]["test"]
+    assert {name: scores["images"] for name, scores in results["classes"].items()} == {"Brot": 4, "K\u00e4se": 4}

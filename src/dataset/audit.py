@@ -207,10 +207,11 @@ def describe(report: Report) -> Iterator[str]:
         yield from (
             f"  {printable(twin.path)} {'is' if twin.exact else 'resembles'} {printable(twin.of)}" for twin in twins
         )
-    yield f"{_POOR}: {len(report.poor)}{' (--fix does not move them: look at them)' if report.poor else ''}"
+    yield f"{_POOR}: {len(report.poor)}{' (review them: --fix does not move them)' if report.poor else ''}"
     yield from (f"  {printable(path)}: {', '.join(flaws)}" for path, flaws in report.poor.items())
     for rule in report.rules:
-        yield f"  {printable(rule.folder)}: {rule.flaw}, {rule.count} of {rule.images}: the rule there, none is named"
+        count = f"{rule.count} of {rule.images} images"
+        yield f"  {printable(rule.folder)}: {rule.flaw}: {count}, usual in this class, not listed"
     for directory, aspects in report.shift.items():
         yield f"shift of {directory} (in brackets: the most that two random parts of the training images differ)"
         for aspect in aspects:

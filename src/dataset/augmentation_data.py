@@ -280,7 +280,7 @@ def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], coun
         if source_stem(path) not in stems:
             aside[path] = f"the image that it was made from is not in {name}"
         elif not 1 <= number <= count or number in there:
-            aside[path] = f"{name} is not short of it"
+            aside[path] = f"{name} is to have {count} augmented images"
         else:
             there.add(number)
     set_aside(dataset_dir, LEFT_OUT, aside)

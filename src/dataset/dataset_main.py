@@ -104,8 +104,8 @@ def _check(arguments: argparse.Namespace) -> None:
         say("audit", line)
     if report.unreadable or report.twins:
         say("audit", "audit.py names the files, and with --fix moves them out of training")
-    elif report.poor:
-        say("audit", "audit.py names the files")
+    if report.poor:
+        say("audit", "audit.py names the images of low quality, which stay where they are")
     for directory in report.images:
         inside = {path: why for path, why in report.unreadable.items() if directory in path.parents}
         tell_left_out(directory, inside)

@@ -1,8 +1,9 @@
-"""Finds images that carry little information, are very dark, very blurred, or extremely narrow.
+"""Finds images that carry little information, are very dark, very blurred, or very narrow.
 
-The kinds are those of cleanvision (https://github.com/cleanlab/cleanvision), and so is the threshold of darkness. The
-other measures and thresholds differ: of 1,765 photographs, most of them cut out of larger ones, cleanvision 0.3.7 calls
-22 blurred, most of which are small or dark and not blurred, and 363 of odd shape; it misses placeholders saved as JPEG.
+The kinds of flaws, the definition of darkness and its threshold are those of cleanvision
+(https://github.com/cleanlab/cleanvision). The other measures and thresholds differ. On 1,765 photographs, most of them
+cut out of larger ones, cleanvision 0.3.7 reports 22 as blurred, most of which are small or dark but not blurred, and
+363 as of odd shape. It also misses placeholders saved as JPEG.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from dataset.examining import Examined
 
 BLANK, DARK, BLURRED, NARROW = "little information", "very dark", "very blurred", "very narrow"
 
-# Bits of the grey values in steps of `STEP`, so that JPEG's noise around the words of a placeholder does not count.
-# Tools cut out on white have 1.14 bits and more. Symbols of at most `SMALL` pixels may have less.
+# Entropy in bits of the grey values, in bins of `STEP` values, which hide JPEG noise around the text of a placeholder.
+# Photographs of tools on a white background have at least 1.14 bits. Images of at most `SMALL` pixels are exempt: a
+# symbol of a thin line may have less.
 LEAST_ENTROPY, STEP = 1.0, 8
-LEAST_DEVIATION = 4  # grey levels; less is noise on one colour, whatever its entropy
-LEAST_BRIGHT = 0.32 * 255  # grey value that a hundredth of the pixels exceed; cleanvision's threshold
-# Of Examined.sharpness. Chosen by eye on 1,765 photographs: all of the few below it are out of focus.
+LEAST_DEVIATION = 4  # standard deviation of the grey values; below it, an image is noise on one colour
+LEAST_BRIGHT = 0.32 * 255  # the 99th percentile of the grey values; threshold of cleanvision
+# Of `Examined.sharpness`. Chosen by eye on 1,765 photographs: the nine below it are all out of focus.
 LEAST_SHARPNESS = 0.7
-LEAST_ASPECT_RATIO = 1 / 16  # shorter side by longer: in a square of 224 pixels such an image is 14 pixels wide
+LEAST_ASPECT_RATIO = 1 / 16  # shorter side divided by longer; in a square of 224 pixels such an image is 14 pixels wide
 
-RULE_SHARE, RULE_COUNT = 0.1, 5  # what more images of a class show, in share and number, is the rule in it
+RULE_SHARE, RULE_COUNT = 0.1, 5  # a flaw is the rule in a class if more images have it than both this share and number
 
 
 class Rule(NamedTuple):
-    """A property that so many images of a class have that it is no flaw of theirs, as of symbols on black.
+    """A flaw that so many images of a class have that it is usual there, as darkness is for symbols on black.
 
     Attributes:
         folder: of the class.
@@ -49,7 +51,7 @@ class Rule(NamedTuple):
 
 
 def find_flaws(image: Examined) -> list[str]:
-    """What is wrong with an image. One without information is neither dark nor blurred."""
+    """Lists what is wrong with an image. One without information is not called dark or blurred as well."""
     narrow = [NARROW] if min(image.size) / max(image.size) < LEAST_ASPECT_RATIO else []
     shares = image.intensities.astype(np.float64)  # (256,)
     values = np.arange(256)
@@ -73,10 +75,10 @@ def _entropy(shares: np.ndarray) -> float:
 
 
 def find_poor_images(images: Sequence[Examined]) -> tuple[dict[Path, list[str]], list[Rule]]:
-    """Finds the images with flaws, and the flaws that are the rule in a class, whose images are not named.
+    """Finds images with flaws, and flaws that are the rule in a class.
 
     Returns:
-        The flaws of each image that is named, in the order of the paths, and the rules.
+        The flaws of each image, sorted by path, without those that are the rule in its class; and the rules.
     """
     members: dict[Path, list[Examined]] = defaultdict(list)
     for image in images:

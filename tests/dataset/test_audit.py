@@ -261,7 +261,7 @@ def test_names_a_placeholder_among_photographs_and_leaves_it_there(folders, tmp_
     printed = start("dataset/audit.py", "--testing-dir", "testing", "--fix", cwd=tmp_path)
     assert printed.returncode == 1
     assert (
-        "images of low quality: 1 (--fix does not move them: look at them)\n"
+        "images of low quality: 1 (review them: --fix does not move them)\n"
         "  dataset/Book/lost.gif: little information\n"
     ) in printed.stdout
     assert (dataset / "Book/lost.gif").exists()
@@ -277,7 +277,7 @@ def test_what_is_the_rule_in_a_class_is_told_in_one_line(folders):
     report = audit(dataset, [])
     assert (report.poor, report.clean) == ({}, True)
     assert [line for line in describe(report) if DARK in line] == [
-        f"  {dataset}/Axe: very dark, 6 of 6: the rule there, none is named"
+        f"  {dataset}/Axe: very dark: 6 of 6 images, usual in this class, not listed"
     ]
     assert to_json(report)["poor_as_a_rule"] == [{"folder": f"{dataset}/Axe", "flaw": DARK, "count": 6, "images": 6}]
 

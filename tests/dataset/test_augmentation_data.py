@@ -15,10 +15,14 @@ from PIL import Image
 from common import UserError
 from dataset import augmentation_data, moving
 from dataset.augmentation_data import (
+    ALL,
+    MINORITY,
     add_extra_testing,
     augment,
     create_augmented_data,
     create_testing_batch,
+    plan_augmentation,
+    prepare_to_augment,
     reduce_classes,
     resize_or_pad_image,
 )
@@ -255,7 +259,108 @@ class TestTestingBatch:
             add_extra_testing(extra, testing)
 
 
+class TestPlan:
+    @pytest.mark.parametrize(
+        ("mode", "target", "expected"),
+        [
+            (MINORITY, None, (6, 0, 2)),
+            (MINORITY, 8, (5, 0, 1)),
+            (MINORITY, 12, (9, 3, 5)),
+            (ALL, None, (3, 9, 7)),
+            (ALL, 18, (3, 9, 7)),
+            (ALL, 27, (6, 18, 14)),
+            (ALL, 12, (1, 3, 2)),  # 1, 3 and 2.33
+            (ALL, 15, (2, 6, 5)),  # 2, 6 and 4.67
+            (ALL, 10, (1, 1, 1)),  # 0.33, 1 and 0.78: no class is without
+        ],
+    )
+    def test_counts(self, mode, target, expected):
+        assert tuple(plan_augmentation({"A": 3, "B": 9, "C": 7}, mode, target).values()) == expected
+
+    def test_a_half_is_rounded_upwards(self):
+        assert plan_augmentation({"A": 4, "B": 5, "C": 3}, ALL, 8) == {"A": 2, "B": 3, "C": 2}
+        assert plan_augmentation({"A": 10, "B": 5}, ALL, 15) == {"A": 5, "B": 3}
+
+    @given(
+        sizes=st.dictionaries(st.text("AB", min_size=1, max_size=3), st.integers(1, 2000), min_size=2, max_size=5),
+        more=st.integers(1, 3000),
+    )
+    def test_all_gives_the_same_share(self, sizes, more):
+        largest = max(sizes.values())
+        plan = plan_augmentation(sizes, ALL, largest + more)
+        assert max(size + plan[name] for name, size in sizes.items()) == largest + more
+        for name, size in sizes.items():
+            assert plan[name] >= 1
+            assert plan[name] == 1 or abs(plan[name] - size * more / largest) <= 0.5
+        assert plan_augmentation(sizes, ALL) == sizes
+
+
 class TestAugmentation:
+    def test_all_classes(self, make_dataset):
+        dataset = make_dataset({"A": 3, "B": 5})
+        assert create_augmented_data(dataset, mode=ALL) == {"A": 3, "B": 5}
+        after = digests(dataset)
+        assert create_augmented_data(dataset, mode=ALL) == {"A": 0, "B": 0}
+        assert digests(dataset) == after
+        assert create_augmented_data(dataset, mode=ALL, target=15) == {"A": 3, "B": 5}
+        assert after.items() <= digests(dataset).items()
+        assert [len(image_files(dataset / f"{name}_augmented")) for name in "AB"] == [6, 10]
+
+    def test_what_another_mode_does_not_need_moves_aside(self, make_dataset, tmp_path):
+        dataset, other = make_dataset({"A": 3, "B": 5}), make_dataset({"A": 3, "B": 5}, directory=tmp_path / "other")
+        create_augmented_data(dataset, mode=ALL)
+        before = images_in(dataset)
+        assert create_augmented_data(dataset) == {"A": 0, "B": 0}
+        assert images_in(dataset) == before
+        assert [len(image_files(dataset / "left_out" / f"{name}_augmented")) for name in "AB"] == [1, 5]
+        create_augmented_data(other)
+        assert {name: digest for name, digest in digests(dataset).items() if "left_out" not in name} == digests(other)
+
+    def test_up_to_a_number(self, make_dataset):
+        dataset = make_dataset({"A": 3, "B": 6, "C": 12})
+        assert create_augmented_data(dataset, target=8) == {"A": 5, "B": 2, "C": 0}
+        assert create_augmented_data(dataset, target=8) == {"A": 0, "B": 0, "C": 0}
+
+    @pytest.mark.parametrize(
+        ("mode", "target", "complaint"),
+        [
+            (ALL, 9, "--augment-to 9: must be above the 9 images of B, the largest class, with --augment all"),
+            (MINORITY, 2, "--augment-to 2: every class has more images already, A the fewest, 3"),
+        ],
+    )
+    def test_numbers_that_make_no_sense(self, make_dataset, mode, target, complaint):
+        dataset = make_dataset({"A": 3, "B": 9})
+        create_augmented_data(dataset)
+        before = digests(dataset)
+        with pytest.raises(UserError) as error:
+            create_augmented_data(dataset, mode=mode, target=target)
+        assert str(error.value) == complaint
+        assert digests(dataset) == before
+
+    @pytest.mark.parametrize(
+        ("mode", "target", "worth"), [(MINORITY, None, False), (MINORITY, 20, True), (ALL, None, True), (ALL, 9, False)]
+    )
+    def test_processes_are_prepared_for_many_images(self, make_dataset, monkeypatch, mode, target, worth):
+        """6 images are missing, or 28, 12 or none; a number that makes no sense is not complained of so early."""
+        monkeypatch.setattr(augmentation_data, "_WORTH_PROCESSES", 10)
+        monkeypatch.setattr(augmentation_data, "available_cores", lambda: 2)
+        assert prepare_to_augment(make_dataset({"A": 3, "B": 9}), mode, target) == worth
+
+    def test_classes_whose_names_are_spelled_otherwise_elsewhere(self, make_dataset, tmp_path):
+        composed, decomposed = "K\u00e4se", "Ka\u0308se"
+        dataset, testing, extra = (tmp_path / name for name in ("dataset", "testing", "extra"))
+        make_dataset({f"{decomposed} ": 6, "B": 9})
+        make_dataset({composed: 1}, directory=extra)
+        (testing / f" {composed}").mkdir(parents=True)
+        assert create_testing_batch(dataset, testing, 2) == {"B": 2, composed: 2}
+        assert add_extra_testing(extra, testing) == {composed: 1}
+        assert sorted(path.name for path in testing.iterdir()) == [f" {composed}", "B", "testing_batch.csv"]
+        assert create_testing_batch(dataset, testing, 2) == {"B": 0, composed: 0}
+        assert create_augmented_data(dataset) == {"B": 0, composed: 3}
+        assert create_augmented_data(dataset) == {"B": 0, composed: 0}
+        assert len(image_files(dataset / f"{composed}_augmented")) == 3
+        assert reduce_classes(dataset, 3) == {"B": 4, composed: 1}
+
     def test_brings_every_class_up_to_the_largest(self, make_dataset):
         dataset = make_dataset({"A": 3, "B": 9, "C": 7})
         before = digests(dataset)

@@ -6,7 +6,9 @@ import sys
 import pytest
 from PIL import Image
 
+from dataset.dataset_main import measure_classes
 from dataset.folders import image_files
+from dataset.plotting_dataset import draw_class_sizes
 from dataset.sample import draw_numbered
 from helpers import digests, start
 
@@ -69,6 +71,48 @@ def test_a_second_run_changes_no_file(finished):
     assert result.stdout.splitlines()[-3:] == first.splitlines()[-3:]
 
 
+def test_augments_all_classes_alike(tmp_path):
+    fill(tmp_path / "dataset")
+    result = run(tmp_path, "--augment", "all", "--augment-to", 12)
+    assert result.returncode == 0, result.stderr
+    assert "augment  1 Axe, 3 Book, 1 Hammer written" in result.stdout
+    assert result.stdout.splitlines()[-3:] == [
+        "now      Axe: 4 to train on, 1 augmented, 3 to test on",
+        "now      Book: 9 to train on, 3 augmented, 3 to test on",
+        "now      Hammer: 3 to train on, 1 augmented, 3 to test on",
+    ]
+    sizes = measure_classes(tmp_path / "dataset", tmp_path / "dataset_testing")
+    texts = {text.get_text() for text in draw_class_sizes(sizes).axes[0].texts}
+    assert {"4+1", "9+3", "3+1"} <= texts
+    again = run(tmp_path, "--augment", "all", "--augment-to", 12)
+    assert "augment  0 Axe, 0 Book, 0 Hammer written" in again.stdout
+
+
+def test_an_unrelated_test_folder_is_refused_before_anything_is_done(tmp_path):
+    fill(tmp_path / "dataset")
+    (tmp_path / "dataset_testing/Saw").mkdir(parents=True)
+    before = digests(tmp_path)
+    result = run(tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: dataset_testing/Saw is a class that dataset does not have: name the folder that belongs to it with "
+        "--testing-dir\n"
+    )
+    assert digests(tmp_path) == before
+
+
+def test_names_of_classes_may_be_composed_otherwise(tmp_path):
+    fill(tmp_path / "dataset")
+    (tmp_path / "dataset/Axe").rename(tmp_path / "dataset/Ka\u0308se")
+    (tmp_path / "dataset_testing/K\u00e4se").mkdir(parents=True)
+    assert run(tmp_path).returncode == 0
+    result = run(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "now      K\u00e4se: 4 to train on, 5 augmented, 3 to test on" in result.stdout
+    sizes = measure_classes(tmp_path / "dataset", tmp_path / "dataset_testing")
+    assert (sizes["K\u00e4se"].found, sizes["K\u00e4se"].testing) == (7, 3)
+
+
 def test_stops_on_leaks_unless_they_are_allowed(tmp_path):
     fill(tmp_path / "dataset")
     fill(tmp_path / "dataset_testing", {"Axe": 4, "Book": 4, "Hammer": 4}, testing=True)
@@ -104,6 +148,8 @@ def test_leaks_from_own_test_images_are_found_too(tmp_path):
         ((), "dataset has no images: put some in, or choose --source openimages or --source sample"),
         (("--source", "nowhere"), "argument --source: invalid choice: 'nowhere'"),
         (("--seed", -1), "--seed -1: must be at least 0"),
+        (("--augment", "some"), "argument --augment: invalid choice: 'some'"),
+        (("--augment-to", 0), "--augment-to 0: must be at least 1"),
         (("--max-per-class", 1), "--max-per-class 1: must be at least 2"),
         (("--max-per-class", 10), "--max-per-class 10: must leave two images beside the 30 of --testing-per-class"),
         (("--testing-dir", "dataset"), "dataset and dataset must be folders apart"),

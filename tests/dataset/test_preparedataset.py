@@ -121,6 +121,13 @@ def test_does_not_make_a_second_class_of_another_spelling(go, tmp_path):
     assert contents(tmp_path) == {}
 
 
+def test_does_not_make_a_second_class_that_looks_the_same(go, tmp_path):
+    (tmp_path / "dataset" / "Axe ").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"dataset/'Axe ' is called 'Axe' in Open Images: rename it"):
+        go(3)
+    assert contents(tmp_path) == {}
+
+
 def pixels(image):
     return np.asarray(image.convert("RGB"), dtype=float)
 

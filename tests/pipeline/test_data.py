@@ -220,3 +220,14 @@ def test_an_archive_with_other_classes_is_refused(make_folder, tmp_path):
     np.savez(tmp_path / "TEST.npz", images=np.zeros((3, 28, 28)), labels=["A", "A", "C"])
     with pytest.raises(UserError, match=r"differ in their classes: only .* has B; only .* has C"):
         read_folders(make_folder("data", {"A": 2, "B": 2}), (tmp_path / "TEST.npz",), with_augmented=False)
+
+
+def test_names_of_classes_may_be_composed_otherwise(make_folder):
+    """As macOS and Linux spell them, or with a space at the end; files are read from the folders as they are."""
+    training = make_folder("data", {"K\u00e4se": 3, "Brot": 3})
+    testing = make_folder("test", {"Ka\u0308se": 2, "Brot ": 2})
+    folders = read_folders(training, (testing,), with_augmented=False)
+    assert [folder.classes for folder in folders] == [("Brot", "K\u00e4se")] * 2
+    test_set = load_test_set(folders[1], (3, 16, 16))
+    assert test_set.labels.tolist() == [0, 0, 1, 1]
+    assert test_set.paths[2] == testing / "Ka\u0308se/0000.png"
