@@ -1,13 +1,14 @@
 """Finding copies of photographs: perceptual hashes of ImageHash against this project's `dataset.duplicates`.
 
 Copies of photographs drawn by lot are made in memory. Printed for each method: the seconds for all photographs, from
-decoded images on; the pairs of photographs that it takes for near-duplicates, beyond those that are the same file
-twice; and the share that it finds of each kind of copies. Needs ImageHash (`pip install ImageHash`).
+decoded images on; the pairs of photographs that it takes for near-duplicates, beyond those of identical pixels;
+and the share that it finds of each kind of copies. Needs ImageHash (`pip install ImageHash`).
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +22,8 @@ from measuring import machine_name, median  # isort: skip  (it says where the ot
 from measuring import parse_with_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.duplicates import find_exact_duplicates, find_near_duplicates, fingerprint
+from dataset.duplicates import find_near_duplicates, fingerprint
+from dataset.examining import examine_image
 from dataset.reading import read_image, upright_rgb
 
 SAMPLE = 200
@@ -132,14 +134,15 @@ def main() -> int:
     paths = sorted(arguments.data.glob("*/*/*.jpg"))
     images = [upright_rgb(read_image(path)) for path in tqdm(paths, "reading", disable=None)]
     copies = make_copies(images, arguments.seed)
-    same_file = set(find_exact_duplicates(paths))
-    results: dict[str, Any] = {"photographs": len(paths), "of the same bytes": len(same_file), "methods": {}}
+    pixels = [examine_image(path, image).pixels for path, image in zip(paths, images, strict=True)]
+    identical = {(i, j) for i, j in itertools.combinations(range(len(paths)), 2) if pixels[i] == pixels[j]}
+    results: dict[str, Any] = {"photographs": len(paths), "of identical pixels": len(identical), "methods": {}}
     methods = list_methods()
     measured = [{name: find_pairs(method, images) for name, method in methods.items()} for _ in range(TURNS)]
     for name, method in methods.items():
         results["methods"][name] = {
             "seconds": median(turn[name][0] for turn in measured),
-            "further pairs": len(set(measured[0][name][1]) - same_file),
+            "further pairs": len(set(measured[0][name][1]) - identical),
             "found": {kind: share_found(method, images, made) for kind, made in copies.items()},
         }
     print_table(results)
@@ -150,7 +153,8 @@ def main() -> int:
 def print_table(results: dict[str, Any]) -> None:
     methods = results["methods"].values()
     print(
-        f"{machine_name()}: {results['photographs']} photographs, {results['of the same bytes']} pairs of the same file"
+        f"{machine_name()}: {results['photographs']} photographs, "
+        f"{results['of identical pixels']} pairs of identical pixels"
     )
     for number, name in enumerate(results["methods"], 1):
         print(f"({number}) {name}")

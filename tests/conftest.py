@@ -25,6 +25,18 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:SOCKS support in urllib3")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have ignored by what they run in the background
 
 
+@pytest.fixture(autouse=True)
+def _store_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what is remembered of the tests' images out of the repository's own `.cache`."""
+    from dataset import examining
+
+    store = tmp_path_factory.getbasetemp() / "examined"
+    original = examining._store_file
+    monkeypatch.setattr(
+        examining, "_store_file", lambda path, folder: original(store if path == examining.STORE else path, folder)
+    )
+
+
 @pytest.fixture(scope="session")
 def photographs() -> Path:
     """The folder of real photographs, which are not part of the repository."""

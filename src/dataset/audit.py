@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, printable, run_program
-from dataset.duplicates import find_exact_duplicates, find_near_duplicates
 from dataset.examining import Examined, examine, find_unreadable
 from dataset.folders import (
     AUGMENTED,
@@ -31,11 +30,20 @@ from dataset.folders import (
     own_class_names,
     passed_over,
 )
+from dataset.groups import NEAR_DUPLICATE, PHOTOGRAPH, PIXELS, Links, find_links, number_groups, read_photographs
 from dataset.moving import alone_in, finish_moves, set_aside
 from dataset.quality import Rule, find_poor_images
 from dataset.shift import Aspect, in_short, measure_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
+# What is said of an image that is linked with another; `_GROUP` where other images are between the two.
+_GROUP = "group"
+_REASONS = {
+    PIXELS: "is",
+    NEAR_DUPLICATE: "resembles",
+    PHOTOGRAPH: "is cut from the same photograph as",
+    _GROUP: "is linked through other images with",
+}
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
 
 _POOR = "images of low quality"
@@ -50,13 +58,23 @@ class Twin:
         path: the image that `--fix` moves.
         of: the one that it keeps.
         kind: `LEAK` of a test image into training, `LABEL_CONFLICT` between two classes, or `DUPLICATE` within one.
-        exact: whether the two files are the same, byte for byte.
+        link: how the two are linked: a kind of `dataset.groups`, or "group" if only through other images.
     """
 
     path: Path
     of: Path
     kind: str
-    exact: bool
+    link: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether the two have identical pixels."""
+        return self.link == PIXELS
+
+    @property
+    def reason(self) -> str:
+        """What the image does with the other, as a verb: "is", "resembles"..."""
+        return _REASONS[self.link]
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,7 @@ class Report:
         shift: how each test folder differs from the training folder.
         poor: images of low quality, each with its flaws.
         rules: flaws that are the rule in a class, whose images are not in `poor` for them.
+        notes: a line per class in which resemblance alone makes no duplicate.
     """
 
     images: dict[Path, dict[str, int]]
@@ -78,6 +97,7 @@ class Report:
     shift: dict[Path, list[Aspect]]
     poor: dict[Path, list[str]]
     rules: list[Rule]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def leaks(self) -> list[Twin]:
@@ -122,12 +142,13 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
             examined[directory] = found
         unreadable |= bad
     poor, rules = find_poor_images([image for images in reversed(examined.values()) for image in images])
+    images, links = _link(dataset_dir, examined)
     return Report(
         images={
             directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())
         },
         unreadable=dict(sorted(unreadable.items())),
-        twins=_find_twins(dataset_dir, examined),
+        twins=_find_twins(dataset_dir, images, links),
         shift={
             directory: measure_shift(examined[dataset_dir], _labels(examined[dataset_dir]), images, _labels(images))
             for directory, images in examined.items()
@@ -135,6 +156,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         },
         poor=poor,
         rules=rules,
+        notes=links.notes,
     )
 
 
@@ -149,38 +171,55 @@ def fix(report: Report) -> int:
         How many files were moved.
     """
     reasons = {path: why for path, why in report.unreadable.items() if path.is_file() and not path.is_symlink()}
-    reasons |= {twin.path: f"{twin.kind}: shows the same as {twin.of}" for twin in report.twins}
+    reasons |= {twin.path: f"{twin.kind}: {twin.reason} {twin.of}" for twin in report.twins}
     for directory in report.images:
         set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
     return len(reasons)
 
 
-def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> list[Twin]:
-    """Goes through the images, best first, and keeps each that resembles no kept one: no chain drags others along.
+def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[list[Examined], Links]:
+    """All images, those of test folders first and each folder's best first, and what links them."""
+    images: list[Examined] = []
+    photographs: list[str | None] = []
+    for directory, members in examined.items():
+        known = read_photographs(directory, dataset_dir)
+        ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
+        photographs += [known.get(f"{image.path.parent.name}/{image.path.name}") for image in ordered]
+        images += ordered
+    return images, find_links(images, [canonical(image.path.parent.name) for image in images], photographs)
 
-    But training images leak what any test image shows, also one that is not kept: as long as that is there, it tests.
+
+def _find_twins(dataset_dir: Path, images: Sequence[Examined], found: Links) -> list[Twin]:
+    """Tells leaks from duplicates within a folder.
+
+    A training image leaks if it shares its group with any test image, also with one that is not kept: as long as that
+    is there, it is tested on. Within a folder the images are gone through, best first, and each is kept that resembles
+    no kept one: no chain drags others along, and cuts of one photograph are no duplicates.
     """
-    images = [
-        image
-        for directory, members in examined.items()  # test folders come first
-        for image in sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
-    ]
     paths = [image.path for image in images]
-    folder = [directory for directory, members in examined.items() for _ in members]
-    exact = set(find_exact_duplicates(paths))
-    neighbours: dict[int, list[int]] = {}
-    for first, second in sorted(exact.union(find_near_duplicates([image.fingerprint for image in images]))):
-        neighbours.setdefault(second, []).append(first)
+    folder = [path.parent.parent for path in paths]
+    groups = number_groups(len(images), found.links).tolist()
+    tested: dict[int, int] = {}
+    for place, group in enumerate(groups):
+        if folder[place] != dataset_dir:
+            tested.setdefault(group, place)
+    neighbours: dict[int, list[tuple[int, str]]] = {}
+    for first, second, kind in found.links:
+        neighbours.setdefault(second, []).append((first, kind))
 
-    moved: set[int] = set()
     twins = []
-    for place in sorted(neighbours):
-        for other in neighbours[place]:
-            leak = folder[place] == dataset_dir != folder[other]
-            if leak or (folder[place] == folder[other] and other not in moved):
+    moved: set[int] = set()
+    for place, group in enumerate(groups):
+        near = sorted(neighbours.get(place, ()), key=lambda link: (list(_REASONS).index(link[1]), link[0]))
+        if folder[place] == dataset_dir and group in tested:
+            direct = [(other, kind) for other, kind in near if folder[other] != dataset_dir]
+            other, link = direct[0] if direct else (tested[group], _GROUP)
+            twins.append(Twin(paths[place], paths[other], LEAK, link))
+            continue
+        for other, link in near:
+            if link != PHOTOGRAPH and folder[place] == folder[other] and other not in moved:
                 same_class = canonical(paths[place].parent.name) == canonical(paths[other].parent.name)
-                kind = LEAK if leak else DUPLICATE if same_class else LABEL_CONFLICT
-                twins.append(Twin(paths[place], paths[other], kind, (other, place) in exact))
+                twins.append(Twin(paths[place], paths[other], DUPLICATE if same_class else LABEL_CONFLICT, link))
                 moved.add(place)
                 break
     return sorted(twins, key=lambda twin: twin.path)
@@ -204,9 +243,8 @@ def describe(report: Report) -> Iterator[str]:
     for kind, title in _TITLES.items():
         twins = [twin for twin in report.twins if twin.kind == kind]
         yield f"{title}: {len(twins)}"
-        yield from (
-            f"  {printable(twin.path)} {'is' if twin.exact else 'resembles'} {printable(twin.of)}" for twin in twins
-        )
+        yield from (f"  {printable(twin.path)} {twin.reason} {printable(twin.of)}" for twin in twins)
+    yield from report.notes
     yield f"{_POOR}: {len(report.poor)}{' (review them: --fix does not move them)' if report.poor else ''}"
     yield from (f"  {printable(path)}: {', '.join(flaws)}" for path, flaws in report.poor.items())
     for rule in report.rules:
@@ -226,6 +264,7 @@ def summarise(report: Report) -> Iterator[str]:
     found += [f"{title}: {sum(twin.kind == kind for twin in report.twins)}" for kind, title in _TITLES.items()]
     found += [f"{_POOR}: {len(report.poor)}"]
     yield "; ".join(found)
+    yield from report.notes
     for directory, aspects in report.shift.items():
         yield f"shift of {directory}: {in_short(aspects)}"
 
@@ -237,11 +276,12 @@ def to_json(report: Report) -> dict[str, Any]:
         "images": {str(directory): counts for directory, counts in report.images.items()},
         "unreadable": {str(path): reason for path, reason in report.unreadable.items()},
         "twins": [
-            {"path": str(twin.path), "of": str(twin.of), "kind": twin.kind, "exact": twin.exact}
+            {"path": str(twin.path), "of": str(twin.of), "kind": twin.kind, "exact": twin.exact, "link": twin.link}
             for twin in report.twins
         ],
         "poor": {str(path): flaws for path, flaws in report.poor.items()},
         "poor_as_a_rule": [{**rule._asdict(), "folder": str(rule.folder)} for rule in report.rules],
+        "notes": report.notes,
         "shift": {
             str(directory): [{**asdict(aspect), "shifted": aspect.shifted} for aspect in aspects]
             for directory, aspects in report.shift.items()

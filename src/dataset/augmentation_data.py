@@ -20,8 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores, write_whole
-from dataset.duplicates import find_near_duplicates
-from dataset.examining import examine, find_unreadable, why_unreadable
+from dataset.examining import Examined, examine, find_unreadable, why_unreadable
 from dataset.folders import (
     AUGMENTED,
     LEFT_OUT,
@@ -33,16 +32,16 @@ from dataset.folders import (
     own_class_names,
     source_stem,
 )
+from dataset.groups import find_links, number_groups, read_photographs
 from dataset.moving import move_file, set_aside
 from dataset.reading import read_image, upright_rgb
-from dataset.tables import read_rows, write_rows
+from dataset.tables import TESTING_BATCH, read_rows, write_rows
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 _log = logging.getLogger(__name__)
 
-TESTING_BATCH = "testing_batch.csv"  # beside the test folders: which images were moved there
 MINORITY, ALL = "minority", "all"  # which classes get augmented images
 _EXTRA = "extra_"
 QUALITY = 95  # of the augmented JPEGs
@@ -97,8 +96,9 @@ def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) 
 def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 30, seed: int = 0) -> dict[str, int]:
     """Moves images of each class to `<testing_dir>/<class>/`, once.
 
-    Only images without a near-duplicate in the dataset are drawn, so that none stays behind to train on. A class that
-    has a test folder with images keeps it as it is. The list of what is moved is written first, as
+    A group of images, as `dataset.groups` has it, is never divided, so that nothing like a test image stays behind to
+    train on: images that are alone in their group are drawn first, then whole groups of the class. A class that has a
+    test folder with images keeps it as it is. The list of what is moved is written first, as
     `testing_batch.csv`: it tells later where the images came from, and a batch that was broken off goes on by it.
 
     Returns:
@@ -114,18 +114,17 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
     lacking = [name for name in folders if name not in served and not image_files(class_folder(testing_dir, name))]
     if lacking and per_class:
         examined, _ = examine([path for folder in folders.values() for path in image_files(folder)])
-        twins = {place for pair in find_near_duplicates([image.fingerprint for image in examined]) for place in pair}
-        alone = [image.path for place, image in enumerate(examined) if place not in twins]
+        groups = _group_by_class(dataset_dir, examined)
         for name in lacking:
-            candidates = [path for path in alone if path.parent == folders[name]]
             readable = sum(image.path.parent == folders[name] for image in examined)
-            if per_class > min(len(candidates), readable - 2):
+            alone = [path for group in groups[name] if len(group) == 1 for path in group]
+            chosen = _draw_groups(groups[name], per_class, seed) if per_class <= readable - 2 else None
+            if chosen is None:
                 raise UserError(
-                    f"{folders[name]} has {readable} readable images, {len(candidates)} of them without a "
+                    f"{folders[name]} has {readable} readable images, {len(alone)} of them without a "
                     f"near-duplicate: too few to move {per_class} to {testing_dir} and keep two "
                     "(--testing-per-class asks for fewer)"
                 )
-            chosen = _in_random_order(candidates, seed, "test")[:per_class]
             rows += [{"class": name, "file": path.name} for path in sorted(chosen)]
         write_rows(table, ("class", "file"), sorted(rows, key=lambda row: (row["class"], row["file"])))
     moved = dict.fromkeys(folders, 0)
@@ -139,6 +138,41 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
         if not image_files(class_folder(testing_dir, name)):
             _log.warning("%s has none of its test images left; without its lines in %s others are drawn", name, table)
     return moved
+
+
+def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str, list[list[Path]]]:
+    """The groups of images of each class, without those that span classes."""
+    photographs = read_photographs(dataset_dir, dataset_dir)
+    labels = [canonical(image.path.parent.name) for image in examined]
+    found = find_links(
+        examined, labels, [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined]
+    )
+    for note in found.notes:
+        _log.info("%s", note)
+    members: dict[int, list[Path]] = defaultdict(list)
+    for image, number in zip(examined, number_groups(len(examined), found.links).tolist(), strict=True):
+        members[number].append(image.path)
+    groups: dict[str, list[list[Path]]] = defaultdict(list)
+    for paths in members.values():
+        names = {canonical(path.parent.name) for path in paths}
+        if len(names) == 1:
+            groups[names.pop()].append(paths)
+    return groups
+
+
+def _draw_groups(groups: Sequence[Sequence[Path]], count: int, seed: int) -> list[Path] | None:
+    """Whole groups of so many images in all, single images first and at random; None if no choice has that size."""
+    ordered = [_in_random_order(group, seed, "test") for group in groups]
+    first = {path: place for place, path in enumerate(_in_random_order([g[0] for g in ordered], seed, "test"))}
+    ordered.sort(key=lambda group: (len(group) > 1, first[group[0]]))
+    drawn: dict[int, list[Path]] = {0: []}  # by number of images; an earlier choice of groups stands
+    for group in ordered:
+        if count in drawn:
+            break
+        for size in sorted(drawn, reverse=True):
+            if size + len(group) <= count:
+                drawn.setdefault(size + len(group), [*drawn[size], *group])
+    return drawn.get(count)
 
 
 def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:

@@ -1,17 +1,19 @@
-"""Finds files of the same bytes, and near-duplicates: copies of a photograph, recompressed, resized or cropped."""
+"""Finds near-duplicates: copies of a photograph that were recompressed, resized or cropped."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from common import available_cores
 
 SIDE = 48
 COARSE_SIDE = 8
@@ -20,15 +22,30 @@ LEAST_CONTRAST = 4  # grey levels of standard deviation; an image of less is noi
 SMALL = 28 * 28  # pixels; two images of so few are not aligned, or all symbols of a kind would come to fit
 
 # Measured on photographs and copies of them by benchmarks/near_duplicates.py.
-COARSELY_ALIKE = 0.65
+COARSELY_ALIKE = 0.5
 ALIKE = 0.82
 COARSELY_ALIKE_SMALL = 0.95  # where both images are small
 ALIKE_SMALL = 0.94
+ALIKE_CUT = 0.82  # the coarse correlation with the best of the cuts, from which two images are compared closely
 
+MOST_COMPARED = 16  # images that each is closely compared with
+_MOST_RANKED = 256  # coarsely similar images among which these are chosen
+_CUT = 0.1  # of width and height, by which the cuts are smaller
+_TIGHT_SIDE = 16
+_TIGHTLY_ALIKE = 0.8  # the least residual correlation of outstanding pairs
+_NEARER = 4  # an outstanding pair is so many times closer than the class's images usually are
+_REFERENCES = 1000  # images of a class that each of its images is held against
+_LEAST_RESIDUAL = 0.02  # of the contrast; below it a residual is rounding
+
+_EXACT = 10_000  # images up to which all pairs are compared coarsely
+_PROBED = 2  # cells of the index that an image, and each of its cuts, is looked for in
+_LARGEST_CELL = 8  # times the usual number of images; of a larger one a part is compared
+_ITERATIONS = 6  # of k-means
 _LARGEST_ASPECT_RATIO = 1.35
 _LARGEST_DISTORTION = np.array([[0.25, 0.1], [0.1, 0.25]])
 _LEAST_OVERLAP = 0.65
-_BLOCK = 512  # rows of the matrix of all pairs that are held at a time
+_BLOCK = 512  # rows of the matrix of pairs that are held at a time
+_PAIRS = 64  # pairs that a thread compares before it takes others
 
 
 @dataclass(frozen=True)
@@ -62,14 +79,139 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int,
     pixels have to agree much better and are not aligned, since symbols drawn twice look like copies that were cut.
     Being near-duplicates is not transitive.
 
-    All pairs are compared by the correlation of 8 x 8 thumbnails, and those that correlate by `similarity`. The work
-    grows with the square of the number of images, the memory with their number.
+    Thumbnails of 8 x 8 are compared first: of all pairs up to 10,000 images, above that only of images that lie in
+    near cells of an index. Each image is then compared by `similarity` with the 16 most similar ones. The work
+    grows with the power 1.5 of the number of images, the memory with their number.
 
     Returns:
         Pairs of places (i, j), i < j, in order; which pairs these are does not depend on the order of the images.
     """
-    candidates = tqdm(_find_candidates(fingerprints), "comparing", unit="pair", disable=None)
-    return [pair for pair in candidates if _are_alike(*(fingerprints[place] for place in pair))]
+    candidates = find_candidates(fingerprints)
+    alike = compare_closely(fingerprints, candidates)
+    return [pair for pair, same in zip(candidates, alike, strict=True) if same]
+
+
+def compare_closely(fingerprints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether the images of each pair of places show the same photograph; uses all cores."""
+
+    def compare(start: int) -> list[bool]:
+        return [are_alike(fingerprints[i], fingerprints[j]) for i, j in pairs[start : start + _PAIRS]]
+
+    alike: list[bool] = []
+    with (
+        _one_thread_each(),
+        ThreadPoolExecutor(available_cores()) as pool,
+        tqdm(desc="comparing", total=len(pairs), unit="pair", delay=1, disable=None) as bar,
+    ):
+        for part in pool.map(compare, range(0, len(pairs), _PAIRS)):
+            alike += part
+            bar.update(len(part))
+    return alike
+
+
+def find_outstanding_pairs(
+    fingerprints: Sequence[Fingerprint], labels: np.ndarray, dense: Collection[int]
+) -> list[tuple[int, int]]:
+    """Finds copies in classes whose images all resemble one another, as those of a fixed camera or of symbols do.
+
+    The mean of the class is subtracted from the thumbnails (16 x 16, of equal brightness and contrast). Two images are
+    copies if what is left correlates by 0.8 or more, and is four times closer than either image is to the nearest tenth
+    of its class (or to the nearest 20 images): copies that were recompressed or resized are, cropped ones seldom.
+
+    Args:
+        fingerprints: of N images.
+        labels: (N,) int64.
+        dense: the labels of such classes.
+
+    Returns:
+        Pairs of places (i, j), i < j, in order, of which one image or both are of such a class.
+    """
+    places = in_order_of_content(fingerprints, range(len(fingerprints)))
+    labels = labels[places]
+    fine = _shrink([fingerprints[place].thumbnail for place in places], _TIGHT_SIDE)
+    usual = np.full(len(fine), -1, dtype=np.float32)  # of images of other classes nothing is usual
+    means: dict[int, np.ndarray] = {}
+    pairs: set[tuple[int, int]] = set()
+    for label in dense:
+        members = np.flatnonzero(labels == label)
+        means[label] = fine[members].mean(axis=0)
+        residuals, clear = _residuals(fine[members], means[label])
+        members, residuals = members[clear], residuals[clear]
+        usual[members] = _usual_correlations(residuals)
+
+        def choose(row: int, others: np.ndarray, correlations: np.ndarray, members=members) -> np.ndarray:
+            return _outstanding(correlations, others, np.maximum(usual[members[row]], usual[members[others]]))
+
+        pairs.update(_as_pairs(places[members], _search(residuals, _TIGHTLY_ALIKE, choose)))
+    if not means:
+        return []
+
+    def choose_across(row: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+        known = [label in means for label in labels[others].tolist()]
+        across = (labels[others] != labels[row]) & (np.array(known) | (labels[row] in means))
+        others, correlations = others[across], correlations[across]
+        others = others[_largest(correlations, MOST_COMPARED)]
+        if not len(others):
+            return others
+        own = means.get(labels[row])
+        middle = np.array([_middle(own, means.get(label)) for label in labels[others].tolist()])
+        one, clear = _residuals(fine[row], middle)
+        other, other_clear = _residuals(fine[others], middle)
+        correlations = np.where(clear & other_clear, (one * other).sum(axis=1), -1)
+        return _outstanding(correlations, others, np.maximum(usual[row], usual[others]))
+
+    common = np.mean(list(means.values()), axis=0)
+    residuals, clear = _residuals(fine, common)
+    residuals[~clear] = 0
+    pairs.update(_as_pairs(places, _search(residuals, _TIGHTLY_ALIKE, choose_across)))
+    return sorted(pairs)
+
+
+def _residuals(vectors: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (N, D) less a mean, scaled to length 1, and whether more than rounding is left of each, bool (N,)."""
+    residuals = vectors - mean
+    lengths = np.linalg.norm(residuals, axis=1)
+    return residuals / np.maximum(lengths, 1e-6)[:, np.newaxis], lengths >= _LEAST_RESIDUAL
+
+
+def _usual_correlations(residuals: np.ndarray) -> np.ndarray:
+    """(N,) what the residual of each image correlates by with the last of the nearest tenth of the class."""
+    references = residuals[:_REFERENCES]  # the order is that of chance
+    if len(references) < 3:
+        return np.zeros(len(residuals), dtype=np.float32)
+    nearest = max(20 * len(references) // len(residuals), len(references) // 10, 1)
+    place = max(len(references) - 1 - nearest, 0)  # the image itself may be among them
+    starts = range(0, len(residuals), _BLOCK)
+    return np.concatenate(
+        [np.partition(residuals[start : start + _BLOCK] @ references.T, place, axis=1)[:, place] for start in starts]
+    )
+
+
+def _outstanding(correlations: np.ndarray, others: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Those of the others that are four times closer than usual, at most 16."""
+    least = np.maximum(_TIGHTLY_ALIKE, 1 - (1 - usual) / _NEARER)
+    outstanding = correlations >= least
+    return others[outstanding][_largest(correlations[outstanding], MOST_COMPARED)]
+
+
+def _middle(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray:
+    """The mean of two means, or the one that is known."""
+    if one is None or other is None:
+        return one if other is None else other
+    return (one + other) / 2
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keeps OpenCV from using threads of its own: the threads that call it keep all cores busy."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def similarity(one: Fingerprint, other: Fingerprint) -> float:
@@ -87,64 +229,197 @@ def similarity(one: Fingerprint, other: Fingerprint) -> float:
     return max(in_place, _aligned_similarity(first, second))
 
 
-def find_exact_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Finds all pairs of files of the same bytes; only files of the same size are read.
-
-    Returns:
-        Pairs of places (i, j), i < j, in order.
-    """
-    same_size = _group(range(len(paths)), lambda place: paths[place].stat().st_size)
-    same_bytes = [same for group in same_size for same in _group(group, lambda place: _digest(paths[place]))]
-    return sorted(pair for group in same_bytes for pair in itertools.combinations(group, 2))
-
-
-def _group(places: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
-    """The places that share a key, two or more, in order."""
-    groups = defaultdict(list)
-    for place in places:
-        groups[key(place)].append(place)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
 def _without_padding(grey: Image.Image) -> Image.Image:
     """Cuts off black rows and columns at the edges."""
     return grey.crop(grey.point(lambda value: 255 * (value > BLACK)).getbbox())
 
 
-def _find_candidates(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """Gives the pairs of places (i, j), i < j, in order, of images alike enough to be looked at closely."""
-    clear = np.array([i for i, f in enumerate(fingerprints) if f.thumbnail.std() >= LEAST_CONTRAST], dtype=np.int64)
-    coarse = _shrink([fingerprints[place].thumbnail for place in clear])
-    aspects = np.array([fingerprints[place].size[0] / fingerprints[place].size[1] for place in clear])
-    small = np.array([_is_small(fingerprints[place]) for place in clear])
-    for start in range(0, len(clear), _BLOCK):
-        correlations = np.triu(coarse[start : start + _BLOCK] @ coarse[start:].T, 1)
-        first, second = np.nonzero(correlations >= COARSELY_ALIKE)
-        correlations = correlations[first, second]
-        first, second = first + start, second + start
-        least = np.where(small[first] & small[second], COARSELY_ALIKE_SMALL, COARSELY_ALIKE)
-        ratios = aspects[first] / aspects[second]
-        near = (correlations >= least) & (np.maximum(ratios, 1 / ratios) <= _LARGEST_ASPECT_RATIO)
-        yield from zip(clear[first[near]].tolist(), clear[second[near]].tolist(), strict=True)
+def find_candidates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+    """The pairs of places (i, j), i < j, in order, of images that are worth a close comparison.
+
+    An image is compared with the others as it is, and as nine cuts of it; a cropped copy resembles one of the cuts.
+    """
+    clear = [place for place, f in enumerate(fingerprints) if f.thumbnail.std() >= LEAST_CONTRAST]
+    places = in_order_of_content(fingerprints, clear)
+    thumbnails = [fingerprints[place].thumbnail for place in places]
+    coarse = _shrink(thumbnails, COARSE_SIDE)
+    aspects = np.array([fingerprints[place].size[0] / fingerprints[place].size[1] for place in places])
+    small = np.array([_is_small(fingerprints[place]) for place in places])
+
+    def cut(rows: Sequence[int]) -> np.ndarray:
+        return _shrink_cuts(np.stack([thumbnails[row] for row in rows]))
+
+    def choose(row: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+        """Of the places `others` of coarsely similar images those that are worth a close comparison."""
+        ratios = aspects[row] / aspects[others]
+        both_small = small[row] & small[others]
+        near = np.maximum(ratios, 1 / ratios) <= _LARGEST_ASPECT_RATIO
+        near &= ~both_small | (correlations >= COARSELY_ALIKE_SMALL)
+        others, correlations, both_small = others[near], correlations[near], both_small[near]
+        if not len(others):
+            return others
+        chosen = _largest(correlations, _MOST_RANKED)
+        others, correlations, both_small = others[chosen], correlations[chosen], both_small[chosen]
+        scores = np.maximum(correlations, (coarse[others] @ cut([row]).T).max(axis=1))
+        likely = both_small | (scores >= ALIKE_CUT)
+        others, scores = others[likely], scores[likely]
+        return others[_largest(scores, MOST_COMPARED)]
+
+    return _as_pairs(places, _search(coarse, COARSELY_ALIKE, choose, cut))
 
 
-def _shrink(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
-    """N thumbnails as vectors (N, 64) float32 of mean 0 and length 1."""
-    cells = np.array(thumbnails).reshape(-1, COARSE_SIDE, SIDE // COARSE_SIDE, COARSE_SIDE, SIDE // COARSE_SIDE)
-    coarse = cells.mean((2, 4), dtype=np.float32).reshape(-1, COARSE_SIDE**2)
-    coarse -= coarse.mean(1, keepdims=True)
-    return coarse / np.maximum(np.linalg.norm(coarse, axis=1, keepdims=True), 1)
+def in_order_of_content(fingerprints: Sequence[Fingerprint], places: Sequence[int]) -> np.ndarray:
+    """Places sorted by a digest of the fingerprint there: a random order that does not depend on the given one."""
+
+    def digest(place: int) -> bytes:
+        one = fingerprints[place]
+        return hashlib.blake2b(one.thumbnail.tobytes() + repr(one.size).encode(), digest_size=16).digest()
+
+    return np.array(sorted(places, key=digest), dtype=np.int64)
+
+
+def _as_pairs(places: np.ndarray, found: Iterator[tuple[int, np.ndarray]]) -> list[tuple[int, int]]:
+    """The pairs (i, j), i < j, each once and in order, of rows and of the rows found for each."""
+    pairs = {
+        (min(first, second), max(first, second))
+        for row, others in found
+        for first, second in zip([int(places[row])] * len(others), places[others].tolist(), strict=True)
+    }
+    return sorted(pairs)
+
+
+_Near = tuple[int, np.ndarray, np.ndarray]  # a row, the rows that correlate with it, and their correlations
+
+
+def _search(
+    vectors: np.ndarray,
+    least: float,
+    choose: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
+    cut: Callable[[Sequence[int]], np.ndarray] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """For each vector the others that correlate with it, as far as `choose` keeps them.
+
+    Args:
+        vectors: (N, D) float32 of length 1, in an order that is as good as random.
+        least: the least correlation.
+        choose: is given a row, the rows that correlate with it, and their correlations; gives the rows to keep.
+        cut: gives the vectors (M, D) of the cuts of the images in some rows, the same number of each: an index is also
+            searched near these, where the copies are that were cropped.
+
+    Returns:
+        Rows, each with those kept for it; some rows may be missing.
+    """
+    near = _compare_all(vectors, least) if len(vectors) <= _EXACT else _compare_near(vectors, least, cut)
+    for row, others, correlations in tqdm(near, "searching", len(vectors), unit="image", delay=1, disable=None):
+        if len(others):
+            yield row, choose(row, others, correlations)
+
+
+def _compare_all(vectors: np.ndarray, least: float) -> Iterator[_Near]:
+    for start in range(0, len(vectors), _BLOCK):
+        correlations = vectors[start : start + _BLOCK] @ vectors.T
+        rows = np.arange(len(correlations))
+        correlations[rows, start + rows] = -1  # an image is not compared with itself
+        found, others = np.nonzero(correlations >= least)
+        ends = np.searchsorted(found, np.arange(len(rows) + 1))
+        for row, low, high in zip(rows, ends[:-1], ends[1:], strict=True):
+            yield start + int(row), others[low:high], correlations[row, others[low:high]]
+
+
+def _compare_near(
+    vectors: np.ndarray, least: float, cut: Callable[[Sequence[int]], np.ndarray] | None
+) -> Iterator[_Near]:
+    """Compares each vector with those in its own cell, and in the cells that it and its cuts are nearest to.
+
+    There are as many cells as the square root of the number of vectors.
+    """
+    count = round(len(vectors) ** 0.5)
+    most = _LARGEST_CELL * count
+    centres = _find_centres(vectors, count)
+    probed: list[np.ndarray] = []  # of each row the cells, its own first
+    for start in range(0, len(vectors), _BLOCK):
+        rows = range(start, min(start + _BLOCK, len(vectors)))
+        near = [_nearest_cells(vectors[start : rows.stop], centres)]
+        if cut is not None:
+            near.append(_nearest_cells(cut(rows), centres).reshape(len(rows), -1))
+        probed += [np.array(list(dict.fromkeys(cells)), np.int32) for cells in np.concatenate(near, axis=1).tolist()]
+    own = np.array([cells[0] for cells in probed])
+    by_cell = np.argsort(own, kind="stable")
+    vectors = vectors[by_cell]  # so that a cell is a slice
+    ends = np.searchsorted(own[by_cell], np.arange(count + 1))
+    for place, row in enumerate(by_cell.tolist()):
+        slices = [slice(ends[cell], min(ends[cell + 1], ends[cell] + most)) for cell in probed[row]]
+        if place >= slices[0].stop:  # its own cell is far larger than others
+            slices[0] = slice(place - most // 2, min(place + most // 2, ends[own[row] + 1]))
+        correlations = np.concatenate([vectors[part] @ vectors[place] for part in slices])
+        found = np.flatnonzero(correlations >= least)
+        others = np.concatenate([by_cell[part] for part in slices])[found]
+        yield row, others[others != row], correlations[found][others != row]
+
+
+def _nearest_cells(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(N, 2) the cells whose centres are nearest to vectors (N, D), nearest first."""
+    return np.argsort(-(vectors @ centres.T), axis=1, kind="stable")[:, :_PROBED]
+
+
+def _find_centres(vectors: np.ndarray, count: int) -> np.ndarray:
+    """The centres (count, D) of cells, by k-means on the sphere of a part of the vectors."""
+    sample = vectors[: 64 * count]
+    centres = sample[:count].copy()
+    for _ in range(_ITERATIONS):
+        cells = (sample @ centres.T).argmax(axis=1)
+        by_cell = np.argsort(cells, kind="stable")
+        used, starts = np.unique(cells[by_cell], return_index=True)
+        sums = np.add.reduceat(sample[by_cell], starts, axis=0)
+        centres[used] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)
+    return centres
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The places of the largest values, at most so many, largest first and equal ones in order."""
+    return np.argsort(-values, kind="stable")[:count]
+
+
+def _shrink(thumbnails: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """N thumbnails as vectors (N, side * side) float32 of mean 0 and length 1."""
+    cells = np.array(thumbnails).reshape(-1, side, SIDE // side, side, SIDE // side)
+    return _normalise(cells.mean((2, 4), dtype=np.float32).reshape(-1, side**2))
+
+
+def _normalise(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, D) shifted to mean 0 and scaled to length 1."""
+    vectors = vectors - vectors.mean(1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1)
+
+
+def _shrink_cuts(thumbnails: np.ndarray) -> np.ndarray:
+    """Nine cuts of each thumbnail (N, 48, 48), a tenth smaller, as vectors (9 * N, 64) like those of `_shrink`."""
+    averages = _cut_averages()
+    columns = thumbnails.astype(np.float32) @ averages.reshape(-1, SIDE).T  # (N, 48, 3 * 8)
+    cuts = averages.reshape(-1, SIDE) @ columns  # (N, 3 * 8, 3 * 8)
+    cuts = cuts.reshape(-1, 3, COARSE_SIDE, 3, COARSE_SIDE).swapaxes(2, 3)
+    return _normalise(cuts.reshape(-1, COARSE_SIDE**2))
+
+
+@cache
+def _cut_averages() -> np.ndarray:
+    """(3, 8, 48) float32: what averages 48 pixels to 8, of which the first, the middle or the last part is kept."""
+    length = SIDE * (1 - _CUT)
+    pixels = np.arange(SIDE)
+    averages = []
+    for start in (0, (SIDE - length) / 2, SIDE - length):
+        edges = np.linspace(start, start + length, COARSE_SIDE + 1)[:, np.newaxis]
+        shares = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+        averages.append(shares.clip(0) * COARSE_SIDE / length)
+    return np.array(averages, dtype=np.float32)
 
 
 def _is_small(fingerprint: Fingerprint) -> bool:
     return fingerprint.size[0] * fingerprint.size[1] <= SMALL
 
 
-def _are_alike(one: Fingerprint, other: Fingerprint) -> bool:
+def are_alike(one: Fingerprint, other: Fingerprint) -> bool:
+    """Whether two images show the same photograph."""
     least = ALIKE_SMALL if _is_small(one) and _is_small(other) else ALIKE
     return similarity(one, other) >= least
 

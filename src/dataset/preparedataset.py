@@ -22,12 +22,11 @@ from dataset.folders import canonical
 from dataset.moving import alone_in
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
 from dataset.reading import UnreadableImage, read_image
-from dataset.tables import read_rows, write_rows
+from dataset.tables import OPEN_IMAGES, read_rows, write_rows
 
 CLASSES = ("Axe", "Book", "Hammer")
 MAX_SAMPLES = 1000
 MIN_SIZE = 32
-TABLE = "open_images.csv"  # beside the class folders: which patch each file is
 _ROUND = 2000  # boxes that are loaded, cut and recorded at once, of all classes together
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Patches:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        rows = read_rows(folder / TABLE, ("file", *Box._fields))
+        rows = read_rows(folder / OPEN_IMAGES, ("file", *Box._fields))
         self._boxes = {row["file"]: Box(*(row[name] for name in Box._fields)) for row in rows}  # by Axe/0001.jpg
         self._staged: dict[str, Box] = {}
         self._last_numbers: dict[str, int] = {}
@@ -73,7 +72,7 @@ class Patches:
         if self._staged:
             boxes = self._boxes | self._staged
             rows = [{"file": file, **box._asdict()} for file, box in sorted(boxes.items())]
-            write_rows(self._folder / TABLE, ("file", *Box._fields), rows)
+            write_rows(self._folder / OPEN_IMAGES, ("file", *Box._fields), rows)
             self._boxes = boxes
         self.settle()
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from common import UserError, write_whole
 
+TESTING_BATCH = "testing_batch.csv"  # beside the test folders: which images were moved there
+OPEN_IMAGES = "open_images.csv"  # beside the class folders: which patch of Open Images each file is
+
 
 def read_rows(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
     """The rows of a CSV table of file names; none where there is no such file.

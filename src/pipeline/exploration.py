@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,9 +13,9 @@ import torch
 
 from common import UserError
 from dataset.augmentation_data import place_in_square
-from dataset.duplicates import Fingerprint, find_near_duplicates, fingerprint
-from dataset.examining import on_all_cores
+from dataset.examining import Examined, examine_image, on_all_cores
 from dataset.folders import ImageFolder, read_folder
+from dataset.groups import find_links, number_groups
 from dataset.reading import upright_rgb
 from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches, load_test_set, make_loader
@@ -22,6 +23,7 @@ from pipeline.inference import BATCH, predict
 from pipeline.prediction import TrainedRun
 from pipeline.tester import class_activation_maps
 
+_log = logging.getLogger(__name__)
 _SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
 
 
@@ -32,12 +34,12 @@ class Picture:
     Attributes:
         file: the image itself where a browser can be given it, else a PNG of it.
         size: width and height in pixels, upright.
-        fingerprint: what near-duplicates are found by.
+        examined: what else is known of it.
     """
 
     file: Path
     size: tuple[int, int]
-    fingerprint: Fingerprint
+    examined: Examined
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
         probabilities, predictions = logits.softmax(dim=1).cpu().max(dim=1)
         shown = _make_pictures(folder, test_set.images.places, pictures / str(number))
         last = max((each.group or 0 for each in tested), default=0)
-        groups = _group([picture.fingerprint for picture in shown], last + 1)
+        labels = [run.classes[label] for label in test_set.labels]
+        groups = _group([picture.examined for picture in shown], labels, last + 1)
         for place, picture in enumerate(shown):
             tested.append(
                 TestedImage(
@@ -138,11 +141,12 @@ def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) 
     directory.mkdir()
 
     def make(place: int) -> Picture:
-        path, image = folder.paths[place], upright_rgb(folder.read(place))
+        path, image = folder.paths[place], folder.read(place)
         if folder.is_array(place) or path.suffix.lower() not in _SHOWN_BY_BROWSERS or not _is_text(path):
             path = directory / f"{place}.png"
-            image.save(path)
-        return Picture(path, image.size, fingerprint(image))
+            upright_rgb(image).save(path)
+        examined = examine_image(path, image)
+        return Picture(path, examined.size, examined)
 
     return on_all_cores(make, places, "examining")
 
@@ -152,16 +156,16 @@ def _is_text(path: Path) -> bool:
     return not any("\ud800" <= sign <= "\udfff" for sign in str(path))
 
 
-def _group(fingerprints: Sequence[Fingerprint], first: int) -> dict[int, int]:
+def _group(images: Sequence[Examined], labels: Sequence[str], first: int) -> dict[int, int]:
     """The places of images that show the same as another, each with the number of its group, from `first` on."""
-    groups: dict[int, set[int]] = {}
-    for pair in find_near_duplicates(fingerprints):
-        joined = set(pair).union(*(groups.get(place, ()) for place in pair))
-        groups.update(dict.fromkeys(joined, joined))
-    numbers: dict[int, int] = {}
-    for place in sorted(groups):
-        numbers[place] = numbers.get(min(groups[place]), first + len(set(numbers.values())))
-    return numbers
+    found = find_links(images, labels)
+    for note in found.notes:
+        _log.info("%s", note)
+    groups = number_groups(len(images), found.links)
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(counts[inverse] > 1).tolist()
+    numbers = {group: first + place for place, group in enumerate(dict.fromkeys(groups[shared].tolist()))}
+    return {place: numbers[groups[place]] for place in shared}
 
 
 def find_heatmaps(run: TrainedRun, tested: Iterable[TestedImage]) -> Iterator[np.ndarray]:

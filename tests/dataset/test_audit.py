@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
 from dataset.folders import image_files
+from dataset.groups import NEAR_DUPLICATE, Link, Links
 from dataset.moving import alone_in
 from dataset.quality import BLANK, DARK
 from dataset.sample import draw_numbered
@@ -133,13 +134,12 @@ def test_training_images_leak_a_test_image_that_is_itself_a_copy(folders, monkey
     dataset, testing = folders
     names = [testing / "Axe/0.jpg", testing / "Axe/1.jpg", dataset / "Axe/0.jpg"]
 
-    def find(fingerprints):
-        places = {path: place for place, path in enumerate(order)}
-        return [tuple(sorted(places[path] for path in pair)) for pair in (names[:2], names[1:])]
+    def find(images, labels, photographs):
+        places = {image.path: place for place, image in enumerate(images)}
+        pairs = [sorted(places[path] for path in pair) for pair in (names[:2], names[1:])]
+        return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
-    order = []
-    monkeypatch.setattr("dataset.audit.find_exact_duplicates", lambda paths: order.extend(paths) or [])
-    monkeypatch.setattr("dataset.audit.find_near_duplicates", find)
+    monkeypatch.setattr("dataset.audit.find_links", find)
     found = {(twin.path, twin.kind) for twin in audit(dataset, [testing]).twins}
     assert (dataset / "Axe/0.jpg", LEAK) in found
     assert len(found) == 2
@@ -180,12 +180,13 @@ def test_no_chain_drags_others_along(folders, monkeypatch):
     for path, side in zip(images, (300, 200, 100), strict=True):
         Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
 
-    def find(fingerprints):
-        sizes = [fingerprint.size for fingerprint in fingerprints]
+    def find(images, labels, photographs):
+        sizes = [image.size for image in images]
         large, middle, small = (sizes.index((side, side)) for side in (300, 200, 100))
-        return sorted([tuple(sorted((large, middle))), tuple(sorted((middle, small)))])
+        pairs = [sorted((large, middle)), sorted((middle, small))]
+        return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
-    monkeypatch.setattr("dataset.audit.find_near_duplicates", find)
+    monkeypatch.setattr("dataset.audit.find_links", find)
     assert {(twin.path.name, twin.of.name) for twin in audit(dataset, []).twins} == {("1.jpg", "0.jpg")}
 
 
@@ -203,7 +204,15 @@ class TestProgram:
         found = start(*arguments, "--json", cwd=tmp_path)
         assert found.returncode == 1
         twins = json.loads(found.stdout)["twins"]
-        assert twins == [{"path": "dataset/Book/leak.jpg", "of": "testing/Book/3.jpg", "kind": "leak", "exact": True}]
+        assert twins == [
+            {
+                "path": "dataset/Book/leak.jpg",
+                "of": "testing/Book/3.jpg",
+                "kind": "leak",
+                "exact": True,
+                "link": "pixels",
+            }
+        ]
         assert (dataset / "Book/leak.jpg").exists()
         mended = start(*arguments, "--fix", cwd=tmp_path)
         assert mended.returncode == 1

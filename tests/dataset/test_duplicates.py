@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.duplicates import find_exact_duplicates, find_near_duplicates, fingerprint
+from dataset import duplicates
+from dataset.duplicates import find_near_duplicates, find_outstanding_pairs, fingerprint
 from dataset.reading import read_image, upright_rgb
 from dataset.sample import CLASSES, draw_numbered
 
@@ -128,12 +129,67 @@ def test_a_resized_and_darkened_copy_is_found(drawings, number, size, gain):
     assert find([drawing, ImageEnhance.Brightness(resize(drawing, scale)).enhance(gain)]) == [(0, 1)]
 
 
-def test_exact_duplicates(tmp_path):
-    contents = [b"one", b"two", b"one", b"longer", b"two", b"one", b"", b""]
-    paths = [tmp_path / str(number) for number in range(len(contents))]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_bytes(content)
-    assert find_exact_duplicates(paths) == [(0, 2), (0, 5), (1, 4), (2, 5), (6, 7)]
+@pytest.mark.parametrize("kind", ["halved", "cut by 5 %", "cut by 10 %"])
+def test_an_index_finds_what_comparing_all_finds(drawings, kind, monkeypatch):
+    images = drawings + [KINDS[kind][0](drawing) for drawing in drawings]
+    expected = find(images)
+    monkeypatch.setattr(duplicates, "_EXACT", 0)
+    assert find(images) == expected
+
+
+@settings(max_examples=5, deadline=None)
+@given(order=st.permutations(range(30)))
+def test_the_order_does_not_matter_to_an_index(drawings, order):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_EXACT", 0)
+        patch.setattr(duplicates, "_LARGEST_CELL", 1)  # so that cells are divided
+        images = drawings + [crop(drawing, 0.06) for drawing in drawings[:6]]
+        shuffled = find([images[place] for place in order])
+        assert {frozenset(order[place] for place in pair) for pair in shuffled} == {*map(frozenset, find(images))}
+
+
+def test_each_image_is_closely_compared_with_few(monkeypatch):
+    """Of many images that all resemble one another."""
+    compared = []
+    original = duplicates.compare_closely
+    monkeypatch.setattr(
+        duplicates, "compare_closely", lambda prints, pairs: compared.extend(pairs) or original(prints, pairs)
+    )
+    image, generator = noise(0), np.random.default_rng(0)
+    pairs = find([with_noise(image, generator, 5) for _ in range(200)])
+    assert len(compared) <= 200 * duplicates.MOST_COMPARED
+    assert {place for pair in pairs for place in pair} == set(range(200))
+
+
+def noise(seed, side=60):
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def with_noise(image, generator, spread):
+    pixels = np.asarray(image) + generator.normal(0, spread, (image.height, image.width, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("spread", [2, 8, 30])
+def test_copies_among_images_that_all_resemble_one_another(spread):
+    """A fixed camera: one scene, in each image a part of its own, and noise."""
+    generator = np.random.default_rng(2)
+    scene, images = noise(0, 120), []
+    for _ in range(150):
+        image = with_noise(scene, generator, spread)
+        image.paste(noise(generator.integers(1 << 30), 20), tuple(generator.integers(0, 100, 2).tolist()))
+        images.append(image)
+    copies = [recompress(images[0], 60), resize(images[1], 0.5), ImageEnhance.Brightness(images[2]).enhance(0.9)]
+    prints = [fingerprint(image) for image in images + copies]
+    labels = np.zeros(len(prints), dtype=np.int64)
+    expected = [(place, place + len(images)) for place in range(len(copies))]
+    assert find_outstanding_pairs(prints, labels, [0]) == expected
+    labels[len(images) :] = 1
+    for dense in ([0], [1], [0, 1]):
+        found = find_outstanding_pairs(prints, labels, dense)
+        assert [pair for pair in found if labels[pair[1]] == 1 != labels[pair[0]]] == expected
+    assert find_outstanding_pairs(prints, labels, []) == []
 
 
 @pytest.fixture(scope="module")
