@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from measuring import Timed, measure, measure_in_turns, median, three_digits  # isort: skip  (it says where the others are)
-from dataset.folders import read_folder
+from dataset.folders import ImageFolder, read_folder
 from models import build_model, model_class
 from pipeline.cache import Cache
-from pipeline.data import ImageBatches, TrainingData, load_training_data, split_folder
+from pipeline.data import ImageBatches, TrainingData, load_training_data
 from pipeline.settings import Settings
+from pipeline.splits import Split, load_groups, split_folder
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,20 @@ def decode(settings: Settings, cache_dir: Path) -> None:
     load_training_data(folder, model_class(settings.model_type).input_size, Cache(cache_dir))
 
 
+def split_all(folder: ImageFolder) -> Split:
+    """The project's split of a folder whose images can all be read."""
+    [groups] = load_groups([folder], Cache(directory=None)).numbers
+    return split_folder(folder, np.ones(len(folder.paths), dtype=bool), groups, cache=Cache(directory=None))
+
+
 def pace_of_reference(settings: Settings, batches: int) -> Pace:
     """Trains and validates the plain way, on the same images."""
     import reference
 
     reference.seed_everything(settings.seed)
+    split = split_all(read_folder(settings.data_dir, settings.data_augmentation))  # the same; the search is not timed
     begin = time.perf_counter()
     folder = read_folder(settings.data_dir, settings.data_augmentation)
-    split = split_folder(folder, np.ones(len(folder.paths), dtype=bool))
     model = _build(settings, len(folder.classes))
     arguments = (split.train, split.validation, settings.batch_size)
     if all(map(folder.is_array, range(len(folder.paths)))):

@@ -98,16 +98,14 @@ def stage_padded(data: Path, place: Path) -> list[int]:
     Returns:
         How many are trained on, and validated on.
     """
-    import numpy as np
-
     from dataset.augmentation_data import QUALITY, resize_or_pad_image
     from dataset.folders import AUGMENTED, read_folder
     from dataset.reading import read_image
-    from pipeline.data import split_folder
+    from pacing import split_all
 
     dataset_dir, _ = stage_photographs(data, place)
     folder = read_folder(dataset_dir, with_augmented=True)
-    split = split_folder(folder, np.ones(len(folder.paths), dtype=bool))
+    split = split_all(folder)
     for path in folder.paths:
         resize_or_pad_image(read_image(path)).save(path, "JPEG", quality=QUALITY)
     for name, places in (("train", split.train), ("validation", split.validation)):

@@ -46,7 +46,7 @@ def main() -> int:
         _start_fiftyone()
         tested = test_again(run, folders, Path(pictures))
         mistakes = sum(each.mistaken for each in tested)
-        with _new_dataset(f"{arguments.run.resolve().name} {arguments.checkpoint}") as dataset:
+        with _new_dataset(f"{arguments.run.resolve().name} {run.checkpoint}") as dataset:
             fill(dataset, run, tested)
             with _serve(dataset) as (server, address):
                 print(f"{len(tested)} test images, {mistakes} mistakes: {address}", file=results, flush=True)

@@ -9,6 +9,7 @@ import json
 import logging
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # What a parameter line does not say, and a sweep's flags do.
 _FLAGS = [
-    "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir",
+    "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
     "seed", "precision", "compile", "recipe", "weights", "wandb", "no_cache", "cache_limit",
 ]  # fmt: skip
 
@@ -132,7 +133,13 @@ def _read_all(arguments: argparse.Namespace) -> list[Settings]:
         for settings in read_parameters(path, others):
             if runs.setdefault(settings.run_name, settings) != settings:
                 raise UserError(f"{path}: two lines for {settings.run_name} differ in what its name does not say")
-    return list(runs.values())
+    if not arguments.all_folds:
+        return list(runs.values())
+    return [
+        replace(settings, fold=fold, output_dir=settings.output_dir / f"fold_{fold}")
+        for settings in runs.values()
+        for fold in range(settings.folds)
+    ]
 
 
 def main() -> int:
@@ -142,6 +149,10 @@ def main() -> int:
     parser.add_argument(
         "--write-parameters", type=Path, metavar="DIR", help="write the files of the experiment's 1040 runs, and end"
     )
+    parser.add_argument(
+        "--all-folds", action="store_true",
+        help="train each run once per fold, in fold_0/, fold_1/, ... of the output folder, for report.py to pool",
+    )  # fmt: skip
     Settings.add_flags(parser, _FLAGS)
     arguments = parser.parse_args()
     if arguments.write_parameters:
@@ -154,7 +165,7 @@ def main() -> int:
         _list_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)  # says what is wrong
     if arguments.dry_run:
         for settings in runs:
-            print(f"{settings.run_name}: {describe_state(settings)}")
+            print(f"{settings.run_dir.relative_to(arguments.output_dir)}: {describe_state(settings)}")
         return 0
     return 0 if sweep(runs) else 1
 

@@ -10,6 +10,7 @@ import pytest
 import pipeline.run
 import sweep as program
 from common import UserError
+from dataset.tables import read_rows
 from helpers import REPOSITORY, digests, start
 from pipeline.parameters import FIELDS, write_line
 from pipeline.settings import CHECKPOINTS, Settings
@@ -232,3 +233,18 @@ def test_a_line_and_its_flags_make_the_settings():
     assert write_line(Settings(model_type="ResNet18")) == "ResNet False 30 32 0.0001 0.0001 0.99 False False"
     with pytest.raises(UserError):
         Settings.from_flags({"model_type": "VGG", "gamma": 2.0, "test_dir": ["a"]})
+
+
+def test_all_folds_are_runs_of_their_own_and_validate_each_image_once(runs, tmp_path):
+    parameters = tmp_path / "parameters.txt"
+    parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
+    data = ("-d", runs[0].data_dir, "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
+    command = ("sweep.py", parameters, "--all-folds", "--folds", 3, *data)
+    assert start(*command, cwd=tmp_path).returncode == 0
+    result = start(*command, "--dry-run", cwd=tmp_path)
+    names = [line.partition("/")[0] for line in result.stdout.splitlines() if line.endswith(": finished")]
+    assert names == ["fold_0", "fold_1", "fold_2"]
+    tables = (tmp_path / "saved").glob("fold_*/*/split.csv")
+    rows = [row for table in tables for row in read_rows(table, ["file"])]
+    validated = [row["file"] for row in rows if row["side"] == "validation"]
+    assert sorted(validated) == [f"{label}/{number:04d}.png" for label in "AB" for number in range(6)]

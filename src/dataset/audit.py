@@ -6,6 +6,7 @@ python src/dataset/audit.py --dataset-dir dataset --testing-dir dataset_testing 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -158,6 +159,12 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         rules=rules,
         notes=links.notes,
     )
+
+
+def fix_command(dataset_dir: Path, testing_dirs: Sequence[Path]) -> str:
+    """The command that moves what `audit` finds out of training."""
+    program = [sys.executable, str(Path(__file__)), "--fix", "--dataset-dir", str(dataset_dir)]
+    return shlex.join([*program, "--testing-dir", *map(str, testing_dirs)])
 
 
 def fix(report: Report) -> int:

@@ -8,7 +8,6 @@ Each step does what is missing and leaves what is right alone, so that the progr
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, check_least, run_program, say
-from dataset.audit import audit, summarise
+from dataset.audit import audit, fix_command, summarise
 from dataset.augmentation_data import (
     ALL,
     MINORITY,
@@ -111,11 +110,9 @@ def _check(arguments: argparse.Namespace) -> None:
         tell_left_out(directory, inside)
     if report.leaks and not arguments.allow_leaks:
         first = report.leaks[0]
-        program = str(Path(__file__).with_name("audit.py"))
-        command = [sys.executable, program, "--fix", "--dataset-dir", str(arguments.dataset_dir)]
         raise UserError(
             f"{len(report.leaks)} images to train on show the same as test images: {first.path} and {first.of}; "
-            f"`{shlex.join([*command, '--testing-dir', *map(str, testing_dirs)])}` moves them out of training, "
+            f"`{fix_command(arguments.dataset_dir, testing_dirs)}` moves them out of training, "
             "and what else is wrong; --allow-leaks goes on with them"
         )
 

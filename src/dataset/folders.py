@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _told: set[str] = set()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageFolder:
     """The images below a folder, or in an `.npz` file, in a fixed order.
 
@@ -64,6 +64,10 @@ class ImageFolder:
         if self.inverted[place]:
             return ImageOps.invert(image if image.mode == "L" else upright_rgb(image))
         return image
+
+    def name_of(self, place: int) -> str:
+        """An image's folder and file name, such as `cat/0001.jpg`; of an `.npz` file `<label>/<place in it>`."""
+        return "/".join(self.paths[place].parts[-2:])
 
     def is_array(self, place: int) -> bool:
         """Whether an image is stored as numbers, and not as a picture."""

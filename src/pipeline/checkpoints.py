@@ -23,12 +23,14 @@ class Checkpoint:
         classes: what the logits stand for.
         epoch: how many epochs the weights were trained.
         weights: the model's state dict.
+        validation: logits (N, classes) of the run's validation images; None where none were computed.
     """
 
     model_type: str
     classes: tuple[str, ...]
     epoch: int
     weights: dict[str, Tensor]
+    validation: Tensor | None = None
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint, whole or not at all."""
@@ -42,7 +44,8 @@ class Checkpoint:
             UserError: there is no such file, or it is damaged, or of another architecture.
         """
         state = load_state(path)
-        if state.keys() != cls.__dataclass_fields__.keys():
+        fields = cls.__dataclass_fields__.keys()
+        if not fields - {"validation"} <= state.keys() <= fields:  # which checkpoints of earlier versions lack
             raise UserError(f"{path} is not a checkpoint of this program")
         if state["model_type"] != model_type:
             raise UserError(f"{path} is a checkpoint of {state['model_type']}, not of {model_type}")

@@ -1,10 +1,8 @@
-"""From folders to batches: who trains, who validates, and how batches reach the model."""
+"""From folders to batches: loads the images of each side of a split, and says how batches reach the model."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,56 +16,10 @@ from dataset.folders import ImageFolder, check_apart, read_folder
 from pipeline import distributed
 from pipeline.cache import SHARED, Cache
 from pipeline.images import DecodedImages, decode_images
+from pipeline.settings import FOLDS
+from pipeline.splits import Split, digest_split, load_groups, split_folder
 
-VALIDATION_SHARE = 0.2
 _COPIED_AT_ONCE = 256  # images, on their way to a device
-_SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation images
-
-
-@dataclass(frozen=True)
-class Split:
-    """Places in an `ImageFolder` of the images that train and that validate, each an int array.
-
-    Attributes:
-        left_out: how many augmented images neither side gets, because their source validates or is not known.
-    """
-
-    train: np.ndarray
-    validation: np.ndarray
-    left_out: int
-
-
-def split_folder(folder: ImageFolder, readable: np.ndarray) -> Split:
-    """Draws a fifth of each class's originals for validation; an augmented image trains if its source trains.
-
-    Args:
-        folder: the images.
-        readable: (N,) bool; the others go nowhere.
-
-    Raises:
-        UserError: a class has fewer than two readable originals.
-    """
-    generator = np.random.default_rng(_SPLIT_SEED)
-    validation: list[int] = []
-    for label, name in enumerate(folder.classes):
-        originals = np.flatnonzero((folder.labels == label) & ~folder.augmented & readable)
-        if len(originals) < 2:
-            raise UserError(
-                f"{folder.directory / name} has {len(originals)} readable image(s): "
-                "it needs at least 2, one to train on and one to validate on"
-            )
-        count = max(1, round(VALIDATION_SHARE * len(originals)))
-        validation.extend(generator.permutation(originals)[:count])
-
-    # By label and stem: where 1.jpg and 1.png of a class stand on different sides, what is made from "1" goes nowhere.
-    sources = list(zip(folder.labels.tolist(), folder.sources, strict=True))
-    in_validation = set(validation)
-    places = np.flatnonzero(readable & ~folder.augmented).tolist()
-    trains = [place for place in places if place not in in_validation]
-    lenders = {sources[place] for place in trains} - {sources[place] for place in validation}
-    augmented = np.flatnonzero(readable & folder.augmented).tolist()
-    lent = [place for place in augmented if sources[place] in lenders]
-    return Split(np.sort(trains + lent), np.sort(validation), len(augmented) - len(lent))
 
 
 class ImageBatches(Dataset):
@@ -125,9 +77,11 @@ def bring_near(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[
     """Has all images live on a GPU if together they take no more than half of what is free there."""
     if device.type != "cuda":
         return parts
-    size = sum(len(batches) * batches.__getitems__([0])[0].nbytes for batches in parts)
+    size = sum(len(batches) * batches.__getitems__([0])[0].nbytes for batches in parts if len(batches))
     free, _ = torch.cuda.mem_get_info(device)
-    return [ResidentBatches(batches, device) for batches in parts] if size <= free / 2 else parts
+    if size > free / 2:
+        return parts
+    return [ResidentBatches(batches, device) if len(batches) else batches for batches in parts]
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -135,15 +89,21 @@ class BatchOrder(Sampler[list[int]]):
 
     When shuffling, a last batch of one image is dropped, since batch normalisation cannot train on it.
 
+    Args:
+        count: of images, N.
+        batch_size: of all batches but the last.
+        shuffle: draw another order in each epoch.
+        balanced: (N,) int labels; each of N draws then takes every class equally often. None takes each image once.
+
     Attributes:
         batch_sizes: the number of images of each batch, in all processes together.
     """
 
-    def __init__(self, count: int, batch_size: int, shuffle: bool) -> None:
+    def __init__(self, count: int, batch_size: int, shuffle: bool, balanced: np.ndarray | None = None) -> None:
         self.batch_sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
         if shuffle and self.batch_sizes[-1] == 1:
             self.batch_sizes.pop()
-        self._count, self._shuffle = count, shuffle
+        self._count, self._shuffle, self._labels = count, shuffle, balanced
         self._seed = self._first = 0
 
     def set_epoch(self, seed: int, first_batch: int = 0) -> None:
@@ -154,19 +114,37 @@ class BatchOrder(Sampler[list[int]]):
         return len(self.batch_sizes) - self._first
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.arange(self._count)
+        generator = np.random.default_rng(self._seed)
+        order = np.arange(self._count) if self._labels is None else _draw_balanced(self._labels, generator)
         if self._shuffle:
-            np.random.default_rng(self._seed).shuffle(order)
+            generator.shuffle(order)
         ends = np.cumsum(self.batch_sizes)
         for batch in np.split(order, ends)[self._first : len(ends)]:
             yield batch[distributed.rank() :: distributed.world_size()].tolist()
 
 
-def make_loader(batches: ImageBatches, batch_size: int, shuffle: bool = False) -> DataLoader:
+def _draw_balanced(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """As many places as there are labels, the same number of each class, give or take one.
+
+    A class is drawn without replacement until all of its images were drawn, then again.
+    """
+    classes = np.unique(labels)
+    drawn = []
+    for number, label in enumerate(generator.permutation(classes)):
+        members = np.flatnonzero(labels == label)
+        count = len(labels) // len(classes) + (number < len(labels) % len(classes))
+        rounds = [generator.permutation(members) for _ in range(-(-count // len(members)))]
+        drawn.append(np.concatenate(rounds)[:count] if rounds else members[:0])
+    return np.concatenate(drawn)
+
+
+def make_loader(
+    batches: ImageBatches, batch_size: int, shuffle: bool = False, balanced: np.ndarray | None = None
+) -> DataLoader:
     """Torch's loader over slices. Without worker processes: a copy of 5 MB is sooner done than handed over."""
     return DataLoader(
         batches,
-        batch_sampler=BatchOrder(len(batches), batch_size, shuffle),
+        batch_sampler=BatchOrder(len(batches), batch_size, shuffle, balanced),
         collate_fn=_as_they_are,
         generator=torch.Generator(),  # the loader draws a seed from it, else from the one that dropout draws from
         pin_memory=torch.cuda.is_available() and not isinstance(batches, ResidentBatches),
@@ -182,17 +160,26 @@ class TrainingData:
     """What a run trains and validates on.
 
     Attributes:
-        augmented: how many augmented images there are.
-        left_out: how many of them neither side gets, because their source validates or is not known.
-        digest: of the names of all that train and all that validate.
+        folder: all images.
+        split: which of them are on which side.
+        train, validation: the images of each side, or features of them; `validation` may be empty.
+        digest: of the contents of both sides.
     """
 
-    classes: tuple[str, ...]
+    folder: ImageFolder
+    split: Split
     train: ImageBatches
     validation: ImageBatches
-    augmented: int
-    left_out: int
     digest: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.folder.classes
+
+    @property
+    def validation_set(self) -> TestSet:
+        """What validates, as a test set is given."""
+        return _test_set("validation", self.folder, self.validation)
 
 
 @dataclass(frozen=True)
@@ -202,11 +189,13 @@ class TestSet:
     Attributes:
         name: the folder's own name.
         paths: (N) files, in the order of `images`.
+        files: (N) names of the files, as `ImageFolder.name_of` gives them.
         labels: (N,) int64.
     """
 
     name: str
     paths: tuple[Path, ...]
+    files: tuple[str, ...]
     labels: np.ndarray
     images: ImageBatches
 
@@ -229,33 +218,33 @@ def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bo
     return [training, *testing]
 
 
-def load_training_data(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TrainingData:
+def load_training_data(
+    folder: ImageFolder,
+    input_size: tuple[int, int, int],
+    cache: Cache = SHARED,
+    groups: np.ndarray | None = None,
+    folds: int = FOLDS,
+    fold: int | None = 0,
+) -> TrainingData:
     """Decodes and splits a training folder.
 
     Args:
-        folder: the images.
+        folder: the images, N.
         input_size: channels, height and width that the model takes.
         cache: keeps the decoded images.
+        groups: (N,) int64, none of which is divided; by default those of the folder alone.
+        folds: into how many parts the images are divided.
+        fold: the part that validates; None for none.
 
     Raises:
         UserError: a class has too few readable images.
     """
     decoded = decode_images(folder, input_size, cache)
-    split = split_folder(folder, _readable(folder, decoded.unreadable))
+    if groups is None:
+        [groups] = load_groups([folder], cache).numbers
+    split = split_folder(folder, _readable(folder, decoded.unreadable), groups, folds, fold, cache)
     train, validation = (ImageBatches(decoded, folder.labels, places) for places in (split.train, split.validation))
-    augmented = int(folder.augmented.sum())
-    digest = digest_names(*([folder.paths[place] for place in places] for places in (split.train, split.validation)))
-    return TrainingData(folder.classes, train, validation, augmented, split.left_out, digest)
-
-
-def digest_names(*groups: Iterable[Path]) -> str:
-    """Of the names of groups of images, by which a later start sees that some came or went."""
-    digest = hashlib.sha256()
-    for paths in groups:
-        for path in paths:
-            digest.update(os.fsencode("/".join(("", *path.parts[-2:]))))
-        digest.update(b"\0")
-    return digest.hexdigest()
+    return TrainingData(folder, split, train, validation, digest_split(folder, split, cache))
 
 
 def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TestSet:
@@ -271,11 +260,16 @@ def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
     """
     decoded = decode_images(folder, input_size, cache)
     places = np.flatnonzero(_readable(folder, decoded.unreadable))
+    return _test_set(name_test_set(folder), folder, ImageBatches(decoded, folder.labels, places))
+
+
+def _test_set(name: str, folder: ImageFolder, images: ImageBatches) -> TestSet:
     return TestSet(
-        name_test_set(folder),
-        tuple(folder.paths[place] for place in places),
-        folder.labels[places],
-        ImageBatches(decoded, folder.labels, places),
+        name,
+        tuple(folder.paths[place] for place in images.places),
+        tuple(folder.name_of(place) for place in images.places),
+        folder.labels[images.places],
+        images,
     )
 
 

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws loss and accuracy over the epochs, and marks the best validation of each.
+    """Draws loss and accuracy, averaged over classes, over the epochs, and marks the best validation of each.
 
     Args:
-        history: a row an epoch, with the columns of `history.csv`; rows without validation lack the val columns.
+        history: one row per epoch, with the columns of `history.csv`; rows without validation lack the val columns.
         path: the PNG to write.
     """
     figure = new_figure(10, 4)
     loss, accuracy = figure.subplots(1, 2)
-    _plot_curve(loss, history, "loss", min, "{:.3f}")
-    _plot_curve(accuracy, history, "accuracy", max, "{:.1%}")
-    loss.set(title="Loss (cross-entropy)")
+    _plot_curve(loss, history, "per_class_loss", min, "{:.3f}")
+    _plot_curve(accuracy, history, "per_class_accuracy", max, "{:.1%}")
+    loss.set(title="Cross-entropy, mean over classes")
     loss.set_ylim(bottom=0)
-    accuracy.set(title="Accuracy", ylim=(0, 1.02))
+    accuracy.set(title="Accuracy, mean over classes", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter("{x:.0%}")
     save_figure(figure, path)
 
@@ -38,10 +38,13 @@ def _plot_curve(
 ) -> None:
     for side, label, colour in (("train", "training", BLUE), ("val", "validation", VERMILION)):
         points = [(row["epoch"], row[f"{side}_{name}"]) for row in history if f"{side}_{name}" in row]
-        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4 * (len(points) <= 40), label=label)
-    epoch, value = best_of(points, key=lambda point: point[1])
-    label = f"best validation: {form.format(value)}"
-    axes.plot(epoch, value, "*", color="black", markersize=13, zorder=3, label=label)
+        if points:
+            size = 4 * (len(points) <= 40)
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=size, label=label)
+    if points:  # of the validation, which a run on all images lacks
+        epoch, value = best_of(points, key=lambda point: point[1])
+        label = f"best validation: {form.format(value)}"
+        axes.plot(epoch, value, "*", color="black", markersize=13, zorder=3, label=label)
     axes.set(xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

@@ -86,13 +86,18 @@ def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, i
 
 
 def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
-    digest = hashlib.sha256(f"{_FORM} {input_size}".encode())
+    return hashlib.sha256(f"{_FORM} {input_size} {file_versions(folder)}".encode()).hexdigest()[:32]
+
+
+def file_versions(folder: ImageFolder) -> str:
+    """A digest of the paths, sizes and modification times of a folder's files: it changes when a file does."""
+    digest = hashlib.sha256()
     here = os.getcwd()
     archive = None if folder.arrays is None else _version(folder.paths[0].parents[1])  # FILE/label/number
     for path in folder.paths:
         digest.update(os.fsencode(f"\0{os.path.join(here, path)}\0{archive or _version(path)}"))
     digest.update(folder.inverted.tobytes())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def _version(file: Path) -> str:

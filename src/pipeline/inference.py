@@ -52,6 +52,14 @@ def predict(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str
     return logits, labels
 
 
-def evaluate(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> Scores:
-    """Scores a model on all images of a loader. `title` names the progress bar."""
-    return Scores.of(*predict(model, loader, hardware, title))
+def evaluate(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> tuple[Scores, Tensor]:
+    """Scores a model on all images of a loader. `title` names the progress bar.
+
+    Returns:
+        The scores, and the logits (N, classes) float32 of all joined processes, in the loader's order.
+    """
+    logits, labels = predict(model, loader, hardware, title)
+    places = [place for batch in loader.batch_sampler for place in batch]
+    everywhere = logits.new_zeros((len(loader.dataset), logits.shape[1]))
+    everywhere[places] = logits
+    return Scores.of(logits, labels), distributed.sum_over_processes(everywhere)

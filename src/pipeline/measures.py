@@ -9,7 +9,7 @@ from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
-SCORES = ("loss", "accuracy", "per_class_accuracy")  # what is told of a set of images first
+SCORES = ("loss", "accuracy", "per_class_loss", "per_class_accuracy")  # of a set of images
 CALIBRATION_BINS = 15  # as in Guo et al.
 _Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 

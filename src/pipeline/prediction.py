@@ -23,6 +23,7 @@ from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.images import fit_image
 from pipeline.inference import BATCH, compute_logits
+from pipeline.settings import CHECKPOINTS
 from pipeline.tester import class_activation_maps
 
 _AHEAD = 2 * BATCH  # images that are decoded ahead, besides those that the cores are at work on
@@ -35,6 +36,7 @@ class TrainedRun:
     model: Classifier
     classes: tuple[str, ...]
     hardware: Hardware
+    checkpoint: str = CHECKPOINTS[0]
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class Answer:
     fault: str | None = None
 
 
-def load_run(run_dir: Path, checkpoint: str) -> TrainedRun:
+def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     """Loads a run from its folder, in the precision that it was trained in.
 
     Args:
         run_dir: the folder, with `settings.json`.
-        checkpoint: the name of one of its checkpoints.
+        checkpoint: the name of one of its checkpoints; None for the first of `CHECKPOINTS` that it has.
 
     Raises:
         UserError: the folder is none of a run, has no such checkpoint, or one of the two is damaged.
@@ -76,12 +78,14 @@ def load_run(run_dir: Path, checkpoint: str) -> TrainedRun:
     model_type, precision = str(settings.get("model_type")), settings.get("precision")
     if model_type not in MODELS or precision not in ("fp32", "bf16"):
         raise UserError(f"{file} names no model or no precision that there is: train again with --restart")
+    if checkpoint is None:
+        checkpoint = next((name for name in CHECKPOINTS if (run_dir / f"{name}.pt").exists()), CHECKPOINTS[0])
     file = run_dir / f"{checkpoint}.pt"
     loaded = Checkpoint.load(file, model_type)
     model = build_model(model_type, len(loaded.classes))
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
-    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware)
+    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware, checkpoint)
 
 
 def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:

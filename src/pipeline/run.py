@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common import UserError, align, first_free, remove_partial, write_json
+from dataset.audit import fix_command
 from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
@@ -20,24 +21,19 @@ from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import read_json
 from pipeline.claims import claim_alone
-from pipeline.data import (
-    TestSet,
-    TrainingData,
-    digest_names,
-    load_test_set,
-    load_training_data,
-    name_test_set,
-    read_folders,
-)
+from pipeline.data import TestSet, TrainingData, load_test_set, load_training_data, name_test_set, read_folders
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES, score_classes, wilson_interval
-from pipeline.settings import CHECKPOINTS, Settings
+from pipeline.settings import Settings
+from pipeline.splits import describe_data, digest_images, load_groups
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
+_MOST_IMBALANCE = 1.5  # of the largest class to the smallest, above which a remedy is named
+_LEAST_AUGMENTED = 0.1  # of the originals, below which augmentation changes little
 _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 
 
@@ -62,9 +58,10 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     """
     folders = folders or read_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     classes = folders[0].classes
+    cache = Cache.of(settings)
     if finished := finished_results(settings, folders):
-        changed = finished.get("names_digest") != _digest(folders)
-        note = ", on other images than are there now" if changed else ""
+        changed = finished.get("images_digest") != _digest(folders, cache)
+        note = ", on OTHER IMAGES than are there now: these results are not theirs" if changed else ""
         _log.info("%s has finished already%s; --restart begins anew", settings.run_dir, note)
         return finished if distributed.is_first() else None
     set_up_torch()
@@ -72,12 +69,14 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     described = _describe(settings, hardware, classes)
 
     torch.manual_seed(settings.seed)
-    cache = Cache.of(settings)
     with distributed.first_alone():  # the others find pretrained weights downloaded, and the images decoded
         model = build_model(
             settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to
         )
-        data = load_training_data(folders[0], model.input_size, cache)
+        groups = load_groups(folders, cache)
+        images = describe_data(folders, groups, cache)
+        _check_overlap(images, settings, folders)
+        data = load_training_data(folders[0], model.input_size, cache, groups.numbers[0], settings.folds, settings.fold)
     if not distributed.is_first():
         distributed.wait_for_all()  # until there is a folder
         Trainer(model, data, settings, hardware, logger=None).fit()
@@ -86,24 +85,50 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
     with nullcontext() if claimed else claim_alone(settings):
         run_id = _open_folder(settings, described)
+        data.split.write(data.folder, settings.run_dir / "split.csv")
         distributed.wait_for_all()
         _introduce(settings, hardware, model, data, test_sets)
+        for note in (*groups.notes, *_notes_on_classes(settings, data)):
+            _log.warning("%s", note)
         logger = Logger(settings, described, model.group, run_id)
         try:
             trainer = Trainer(model, data, settings, hardware, logger)
             trainer.fit()
             distributed.leave()
-            tester = Tester(model, classes, test_sets, settings, hardware)
+            tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
             metrics = _gather(settings, described, model, data, trainer, tester.test())
-            metrics["names_digest"] = _digest(folders)
+            metrics |= {
+                "data": images,
+                "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
+                "images_digest": _digest(folders, cache),
+            }
             logger.log_results(trainer.history, metrics, tester.figures)
         finally:
             logger.finish()
     return metrics
 
 
-def _digest(folders: Sequence[ImageFolder]) -> str:
-    return digest_names(*(folder.paths for folder in folders))
+def _digest(folders: Sequence[ImageFolder], cache: Cache) -> str:
+    """Of the contents of all images that a run is trained and tested on."""
+    return " ".join(digest_images(folder, cache, with_augmented=True) for folder in folders)
+
+
+def _check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence[ImageFolder]) -> None:
+    """Warns of training images that share a group with test images.
+
+    Raises:
+        UserError: there are some, and `--strict` forbids it.
+    """
+    overlaps = {name: of_set["overlap"] for name, of_set in images["test"].items() if of_set["overlap"]}
+    if not overlaps:
+        return
+    found = ", ".join(f"{count} with those in {name}" for name, count in overlaps.items())
+    message = f"images to train on share a group with test images, which makes scores too high: {found}"
+    if all(folder.arrays is None for folder in folders):
+        message += f"; this moves them out of training: {fix_command(settings.data_dir, settings.test_dir)}"
+    if settings.strict:
+        raise UserError(f"{message} (--strict)")
+    _log.warning("%s", message)
 
 
 def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict[str, Any] | None:
@@ -121,13 +146,13 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict
     _check_same(settings.run_dir, _describe(settings, _choose_hardware(settings), folders[0].classes))
     file = settings.run_dir / "metrics.json"
     if file.exists():
-        metrics = _read_metrics(file, folders)
+        metrics = _read_metrics(file, folders, settings.checkpoints)
         if metrics.get("plots") or not settings.plots:
             return metrics
     return None
 
 
-def _read_metrics(file: Path, folders: Sequence[ImageFolder]) -> dict[str, Any]:
+def _read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Sequence[str]) -> dict[str, Any]:
     """What a finished run came to on these folders.
 
     Raises:
@@ -137,7 +162,7 @@ def _read_metrics(file: Path, folders: Sequence[ImageFolder]) -> dict[str, Any]:
     count = len(folders[0].classes)
     names = {name_test_set(folder) for folder in folders[1:]}
     try:
-        for checkpoint in CHECKPOINTS:
+        for checkpoint in checkpoints:
             tested = metrics["checkpoints"][checkpoint]["test"]
             shapes = {np.array(scores["confusion_matrix"], dtype=np.int64).shape for scores in tested.values()}
             if tested.keys() != names or shapes != {(count, count)}:
@@ -210,13 +235,38 @@ def _introduce(
         ", ".join(f"{len(test_set.images)} to test on in {test_set.name}" for test_set in test_sets),
         ", ".join(data.classes),
     )
-    if settings.data_augmentation and data.augmented == 0:
-        _log.warning("%s has no <Class>_augmented folder with images: -a changes nothing", settings.data_dir)
+    originals = ~data.folder.augmented
+    groups, sizes = np.unique(data.split.groups[originals], return_counts=True)
+    _log.info(
+        "%d images in %d groups; %d of them share a group with others, which no split divides",
+        originals.sum(), len(groups), sizes[sizes > 1].sum(),
+    )  # fmt: skip
+    if settings.fold is None:
+        _log.info("all images train: there is no validation, and only the checkpoint of the last epoch is kept")
+    else:
+        _log.info("loss and accuracy in each epoch: mean over images | mean over classes, which selects checkpoints")
+
+
+def _notes_on_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
+    """What a user should know of the sizes of the classes and of augmentation, one line each."""
+    train, augmented = data.split.train, data.folder.augmented
+    if settings.data_augmentation and not augmented.any():
+        yield f"{settings.data_dir} has no <Class>_augmented folder with images: -a changes nothing"
     elif settings.data_augmentation:
-        _log.info(
-            "%d of %d augmented images left out, since their sources validate or are not known",
-            data.left_out,
-            data.augmented,
+        left_out, count = len(data.split.left_out), augmented.sum()
+        yield f"{left_out} of {count} augmented images left out, since their sources validate or are not known"
+        added, originals = augmented[train].sum(), (~augmented[train]).sum()
+        if added < _LEAST_AUGMENTED * originals:
+            yield (
+                f"-a adds only {added} images to {originals}: "
+                "dataset_main.py --augment all, or --augment-to N, makes more of them"
+            )
+    counts = np.bincount(data.folder.labels[train], minlength=len(data.classes))
+    if counts.max() > _MOST_IMBALANCE * counts.min() and not settings.balance:
+        largest, smallest = (data.classes[place] for place in (counts.argmax(), counts.argmin()))
+        yield (
+            f"classes differ in size: {counts.max()} images of {largest} train, {counts.min()} of {smallest}; "
+            "--balance draws every class equally often"
         )
 
 
@@ -232,13 +282,13 @@ def _gather(
     by_epoch = {row["epoch"]: row for row in trainer.history}
     for results in tested.values():
         row = by_epoch[results["epoch"]]
-        for side in ("train", "val"):
+        for side in ("train", "val") if trainer.validates else ("train",):
             results[side] = {name: row[f"{side}_{name}"] for name in SCORES}
     return {
         "run": settings.run_name,
         "group": model.group,
         "settings": described,
-        "images": {"train": len(data.train), "val": len(data.validation), "left_out": data.left_out},
+        "images": {"train": len(data.train), "val": len(data.validation), "left_out": len(data.split.left_out)},
         "epochs": trainer.epoch,
         "plots": settings.plots,
         "checkpoints": tested,
@@ -248,8 +298,7 @@ def _gather(
 def results_table(metrics: dict[str, Any]) -> str:
     """The test results of a run, for the screen."""
     rows = [("checkpoint", "epoch", "test set", "images", "loss", "accuracy", "per class")]
-    for name in CHECKPOINTS:
-        results = metrics["checkpoints"][name]
+    for name, results in metrics["checkpoints"].items():
         for test_set, scores in results["test"].items():
             rows.append((
                 name, str(results["epoch"]), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
@@ -259,8 +308,8 @@ def results_table(metrics: dict[str, Any]) -> str:
 
 
 def class_tables(metrics: dict[str, Any]) -> str:
-    """How well the best_val_acc checkpoint tells the classes apart, a table for each test set, for the screen."""
-    checkpoint = "best_val_acc"
+    """How well the first checkpoint tells the classes apart, a table for each test set, for the screen."""
+    checkpoint = next(iter(metrics["checkpoints"]))
     classes = metrics["settings"]["classes"]
     tables = []
     for test_set, scores in metrics["checkpoints"][checkpoint]["test"].items():

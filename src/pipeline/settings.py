@@ -16,6 +16,7 @@ from models import ALIASES, MODELS
 from pipeline.recipes import RECIPES
 
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")  # that a run keeps
+FOLDS = 5  # parts into which the images are divided, of which one validates
 
 _METAVARS = {int: "N", float: "X", Path: "DIR"}  # how --help shows a value of that type
 
@@ -49,6 +50,15 @@ def _option(flags: str, default: Any, help: str, *, describes_run: bool = True, 
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _read_fold(text: str) -> int | None:
+    """A fold's number, or None for the word `none`, on a command line."""
+    if text == "none":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor none")
+    return int(text)
 
 
 def read_model(name: str) -> str:
@@ -91,6 +101,13 @@ class Settings:
         "-t --test-dir", (Path("dataset_testing"),), "one or more such to test on", nargs="+")
     output_dir: Path = _option(
         "-o --output-dir", Path("saved_models"), "where the run's own folder goes", describes_run=False)
+    folds: int = _option("--folds", FOLDS, "parts of equal class shares into which the images are divided")
+    fold: int | None = _option(
+        "--fold", 0, "the part that validates, from 0; none trains on all images", type=_read_fold, metavar="K")
+    balance: bool = _option(
+        "--balance", False, "draw every class equally often, where classes differ in size")
+    strict: bool = _option(
+        "--strict", False, "stop where images to train on share a group with test images", describes_run=False)
     seed: int = _option("--seed", 100, "of weights, batches and dropout")
     precision: str = _option(
         "--precision", "auto", "auto takes bf16 where the hardware computes in it", choices=("auto", "fp32", "bf16"))
@@ -123,6 +140,9 @@ class Settings:
         self._require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
         self._require(self.val_freq >= 1, "val_freq", "at least 1")
         self._require(self.early_stopping_patience >= 1, "early_stopping_patience", "at least 1")
+        self._require(self.folds >= 2, "folds", "at least 2")
+        within = self.fold is None or self.fold < self.folds
+        self._require(within, "fold", f"from 0 to {self.folds - 1}, as --folds says, or none")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
         names = {own_name(directory) for directory in self.test_dir}
@@ -164,6 +184,11 @@ class Settings:
         )
 
     @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The names of those that the run keeps: without validation there is no best one."""
+        return CHECKPOINTS if self.fold is not None else CHECKPOINTS[-1:]
+
+    @property
     def run_dir(self) -> Path:
         """The run's folder."""
         return self.output_dir / self.run_name
@@ -177,9 +202,8 @@ class Settings:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives a parser what names a trained run and one of its checkpoints."""
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as one in saved_models")
-    first, *others = CHECKPOINTS
     parser.add_argument(
-        "--checkpoint", default=first, metavar="NAME", help=f"or {' or '.join(others)} (default: %(default)s)"
+        "--checkpoint", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: the first of these that the run has)"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from common import link
+from dataset.tables import write_rows
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
@@ -20,13 +21,17 @@ from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, evaluation_batch, predict
 from pipeline.measures import Calibration, score_classes, wilson_interval
 from pipeline.metrics import Scores
-from pipeline.settings import CHECKPOINTS, Settings
+from pipeline.settings import Settings
 
 _HEATMAPS_PER_CLASS = 3
 
 
 class Tester:
-    """Tests each checkpoint of a run on each test set."""
+    """Tests each checkpoint of a run on each test set, and writes its predictions.
+
+    `predictions_<checkpoint>.csv` has the columns `set`, `file`, `truth`, `predicted` and one probability per class,
+    `p_<class>`; `validation_<checkpoint>.csv` has the same, without `set`, for the images that validated.
+    """
 
     def __init__(
         self,
@@ -35,9 +40,11 @@ class Tester:
         test_sets: Sequence[TestSet],
         settings: Settings,
         hardware: Hardware,
+        validation: TestSet | None = None,
     ) -> None:
         self.model = hardware.place(model)
         self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
+        self.validation = validation
         self.folder = settings.run_dir
         self.figures: list[Path] = []
         # By epoch and test set: two checkpoints of one epoch are the same.
@@ -47,7 +54,7 @@ class Tester:
     def test(self) -> dict[str, dict[str, Any]]:
         """For each checkpoint its `epoch` and, in `test`, the scores on each test set, in JSON's types."""
         results = {}
-        for name in CHECKPOINTS:
+        for name in self.settings.checkpoints:
             file = self.folder / f"{name}.pt"
             checkpoint = Checkpoint.load(file, self.settings.model_type)
             checkpoint.load_into(self.model, file)
@@ -55,7 +62,29 @@ class Tester:
                 "epoch": checkpoint.epoch,
                 "test": {test_set.name: self._test_on(test_set, checkpoint.epoch, name) for test_set in self.test_sets},
             }
+            self._write_predictions(checkpoint, name)
         return results
+
+    def _write_predictions(self, checkpoint: Checkpoint, name: str) -> None:
+        columns = ("file", "truth", "predicted", *(f"p_{label}" for label in self.classes))
+        rows: list[dict[str, str]] = []
+        for test_set in self.test_sets:
+            logits, _ = self._predicted[checkpoint.epoch, test_set.name]
+            rows += self._rows(logits, test_set.files, test_set.labels, test_set.name)
+        write_rows(self.folder / f"predictions_{name}.csv", ("set", *columns), rows)
+        if self.validation and checkpoint.validation is not None:
+            rows = list(self._rows(checkpoint.validation, self.validation.files, self.validation.labels))
+            write_rows(self.folder / f"validation_{name}.csv", columns, rows)
+
+    def _rows(
+        self, logits: Tensor, files: Sequence[str], labels: np.ndarray, test_set: str | None = None
+    ) -> Iterator[dict[str, str]]:
+        probabilities = logits.softmax(dim=1).cpu().numpy()
+        of_set = {} if test_set is None else {"set": test_set}
+        for file, label, row in zip(files, labels.tolist(), probabilities, strict=True):
+            told = {f"p_{name}": f"{value:.6f}" for name, value in zip(self.classes, row.tolist(), strict=True)}
+            predicted = self.classes[int(row.argmax())]
+            yield {**of_set, "file": file, "truth": self.classes[label], "predicted": predicted, **told}
 
     def _test_on(self, test_set: TestSet, epoch: int, checkpoint: str) -> dict[str, Any]:
         if (epoch, test_set.name) not in self._predicted:

@@ -29,6 +29,7 @@ from pipeline.hardware import Hardware
 from pipeline.inference import compute_logits, evaluate, evaluation_batch
 from pipeline.jitter import vary
 from pipeline.logger import Logger
+from pipeline.measures import SCORES
 from pipeline.metrics import RunningScores, Scores
 from pipeline.optimizer import EagerAdamW, MovingAverage
 from pipeline.recipes import RECIPES
@@ -44,6 +45,9 @@ _PROGRESS = (
 
 class Trainer:
     """Cross-entropy and AdamW by a recipe, and early stopping.
+
+    Checkpoints are selected, and training is stopped, by the validation scores averaged over classes, which are the
+    plain ones where all classes have equally many validation images.
 
     Everything that the rest of a run depends on is in `last.pt`, written after each epoch, and after a batch if the
     program is told to stop: a run goes on from there. Random numbers are drawn anew in each epoch, from the seed and
@@ -65,6 +69,8 @@ class Trainer:
         self.averaged = MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.classes, self.digest = data.classes, data.digest
+        self.validates = len(data.validation) > 0
+        self.validation_logits: Tensor | None = None  # of the last epoch
         self.optimizer = EagerAdamW(
             model.trainable_parameters(),
             lr=settings.learning_rate,
@@ -87,7 +93,8 @@ class Trainer:
         self.network, self.validation_network = self.model, self.saved_model
         data = self._find_features(data) or data
         train, validation = bring_near((data.train, data.validation), hardware.device)
-        self.train_loader = make_loader(train, settings.batch_size, shuffle=True)
+        balanced = train.labels.numpy()[train.places] if settings.balance else None
+        self.train_loader = make_loader(train, settings.batch_size, shuffle=True, balanced=balanced)
         self.validation_loader = make_loader(validation, evaluation_batch(settings))
         self.network = distributed.join_gradients(self.network)
         if settings.compile and distributed.world_size() > 1:
@@ -162,15 +169,19 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
-        before = int(self.unfinished["sums"][2:].sum()) if self.unfinished else 0
+        done = self.unfinished["batches"] if self.unfinished else 0
+        before = sum(self.train_loader.batch_sampler.batch_sizes[:done])
         train = self._train()
         images_per_second = (train.images - before) / (time.perf_counter() - start)
         learning_rate = self.scheduler.get_last_lr()[0]  # in a cycle, that at the end of the epoch
         self.epoch += 1
         row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
         improved: list[str] = []
-        if self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs:
-            validation = evaluate(self.validation_network, self.validation_loader, self.hardware, "validating")
+        self.validation_logits = None
+        if self.validates and (self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs):
+            validation, self.validation_logits = evaluate(
+                self.validation_network, self.validation_loader, self.hardware, "validating"
+            )
             row |= _columns("val", validation)
             if not math.isfinite(validation.loss):
                 raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
@@ -191,10 +202,7 @@ class Trainer:
         if self.unfinished:
             batches = self.unfinished["batches"]
             rates = [math.nan] * batches  # not needed: their losses were checked before they were saved
-            scores.sums.copy_(self.unfinished["sums"])
-            if not distributed.is_first():  # which counts them for all
-                scores.sums[0] = 0
-                scores.sums[2:] = 0
+            scores.restore(self.unfinished["sums"])
             torch.set_rng_state(self.unfinished["random_state"])
             states = self.unfinished["cuda_random_states"]
             torch.cuda.set_rng_state_all(states[: torch.cuda.device_count()])  # this machine may have fewer
@@ -226,16 +234,16 @@ class Trainer:
         return scores.read()
 
     def _train_batch(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, labels and loss of this process's share of a batch of `size` images, before the step they lead to."""
+        """Logits, labels and losses (B,) of this process's share of a batch of `size` images, before the step."""
         self.optimizer.zero_grad()  # before the forward pass, whose tensors may take the gradients' place
         if self.recipe.jitter:
             images = vary(images.to(self.hardware.device, non_blocking=True).float(), self.recipe.jitter)
         logits = compute_logits(self.network, images, self.hardware)
         labels = labels.to(self.hardware.device, non_blocking=True)
-        loss = cross_entropy(logits, labels, reduction="sum", label_smoothing=self.recipe.label_smoothing)
-        (loss * (distributed.world_size() / size)).backward()  # whose mean over processes is that of the batch
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
+        (losses.sum() * (distributed.world_size() / size)).backward()  # whose mean over processes is the batch's
         self.optimizer.step()
-        return logits.detach(), labels, loss.detach()
+        return logits.detach(), labels, losses.detach()
 
     def _check_finite(self, scores: RunningScores, rates: Sequence[float]) -> None:
         """Stops where it went wrong: once weights are no numbers, nothing good comes of them.
@@ -251,12 +259,12 @@ class Trainer:
     def _keep_best(self, validation: Scores) -> list[str]:
         """Saves the checkpoints that this validation improves on; returns their names."""
         improved = []
-        if validation.accuracy > self.best_accuracy:
-            self.best_accuracy = validation.accuracy
+        if validation.per_class_accuracy > self.best_accuracy:
+            self.best_accuracy = validation.per_class_accuracy
             improved.append("best_val_acc")
         self.validations_without_improvement += 1
-        if validation.loss < self.best_loss:
-            self.best_loss = validation.loss
+        if validation.per_class_loss < self.best_loss:
+            self.best_loss = validation.per_class_loss
             self.validations_without_improvement = 0
             improved.append("best_val_loss")
         if improved:
@@ -267,10 +275,8 @@ class Trainer:
         parts = [f"epoch {self.epoch:>{len(str(self.settings.num_epochs))}}/{self.settings.num_epochs}"]
         for side in ("train", "val"):
             if f"{side}_loss" in row:
-                parts.append(
-                    f"{side} loss {row[f'{side}_loss']:.4f} accuracy {row[f'{side}_accuracy']:6.1%} "
-                    f"per class {row[f'{side}_per_class_accuracy']:6.1%}"
-                )
+                loss, accuracy, class_loss, class_accuracy = (row[f"{side}_{name}"] for name in SCORES)
+                parts.append(f"{side} loss {loss:.3f}|{class_loss:.3f} acc {accuracy:5.1%}|{class_accuracy:5.1%}")
         parts.append(f"{images_per_second:.1f} images/s")
         if improved:
             parts.append("saved " + ", ".join(improved))
@@ -279,7 +285,9 @@ class Trainer:
     def _save_checkpoint(self, *names: str) -> None:
         if not distributed.is_first():
             return
-        checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, self.saved_model.state_dict())
+        logits = None if self.validation_logits is None else self.validation_logits.cpu()
+        weights = self.saved_model.state_dict()
+        checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, weights, logits)
         first, *others = (self.folder / f"{name}.pt" for name in names)
         checkpoint.save(first)
         for other in others:

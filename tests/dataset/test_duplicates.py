@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
-from dataset.augmentation_data import resize_or_pad_image
 from dataset import duplicates
+from dataset.augmentation_data import resize_or_pad_image
 from dataset.duplicates import find_near_duplicates, find_outstanding_pairs, fingerprint
 from dataset.reading import read_image, upright_rgb
 from dataset.sample import CLASSES, draw_numbered

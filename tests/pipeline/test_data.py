@@ -1,16 +1,15 @@
-"""Splits that do not leak, and batches that hold what they should."""
+"""Batches hold what they should, in the order that they should."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common import UserError
-from dataset.folders import ImageFolder, augmented_name, read_folder, source_stem
+from dataset.folders import read_folder
 from pipeline.data import (
+    BatchOrder,
     ImageBatches,
     ResidentBatches,
     bring_near,
@@ -18,97 +17,8 @@ from pipeline.data import (
     load_training_data,
     make_loader,
     read_folders,
-    split_folder,
 )
 from pipeline.features import FeatureBatches
-
-STEMS = st.text("ab01_", min_size=1, max_size=4)
-
-
-@st.composite
-def image_folders(draw):
-    """Folders on paper: originals of any names, two files of one stem among them, and images made from some."""
-    paths, labels, augmented = [], [], []
-    count = draw(st.integers(2, 4))
-    for label in range(count):
-        names = draw(st.sets(st.tuples(STEMS, st.sampled_from([".jpg", ".png"])), min_size=2, max_size=30))
-        originals = [Path(f"{stem}{suffix}") for stem, suffix in sorted(names)]
-        sources = draw(st.lists(st.sampled_from(originals), max_size=30))
-        made = [Path(augmented_name(source, number)) for number, source in enumerate(sources)]
-        made += [Path("made_from_nothing_known.jpg")] * draw(st.booleans())
-        paths += originals + made
-        labels += [label] * len(originals + made)
-        augmented += [False] * len(originals) + [True] * len(made)
-    return ImageFolder(
-        Path("data"),
-        tuple("ABCD"[:count]),
-        tuple(paths),
-        np.array(labels),
-        np.array(augmented),
-        tuple(source_stem(path) if made else path.stem for path, made in zip(paths, augmented, strict=True)),
-        np.zeros(len(paths), dtype=bool),
-    )
-
-
-@given(image_folders(), st.data())
-def test_split_does_not_leak(folder, data):
-    places = range(len(folder.paths))
-    unreadable = data.draw(st.sets(st.sampled_from(places), max_size=2))
-    readable = np.array([place not in unreadable for place in places])
-    originals = [
-        [p for p in places if folder.labels[p] == label and readable[p] and not folder.augmented[p]]
-        for label in range(len(folder.classes))
-    ]
-    if min(map(len, originals)) < 2:
-        return
-    split = split_folder(folder, readable)
-    train, validation = split.train.tolist(), split.validation.tolist()
-
-    assert not set(train) & set(validation)
-    assert len(set(train)) == len(train)
-    assert not unreadable & {*train, *validation}
-    assert not folder.augmented[validation].any()
-
-    def key(place):
-        return folder.labels[place], folder.sources[place]
-
-    lent = {place for place in train if folder.augmented[place]}
-    assert not {key(place) for place in lent} & {key(place) for place in validation}
-    train_originals = {key(place) for place in train if not folder.augmented[place]}
-    assert {key(place) for place in lent} <= train_originals
-    # ... and nothing is left out without a reason
-    for place in places:
-        if readable[place] and place not in {*train, *validation}:
-            assert folder.augmented[place]
-            assert key(place) not in train_originals or key(place) in {key(p) for p in validation}
-    assert split.left_out == int((folder.augmented & readable).sum()) - len(lent)
-    # stratified: a fifth of each class's originals
-    for members in originals:
-        share = len(set(members) & set(validation))
-        assert share == max(1, round(0.2 * len(members)))
-        assert share < len(members)
-
-
-def test_split_is_the_same_each_time(make_folder):
-    folder = read_folder(make_folder("data", {"A": 20, "B": 30}))
-    readable = np.ones(50, dtype=bool)
-    first, second = split_folder(folder, readable), split_folder(folder, readable)
-    assert np.array_equal(first.validation, second.validation)
-    assert not np.array_equal(first.validation, np.r_[0:4, 20:26])  # drawn, not cut off
-
-
-def test_adding_augmented_images_does_not_move_the_validation_images(make_folder):
-    folder = make_folder("data", {"A": 10, "B": 10, "A_augmented": 0})
-    plain = read_folder(folder)
-    before = {plain.paths[place] for place in split_folder(plain, np.ones(20, dtype=bool)).validation}
-    for number in range(10):
-        source = folder / "A" / f"{number:04d}.png"
-        (folder / "A_augmented" / augmented_name(source, number)).write_bytes(source.read_bytes())
-    more = read_folder(folder, with_augmented=True)
-    split = split_folder(more, np.ones(30, dtype=bool))
-    assert {more.paths[place] for place in split.validation} == before
-    assert split.left_out == 2
-    assert len(split.train) == 16 + 8
 
 
 @pytest.fixture
@@ -168,6 +78,25 @@ def test_shuffling_depends_on_the_seed_and_drops_a_last_batch_of_one(batches):
     assert [len(batch) for batch in labels(1)] == [8, 8, 8, 8]
     assert len({label for batch in labels(1) for label in batch}) == 32
     assert [len(batch) for _, batch in make_loader(batches[1], 7, shuffle=True)] == [7, 7, 7, 7, 5]
+
+
+def test_balanced_batches_draw_every_class_equally_often():
+    labels = np.repeat([0, 1, 2], [3, 90, 17])
+    order = BatchOrder(110, 8, shuffle=True, balanced=labels)
+    assert sum(order.batch_sizes) == 110
+    drawn = []
+    for seed in (1, 2, 1):
+        order.set_epoch(seed)
+        drawn.append(np.concatenate(list(order)))
+    assert np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(drawn[0], drawn[1])
+    for places in drawn:
+        assert sorted(np.bincount(labels[places]).tolist()) == [36, 37, 37]
+        of_large = places[labels[places] == 1]
+        assert len(set(of_large.tolist())) == len(of_large), "no image twice before all were drawn"
+        of_small, counts = np.unique(places[labels[places] == 0], return_counts=True)
+        assert of_small.tolist() == [0, 1, 2]
+        assert counts.max() - counts.min() <= 1
 
 
 def test_a_linked_test_set_goes_by_the_name_that_it_was_given(make_folder, tmp_path, monkeypatch):

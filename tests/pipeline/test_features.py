@@ -109,7 +109,7 @@ def test_a_checkpoint_is_of_the_whole_model(make_trainer):
     model = build_model("Tiny", 2)
     model.load_state_dict(weights_of(run, "terminal"))
     data = load_training_data(read_folder(run.settings.data_dir), (3, 16, 16))
-    scores = evaluate(model, make_loader(data.validation, 8), FP32, "")
+    scores, _ = evaluate(model, make_loader(data.validation, 8), FP32, "")
     assert scores.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-5)
 
 

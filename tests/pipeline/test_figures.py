@@ -10,10 +10,10 @@ from pipeline.measures import Calibration
 HISTORY = [
     {
         "epoch": epoch,
-        "train_loss": 1 / epoch,
-        "train_accuracy": 0.5,
-        "val_loss": 4.0 * (epoch % 2),
-        "val_accuracy": 0.1 * epoch,
+        "train_per_class_loss": 1 / epoch,
+        "train_per_class_accuracy": 0.5,
+        "val_per_class_loss": 4.0 * (epoch % 2),
+        "val_per_class_accuracy": 0.1 * epoch,
     }
     for epoch in range(1, 11)
 ]
@@ -25,6 +25,12 @@ def drawn(monkeypatch):
     kept = []
     monkeypatch.setattr(figures, "save_figure", lambda figure, _: kept.append(figure))
     return kept
+
+
+def test_curves_of_a_run_without_validation(drawn, tmp_path):
+    history = [{name: value for name, value in row.items() if not name.startswith("val")} for row in HISTORY]
+    figures.plot_curves(history, tmp_path / "curves.png")
+    assert [len(axes.lines) for axes in drawn[0].axes] == [1, 1]
 
 
 def test_no_legend_hides_a_point(drawn, tmp_path):

@@ -19,11 +19,14 @@ from wandb_server import WandbServer
 
 KEY = "0" * 40
 HISTORY = [
-    {"epoch": 1, "learning_rate": 0.1, "train_loss": 2.0, "train_accuracy": 0.5, "train_per_class_accuracy": 0.4,
-     "val_loss": 1.5, "val_accuracy": 0.6, "val_per_class_accuracy": 0.5},
-    {"epoch": 2, "learning_rate": 0.05, "train_loss": 1.0, "train_accuracy": 0.7, "train_per_class_accuracy": 0.6},
+    {"epoch": 1, "learning_rate": 0.1,
+     "train_loss": 2.0, "train_accuracy": 0.5, "train_per_class_loss": 2.1, "train_per_class_accuracy": 0.4,
+     "val_loss": 1.5, "val_accuracy": 0.6, "val_per_class_loss": 1.6, "val_per_class_accuracy": 0.5},
+    {"epoch": 2, "learning_rate": 0.05,
+     "train_loss": 1.0, "train_accuracy": 0.7, "train_per_class_loss": 1.1, "train_per_class_accuracy": 0.6},
 ]  # fmt: skip
-METRICS = {"checkpoints": {"terminal": {"test": {"set": {"loss": 1.0, "accuracy": 0.75, "per_class_accuracy": 0.7}}}}}
+TESTED = {"loss": 1.0, "accuracy": 0.75, "per_class_loss": 1.2, "per_class_accuracy": 0.7}
+METRICS = {"checkpoints": {"terminal": {"test": {"set": TESTED}}}}
 
 
 def main():

@@ -23,7 +23,11 @@ def test_scores_are_scikit_learns(classes, count, seed):
     present = sorted(set(labels.tolist()))
     recall = reference.recall_score(labels, predictions, labels=present, average="macro")
     assert scores.per_class_accuracy == pytest.approx(recall)
-    assert scores.loss == pytest.approx(reference.log_loss(labels, logits.double().softmax(1), labels=every), rel=1e-5)
+    probabilities = logits.double().softmax(1)
+    assert scores.loss == pytest.approx(reference.log_loss(labels, probabilities, labels=every), rel=1e-5)
+    weights = 1 / np.bincount(labels)[np.asarray(labels)]  # every class counts alike
+    balanced = reference.log_loss(labels, probabilities, labels=every, sample_weight=weights)
+    assert scores.per_class_loss == pytest.approx(balanced, rel=1e-5)
 
 
 def test_batches_add_up():
@@ -32,8 +36,9 @@ def test_batches_add_up():
     assert running.glance() is None
     for start in range(0, 50, 8):
         part = slice(start, start + 8)
-        loss = torch.nn.functional.cross_entropy(logits[part], labels[part], reduction="sum")
-        running.add(logits[part], labels[part], loss)
+        losses = torch.nn.functional.cross_entropy(logits[part], labels[part], reduction="none")
+        running.add(logits[part], labels[part], losses)
     whole, added = Scores.of(logits, labels), running.read()
     assert np.array_equal(added.confusion, whole.confusion)
     assert added.loss == pytest.approx(whole.loss)
+    assert added.per_class_loss == pytest.approx(whole.per_class_loss)

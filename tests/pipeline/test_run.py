@@ -1,15 +1,23 @@
 """A finished run is only read; what no longer fits it is told, and what is begun anew loses nothing."""
 
 import logging
+import shlex
+import subprocess
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from common import UserError
+from dataset.folders import augmented_name
+from dataset.tables import read_rows
 from helpers import digests
-from pipeline.run import run
+from pipeline.data import read_folders
+from pipeline.prediction import load_run
+from pipeline.run import class_tables, results_table, run
 from pipeline.settings import Settings
+from pipeline.splits import digest_images
+from pipeline.trainer import Trainer
 
 
 @pytest.fixture
@@ -26,11 +34,12 @@ def settings(make_folder, tiny_model, tmp_path, monkeypatch):
 def test_a_finished_run_says_whether_its_images_are_still_those(settings, caplog):
     metrics = run(settings)
     caplog.set_level(logging.INFO)
-    for note in ("", ", on other images than are there now"):
+    changed = sorted((settings.data_dir / "A").glob("*.png"))[0]
+    for note in ("", ", on OTHER IMAGES than are there now: these results are not theirs"):
         caplog.clear()
         assert run(settings) == metrics
         assert caplog.messages == [f"{settings.run_dir} has finished already{note}; --restart begins anew"]
-        Image.new("RGB", (20, 20)).save(settings.test_dir[0] / "A" / "added.png")
+        Image.new("RGB", (20, 20)).save(changed)  # under the same name
 
 
 def test_other_settings_are_refused_and_named(settings):
@@ -61,3 +70,105 @@ def test_a_finished_run_is_drawn_later_without_training_again(settings, monkeypa
     after = run(replace(settings, plots=True))
     assert {**after, "plots": False} == before
     assert list(settings.run_dir.glob("heatmaps/*/*.png"))
+
+
+def test_without_validation_all_images_train_and_the_last_epoch_is_kept(settings, caplog):
+    caplog.set_level(logging.INFO)
+    everything = replace(settings, fold=None, num_epochs=2)
+    metrics = run(everything)
+    assert list(metrics["checkpoints"]) == ["terminal"]
+    assert metrics["checkpoints"]["terminal"]["epoch"] == 2
+    assert metrics["images"] == {"train": 12, "val": 0, "left_out": 0}
+    assert any("there is no validation" in message for message in caplog.messages)
+    assert [path.name for path in sorted(everything.run_dir.glob("*.pt"))] == ["last.pt", "terminal.pt"]
+    assert run(everything) == metrics
+    assert load_run(everything.run_dir, None).checkpoint == "terminal"
+    assert "terminal" in results_table(metrics)
+    assert class_tables(metrics).startswith("terminal on test")
+
+
+def test_a_run_says_what_it_was_trained_and_tested_on(settings):
+    metrics = run(settings)
+    data = metrics["data"]
+    assert (data["images"], data["directory"]) == (12, str(settings.data_dir))
+    assert data["test"]["test"]["images"] == 4
+    folders = read_folders(settings.data_dir, settings.test_dir, with_augmented=False)
+    assert data["digest"] == digest_images(folders[0])
+    assert data["test"]["test"]["digest"] == digest_images(folders[1])
+    rows = read_rows(settings.run_dir / "split.csv", ["file", "side", "group"])
+    assert sum(row["side"] == "train" for row in rows) == metrics["images"]["train"]
+    assert data["groups"] == len({row["group"] for row in rows})
+
+
+def replace_images(directory):
+    """Another image under each name, as long in bytes only by chance."""
+    for path in directory.glob("*/*.png"):
+        Image.effect_noise((64, 64), 90).save(path)
+
+
+def test_a_stopped_run_does_not_go_on_with_other_images_of_the_same_names(settings, monkeypatch):
+    longer = replace(settings, num_epochs=3)
+
+    def stop_after_first(trainer, original=Trainer._train):
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+        return original(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", stop_after_first)
+        with pytest.raises(KeyboardInterrupt):
+            run(longer)
+    replace_images(settings.data_dir)
+    with pytest.raises(UserError, match=r"does not hold the images that .* was begun with"):
+        run(longer)
+
+
+@pytest.fixture
+def leaking(settings):
+    """The same settings with two of the test images among those to train on."""
+    for number in (0, 1):
+        source = settings.data_dir / "B" / f"000{number}.png"
+        (settings.test_dir[0] / "B" / f"000{number}.png").write_bytes(source.read_bytes())
+    return settings
+
+
+def test_training_images_in_a_group_of_test_images_are_counted_and_told(leaking, caplog):
+    metrics = run(leaking)
+    [warning] = [message for message in caplog.messages if "share a group with test images" in message]
+    overlap = metrics["data"]["test"]["test"]["overlap"]
+    assert overlap >= 2
+    assert metrics["test_overlap"] == {"test": overlap}
+    assert f"{overlap} with those in test" in warning
+    command = warning.partition("out of training: ")[2]
+    assert subprocess.run(shlex.split(command), capture_output=True, check=False).returncode == 1  # it found something
+    caplog.clear()
+    assert run(replace(leaking, restart=True))["test_overlap"] == {"test": 0}
+    assert not any("share a group with test images" in message for message in caplog.messages)
+
+
+def test_strict_refuses_such_images(leaking):
+    with pytest.raises(UserError, match=r"share a group with test images.*\(--strict\)"):
+        run(replace(leaking, strict=True))
+    assert not leaking.run_dir.exists()
+
+
+def test_classes_of_different_size_are_told_with_the_remedy(settings, make_folder, caplog):
+    unequal = replace(
+        settings, data_dir=make_folder("unequal", {"A": 5, "B": 20}), output_dir=settings.output_dir / "u"
+    )
+    run(unequal)
+    assert "classes differ in size: 16 images of B train, 4 of A; --balance draws every class equally often" in (
+        caplog.messages
+    )
+    caplog.clear()
+    metrics = run(replace(unequal, balance=True, output_dir=settings.output_dir / "balanced"))
+    assert not any("differ in size" in message for message in caplog.messages)
+    assert metrics["settings"]["balance"] is True
+
+
+def test_few_augmented_images_are_told(settings, make_folder, caplog):
+    data_dir = make_folder("some", {"A": 12, "B": 12, "A_augmented": 0})
+    source = data_dir / "A" / "0000.png"
+    (data_dir / "A_augmented" / augmented_name(source, 1)).write_bytes(source.read_bytes())
+    run(replace(settings, data_dir=data_dir, data_augmentation=True))
+    assert any(message.startswith("-a adds only") for message in caplog.messages)

@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from dataset.folders import read_folder
+from dataset.tables import read_rows
 from helpers import digests
 from models import build_model
 from pipeline import tester
@@ -37,9 +38,12 @@ def two_sets(tiny_model, make_folder, tmp_path, monkeypatch, request):
     for epoch, name in enumerate(CHECKPOINTS, start=1):
         torch.manual_seed(epoch)
         weights = build_model(tiny_model, 2).state_dict()
-        Checkpoint(tiny_model, ("A", "B"), epoch, weights).save(settings.run_dir / f"{name}.pt")
+        validation = torch.tensor([[0.0, 1.0], [2.0, 0.0]]) if name == "terminal" else None
+        Checkpoint(tiny_model, ("A", "B"), epoch, weights, validation).save(settings.run_dir / f"{name}.pt")
     test_sets = [load_test_set(read_folder(folder), (3, 16, 16)) for folder in folders]
-    return tester.Tester(build_model(tiny_model, 2, pretrained=True), ("A", "B"), test_sets, settings, CPU)
+    validation = load_test_set(read_folder(make_folder("data", {"A": 1, "B": 1})), (3, 16, 16))
+    model = build_model(tiny_model, 2, pretrained=True)
+    return tester.Tester(model, ("A", "B"), test_sets, settings, CPU, validation)
 
 
 @pytest.mark.parametrize("two_sets", [False], indirect=True)
@@ -63,6 +67,33 @@ def test_every_checkpoint_on_every_test_set(two_sets):
             assert 0 < found["calibration_error"] < 1
             recalls = [found["classes"][label]["recall"] for label in "AB"]
             assert recalls == reference.recall_score(labels, predictions, average=None).tolist()
+
+
+@pytest.mark.parametrize("two_sets", [False], indirect=True)
+def test_predictions_are_written_and_agree_with_the_scores(two_sets):
+    results = two_sets.test()
+    for name in CHECKPOINTS:
+        table = read_rows(two_sets.folder / f"predictions_{name}.csv", ["file"])
+        assert list(table[0]) == ["set", "file", "truth", "predicted", "p_A", "p_B"]
+        for test_set in two_sets.test_sets:
+            rows = [row for row in table if row["set"] == test_set.name]
+            assert [row["file"] for row in rows] == ["/".join(path.parts[-2:]) for path in test_set.paths]
+            right = sum(row["truth"] == row["predicted"] for row in rows)
+            assert right / len(rows) == results[name]["test"][test_set.name]["accuracy"]
+            for row in rows:
+                assert float(row["p_A"]) + float(row["p_B"]) == pytest.approx(1, abs=2e-6)
+                assert (float(row["p_B"]) > 0.5) == (row["predicted"] == "B")
+
+
+@pytest.mark.parametrize("two_sets", [False], indirect=True)
+def test_the_checkpoints_own_validation_is_written(two_sets):
+    two_sets.test()
+    assert [path.name for path in two_sets.folder.glob("validation_*.csv")] == ["validation_terminal.csv"]
+    first, second = read_rows(two_sets.folder / "validation_terminal.csv", ["file"])
+    assert [first["file"], second["file"]] == ["A/0000.png", "B/0000.png"]
+    assert (first["truth"], second["truth"]) == ("A", "B")
+    assert (first["predicted"], second["predicted"]) == ("B", "A")
+    assert (first["p_B"], second["p_A"]) == ("0.731059", "0.880797")
 
 
 @pytest.mark.parametrize("two_sets", [True], indirect=True)

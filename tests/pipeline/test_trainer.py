@@ -9,6 +9,7 @@ import signal
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -34,7 +35,7 @@ CPU = Hardware(torch.device("cpu"), "fp32")
 def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
     """Makes a trainer of a tiny model on 33 training images of two classes."""
     monkeypatch.chdir(tmp_path)
-    folder = make_folder("data", {"A": 20, "B": 21})
+    folder = make_folder("data", {"A": 21, "B": 20})
 
     def make(name="run", frozen=False, hardware=CPU, **settings):
         from dataset.folders import read_folder
@@ -92,21 +93,21 @@ def scores_of(trainer, name) -> Scores:
     """Evaluates a saved checkpoint on the validation images."""
     model = build_model("Tiny", 2)
     model.load_state_dict(weights_of(trainer, name).weights)
-    return evaluate(model, trainer.validation_loader, CPU, "")
+    return evaluate(model, trainer.validation_loader, CPU, "")[0]
 
 
 def test_the_three_checkpoints_are_what_they_say(trainer):
     run = trainer(num_epochs=8, learning_rate=0.05)
     run.fit()
-    losses = [row["val_loss"] for row in run.history]
-    accuracies = [row["val_accuracy"] for row in run.history]
+    losses = [row["val_per_class_loss"] for row in run.history]
+    accuracies = [row["val_per_class_accuracy"] for row in run.history]
     assert len(losses) == 8
     assert weights_of(run, "best_val_loss").epoch == 1 + losses.index(min(losses))
     assert weights_of(run, "best_val_acc").epoch == 1 + accuracies.index(max(accuracies))
     assert weights_of(run, "terminal").epoch == 8
-    assert scores_of(run, "best_val_loss").loss == pytest.approx(min(losses), rel=1e-6)
-    assert scores_of(run, "best_val_acc").accuracy == max(accuracies)
-    assert scores_of(run, "terminal").loss == pytest.approx(losses[-1], rel=1e-6)
+    assert scores_of(run, "best_val_loss").per_class_loss == pytest.approx(min(losses), rel=1e-6)
+    assert scores_of(run, "best_val_acc").per_class_accuracy == max(accuracies)
+    assert scores_of(run, "terminal").per_class_loss == pytest.approx(losses[-1], rel=1e-6)
     assert weights_of(run, "terminal").classes == ("A", "B")
 
 
@@ -134,7 +135,8 @@ def test_early_stopping(trainer, monkeypatch):
     real = evaluate
 
     def scripted(*arguments):
-        return Scores(next(losses), real(*arguments).confusion)
+        scores, logits = real(*arguments)
+        return Scores(next(losses) * scores.confusion.sum(axis=1), scores.confusion), logits
 
     monkeypatch.setattr("pipeline.trainer.evaluate", scripted)
     run = trainer(num_epochs=9, early_stopping_patience=3)
@@ -225,8 +227,8 @@ def test_of_an_epoch_taken_up_by_several_processes_the_first_counts_what_was_don
         patch.setattr("pipeline.trainer.compute_logits", stop_in_first)
         with pytest.raises(KeyboardInterrupt):
             trainer().fit()  # after the first of four batches of eight
-    for first, images in ((True, 32), (False, 24)):
-        monkeypatch.setattr("pipeline.distributed.is_first", lambda first=first: first)
+    for rank, images in ((0, 32), (1, 24)):
+        monkeypatch.setattr("pipeline.metrics.rank", lambda rank=rank: rank)
         assert trainer()._train().images == images
 
 
@@ -377,7 +379,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(trainer, monkeyp
 
 def test_weights_that_are_not_finite_after_the_last_batch_show_in_validation(trainer, monkeypatch):
     def evaluate(*arguments, original=pipeline.trainer.evaluate):
-        return Scores(math.nan, original(*arguments).confusion)
+        scores, logits = original(*arguments)
+        return Scores(np.full(2, math.nan), scores.confusion), logits
 
     run = trainer()
     monkeypatch.setattr("pipeline.trainer.evaluate", evaluate)

@@ -1,0 +1,114 @@
+"""Does a model tell classes apart by whether an image looks augmented? Measured with SmallVGG on real photographs.
+
+Augmentation of the small classes only (`dataset_main.py --augment minority`) gives the network a shortcut: black
+corners and recompression mean "not Book". For each way of augmenting, models are trained with several seeds; then the
+held-out books of the validation fold are augmented themselves, and the probability of "Book" before and after is
+averaged. It may fall a little in any case, since an augmented image is harder to recognise; `none` shows by how much.
+
+All ways draw every class equally often. Near-duplicates and leaks are moved out first, as `audit.py --fix` does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from measuring import parse_with_photographs, stage_photographs, three_digits, write_results  # isort: skip
+from common import ArgumentParser, check_least, run_program
+
+LABEL = "Book"  # the class that is not augmented by `minority`
+COPIES = 2  # augmented ones of each held-out image
+WAYS: dict[str, dict[str, Any]] = {
+    "none": {"balance": True},
+    "minority": {"data_augmentation": True},
+    "all": {"data_augmentation": True, "balance": True},
+    "random": {"recipe": "adam-crop", "balance": True},
+}
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures whether augmentation marks the class, on real photographs.")
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="of each run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each way (default: %(default)s)")
+    arguments = parse_with_photographs(parser)
+    check_least(arguments, epochs=1, seeds=1)
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        results = {way: measure_way(way, arguments.data, arguments.epochs, arguments.seeds) for way in WAYS}
+    for way, seeds in results.items():
+        pairs = ", ".join(f"{seed['before']:.2f} to {seed['after']:.2f}" for seed in seeds)
+        print(f"{way:9} probability of {LABEL} on held-out books, augmented: {pairs}")
+    write_results("shortcut", {"label": LABEL, "epochs": arguments.epochs, "ways": results})
+    return 0
+
+
+def measure_way(way: str, data: Path, epochs: int, seeds: int) -> list[dict[str, float]]:
+    """Trains with each seed; returns the mean probabilities before and after, and the test accuracies."""
+    from dataset.audit import audit, fix
+    from dataset.augmentation_data import create_augmented_data
+    from pipeline.run import run
+    from pipeline.settings import Settings
+
+    dataset_dir, testing_dir = stage_photographs(data, Path(way), augmented=False)
+    fix(audit(dataset_dir, [testing_dir]))
+    if way in ("minority", "all"):
+        create_augmented_data(dataset_dir, mode=way)
+    settings = Settings(
+        model_type="SmallVGG", num_epochs=epochs, learning_rate=0.001, weight_decay=0.001, gamma=0.96, wandb="disabled",
+        data_dir=dataset_dir, test_dir=(testing_dir,), **WAYS[way],
+    )  # fmt: skip
+    measured = []
+    for seed in range(1, seeds + 1):
+        settings = replace(settings, seed=seed, output_dir=Path(way, f"seed_{seed}"))
+        metrics = run(settings)
+        before, after = probe(settings)
+        tested = metrics["checkpoints"]["best_val_acc"]["test"][testing_dir.name]
+        scores = {name: three_digits(tested[name]) for name in ("accuracy", "per_class_accuracy")}
+        measured.append({"before": three_digits(before), "after": three_digits(after), **scores})
+        print(f"{way}, seed {seed}: {measured[-1]}", flush=True)
+    return measured
+
+
+def probe(settings: Any) -> tuple[float, float]:
+    """The mean probability of `LABEL` on held-out images of that class: as they are, and augmented."""
+    import torch
+    from PIL import Image
+
+    from dataset.augmentation_data import QUALITY, augment, resize_or_pad_image
+    from dataset.reading import read_image
+    from dataset.tables import read_rows
+    from pipeline.images import fit_image
+    from pipeline.inference import compute_logits
+    from pipeline.prediction import load_run
+
+    run = load_run(settings.run_dir, None)
+    label = run.classes.index(LABEL)
+    rows = read_rows(settings.run_dir / "split.csv", ["file", "side"])
+    files = [row["file"] for row in rows if row["side"] == "validation" and row["file"].startswith(f"{LABEL}/")]
+    plain, changed = [], []
+    for number, file in enumerate(files):
+        image = resize_or_pad_image(read_image(settings.data_dir / file))
+        plain.append(image)
+        for copy in range(COPIES):
+            stream = io.BytesIO()
+            augment(image, LABEL, COPIES * number + copy, settings.seed).save(stream, "JPEG", quality=QUALITY)
+            changed.append(Image.open(stream))
+
+    def probability(images: list[Image.Image]) -> float:
+        pixels = np.stack([fit_image(image, False, run.model.input_size) for image in images])
+        with torch.inference_mode():
+            logits = compute_logits(run.model, torch.from_numpy(pixels).permute(0, 3, 1, 2), run.hardware)
+        return fmean(logits.softmax(dim=1)[:, label].tolist())
+
+    return probability(plain), probability(changed)
+
+
+if __name__ == "__main__":
+    run_program(main)

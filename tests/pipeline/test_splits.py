@@ -1,0 +1,204 @@
+"""No split divides a group, every class is on both sides, and a run knows the images that it saw."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from common import UserError
+from dataset.folders import ImageFolder, augmented_name, read_folder
+from dataset.tables import read_rows
+from pipeline.cache import Cache
+from pipeline.splits import describe_data, digest_images, digest_split, load_groups, split_folder
+
+NO_CACHE = Cache(directory=None)
+
+
+@st.composite
+def grouped_folders(draw):
+    """Folders on paper with their groups: of any size, some across classes; augmented images; a few unreadable ones."""
+    classes = draw(st.integers(2, 4))
+    sizes = draw(st.lists(st.integers(2, 25), min_size=classes, max_size=classes))
+    labels = np.repeat(np.arange(classes), sizes)
+    count = len(labels)
+    groups = np.array(draw(st.lists(st.integers(0, 2 * count), min_size=count, max_size=count)))
+    sources = np.array(draw(st.lists(st.integers(0, count - 1), max_size=20)), dtype=int)
+    unknown = draw(st.integers(0, 2))
+    total = count + len(sources) + unknown
+    readable = np.ones(total, dtype=bool)
+    readable[list(draw(st.sets(st.integers(0, total - 1), max_size=2)))] = False
+    folder = ImageFolder(
+        directory=Path("data"),
+        classes=tuple("ABCD"[:classes]),
+        paths=tuple(Path(f"data/{place}") for place in range(total)),
+        labels=np.concatenate([labels, labels[sources], np.zeros(unknown, dtype=int)]),
+        augmented=np.arange(total) >= count,
+        sources=(None,) * total,
+        inverted=np.zeros(total, dtype=bool),
+    )
+    numbers = np.concatenate([groups, groups[sources], 2 * count + 1 + np.arange(unknown)])
+    return folder, numbers, readable
+
+
+@given(grouped_folders(), st.integers(2, 6), st.data())
+def test_no_group_is_divided(drawn, folds, data):
+    folder, groups, readable = drawn
+    fold = data.draw(st.integers(0, folds - 1))
+    try:
+        split = split_folder(folder, readable, groups, folds, fold, NO_CACHE)
+    except UserError:
+        return  # too few groups, which other tests are about
+    train, validation = set(split.train.tolist()), set(split.validation.tolist())
+    assert not set(groups[split.train].tolist()) & set(groups[split.validation].tolist())
+    for places in (split.train, split.validation):
+        assert set(folder.labels[places].tolist()) == set(range(len(folder.classes)))
+        assert readable[places].all()
+        assert (np.diff(places) > 0).all()
+    assert not folder.augmented[split.validation].any()
+    originals = set(np.flatnonzero(readable & ~folder.augmented).tolist())
+    assert originals <= train | validation
+    # An augmented image trains exactly if an original of its group does.
+    trained_groups = set(groups[sorted(train & originals)].tolist())
+    for place in np.flatnonzero(readable & folder.augmented).tolist():
+        assert (place in train) == (groups[place] in trained_groups)
+        assert (place in split.left_out) == (place not in train)
+
+
+@given(grouped_folders(), st.integers(2, 5))
+def test_every_image_validates_in_exactly_one_fold(drawn, folds):
+    folder, groups, readable = drawn
+    try:
+        splits = [split_folder(folder, readable, groups, folds, fold, NO_CACHE) for fold in range(folds)]
+    except UserError:
+        return
+    validated = np.concatenate([split.validation for split in splits])
+    assert sorted(validated.tolist()) == np.flatnonzero(readable & ~folder.augmented).tolist()
+
+
+def singletons(folder):
+    return np.arange(len(folder.paths))
+
+
+def test_folds_are_stratified_drawn_and_the_same_each_time(make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = read_folder(make_folder("data", {"A": 20, "B": 30}))
+    readable = np.ones(50, dtype=bool)
+    first, second = (split_folder(folder, readable, singletons(folder)) for _ in range(2))  # the second from the cache
+    other_numbers = split_folder(folder, readable, 1000 - singletons(folder), cache=NO_CACHE)
+    for split in (second, other_numbers):
+        assert np.array_equal(first.validation, split.validation)
+    assert np.bincount(folder.labels[first.validation]).tolist() == [4, 6]
+    assert not np.array_equal(first.validation, np.r_[0:4, 20:26])
+
+
+def test_fold_none_trains_on_all_images(make_folder):
+    folder = read_folder(make_folder("data", {"A": 4, "B": 5}))
+    readable = np.arange(9) != 3
+    split = split_folder(folder, readable, np.zeros(9, dtype=int), fold=None, cache=NO_CACHE)
+    assert split.train.tolist() == np.flatnonzero(readable).tolist()
+    assert len(split.validation) == 0
+
+
+def test_a_class_without_two_groups_is_refused(make_folder):
+    folder = read_folder(make_folder("data", {"A": 3, "B": 5}))
+    groups = np.array([7, 7, 7, 1, 2, 3, 4, 5])
+    with pytest.raises(UserError, match=r"data/A has 3 readable image\(s\), all near-duplicates of one another"):
+        split_folder(folder, np.ones(8, dtype=bool), groups, cache=NO_CACHE)
+
+
+def test_a_small_class_makes_fewer_folds(make_folder):
+    folder = read_folder(make_folder("data", {"A": 3, "B": 9}))
+    readable, groups = np.ones(12, dtype=bool), singletons(folder)
+    assert np.bincount(folder.labels[split_folder(folder, readable, groups, 5, 2, NO_CACHE).validation])[0] == 1
+    with pytest.raises(UserError, match=r"--fold 3: .*data divides into 3 folds, from 0 to 2"):
+        split_folder(folder, readable, groups, 5, 3, NO_CACHE)
+
+
+def test_a_class_within_one_group_of_another_class_cannot_be_on_both_sides(make_folder):
+    folder = read_folder(make_folder("data", {"A": 2, "B": 2}))
+    groups = np.array([0, 1, 0, 0])
+    with pytest.raises(UserError, match="B has 2 readable"):
+        split_folder(folder, np.ones(4, dtype=bool), groups, cache=NO_CACHE)
+
+
+def test_adding_augmented_images_does_not_move_the_validation_images(make_folder):
+    folder = make_folder("data", {"A": 10, "B": 10, "A_augmented": 0})
+    plain = read_folder(folder)
+    [groups] = load_groups([plain], NO_CACHE).numbers
+    split = split_folder(plain, np.ones(20, dtype=bool), groups, cache=NO_CACHE)
+    before = {plain.paths[place] for place in split.validation}
+    for number in range(10):
+        source = folder / "A" / f"{number:04d}.png"
+        (folder / "A_augmented" / augmented_name(source, number)).write_bytes(source.read_bytes())
+    more = read_folder(folder, with_augmented=True)
+    [groups] = load_groups([more], NO_CACHE).numbers
+    split = split_folder(more, np.ones(30, dtype=bool), groups, cache=NO_CACHE)
+    assert {more.paths[place] for place in split.validation} == before
+    assert len(split.left_out) == 2
+    assert len(split.train) == 16 + 8
+
+
+def test_groups_are_searched_once(make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [read_folder(make_folder(name, {"A": 3, "B": 3})) for name in ("train", "test")]
+    first = load_groups(folders)
+    monkeypatch.setattr("pipeline.splits.find_groups", lambda *_: pytest.fail("searched again"))
+    again = load_groups(folders)
+    assert all(map(np.array_equal, first.numbers, again.numbers))
+    assert again.notes == first.notes
+
+
+def test_a_split_is_written_as_a_table(make_folder, tmp_path):
+    folder = read_folder(make_folder("data", {"A": 4, "B": 4}))
+    split = split_folder(folder, np.arange(8) != 0, np.array([9, 1, 1, 2, 3, 4, 5, 6]), cache=NO_CACHE)
+    split.write(folder, tmp_path / "split.csv")
+    rows = read_rows(tmp_path / "split.csv", ["file", "side", "group"])
+    assert [row["file"] for row in rows] == [f"{label}/{n:04d}.png" for label in "AB" for n in range(4)]
+    assert rows[0]["side"] == "left out"
+    assert [place for place, row in enumerate(rows) if row["side"] == "validation"] == split.validation.tolist()
+    assert [place for place, row in enumerate(rows) if row["side"] == "train"] == split.train.tolist()
+    assert [row["group"] for row in rows][:3] == ["9", "1", "1"]
+
+
+def test_data_is_known_by_its_contents(make_folder):
+    directory = make_folder("data", {"A": 3, "B": 3})
+    before = digest_images(read_folder(directory), NO_CACHE)
+    (directory / "A" / "0000.png").rename(directory / "A" / "renamed.png")
+    assert digest_images(read_folder(directory), NO_CACHE) == before
+    (directory / "A" / "renamed.png").rename(directory / "B" / "renamed.png")
+    assert digest_images(read_folder(directory), NO_CACHE) != before, "another class"
+    (directory / "B" / "renamed.png").rename(directory / "A" / "0000.png")
+    assert digest_images(read_folder(directory), NO_CACHE) == before
+    Image.new("RGB", (20, 24)).save(directory / "A" / "0000.png")
+    assert digest_images(read_folder(directory), NO_CACHE) != before, "another image under the same name"
+
+
+def test_augmented_images_are_not_part_of_the_data_but_of_what_a_run_goes_on_with(make_folder):
+    directory = make_folder("data", {"A": 4, "B": 4, "A_augmented": 0})
+    plain = read_folder(directory)
+    source = directory / "A" / "0002.png"  # which trains
+    Image.new("RGB", (20, 24), "red").save(directory / "A_augmented" / augmented_name(source, 1))
+    more = read_folder(directory, with_augmented=True)
+    assert digest_images(more, NO_CACHE) == digest_images(plain, NO_CACHE)
+    assert digest_images(more, NO_CACHE, with_augmented=True) != digest_images(plain, NO_CACHE)
+    splits = [
+        split_folder(
+            folder, np.ones(len(folder.paths), dtype=bool), load_groups([folder], NO_CACHE).numbers[0], cache=NO_CACHE
+        )
+        for folder in (plain, more)
+    ]
+    assert digest_split(plain, splits[0], NO_CACHE) != digest_split(more, splits[1], NO_CACHE)
+
+
+def test_overlap_with_test_images_is_counted(make_folder):
+    training, testing = make_folder("train", {"A": 3, "B": 3}), make_folder("test", {"A": 2, "B": 2})
+    for name in ("0000.png", "0001.png"):
+        (testing / "B" / f"copy_{name}").write_bytes((training / "B" / name).read_bytes())
+    folders = [read_folder(training), read_folder(testing)]
+    data = describe_data(folders, load_groups(folders, NO_CACHE), NO_CACHE)
+    assert data["images"] == 6
+    assert data["test"]["test"]["images"] == 6
+    assert data["test"]["test"]["overlap"] >= 2
