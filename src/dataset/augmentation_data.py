@@ -202,15 +202,15 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
 
 
 def plan_augmentation(sizes: Mapping[str, int], mode: str = MINORITY, target: int | None = None) -> dict[str, int]:
-    """How many augmented images each class is to have.
+    """Computes how many augmented images each class is to have.
 
     Args:
         sizes: how many images each class has.
-        mode: `MINORITY` fills every class up to the target, so that augmented images are found in the small classes
-            only. `ALL` gives every class the same share of them, so that looking augmented does not tell the class.
-        target: `MINORITY`: images of each class in all; without it, as many as the largest class has. `ALL`: images of
-            the largest class in all; without it, every class is doubled. The numbers of the other classes are rounded
-            to the nearest whole one, a half upwards, and are at least 1.
+        mode: `MINORITY` brings every class up to the target, so that only small classes have augmented images. `ALL`
+            gives every class the same share of them, so that an augmented look does not identify the class.
+        target: the number of images, augmented ones included. With `MINORITY`, of every class; by default, the size of
+            the largest class. With `ALL`, of the largest class; by default, every class is doubled. The numbers of
+            augmented images of other classes are rounded to the nearest integer, halves up, and are at least 1.
     """
     largest = max(sizes.values())
     if mode == MINORITY:

@@ -54,7 +54,7 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     """
     dataset_dir, testing_dir, seed = arguments.dataset_dir, arguments.testing_dir, arguments.seed
     check_apart([dataset_dir, testing_dir, *filter(None, [arguments.extra_testing])])
-    if dataset_dir.is_dir() and own_class_names(dataset_dir):
+    if arguments.source == "openimages" and dataset_dir.is_dir() and own_class_names(dataset_dir):
         _check_classes(arguments)  # before anything is fetched
     _get_images(arguments)
     _check_classes(arguments)
@@ -89,9 +89,10 @@ def _get_images(arguments: argparse.Namespace) -> None:
 
 
 def _check_classes(arguments: argparse.Namespace) -> None:
-    for flag, directory in (("--testing-dir", arguments.testing_dir), ("--extra-testing", arguments.extra_testing)):
-        if flag == "--extra-testing" and directory and not directory.is_dir():
-            raise UserError(f"there is no folder {directory}")
+    extra = arguments.extra_testing
+    if extra and not extra.is_dir():
+        raise UserError(f"there is no folder {extra}")
+    for flag, directory in (("--testing-dir", arguments.testing_dir), ("--extra-testing", extra)):
         if directory:
             check_known_classes(arguments.dataset_dir, directory, f"name the folder that belongs to it with {flag}")
 

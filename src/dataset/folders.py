@@ -101,8 +101,8 @@ def source_stem(augmented: Path) -> str | None:
 def canonical(name: str) -> str:
     """The name of a class as it is compared and shown: composed (NFC), without white space at its ends.
 
-    macOS may store a name decomposed, so that the folder of one class has different bytes on two machines. The name of
-    a folder of augmented images becomes the canonical name of its class and `_augmented`.
+    macOS may store a name decomposed, so that folders of one class have different names on two machines. A name that
+    ends with `_augmented` becomes the canonical name of its class and `_augmented`.
     """
     name = unicodedata.normalize("NFC", name).strip()
     own = name.removesuffix(AUGMENTED)
@@ -110,7 +110,7 @@ def canonical(name: str) -> str:
 
 
 def class_folder(directory: Path, name: str) -> Path:
-    """The folder of a class in a directory, however its name is spelled there; `<directory>/<name>` if it has none.
+    """Finds the folder of a class in a directory, by its canonical name; `<directory>/<name>` if there is none.
 
     Args:
         directory: it need not exist.
@@ -120,7 +120,8 @@ def class_folder(directory: Path, name: str) -> Path:
     if folder.is_dir() or not directory.is_dir():
         return folder
     wanted = canonical(name)
-    return next((directory / other for other in sorted(os.listdir(directory)) if canonical(other) == wanted), folder)
+    others = [directory / other for other in sorted(os.listdir(directory)) if canonical(other) == wanted]
+    return next((other for other in others if other.is_dir()), folder)
 
 
 def check_known_classes(training_dir: Path, testing_dir: Path, remedy: str) -> None:
@@ -130,7 +131,8 @@ def check_known_classes(training_dir: Path, testing_dir: Path, remedy: str) -> N
         UserError: it lacks one; the message ends with the remedy.
     """
     names = own_class_names(testing_dir) if testing_dir.exists() else []
-    if unknown := sorted(set(names) - set(class_names(training_dir))):
+    known = class_names(training_dir) if names else ()
+    if unknown := [name for name in names if name not in known]:
         folder = class_folder(testing_dir, unknown[0])
         raise UserError(f"{folder} is a class that {training_dir} does not have: {remedy}")
 

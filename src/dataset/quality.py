@@ -3,7 +3,7 @@
 The kinds of flaws, the definition of darkness and its threshold are those of cleanvision
 (https://github.com/cleanlab/cleanvision). The other measures and thresholds differ. On 1,765 photographs, most of them
 cut out of larger ones, cleanvision 0.3.7 reports 22 as blurred, most of which are small or dark but not blurred, and
-363 as of odd shape. It also misses placeholders saved as JPEG.
+363 as of odd shape. Of 120 drawn placeholders saved as JPEG it finds 70, this module 95; of 40 GIFs both find all.
 """
 
 from __future__ import annotations

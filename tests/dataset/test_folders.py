@@ -93,6 +93,7 @@ def test_a_class_is_known_by_its_canonical_name_and_read_from_its_own_folder(mak
     assert all(listed.read(place).size == (20, 24) for place in range(6))
     assert class_folder(folder, "Brot") == folder / "Brot "
     assert class_folder(folder, f"{DECOMPOSED}_augmented") == folder / f"{COMPOSED}_augmented"
+    (folder / "Axe ").touch()
     assert class_folder(folder, "Axe") == folder / "Axe"
     assert class_folder(folder / "nowhere", "Axe") == folder / "nowhere/Axe"
 
