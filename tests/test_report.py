@@ -17,22 +17,23 @@ import report as report_program
 from common import run_program
 from helpers import digests, imported_for_help, start
 from models import MODELS, model_class
-from pipeline.measures import wilson_interval
+from pipeline.measures import newcombe_interval, wilson_interval
 from pipeline.settings import CHECKPOINTS, Settings
-from reporting import results
+from reporting import runs as run_module
 from reporting.comparison import (
     PAIRED,
     Effect,
     compare,
     make_report,
     measure_effects,
-    newcombe_interval,
     rank_by_test,
     rank_by_validation,
 )
 from reporting.figures import draw_runs
-from reporting.results import GROUPS, SCORE_COLUMNS, Hyperparameters, Run, read_models, read_table, write_table
-from reporting.tables import as_document, make_tables, to_json
+from reporting.results import read_models, read_table, write_table
+from reporting.runs import GROUPS, SCORE_COLUMNS, Hyperparameters, Run
+from reporting.structured import to_json
+from reporting.tables import as_document, as_report, make_tables
 
 COLUMNS = ["", "Modelname", "Group", *SCORE_COLUMNS]
 FIGURES = {f"{group}_top5.png" for group in ("VGG", "VGGAdapted", "CustomVGG", "CNNBasic", "ResNet")}
@@ -118,7 +119,7 @@ def program(tmp_path, monkeypatch, capsys, caplog):
 
 def test_agrees_with_the_models_on_groups():
     assert [model_class(model).group for model in MODELS] == list(GROUPS)
-    assert results.shown("ResNet") == "ResNet18"
+    assert run_module.shown("ResNet") == "ResNet18"
     assert {f"{group}_top5.png" for group in GROUPS} > FIGURES
 
 
@@ -346,7 +347,7 @@ def test_no_table_makes_it_crash(tmp_path_factory, rows):
     expected = {
         name for name, _, (accuracy, *_) in ((n, g, v or [""]) for n, g, v in rows) if name.split() and share(accuracy)
     }
-    assert len(runs) == len({results._printable(name) for name in expected})
+    assert len(runs) == len({run_module.one_line(name) for name in expected})
     settled, more = report_program.settle_test_images(runs, None)
     assert all(len(note.splitlines()) == 1 for note in notes + more)
     if settled:
@@ -535,14 +536,14 @@ def test_json_and_markdown_say_what_the_text_says(models_dir):
     told = json.loads(json.dumps(to_json(report, [])))
     assert told["runs"] == {"ResNet": 2, "CNNBasic": 2}
     for group, runs in told["top"].items():
-        block = text.split(f"{results.shown(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
+        block = text.split(f"{run_module.shown(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
         for line, run in zip(block.splitlines()[1:], runs, strict=False):
             low, high = run["test_accuracy_interval"]
             assert f"lr {run['settings']['learning_rate']}, wd 0.01, gamma 0.95" in line
             assert f"{run['test_accuracy']:.2%} ({low:.2%} to {high:.2%})" in line
             assert line in text
     for choice in told["choices"]:
-        name = results.shown(choice["group"]) if choice["group"] else "all"
+        name = run_module.shown(choice["group"]) if choice["group"] else "all"
         assert f"| {name} | {choice['runs']} | test | " in markdown
         assert f"{choice['by_test']['test_accuracy']:.2%}" in text
     (pair,) = told["comparisons"]
