@@ -68,8 +68,8 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--models-dir", type=Path, nargs="+", default=[Path("saved_models")], metavar="DIR",
-        help="has one folder per run, or folders fold_0, fold_1 ... of such; over all, runs that differ only in seed and "
-        "fold count as one (default: saved_models)",
+        help="has one folder per run, or folders fold_0, fold_1 ... of such; over all, runs that differ only in seed "
+        "and fold count as one (default: saved_models)",
     )  # fmt: skip
     parser.add_argument(
         "--runs", type=Path, metavar="FILE", help="report on a table of the form of clean_runs.csv instead"

@@ -33,7 +33,7 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """
     alike = defaultdict(list)
     for run in runs:
-        alike[run.settings_key].append(run)
+        alike[run.name, run.group, run.settings_key].append(run)
     of_name = defaultdict(list)
     for members in alike.values():
         of_name[members[0].name, members[0].group, members[0].final].append(_average(members))

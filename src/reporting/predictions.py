@@ -49,7 +49,9 @@ def read_answers(file: Path, test_set: str | None = None) -> dict[str, Answer]:
     with file.open(newline="", encoding="utf-8") as opened:
         reader = csv.DictReader(opened)
         try:
-            classes = [name.removeprefix(_PREFIX) for name in reader.fieldnames or () if name.startswith(_PREFIX)]
+            if not reader.fieldnames:
+                raise ValueError
+            classes = [name.removeprefix(_PREFIX) for name in reader.fieldnames if name.startswith(_PREFIX)]
             for row in reader:
                 if test_set is not None and one_line(row["set"]) != test_set:
                     continue

@@ -185,9 +185,9 @@ class Run:
         return {**self.settings, "epochs": self.epochs, "batch": self.batch, "recipe": self.recipe}
 
     @property
-    def settings_key(self) -> tuple[str, str, bool, str]:
-        """What is equal for runs that differ only in seed, fold and experiment."""
-        return self.name, self.group, self.final, json.dumps(self.other_settings, sort_keys=True, default=str)
+    def settings_key(self) -> str:
+        """What is equal for runs of one name that differ only in seed, fold and experiment."""
+        return json.dumps({**self.other_settings, "final": self.final}, sort_keys=True, default=str)
 
     @property
     def accuracy(self) -> float:
