@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 _USUAL_TEST_IMAGES = 105  # of the published runs, 35 per class
 _SUSPECTS = 20
 _LONGEST_NAME = 100  # letters, of a folder
+_TITLE_WIDTH = 60  # letters, of a line above a figure
 
 
 def main() -> int:
@@ -45,7 +47,8 @@ def main() -> int:
             f"{len(reports)} experiments, which differ in training images, test images or classes: "
             "runs are compared within each only"
         )
-    notes += [note for report in reports for note in report.notes]
+    places = [f"{report.title}: " if len(reports) > 1 else "" for report in reports]
+    notes += [f"{place}{note}" for place, report in zip(places, reports, strict=True) for note in report.notes]
     for note in notes:
         _log.warning("%s", note)
     if not runs:
@@ -54,7 +57,7 @@ def main() -> int:
     if not arguments.runs and (aside := write_table(runs, arguments.output)):
         _log.warning("%s held other runs too: it is now %s", arguments.output, aside)
     for report, folder in zip(reports, _figure_folders(reports, arguments.figures_dir), strict=True):
-        draw_figures(report, folder)
+        draw_figures(report, folder, subtitle=report.title if len(reports) > 1 else "")
     if arguments.json:
         print(json.dumps(to_json(reports, notes), indent=2, allow_nan=False))
     else:
@@ -126,16 +129,17 @@ def _is_count(number: float) -> bool:
     return abs(number - round(number)) < 0.1  # accuracies may have been rounded
 
 
-def draw_figures(report: Report, directory: Path) -> None:
+def draw_figures(report: Report, directory: Path, subtitle: str = "") -> None:
     """Draw the best runs of each group of an experiment, and the best run of each group, into a folder."""
+    below = "".join(f"\n{line}" for line in textwrap.wrap(subtitle, _TITLE_WIDTH))
     for group, members in report.groups.items():
         title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} runs by test accuracy"
         file = re.sub(r"[^\w.-]", "_", group) + "_top5.png"
-        save_figure(draw_runs(members[:TOP], title), directory / file)
+        save_figure(draw_runs(members[:TOP], title + below), directory / file)
     if report.best:
         some = f"of the best {TOP} groups" if len(report.best) > TOP else "of each group"
-        overall = draw_runs(report.best[:TOP], f"Best run {some} by test accuracy", with_groups=True)
-        save_figure(overall, directory / "overall_top5.png")
+        title = f"Best run {some} by test accuracy"
+        save_figure(draw_runs(report.best[:TOP], title + below, with_groups=True), directory / "overall_top5.png")
 
 
 def _figure_folders(reports: Sequence[Report], directory: Path) -> list[Path]:

@@ -21,6 +21,7 @@ PAIRED = "True - False"
 _SWITCHES = ("pretrained", "augmentation")  # the hyperparameters that are True or False
 # What `metrics.json` calls the hyperparameters.
 _IN_HYPERPARAMETERS = ("model_type", "pretrained", "data_augmentation", "learning_rate", "weight_decay", "gamma")
+_OF_PRETRAINED = ("weights", "freeze_to")  # settings that only pretrained runs have
 _CLASSES_SHOWN = 12  # in a title
 _CHANCE = 0.05  # a smaller p-value is beyond chance
 
@@ -194,7 +195,8 @@ def _matched_sets(told: Iterable[tuple[Run, Hyperparameters]], name: str) -> lis
     """For each set of runs that differ in one hyperparameter alone, the mean accuracy at each of its values."""
     sets: dict[Any, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run, settings in told:
-        others = {key: value for key, value in run.other_settings.items() if key not in _IN_HYPERPARAMETERS}
+        varying = (*_IN_HYPERPARAMETERS, *(_OF_PRETRAINED if name == "pretrained" else ()))
+        others = {key: value for key, value in run.other_settings.items() if key not in varying}
         alike = run.group, replace(settings, **{name: None}), json.dumps(others, sort_keys=True, default=str)
         sets[alike][getattr(settings, name)].append(run.accuracy)
     return [
@@ -313,7 +315,8 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
     if final:
         trained = sum(len(run.singles) for run in final)
         notes.append(
-            f"{trained} runs trained on all images, without validation: listed separately, not ranked or compared"
+            f"{trained} run{'s' * (trained > 1)} trained on all images, without validation: "
+            "listed separately, not ranked or compared"
         )
     if overlap := max(run.overlap for run in runs):
         notes.append(f"{overlap} test images of {runs[0].test_set} are also training images of {runs[0].data}")

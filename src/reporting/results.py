@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import UserError, first_free, write_whole
+from pipeline.measures import SCORES
 from pipeline.settings import CHECKPOINTS
 from reporting.runs import (
     CHECKPOINT,
@@ -129,10 +130,10 @@ def _read_metrics(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     cells = {"Modelname": metrics["run"], "Group": metrics["group"], "seed": settings.get("seed")}
     for checkpoint in ("terminal",) if final else CHECKPOINTS:
         test_set, tested = next(iter(checkpoints[checkpoint]["test"].items()))
-        cells |= {f"test_{score}_{checkpoint}": tested[score] for score in ("accuracy", "loss", "per_class_accuracy")}
+        cells |= {f"test_{score}_{checkpoint}": tested[score] for score in SCORES}
     for side in ("train",) if final else ("train", "val"):
         scores = checkpoints["terminal" if final else CHECKPOINT][side]
-        cells |= {f"{side}_{score}": scores[score] for score in ("accuracy", "loss", "per_class_accuracy")}
+        cells |= {f"{side}_{score}": scores[score] for score in SCORES}
     data = metrics.get("data") or {}
     of_test_set = data.get("test", {}).get(test_set, {})
     cells |= {

@@ -102,8 +102,11 @@ class Source:
     @classmethod
     def of(cls, name: Any, digest: Any) -> Source:
         """Make one from what `metrics.json` holds."""
-        valid = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{8,}", digest)
-        return cls(one_line(name), digest[:_DIGITS] if valid else "")
+        name = one_line(name)
+        if isinstance(digest, str) and re.fullmatch(rf"[0-9a-f]{{{_DIGITS},}}", digest):
+            return cls(name, digest[:_DIGITS])
+        read = cls.from_text(name)
+        return cls(name.replace(" ", "_") if read and read.digest else name)  # "scan 20260101" has no digest
 
     @classmethod
     def from_text(cls, text: Any) -> Source | None:

@@ -128,6 +128,12 @@ def test_cells_name_images(cell, source):
     assert source is None or str(source) == cell
 
 
+def test_a_date_in_a_folders_name_is_no_digest(tmp_path):
+    for name in ("scan 20260101", "photo 20260101"):
+        write_run(tmp_path / name, data=None, data_dir=name)
+    assert len(report_on(*tmp_path.iterdir())) == 2
+
+
 # Which runs are one.
 
 
@@ -171,6 +177,14 @@ def test_settings_that_names_do_not_contain_are_in_no_effect(tmp_path):
     assert report.effects["gamma"] == []
 
 
+def test_weights_are_part_of_being_pretrained(tmp_path):
+    write_run(tmp_path, accuracy=0.5)
+    write_run(tmp_path, accuracy=0.75, pretrained=True, weights="vgg19.pth", freeze_to="conv3")
+    (report,) = report_on(tmp_path)
+    (effect,) = report.effects["pretrained"]
+    assert (effect.median, effect.sets) == (0.25, 1)
+
+
 def test_settings_are_read_from_metrics_not_from_the_name(tmp_path):
     folder = write_run(tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -206,6 +220,15 @@ def test_only_runs_without_validation(tmp_path):
     assert "Trained on all images, without validation" in result.stdout
     again = start("report.py", "--runs", "clean_runs.csv", cwd=tmp_path)
     assert (again.stdout, again.stderr) == (result.stdout, result.stderr)
+
+
+def test_notes_say_which_experiment_they_are_about(two):
+    write_run(two / "fold_1", fold=None)
+    result = start("report.py", cwd=two.parent)
+    assert (
+        "photos aaaaaaaa, tested on testing aaaaaaaa (20 images): 1 run trained on all images, without validation: "
+        in result.stderr
+    )
 
 
 def test_training_images_among_the_test_images_are_noted(tmp_path):

@@ -4,8 +4,10 @@ import json
 import random
 
 import pytest
+from hypothesis import given
 from scipy.stats import binomtest
 
+from fuzzing import damage, damages, fuzz
 from helpers import start
 from pipeline.measures import wilson_interval
 from report import settle_test_images
@@ -166,6 +168,24 @@ def test_folds_with_other_classes_are_not_pooled(tmp_path):
     (run,) = report_on(tmp_path).groups["SmallVGG"]
     assert pool_folds(run, notes).missing == {1: [2, 3, 4]}
     assert notes == [f"{file} has other classes than the other folds: not used"]
+
+
+@fuzz(100)
+@given(done=damages)
+def test_damaged_predictions_cost_a_note_at_most(tmp_path, done):
+    if not any(tmp_path.iterdir()):
+        write_folds(tmp_path, folds=2)
+        write_run(tmp_path, "SmallVGG", GOOD, learning_rate=0.1)
+        write_run(tmp_path, "SmallResNet", BAD)
+    runs, _ = read_models(tmp_path)
+    for file in (*tmp_path.rglob("validation_*.csv"), *tmp_path.glob("SmallVGG*/predictions_*.csv")):
+        content = file.read_bytes()
+        file.write_bytes(damage(content, done))
+        reports = make_reports(settle_test_images(runs, None)[0], suspects=3)
+        file.write_bytes(content)
+        assert all(len(note.splitlines()) == 1 for report in reports for note in report.notes)
+        json.dumps(to_json(reports, []), allow_nan=False)
+        assert all(line.isprintable() for line in as_report(reports, False, markdown=False).split("\n"))
 
 
 # Label suspects.
