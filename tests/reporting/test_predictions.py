@@ -170,7 +170,7 @@ def test_folds_with_other_classes_are_not_pooled(tmp_path):
     assert notes == [f"{file} has other classes than the other folds: not used"]
 
 
-@fuzz(100)
+@fuzz(30)
 @given(done=damages)
 def test_damaged_predictions_cost_a_note_at_most(tmp_path, done):
     if not any(tmp_path.iterdir()):
