@@ -39,10 +39,10 @@ from pipeline.run import _open_folder, class_tables, results_table, run
 from pipeline.settings import CHECKPOINTS, Settings
 from pipeline.trainer import Trainer
 from report import settle_test_images
-from reporting.comparison import make_report
+from reporting.comparison import make_reports
 from reporting.results import read_models, read_table, write_table
 from reporting.study import _read_history
-from reporting.tables import as_document, make_tables
+from reporting.tables import as_report
 
 CODE_RAN = "code in a file was run"
 
@@ -335,7 +335,7 @@ def test_the_reports_table(trained, tmp_path_factory, tmp_path, data):
     settled, more = settle_test_images(runs, None)
     assert not any("\n" in note for note in [*notes, *more])
     if settled:
-        as_document(make_tables(make_report(settled)), markdown=False)
+        as_report(make_reports(settled, suspects=3), with_published=False, markdown=False)
 
 
 @fuzz(100)
@@ -347,7 +347,7 @@ def test_the_reports_runs(trained, own, data):
     assert runs or notes
     settled, _ = settle_test_images(runs, None)
     if settled:
-        as_document(make_tables(make_report(settled)), markdown=False)
+        as_report(make_reports(settled, suspects=3), with_published=False, markdown=False)
 
 
 @fuzz(100)

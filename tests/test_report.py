@@ -17,22 +17,26 @@ import report as report_program
 from common import run_program
 from helpers import digests, imported_for_help, start
 from models import MODELS, model_class
-from pipeline.measures import wilson_interval
+from pipeline.measures import newcombe_interval, wilson_interval
 from pipeline.settings import CHECKPOINTS, Settings
 from reporting import results
+from reporting import runs as run_module
 from reporting.comparison import (
     PAIRED,
     Effect,
     compare,
     make_report,
+    make_reports,
     measure_effects,
-    newcombe_interval,
+    merge_runs,
     rank_by_test,
     rank_by_validation,
 )
 from reporting.figures import draw_runs
-from reporting.results import GROUPS, SCORE_COLUMNS, Hyperparameters, Run, read_models, read_table, write_table
-from reporting.tables import as_document, make_tables, to_json
+from reporting.results import read_models, read_table, write_table
+from reporting.runs import GROUPS, RANKED_BY, SCORE_COLUMNS, Hyperparameters, Run
+from reporting.structured import to_json
+from reporting.tables import as_document, as_report, make_tables
 
 COLUMNS = ["", "Modelname", "Group", *SCORE_COLUMNS]
 FIGURES = {f"{group}_top5.png" for group in ("VGG", "VGGAdapted", "CustomVGG", "CNNBasic", "ResNet")}
@@ -118,7 +122,7 @@ def program(tmp_path, monkeypatch, capsys, caplog):
 
 def test_agrees_with_the_models_on_groups():
     assert [model_class(model).group for model in MODELS] == list(GROUPS)
-    assert results.shown("ResNet") == "ResNet18"
+    assert run_module.shown("ResNet") == "ResNet18"
     assert {f"{group}_top5.png" for group in GROUPS} > FIGURES
 
 
@@ -160,14 +164,16 @@ def test_reads_and_writes_the_runs_of_a_folder(program, models_dir):
         "test_accuracy_terminal", "test_loss_terminal", "test_per_class_accuracy_terminal",
         "train_accuracy", "train_loss", "train_per_class_accuracy",
         "val_accuracy", "val_loss", "val_per_class_accuracy", "test_images", "seed",
+        "data", "test_set", "classes", "images", "epochs", "batch", "recipe", "fold",
     ]  # fmt: skip
     names = [run_name("CNNBasic"), run_name("CNNBasic", augmentation=True)]
     names += [run_name("ResNet18"), run_name("ResNet18", lr=1e-05)]
     assert [row[:3] for row in rows] == [[str(n), name, name.split("_")[0].removesuffix("18")]
                                          for n, name in enumerate(names)]  # fmt: skip
-    assert [float(cell) for cell in rows[2][3:]] == pytest.approx(
+    assert [float(cell) for cell in rows[2][3:20]] == pytest.approx(
         [0.6, 0.1, 0.59, 0.5, 0.2, 0.49, 0.4, 0.3, 0.39, 0.9, 0.01, 0.8, 0.6, 0.02, 0.4, 105, 100]
     )
+    assert rows[2][20:] == ["", "first", *[""] * 6]
     assert "ResNet18: best 2 of 2" in out
 
 
@@ -219,7 +225,7 @@ def test_metrics_with_odd_values_are_used_for_what_they_have(tmp_path):
     metrics["checkpoints"]["best_val_acc"]["val"] |= {"accuracy": None, "loss": "much"}
     write_metrics(tmp_path, metrics)
     (run,), (note,) = read_models(tmp_path)
-    assert note.endswith("no number, or none that can be, for test_loss_terminal, val_accuracy, val_loss, test_images")
+    assert note.endswith("missing or invalid: test_loss_terminal, val_accuracy, val_loss, test_images")
     assert (run.accuracy, run.val_accuracy, run.test_images) == (0.6, None, None)
 
 
@@ -247,9 +253,9 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
     )
     assert read_table(Path("clean_runs.csv"))[0] == read_models(*places)[0]
     assert program("--runs", "clean_runs.csv")[1] == out
-    told = json.loads(program("--runs", "clean_runs.csv", "--json")[1])
+    (told,) = json.loads(program("--runs", "clean_runs.csv", "--json")[1])["experiments"]
     assert told["runs"] == {"ResNet": 4}
-    assert {column: round(mean, 4) for column, mean in told["seeds"][0]["means"].items()} == {
+    assert {column: round(mean, 4) for column, mean in told["means"][0]["means"].items()} == {
         "val_accuracy": 0.6, "val_per_class_accuracy": 0.4,
         "test_accuracy_best_val_acc": 0.6286, "test_accuracy_best_val_loss": 0.5, "test_accuracy_terminal": 0.4,
     }  # fmt: skip
@@ -260,8 +266,13 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
     metrics = make_metrics(run_name("ResNet18"), "ResNet", (0.1, 0.1, 0.1), seed=4)
     metrics["settings"] |= {"num_epochs": 2}
     write_metrics(tmp_path / "short", metrics)
-    _, notes = read_models(*places, tmp_path / "short")
-    assert notes == [f"{run_name('ResNet18')}: its runs differ in num_epochs, which their name does not say"]
+    merged, notes = merge_runs(read_models(*places, tmp_path / "short")[0])
+    told = [(run.describe().partition("gamma 0.95")[2], len(run.singles)) for run in merged]
+    assert told == [(", epochs unknown, mean of 3 seeds", 3), (", epochs 2", 1), ("", 1)]
+    assert notes == [
+        f"{run_name('ResNet18')}: its runs differ in epochs, which their name does not contain: they are reported"
+        " separately"
+    ]
     status, _, err = program("--models-dir", *places[:2])
     assert "clean_runs.csv held other runs too" in err
 
@@ -285,7 +296,7 @@ def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
         (run_name(gamma=0.91), "VGG", 0.6),
         ("my best", "unknown", 0.7),
     ]
-    lacks = "no number, or none that can be, for"
+    lacks = "missing or invalid:"
     everything = ", ".join([*SCORE_COLUMNS, "test_images"])
     accuracies = ", ".join([*(column for column in SCORE_COLUMNS if "accuracy" in column), "test_images"])
     assert notes == [
@@ -295,7 +306,7 @@ def test_says_what_is_wrong_with_each_row_of_a_table(tmp_path):
         f"{file} line 3 ({run_name(gamma=0.91)}): {lacks} test_loss_terminal, val_loss, test_images",
         f"{file} line 4: {lacks} {everything}; left out",
         f"{file} line 5: {lacks} {accuracies}; left out",
-        f"{file} line 6 (my best): {lacks} test_images; its name does not tell its settings",
+        f"{file} line 6 (my best): {lacks} test_images; its name does not contain its settings",
         f"{file} line 7: {lacks} test_images; no name; left out",
         f"{file} line 8 ({run_name(gamma=0.9)}): {lacks} test_images",
         f"{file} line 9 ({run_name('ResNet18')}): {lacks} test_images, seed",
@@ -343,17 +354,21 @@ def test_no_table_makes_it_crash(tmp_path_factory, rows):
         writer.writerow([*COLUMNS, "test_images", "colour"])
         writer.writerows((number, name, group, *values) for number, (name, group, values) in enumerate(rows))
     runs, notes = read_table(file)
-    expected = {
-        name for name, _, (accuracy, *_) in ((n, g, v or [""]) for n, g, v in rows) if name.split() and share(accuracy)
-    }
-    assert len(runs) == len({results._printable(name) for name in expected})
+    expected = set()  # names with the number of test images, which tells experiments apart
+    for name, _, values in rows:
+        cells = dict(zip([*SCORE_COLUMNS, "test_images"], values, strict=False))
+        if name.split() and share(cells.get(RANKED_BY, "")):
+            expected.add((run_module.one_line(name), results._valid("test_images", cells.get("test_images"))))
+    assert {(run.name, run.test_images) for run in runs} == expected
+    assert len(runs) == len(expected)
     settled, more = report_program.settle_test_images(runs, None)
     assert all(len(note.splitlines()) == 1 for note in notes + more)
     if settled:
-        made = make_report(settled)
+        made = make_reports(settled)
+        assert len(made) == len({run.test_images for run in settled})
         json.dumps(to_json(made, notes), allow_nan=False)
-        check_markdown(as_document(make_tables(made), markdown=True))
-        assert all(line.isprintable() for line in as_document(make_tables(made), markdown=False).split("\n"))
+        check_markdown(as_report(made, False, markdown=True))
+        assert all(line.isprintable() for line in as_report(made, False, markdown=False).split("\n"))
 
 
 def share(text):
@@ -436,7 +451,7 @@ def test_tells_chance_from_difference():
         make_run("a", 93 / 105, group="CustomVGG"),
         make_run("b", 92 / 105),
     ]
-    found = [(pair.first.name, pair.second.name, pair.within_chance) for pair in compare(runs)]
+    found = [(pair.first.name, pair.second.name, pair.within_chance) for pair in compare(runs)[0]]
     assert found == [("a", "b", True), ("a", "c", False), ("b", "c", False)]
     text = as_document(make_tables(make_report(runs)), markdown=False)
     assert "CustomVGG - VGG       +0.95 " in text
@@ -449,7 +464,6 @@ def test_test_images_are_the_given_else_the_runs_own_else_105():
     assert [run.test_images for run in settled] == [35, 105]
     assert notes == [
         "1 runs do not say on how many images they were tested: taken as 105 (--test-images)",
-        "the runs were tested on different numbers of images (1 on 35, 1 on 105): they do not compare well",
     ]
     settled, notes = report_program.settle_test_images(runs, 36)
     assert [run.test_images for run in settled] == [36, 36]
@@ -532,17 +546,17 @@ def test_json_and_markdown_say_what_the_text_says(models_dir):
     report = make_report(read_models(models_dir)[0])
     text, markdown = as_document(make_tables(report), markdown=False), as_document(make_tables(report), markdown=True)
     check_markdown(markdown)
-    told = json.loads(json.dumps(to_json(report, [])))
+    (told,) = json.loads(json.dumps(to_json([report], [])))["experiments"]
     assert told["runs"] == {"ResNet": 2, "CNNBasic": 2}
     for group, runs in told["top"].items():
-        block = text.split(f"{results.shown(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
+        block = text.split(f"{run_module.shown(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
         for line, run in zip(block.splitlines()[1:], runs, strict=False):
             low, high = run["test_accuracy_interval"]
             assert f"lr {run['settings']['learning_rate']}, wd 0.01, gamma 0.95" in line
             assert f"{run['test_accuracy']:.2%} ({low:.2%} to {high:.2%})" in line
             assert line in text
     for choice in told["choices"]:
-        name = results.shown(choice["group"]) if choice["group"] else "all"
+        name = run_module.shown(choice["group"]) if choice["group"] else "all"
         assert f"| {name} | {choice['runs']} | test | " in markdown
         assert f"{choice['by_test']['test_accuracy']:.2%}" in text
     (pair,) = told["comparisons"]
@@ -666,7 +680,7 @@ def test_more_than_a_thousand_runs(program, tmp_path):
     file = write_rows(tmp_path / "all.csv", rows)
     status, out, err = program("--runs", file, "--figures-dir", "f", "--json", "--test-images", 105)
     assert (status, err) == (0, "")
-    told = json.loads(out)
+    (told,) = json.loads(out)["experiments"]
     assert told["runs"] == {"VGG": 240, "VGGAdapted": 240, "CustomVGG": 240, "CNNBasic": 160, "ResNet": 160}
     assert all(run["settings"]["gamma"] == 0.98 for runs in told["top"].values() for run in runs)
     assert len(told["comparisons"]) == 10

@@ -33,6 +33,78 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
+def newcombe_interval(first: float, first_count: int, second: float, second_count: int) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two independent shares, first minus second, -1 to 1.
+
+    Method 10 of Newcombe, "Interval estimation for the difference between independent proportions", 1998: combines
+    the Wilson intervals of both.
+    """
+    first_low, first_high = wilson_interval(first, first_count)
+    second_low, second_high = wilson_interval(second, second_count)
+    down = math.hypot(first - first_low, second_high - second)
+    up = math.hypot(first_high - first, second - second_low)
+    return first - second - down, first - second + up
+
+
+def mcnemar_test(first_only: int, second_only: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test.
+
+    Args:
+        first_only, second_only: the discordant pairs: images that only the first or only the second model classifies
+            correctly. If both models are equally good, each pair is a fair coin toss.
+    """
+    from scipy.stats import binomtest
+
+    discordant = first_only + second_only
+    return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0
+
+
+def discordant_interval(first_only: int, second_only: int, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of the difference in accuracy of two models on the same images, first minus second.
+
+    It is the exact interval (Clopper-Pearson) of the first model's share of the discordant pairs, given their number.
+    It excludes 0 exactly when `mcnemar_test` is below 0.05.
+    """
+    from scipy.stats import binomtest
+
+    discordant = first_only + second_only
+    if not discordant:
+        return 0.0, 0.0
+    share = binomtest(first_only, discordant).proportion_ci(0.95, "exact")
+    low, high = ((2 * float(end) - 1) * discordant / images for end in (share.low, share.high))
+    return low, high
+
+
+def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean of a value per image.
+
+    For a paired comparison, pass the difference of each image. Resampling N values that repeat is a multinomial draw
+    over the distinct ones, which takes little memory: correctness has few distinct values.
+    """
+    distinct, counts = np.unique(np.round(values, 12), return_counts=True)
+    total = int(counts.sum())
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(total, counts / total, size=resamples)  # (resamples, distinct)
+    low, high = np.percentile(draws @ distinct / total, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def expected_best(accuracy: float, images: int, runs: int) -> float:
+    """Return the expected highest accuracy of some independent runs that are all equally good.
+
+    The expected maximum of independent binomial counts, divided by the number of images. With F the distribution
+    function, E[max] is the sum of 1 - F(k)^runs over all k from 0 to images - 1.
+    """
+    from scipy.stats import binom
+
+    mean, deviation = accuracy * images, math.sqrt(images * accuracy * (1 - accuracy))
+    # Below the first count F is 0, above the last it is 1, to the precision of a float.
+    first = max(0, math.floor(mean - 12 * deviation - 40))
+    last = min(images, math.ceil(mean + 12 * deviation + 40))
+    below = binom.cdf(np.arange(first, last), images, accuracy)
+    return (first + float(np.sum(1 - below**runs))) / images
+
+
 @dataclass(frozen=True)
 class ClassScores:
     """How well one class is told from the others; 0 to 1, None where it would be 0 of 0.

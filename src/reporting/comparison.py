@@ -1,43 +1,68 @@
-"""Runs ranked, and their differences held against what chance allows."""
+"""Ranks runs, and tests whether their differences exceed what chance allows; only runs of one experiment."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import combinations
+from itertools import combinations, count
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from pipeline.measures import wilson_interval
-from reporting.results import GROUPS, RANKED_BY, TIES_BY, Hyperparameters, Run
+from pipeline.measures import bootstrap_interval, discordant_interval, expected_best, mcnemar_test, newcombe_interval
+from reporting.predictions import OutOfFold, Suspect, find_suspects, pool_folds, read_correct
+from reporting.runs import GROUPS, RANKED_BY, TIES_BY, Hyperparameters, Run
 
 TOP = 5  # runs of each group that are shown
 PAIRED = "True - False"
 _SWITCHES = ("pretrained", "augmentation")  # the hyperparameters that are True or False
+# What `metrics.json` calls the hyperparameters.
+_IN_HYPERPARAMETERS = ("model_type", "pretrained", "data_augmentation", "learning_rate", "weight_decay", "gamma")
+_OF_PRETRAINED = ("weights", "freeze_to")  # settings that only pretrained runs have
+_CLASSES_SHOWN = 12  # in a title
+_CHANCE = 0.05  # a smaller p-value is beyond chance
 
 
-def average_seeds(runs: Iterable[Run]) -> tuple[list[Run], list[list[Run]]]:
-    """Takes runs that differ in their seed alone as one, whose scores are their means.
+def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Replace runs of one experiment that differ only in seed and fold by one run, whose scores are their means.
 
     Returns:
-        The runs, and those of which several became one.
+        The runs, and notes on settings that differ between runs of one name.
     """
-    of_name = defaultdict(list)
+    alike = defaultdict(list)
     for run in runs:
-        of_name[run.name, run.group].append(run)
-    averaged = []
-    for members in of_name.values():
-        if len(members) == 1:
-            averaged += members
-            continue
-        columns = set.intersection(*(set(run.scores) for run in members))
-        means = {column: fmean(run.scores[column] for run in members) for column in columns}
-        averaged.append(replace(members[0], scores=means, seed=None, seeds=len(members)))
-    return averaged, [members for members in of_name.values() if len(members) > 1]
+        alike[run.name, run.group, run.settings_key].append(run)
+    of_name = defaultdict(list)
+    for members in alike.values():
+        of_name[members[0].name, members[0].group, members[0].final].append(_average(members))
+    merged, notes = [], []
+    for (name, *_), found in of_name.items():
+        settings = [run.other_settings for run in found]
+        differing = sorted({key for one in settings for key in one if any(_differ(one, two, key) for two in settings)})
+        if differing:
+            notes.append(
+                f"{name}: its runs differ in {', '.join(differing)}, which their name does not contain: "
+                "they are reported separately"
+            )
+        for run, one in zip(found, settings, strict=True):
+            apart = (f"{key.replace('_', ' ')} {'unknown' if one.get(key) is None else one[key]}" for key in differing)
+            merged.append(replace(run, apart=tuple(apart)))
+    return merged, notes
+
+
+def _differ(first: dict[str, Any], second: dict[str, Any], key: str) -> bool:
+    return first.get(key) != second.get(key)
+
+
+def _average(members: Sequence[Run]) -> Run:
+    if len(members) == 1:
+        return members[0]
+    columns = set.intersection(*(set(run.scores) for run in members))
+    means = {column: fmean(run.scores[column] for run in members) for column in columns}
+    return replace(members[0], scores=means, seed=None, fold=None, members=tuple(members))
 
 
 def rank_by_test(runs: Iterable[Run]) -> list[Run]:
@@ -52,8 +77,8 @@ def rank_by_validation(runs: Iterable[Run]) -> list[Run]:
 
 def _rank(runs: Iterable[Run], first: str, second: str) -> list[Run]:
     # Rounded, since a mean of recalls may be off in its last digit.
-    def key(run: Run) -> tuple[float, float, str]:
-        return -round(run.scores[first], 9), -round(run.scores.get(second, -1), 9), run.name
+    def key(run: Run) -> tuple[float, float, str, tuple[str, ...]]:
+        return -round(run.scores[first], 9), -round(run.scores.get(second, -1), 9), run.name, run.apart
 
     return sorted(runs, key=key)
 
@@ -67,51 +92,58 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return {group: members[group] for group in order}
 
 
-def newcombe_interval(first: float, first_count: int, second: float, second_count: int) -> tuple[float, float]:
-    """The 95 % interval of the difference of two independent shares, first minus second, -1 to 1.
-
-    Method 10 of Newcombe, "Interval estimation for the difference between independent proportions", 1998: Wilson's
-    intervals of both, put together.
-    """
-    first_low, first_high = wilson_interval(first, first_count)
-    second_low, second_high = wilson_interval(second, second_count)
-    down = math.hypot(first - first_low, second_high - second)
-    up = math.hypot(first_high - first, second - second_low)
-    return first - second - down, first - second + up
-
-
 @dataclass(frozen=True)
 class Comparison:
     """The difference in test accuracy between two runs.
 
     Attributes:
-        first, second: the runs; the first is not the worse.
+        first, second: the runs; the first has the higher accuracy, or the same.
         difference: in accuracy, 0 to 1.
-        interval: Newcombe's, at 95 %. It takes the runs to be tested on different images: on the same images, where
-            runs tend to fail together, it is wider than need be.
+        interval: at 95 %.
+        method: "mcnemar" for two single runs and "bootstrap" for means, both on the same images; "newcombe" where a
+            run has no predictions, which treats the runs as tested on different images: its interval is wider than
+            necessary on the same images, where runs tend to fail together.
+        discordant: how many images only the first and only the second classifies correctly; for "mcnemar".
+        p: of McNemar's exact test; for "mcnemar".
     """
 
     first: Run
     second: Run
     difference: float
     interval: tuple[float, float]
+    method: str
+    discordant: tuple[int, int] | None = None
+    p: float | None = None
 
     @property
     def within_chance(self) -> bool:
-        return self.interval[0] <= 0 <= self.interval[1]
+        return self.interval[0] <= 0 <= self.interval[1] if self.p is None else self.p >= _CHANCE
 
 
-def compare(runs: Iterable[Run]) -> list[Comparison]:
-    """Compares each two of some runs, all with a known number of test images."""
-    return [
-        Comparison(
-            first,
-            second,
-            first.accuracy - second.accuracy,
-            newcombe_interval(first.accuracy, first.test_images, second.accuracy, second.test_images),
-        )
-        for first, second in combinations(rank_by_test(runs), 2)
-    ]
+def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
+    """Compare each two of some runs of one experiment, all with a known number of test images.
+
+    Returns:
+        The comparisons, and notes on predictions that could not be used.
+    """
+    notes: list[str] = []
+    ranked = rank_by_test(runs)
+    correct = [read_correct(run, notes) if len(ranked) > 1 else None for run in ranked]
+    pairs = combinations(zip(ranked, correct, strict=True), 2)
+    return [_compare(first, second, answers, others) for (first, answers), (second, others) in pairs], notes
+
+
+def _compare(first: Run, second: Run, answers: dict[str, float] | None, others: dict[str, float] | None) -> Comparison:
+    difference = first.accuracy - second.accuracy
+    if answers is None or others is None or answers.keys() != others.keys():
+        interval = newcombe_interval(first.accuracy, first.test_images, second.accuracy, second.test_images)
+        return Comparison(first, second, difference, interval, "newcombe")
+    differences = [answers[file] - others[file] for file in answers]
+    if first.members or second.members:
+        return Comparison(first, second, difference, bootstrap_interval(differences), "bootstrap")
+    discordant = differences.count(1), differences.count(-1)
+    interval = discordant_interval(*discordant, len(differences))
+    return Comparison(first, second, difference, interval, "mcnemar", discordant, mcnemar_test(*discordant))
 
 
 @dataclass(frozen=True)
@@ -135,14 +167,14 @@ class Effect:
 def measure_effects(runs: Iterable[Run]) -> dict[str, list[Effect]]:
     """Measures each hyperparameter's effect on the test accuracy of the best_val_acc checkpoint.
 
-    Runs that agree in group, model and all hyperparameters but one are a set, if they have two values of it or more.
-    For pretrained and augmentation, the change is the accuracy with minus the one without, one change a set. For
-    learning rate, weight decay and gamma it is the accuracy at a value minus the mean over the set's values: it tells
-    better from worse within a set, and depends on what other values the set has. Runs that agree in everything count
-    as their mean. Runs whose names do not tell their settings are in no set.
+    Runs of one experiment that agree in group, model and all settings except one hyperparameter are a set, if they
+    have at least two values of it. For pretrained and augmentation, the change is the accuracy with it minus the
+    accuracy without it, one change per set. For learning rate, weight decay and gamma it is the accuracy at a value
+    minus the mean over the set's values; it depends on the other values in the set. Runs that agree in everything
+    count as their mean. Runs with unknown settings are in no set.
 
     Returns:
-        For each hyperparameter an effect a value, in their order; none where no runs differ in it alone.
+        For each hyperparameter one effect per value, in their order; none where no runs differ in it alone.
     """
     told = [(run, settings) for run in runs if (settings := run.hyperparameters)]
     effects = {}
@@ -163,7 +195,10 @@ def _matched_sets(told: Iterable[tuple[Run, Hyperparameters]], name: str) -> lis
     """For each set of runs that differ in one hyperparameter alone, the mean accuracy at each of its values."""
     sets: dict[Any, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run, settings in told:
-        sets[run.group, replace(settings, **{name: None})][getattr(settings, name)].append(run.accuracy)
+        varying = (*_IN_HYPERPARAMETERS, *(_OF_PRETRAINED if name == "pretrained" else ()))
+        others = {key: value for key, value in run.other_settings.items() if key not in varying}
+        alike = run.group, replace(settings, **{name: None}), json.dumps(others, sort_keys=True, default=str)
+        sets[alike][getattr(settings, name)].append(run.accuracy)
     return [
         {value: fmean(accuracies) for value, accuracies in members.items()}
         for members in sets.values()
@@ -182,48 +217,134 @@ class Choice:
 
     Attributes:
         group: where both come from, or None for all groups.
-        runs: how many there were to pick from, those that differ in their seed alone being one.
+        runs: how many there were to pick from; runs that differ only in seed and fold are one.
         by_test: the run of the highest test accuracy.
         by_validation: the run of the highest validation accuracy, if any run has one.
+        best_by_chance: the test accuracy that the best of so many runs would be expected to have if all were as good
+            as their mean and independent; None for a single run.
     """
 
     group: str | None
     runs: int
     by_test: Run
     by_validation: Run | None
+    best_by_chance: float | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What all runs came to.
+    """The results of all runs of one experiment: the same training images, test images and classes.
 
     Attributes:
+        title: tells the experiment from others.
+        about: one of the runs, which knows the data, the test set and the classes.
         groups: the runs of each group, ranked by test accuracy.
         best: the first of each group, best first.
         choices: from each group, best first, and from all.
         comparisons: of the best runs of each two groups.
         effects: of each hyperparameter.
-        repeated: runs that differ in their seed alone, of which the other parts know the mean.
+        final: runs that were trained on all images, without validation; they are in no other part.
+        folds: the pooled validation predictions of each setting that was trained on several folds.
+        suspects_of: the setting whose predictions point out `suspects`, if they were asked for and there is one.
+        suspects: images whose label may be wrong.
+        notes: what is wrong with the runs.
     """
 
+    title: str
+    about: Run
     groups: dict[str, list[Run]]
     best: list[Run]
     choices: list[Choice]
     comparisons: list[Comparison]
     effects: dict[str, list[Effect]]
-    repeated: list[list[Run]]
+    final: list[Run]
+    folds: list[OutOfFold]
+    suspects_of: OutOfFold | None
+    suspects: list[Suspect]
+    notes: list[str]
+
+    @property
+    def repeated(self) -> list[Run]:
+        """The means over runs that differ only in seed and fold."""
+        return [run for members in self.groups.values() for run in members if run.members]
 
 
-def make_report(runs: Iterable[Run]) -> Report:
-    """Ranks and compares runs, of which there is at least one, and all with a known number of test images."""
-    runs, repeated = average_seeds(runs)
-    groups = group_runs(runs)
+def make_reports(runs: Iterable[Run], suspects: int = 0) -> list[Report]:
+    """Rank and compare the runs of each experiment by themselves.
+
+    Args:
+        runs: all with a known number of test images.
+        suspects: how many images with doubtful labels to list for each experiment.
+    """
+    experiments = defaultdict(list)
+    for run in runs:
+        experiments[run.experiment].append(run)
+    titles = _name_experiments([members[0] for members in experiments.values()])
+    reports = (
+        make_report(members, suspects, title) for title, members in zip(titles, experiments.values(), strict=True)
+    )
+    return sorted(reports, key=lambda report: report.title)
+
+
+def _name_experiments(examples: Sequence[Run]) -> list[str]:
+    """Return a different title for each experiment, of which a run is given."""
+
+    def name(run: Run, with_classes: bool) -> str:
+        place = f"{run.data or 'unknown data'}, tested on {run.test_set or 'unknown images'} ({run.test_images} images)"
+        return f"{place}, classes {list_classes(run)}" if with_classes and run.classes else place
+
+    plain = [name(run, False) for run in examples]
+    titles: list[str] = []
+    for run, title in zip(examples, plain, strict=True):
+        title = name(run, True) if plain.count(title) > 1 else title
+        numbered = (title if number == 1 else f"{title} ({number})" for number in count(1))
+        titles.append(next(candidate for candidate in numbered if candidate not in titles))
+    return titles
+
+
+def list_classes(run: Run) -> str:
+    """Return the classes of a run, shortened if there are many."""
+    shown = run.classes if len(run.classes) <= _CLASSES_SHOWN else (*run.classes[: _CLASSES_SHOWN - 1], "...")
+    return ", ".join(shown)
+
+
+def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Report:
+    """Rank and compare the runs of one experiment, of which there is at least one."""
+    merged, notes = merge_runs(runs)
+    ranked, final = ([run for run in merged if run.final == wanted] for wanted in (False, True))
+    if final:
+        trained = sum(len(run.singles) for run in final)
+        notes.append(
+            f"{trained} run{'s' * (trained > 1)} trained on all images, without validation: "
+            "listed separately, not ranked or compared"
+        )
+    if overlap := max(run.overlap for run in runs):
+        notes.append(f"{overlap} test images of {runs[0].test_set} are also training images of {runs[0].data}")
+    groups = group_runs(ranked)
     best = rank_by_test(members[0] for members in groups.values())
     choices = [_choose(run.group, groups[run.group]) for run in best]
     if len(groups) > 1:
-        choices.append(_choose(None, runs))
-    return Report(groups, best, choices, compare(best), measure_effects(runs), repeated)
+        choices.append(_choose(None, ranked))
+    comparisons, unpaired = compare(best)
+    pooled = [pool for members in groups.values() for run in members if (pool := pool_folds(run, notes))]
+    notes += [*unpaired, *(note for pool in pooled for note in pool.notes())]
+    chosen = _choose_pool(pooled) if suspects else None
+    if suspects and not chosen:
+        notes.append("no label suspects: these need runs of at least two folds, with their predictions")
+    return Report(
+        title, runs[0], groups, best, choices, comparisons, measure_effects(ranked), final, pooled, chosen,
+        find_suspects(chosen, suspects) if chosen else [], notes,
+    )  # fmt: skip
+
+
+def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold | None:
+    """Return the setting with the highest validation accuracy, or the first if none has one."""
+    ranked = rank_by_validation(pool.run for pool in pooled)
+    return next((pool for run in ranked[:1] for pool in pooled if pool.run is run), next(iter(pooled), None))
 
 
 def _choose(group: str | None, runs: Sequence[Run]) -> Choice:
-    return Choice(group, len(runs), rank_by_test(runs)[0], next(iter(rank_by_validation(runs)), None))
+    best = rank_by_test(runs)[0]
+    mean = min(1.0, fmean(run.accuracy for run in runs))
+    by_chance = expected_best(mean, best.test_images, len(runs)) if len(runs) > 1 else None
+    return Choice(group, len(runs), best, next(iter(rank_by_validation(runs)), None), by_chance)

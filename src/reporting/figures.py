@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.measures import wilson_interval
 from plotting import BLUE, ORANGE, new_figure
-from reporting.results import Run, shown
+from reporting.runs import Run, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,20 +69,17 @@ def _draw_bars(
 
 
 def _shared_phrases(runs: Sequence[Run]) -> dict[str, str]:
-    """The settings, in words, that all runs share; none where a name does not tell them."""
+    """Return the settings, in words, that all runs share; none where a run's settings are not known."""
     if not all(run.hyperparameters for run in runs):
         return {}
-    phrases = [run.hyperparameters.phrases() for run in runs]
-    return {name: phrase for name, phrase in phrases[0].items() if all(other[name] == phrase for other in phrases)}
+    phrases = [run.phrases() for run in runs]
+    return {name: phrase for name, phrase in phrases[0].items() if all(other.get(name) == phrase for other in phrases)}
 
 
 def _label(run: Run, shared: Collection[str], with_group: bool) -> str:
-    """What tells a run from the others, a line a setting; its name, cut if need be, where that does not tell them."""
+    """Return what tells a run from the others, one line per setting, shortened if necessary."""
     lines = [shown(run.group)] if with_group else []
-    if run.hyperparameters:
-        lines += [phrase for name, phrase in run.hyperparameters.phrases().items() if name not in shared]
-    else:
-        lines.append(run.name)
+    lines += [phrase for name, phrase in run.phrases().items() if name not in shared]
     folded = [part for line in lines for part in textwrap.wrap(line, _LABEL_WIDTH)]
     if len(folded) > _LABEL_LINES:
         folded = [*folded[: _LABEL_LINES - 1], "..."]

@@ -1,6 +1,6 @@
-"""What many runs came to: read from their folders or from one table, and written as that table.
+"""Reads finished runs from their folders or from one table, and writes that table.
 
-What is wrong with a run is told in a note of one line, and the run is used for what it has.
+A note of one line says what is wrong with a run; the run is used for what it has.
 """
 
 from __future__ import annotations
@@ -8,124 +8,46 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import UserError, first_free, printable, write_whole
-from models import ALIASES, MODELS
+from common import UserError, first_free, write_whole
+from pipeline.measures import SCORES
 from pipeline.settings import CHECKPOINTS
-
-_SCORES = ("accuracy", "loss", "per_class_accuracy")
-SCORE_COLUMNS = (
-    *(f"test_{score}_{checkpoint}" for checkpoint in CHECKPOINTS for score in _SCORES),
-    *(f"{side}_{score}" for side in ("train", "val") for score in _SCORES),
+from reporting.runs import (
+    CHECKPOINT,
+    FINAL_RANKED_BY,
+    GROUP_OF,
+    RANKED_BY,
+    SCORE_COLUMNS,
+    Hyperparameters,
+    Run,
+    Source,
+    one_line,
+    read_number,
 )
-_OPTIONAL = ("test_images", "seed")
+
+_COUNTS = ("images", "epochs", "batch")
+_OPTIONAL = ("test_images", "seed", "data", "test_set", "classes", *_COUNTS, "recipe", "fold")
 _COLUMNS = ("", "Modelname", "Group", *SCORE_COLUMNS, *_OPTIONAL)  # the first is the row's number
-RANKED_BY = "test_accuracy_best_val_acc"
-TIES_BY = "test_per_class_accuracy_best_val_acc"
-_GROUP_OF = {model: group for group, model in ALIASES.items()}
-GROUPS = tuple(_GROUP_OF.get(model, model) for model in MODELS)
-MOST_IMAGES = 10**9  # in a test set; a larger number is a slip
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What the name of a run tells."""
-
-    model: str
-    pretrained: bool
-    augmentation: bool
-    learning_rate: float
-    weight_decay: float
-    gamma: float
-
-    @classmethod
-    def from_name(cls, name: str) -> Hyperparameters | None:
-        """Reads the name of a run, which `Settings.run_name` made; None where it is not of that form."""
-        flag, number = "(True|False)", "([^_]+)"
-        form = rf"(.+)_pretrained_{flag}_aug_{flag}_lr_{number}_wd_{number}_g_{number}"
-        if not (match := re.fullmatch(form, name)):
-            return None
-        model, pretrained, augmentation, *texts = match.groups()
-        numbers = [_number(text) for text in texts]
-        if None in numbers:
-            return None
-        return cls(model, pretrained == "True", augmentation == "True", *numbers)
-
-    def phrases(self) -> dict[str, str]:
-        """Every hyperparameter but the model, in words."""
-        return {
-            "pretrained": "pretrained" if self.pretrained else "from scratch",
-            "augmentation": "augmented" if self.augmentation else "not augmented",
-            "learning_rate": f"lr {self.learning_rate}",
-            "weight_decay": f"wd {self.weight_decay}",
-            "gamma": f"gamma {self.gamma}",
-        }
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        name: of its folder.
-        group: the runs that it is compared with first.
-        scores: by column of `clean_runs.csv`, finite ones only; the one that runs are ranked by is always there.
-        test_images: how many images it was tested on, if that is known.
-        seed: its own, if that is known.
-        seeds: how many runs, which differ in their seed alone, this stands for: its scores are their means.
-    """
-
-    name: str
-    group: str
-    scores: Mapping[str, float]
-    test_images: int | None
-    seed: int | None = None
-    seeds: int = 1
-
-    @property
-    def hyperparameters(self) -> Hyperparameters | None:
-        return Hyperparameters.from_name(self.name)
-
-    @property
-    def accuracy(self) -> float:
-        """On the test images, at the highest validation accuracy."""
-        return self.scores[RANKED_BY]
-
-    @property
-    def per_class_accuracy(self) -> float | None:
-        """On the test images, at the highest validation accuracy."""
-        return self.scores.get(TIES_BY)
-
-    @property
-    def val_accuracy(self) -> float | None:
-        return self.scores.get("val_accuracy")
-
-    def describe(self) -> str:
-        """Its settings, or its name where that does not tell them."""
-        told = self.hyperparameters
-        settings = ", ".join(told.phrases().values()) if told else self.name
-        return f"{settings}, mean of {self.seeds} seeds" if self.seeds > 1 else settings
-
-
-def shown(group: str) -> str:
-    """The name of a group as people see it."""
-    return ALIASES.get(group, group)
+_IDENTITY = ("Modelname", "seed", "data", "test_set", "epochs", "batch", "recipe", "fold")  # tell rows apart
+_LARGEST = {"seed": 2**32 - 1, "fold": 10_000 - 1}
+MOST_IMAGES = 10**9  # in a test set; a larger number is an error
+FINAL = "none"  # in the column `fold`, of a run that was trained on all images
+# Settings that a run has under another name or that say where it was trained, not how.
+_NOT_SETTINGS = ("seed", "fold", "classes", "data_dir", "test_dir", "num_epochs", "batch_size", "recipe")
 
 
 def read_table(file: Path) -> tuple[list[Run], list[str]]:
-    """Reads the runs of a table of the form of `clean_runs.csv`.
+    """Read the runs of a table of the form of `clean_runs.csv`.
 
     Returns:
         The runs, sorted by name, and notes on what is wrong with them.
 
     Raises:
-        UserError: the file is missing, is no table, or lacks a column that nothing can be told without.
+        UserError: the file is missing, is not a table, or lacks a column that every run needs.
     """
     columns, rows = _read_rows(file)
     known = set(columns) & set(_COLUMNS)
@@ -133,13 +55,13 @@ def read_table(file: Path) -> tuple[list[Run], list[str]]:
     if missing := [column for column in _COLUMNS[1:] if column not in known and column not in _OPTIONAL]:
         notes.append(f"{file} has no column {', '.join(missing)}")
     if others := sorted(set(columns) - known):
-        notes.append(f"{file}: not used: column {', '.join(map(_printable, others))}")
-    if repeated := [_printable(column) for column, count in Counter(columns).items() if count > 1]:
+        notes.append(f"{file}: not used: column {', '.join(map(one_line, others))}")
+    if repeated := [one_line(column) for column, count in Counter(columns).items() if count > 1]:
         notes.append(f"{file}: of each column {', '.join(repeated)} the last counts")
     runs = []
     for line, row in rows:
-        run, faults = _make_run(row.get("Modelname"), row.get("Group"), row, [c for c in _COLUMNS[3:] if c in known])
-        if None in row:  # DictReader's key for what has no column
+        run, faults = _make_run(row, known)
+        if None in row:  # DictReader's key for fields without a column
             faults.append("more fields than columns")
         notes += _note(f"{file} line {line}", run, faults)
         runs += [run] if run else []
@@ -148,7 +70,7 @@ def read_table(file: Path) -> tuple[list[Run], list[str]]:
 
 
 def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
-    """The columns of a table, and its rows with the line that each ends on."""
+    """Return the columns of a table, and its rows with the line that each ends on."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened)
@@ -165,9 +87,9 @@ def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]
 
 
 def read_models(*directories: Path) -> tuple[list[Run], list[str]]:
-    """Reads the `metrics.json` of every finished run right in some folders.
+    """Read the `metrics.json` of every finished run in some folders and in their sub-folders `fold_*`.
 
-    The scores on training and validation images are those of the best_val_acc checkpoint; of several test sets the
+    The scores on training and validation images are those of the best_val_acc checkpoint. Of several test sets, the
     first counts.
 
     Returns:
@@ -178,94 +100,113 @@ def read_models(*directories: Path) -> tuple[list[Run], list[str]]:
     """
     notes = []
     runs = []
-    settings_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"there is no folder {directory}: train a run first, or name a table with --runs")
-        files = sorted(directory.glob("*/metrics.json"))
+        files, begun = (
+            [file for pattern in ("*", "fold_*/*") for file in sorted(directory.glob(f"{pattern}/{name}"))]
+            for name in ("metrics.json", "settings.json")
+        )
         for file in files:
             try:
-                name, group, values, settings = _read_metrics(file)
+                cells, more = _read_metrics(file)
             except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
                 notes.append(f"{file} is damaged: left out")
                 continue
-            run, faults = _make_run(name, group, values, _COLUMNS[3:])
+            run, faults = _make_run(cells, _COLUMNS, **more)
             notes += _note(str(file), run, faults)
-            if run:
-                runs.append(run)
-                settings_of[run.name].append(settings)
-        begun = {file.parent for file in directory.glob("*/settings.json")}
-        if unfinished := begun - {file.parent for file in files}:
+            runs += [run] if run else []
+        if unfinished := {file.parent for file in begun} - {file.parent for file in files}:
             notes.append(f"{directory}: {len(unfinished)} of {len(begun)} runs not finished: left out")
-    for name, found in settings_of.items():
-        differing = {key for one in found for key in one if any(other.get(key) != one[key] for other in found)}
-        if differing:
-            notes.append(f"{name}: its runs differ in {', '.join(sorted(differing))}, which their name does not say")
     unique, repeats = _drop_repeated(runs)
     return unique, notes + repeats
 
 
-def _read_metrics(file: Path) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-    """The name, the group, the values by column, and the settings but for the seed."""
+def _read_metrics(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the run's row of the table, by column, and what a `Run` has beyond it."""
     metrics = json.loads(file.read_text(encoding="utf-8"))
-    checkpoints = metrics["checkpoints"]
-    values = {}
-    for checkpoint in CHECKPOINTS:
-        tested = next(iter(checkpoints[checkpoint]["test"].values()))
-        values |= {f"test_{score}_{checkpoint}": tested[score] for score in _SCORES}
-    for side in ("train", "val"):
-        values |= {f"{side}_{score}": checkpoints["best_val_acc"][side][score] for score in _SCORES}
-    settings = dict(metrics.get("settings", {}))
-    values |= {"test_images": tested.get("images"), "seed": settings.pop("seed", None)}
-    return metrics["run"], metrics["group"], values, settings
+    settings, checkpoints = dict(metrics.get("settings", {})), metrics["checkpoints"]
+    final = settings.get("fold", 0) is None
+    cells = {"Modelname": metrics["run"], "Group": metrics["group"], "seed": settings.get("seed")}
+    for checkpoint in ("terminal",) if final else CHECKPOINTS:
+        test_set, tested = next(iter(checkpoints[checkpoint]["test"].items()))
+        cells |= {f"test_{score}_{checkpoint}": tested[score] for score in SCORES}
+    for side in ("train",) if final else ("train", "val"):
+        scores = checkpoints["terminal" if final else CHECKPOINT][side]
+        cells |= {f"{side}_{score}": scores[score] for score in SCORES}
+    data = metrics.get("data") or {}
+    of_test_set = data.get("test", {}).get(test_set, {})
+    cells |= {
+        "test_images": tested.get("images"),
+        "data": str(Source.of(Path(data.get("directory") or settings.get("data_dir") or "").name, data.get("digest"))),
+        "test_set": str(Source.of(test_set, of_test_set.get("digest"))),
+        "classes": ", ".join(map(one_line, settings.get("classes") or ())),
+        "images": data.get("images"),
+        "epochs": settings.get("num_epochs"),
+        "batch": settings.get("batch_size"),
+        "recipe": settings.get("recipe"),
+        "fold": FINAL if final else settings.get("fold"),
+    }
+    others = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+    return cells, {"settings": others, "overlap": int(of_test_set.get("overlap") or 0), "folder": file.parent}
 
 
-def _make_run(
-    name: Any, group: Any, values: Mapping[Any, Any], expected: Iterable[str]
-) -> tuple[Run | None, list[str]]:
-    """A run, unless it has no name or no score to be ranked by, and what is wrong with it."""
-    numbers = {column: _valid(column, values.get(column)) for column in expected}
-    if values.get("seed") in (None, ""):
-        numbers.pop("seed", None)  # tables of other programs have none
+def _make_run(cells: Mapping[Any, Any], known: Sequence[str], **more: Any) -> tuple[Run | None, list[str]]:
+    """Make a run of a row of the table, and say what is wrong with it.
+
+    Args:
+        cells: by column.
+        known: the columns that the table has.
+        more: what a `Run` has beyond these.
+
+    Returns:
+        The run, or None if it has no name or no score to be ranked by, and the faults.
+    """
+    final = cells.get("fold") == FINAL
+    needed = [column for column in SCORE_COLUMNS if not final or column.endswith("terminal") or "train" in column]
+    given = [name for name in ("seed", *_COUNTS, *(() if final else ("fold",))) if cells.get(name) not in (None, "")]
+    expected = [column for column in _COLUMNS if column in known and column in {*needed, "test_images", *given}]
+    numbers = {column: _valid(column, cells.get(column)) for column in expected}
     lacking = [column for column, number in numbers.items() if number is None]
-    faults = [f"no number, or none that can be, for {', '.join(lacking)}"] if lacking else []
-    name = _printable(name or "")
-    told = Hyperparameters.from_name(name)
+    faults = [f"missing or invalid: {', '.join(lacking)}"] if lacking else []
+    name = one_line(cells.get("Modelname") or "")
+    told = Hyperparameters.from_settings(more.get("settings", {})) or Hyperparameters.from_name(name)
     if not name:
         faults.append("no name")
     elif not told:
-        faults.append("its name does not tell its settings")
-    if not name or numbers[RANKED_BY] is None:
+        faults.append("its name does not contain its settings")
+    if not name or numbers.get(FINAL_RANKED_BY if final else RANKED_BY) is None:
         return None, [*faults, "left out"]
-    group = _printable(group or "") or (told.model if told else "unknown")
-    images, seed = (None if (number := numbers.pop(column, None)) is None else int(number) for column in _OPTIONAL)
-    scores = {column: number for column, number in numbers.items() if number is not None}
-    return Run(name, _GROUP_OF.get(group, group), scores, images, seed), faults
+    group = one_line(cells.get("Group") or "") or (told.model if told else "unknown")
+    counts = {
+        column: None if (number := numbers.pop(column, None)) is None else int(number)
+        for column in ("test_images", "seed", "fold", *_COUNTS)
+    }
+    run = Run(
+        name,
+        GROUP_OF.get(group, group),
+        {column: number for column, number in numbers.items() if number is not None},
+        final=final,
+        data=Source.from_text(cells.get("data")),
+        test_set=Source.from_text(cells.get("test_set")),
+        classes=tuple(filter(None, one_line(cells.get("classes") or "").split(", "))),
+        recipe=one_line(cells.get("recipe") or "") or None,
+        **counts,
+        **more,
+    )
+    return run, faults
 
 
 def _valid(column: str, value: Any) -> float | None:
-    number = _number(value)
+    number = read_number(value)
     if number is None:
         return None
     if column in _OPTIONAL:
-        least, largest = (1, MOST_IMAGES) if column == "test_images" else (0, 2**32 - 1)
+        least, largest = (0, _LARGEST[column]) if column in _LARGEST else (1, MOST_IMAGES)
         return number if number.is_integer() and least <= number <= largest else None
     # A loss has no upper limit; "loss" is also in the name of a checkpoint, whose accuracies have one.
     most = math.inf if "loss" in column.removesuffix("_best_val_loss") else 1
     return number if 0 <= number <= most else None
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, from text or JSON."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _printable(text: Any) -> str:
-    return printable(" ".join(str(text).split()))
 
 
 def _note(place: str, run: Run | None, faults: Sequence[str]) -> list[str]:
@@ -273,44 +214,55 @@ def _note(place: str, run: Run | None, faults: Sequence[str]) -> list[str]:
 
 
 def _drop_repeated(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The first run of each name and seed, sorted by these."""
+    """Return the first run of each name, seed, fold, settings and experiment, sorted by these."""
     first = {_key(run): run for run in reversed(runs)}
-    counts = Counter(map(_key, runs))
-    notes = [
-        f"{name}{'' if seed < 0 else f' with seed {seed}'} occurs {count} times: the first counts"
-        for (name, seed), count in counts.items()
-        if count > 1
-    ]
+    notes = []
+    for key, count in Counter(map(_key, runs)).items():
+        if count > 1:
+            run = first[key]
+            told = [f"{name} {value}" for name in ("seed", "fold") if (value := getattr(run, name)) is not None]
+            notes.append(
+                f"{run.name}{' with ' * bool(told)}{' and '.join(told)} occurs {count} times: the first counts"
+            )
     return [first[key] for key in sorted(first)], notes
 
 
-def _key(run: Run) -> tuple[str, int]:
-    """What tells runs apart."""
-    return run.name, -1 if run.seed is None else run.seed
+def _key(run: Run) -> tuple[Any, ...]:
+    """Return what tells runs apart, in an order."""
+    numbers = (-1 if number is None else number for number in (run.seed, run.fold))
+    return run.name, *numbers, str(run.experiment), run.settings_key
 
 
 def write_table(runs: Sequence[Run], file: Path) -> Path | None:
-    """Writes `clean_runs.csv`: a row a run, in the order of their names and seeds.
+    """Write `clean_runs.csv`: one row per run, in the order of their names, seeds and folds.
 
     Returns:
         Where the earlier file now is, if it held runs that are not among these.
     """
-    aside = _set_aside(file) if file.exists() and _holds_others(file, runs) else None
+    rows = [_make_row(number, run) for number, run in enumerate(sorted(runs, key=_key))]
+    aside = _set_aside(file) if file.exists() and _holds_others(file, rows) else None
     with write_whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for number, run in enumerate(sorted(runs, key=_key)):
-            scores = (run.scores.get(column) for column in SCORE_COLUMNS)
-            writer.writerow((number, run.name, run.group, *scores, run.test_images, run.seed))
+        writer = csv.DictWriter(opened, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return aside
 
 
-def _holds_others(file: Path, runs: Sequence[Run]) -> bool:
+def _make_row(number: int, run: Run) -> dict[str, Any]:
+    row = {"": number, "Modelname": run.name, "Group": run.group, **run.scores, "classes": ", ".join(run.classes)}
+    row |= {column: getattr(run, column) for column in _OPTIONAL if column != "classes"}
+    return {**row, "fold": FINAL} if run.final else row
+
+
+def _holds_others(file: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a table has rows that are not among these, by the columns that it has."""
     try:
-        held = {(row["Modelname"], row.get("seed") or "") for _, row in _read_rows(file)[1]}
+        columns, held = _read_rows(file)
     except UserError:
         return True
-    return not held <= {(run.name, "" if run.seed is None else str(run.seed)) for run in runs}
+    shared = [column for column in _IDENTITY if column in columns]
+    ours = {tuple("" if row[column] is None else str(row[column]) for column in shared) for row in rows}
+    return not {tuple(row[column] or "" for column in shared) for _, row in held} <= ours
 
 
 def _set_aside(file: Path) -> Path:

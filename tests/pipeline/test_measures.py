@@ -1,4 +1,4 @@
-"""Scores of classes are scikit-learn's; the calibration error is what its definition says."""
+"""Scores of classes are scikit-learn's; calibration error and tests of differences agree with their definitions."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from pipeline.measures import Calibration, score_classes
+from pipeline.measures import (
+    Calibration,
+    bootstrap_interval,
+    discordant_interval,
+    expected_best,
+    mcnemar_test,
+    score_classes,
+)
 
 
 @given(classes=st.integers(2, 5), count=st.integers(1, 40), seed=st.integers(0, 2**16))
@@ -51,3 +58,50 @@ def test_certain_and_right_is_calibrated():
 
 def test_half_sure_and_always_right_is_off_by_a_half():
     assert Calibration.of(np.full(4, 0.5), np.ones(4, bool)).error == pytest.approx(0.5)
+
+
+# Comparisons.
+
+
+def test_mcnemars_test_on_published_counts():
+    """Agresti, "Categorical Data Analysis", approval of a prime minister: 150 and 86 changed their minds."""
+    assert mcnemar_test(150, 86) == pytest.approx(3.716e-5, rel=1e-3)
+    assert mcnemar_test(0, 0) == 1
+    assert mcnemar_test(4, 4) == 1
+    assert mcnemar_test(0, 5) == mcnemar_test(5, 0) == pytest.approx(2 / 32)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_interval_of_discordant_pairs_agrees_with_the_test(first, second):
+    low, high = discordant_interval(first, second, 100)
+    assert low <= (first - second) / 100 <= high
+    assert (low <= 0 <= high) == (mcnemar_test(first, second) >= 0.05)
+
+
+def test_bootstrap_agrees_with_resampling_every_image():
+    values = np.random.default_rng(1).integers(-1, 2, 80)
+    picks = np.random.default_rng(2).integers(0, 80, (10_000, 80))
+    expected = np.percentile(values[picks].mean(axis=1), (2.5, 97.5))
+    assert bootstrap_interval(values) == pytest.approx(expected, abs=0.015)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval([0.0] * 50) == (0, 0)
+
+
+def test_the_bootstrap_interval_covers_the_mean():
+    generator = np.random.default_rng(3)
+    draws = generator.binomial(1, 0.7, (300, 100))
+    intervals = [bootstrap_interval(values, resamples=500) for values in draws]
+    covered = np.mean([low <= 0.7 <= high for low, high in intervals])
+    assert 0.9 < covered < 0.98
+
+
+@pytest.mark.parametrize(("accuracy", "images", "runs"), [(0.7, 105, 240), (0.5, 36, 2), (0.98, 105, 30), (0.01, 9, 5)])
+def test_the_expected_best_is_that_of_a_simulation(accuracy, images, runs):
+    best = np.random.default_rng(4).binomial(images, accuracy, (20_000, runs)).max(axis=1) / images
+    assert expected_best(accuracy, images, runs) == pytest.approx(best.mean(), abs=4 * best.std() / 20_000**0.5)
+
+
+def test_the_expected_best_of_one_run_is_its_accuracy():
+    for accuracy, images in ((0.0, 7), (0.3, 105), (1.0, 7), (0.25, 10**9)):
+        assert expected_best(accuracy, images, 1) == pytest.approx(accuracy)
+    assert expected_best(1.0, 7, 100) == 1

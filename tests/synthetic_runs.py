@@ -1,0 +1,102 @@
+"""Writes finished runs without training them: `metrics.json` and the tables of predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.settings import CHECKPOINTS, Settings
+
+CLASSES = ("cat", "dog")
+DIGESTS = {"a": "a" * 32, "b": "b" * 32}
+
+
+def write_run(
+    place: Path,
+    model: str = "SmallVGG",
+    right: Sequence[bool] | None = None,
+    *,
+    accuracy: float = 0.5,
+    images: int = 20,
+    data: str | None = "a",
+    tests: str = "a",
+    classes: Sequence[str] = CLASSES,
+    seed: int = 1,
+    fold: int | None = 0,
+    validated: Mapping[str, tuple[str, float]] | None = None,
+    val_accuracy: float = 0.6,
+    originals: int = 10,
+    overlap: int = 0,
+    **settings: Any,
+) -> Path:
+    """Write the folder of a finished run.
+
+    Args:
+        place: the folder that it goes into.
+        model: of the registry.
+        right: which test images it classifies correctly; these then are its accuracy and have predictions.
+        accuracy, images: on the test images, without `right`.
+        data, tests: the digests of the training and test images, by key; without `data` a run of an earlier version.
+        classes: their names; predictions are of the first two.
+        seed, fold: `fold=None` for a run trained on all images.
+        validated: for each validation image its class and the probability of that class.
+        val_accuracy, originals, overlap: as in `metrics.json`.
+        settings: any others.
+    """
+    known = {"learning_rate", "weight_decay", "gamma", "pretrained", "data_augmentation"}
+    run = Settings(model_type=model, **{key: value for key, value in settings.items() if key in known})
+    if right is not None:
+        accuracy, images = sum(right) / len(right), len(right)
+    scores = {"loss": 1.0, "accuracy": accuracy, "per_class_accuracy": accuracy}
+    final = fold is None
+    checkpoints = {
+        name: {
+            "epoch": 1,
+            "test": {"testing": {**scores, "images": images}},
+            "train": scores,
+            **({} if final else {"val": {**scores, "accuracy": val_accuracy}}),
+        }
+        for name in (("terminal",) if final else CHECKPOINTS)
+    }
+    described = {**run.to_json(), "seed": seed, "classes": list(classes), "data_dir": "photos", **settings}
+    metrics = {"run": run.run_name, "group": model, "settings": described, "checkpoints": checkpoints}
+    if data:
+        described |= {"folds": 5, "fold": fold, "balance": False, **settings}
+        tested = {"testing": {"digest": DIGESTS[tests], "images": images, "overlap": overlap}}
+        metrics["data"] = {"directory": "photos", "digest": DIGESTS[data], "images": originals, "test": tested}
+    folder = place / run.run_name
+    folder.mkdir(parents=True)
+    for name, content in (("metrics.json", metrics), ("settings.json", described)):
+        (folder / name).write_text(json.dumps(content))
+    if right is not None:
+        rows = [(classes[0], classes[0] if correct else classes[1]) for correct in right]
+        answers = [(f"{number}.png", truth, predicted, 0.9) for number, (truth, predicted) in enumerate(rows)]
+        _write_answers(folder / "predictions_best_val_acc.csv", classes[:2], answers, "testing")
+    if validated is not None:
+        answers = [
+            (
+                file,
+                truth,
+                truth if share > 0.5 else next(name for name in classes if name != truth),
+                max(share, 1 - share),
+            )
+            for file, (truth, share) in validated.items()
+        ]
+        _write_answers(folder / "validation_best_val_acc.csv", classes[:2], answers)
+    return folder
+
+
+def _write_answers(
+    file: Path, classes: Sequence[str], answers: Sequence[tuple[str, str, str, float]], test_set: str = ""
+) -> None:
+    """Write file, class, prediction and its probability of some images; the other class has the rest."""
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        first = ["set"] if test_set else []
+        writer.writerow([*first, "file", "truth", "predicted", *(f"p_{name}" for name in classes)])
+        for name, truth, predicted, share in answers:
+            shares = (share if label == predicted else 1 - share for label in classes)
+            writer.writerow([*([test_set] if test_set else []), name, truth, predicted, *shares])
