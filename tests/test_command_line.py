@@ -22,7 +22,7 @@ def test_defaults():
         "model_type": "VGG", "pretrained": False, "num_epochs": 30, "batch_size": 32, "learning_rate": 1e-4,
         "weight_decay": 1e-4, "gamma": 0.99, "val_freq": 1, "early_stopping_patience": 20, "data_augmentation": False,
         "data_dir": "dataset", "test_dir": ["dataset_testing"], "seed": 100, "precision": "auto", "recipe": "default",
-        "weights": None, "freeze_to": None,
+        "weights": None, "freeze_to": None, "folds": 5, "fold": 0, "balance": False,
     }  # fmt: skip
     assert parse("-m", "VGG").output_dir == Path("saved_models")
     assert parse("-m", "VGG").wandb == "auto"

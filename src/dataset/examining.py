@@ -110,8 +110,10 @@ def why_unreadable(path: Path) -> str | None:
 def content_digests(paths: Sequence[Path], store: Path | None = STORE) -> list[bytes]:
     """The 16-byte digest of the content of each file, in order; a file that has not changed is not read again.
 
+    Of a file that may not be read it is all zeros.
+
     Raises:
-        OSError: a file is missing or may not be read.
+        OSError: a file is missing.
     """
     return _remember(paths, store, lambda entry: entry.digest, _digest_content, "reading")
 
@@ -242,11 +244,16 @@ def _try_to_read(path: Path, entry: _Entry) -> None:
 
 
 def _digest_content(path: Path, entry: _Entry) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.blake2b(digest_size=_DIGEST)
-        while block := file.read(_STRIP):
-            digest.update(block)
-    entry.digest = digest.digest()
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_STRIP):
+                digest.update(block)
+        entry.digest = digest.digest()
+    except FileNotFoundError:
+        raise
+    except OSError:
+        entry.digest = bytes(_DIGEST)
 
 
 @contextmanager

@@ -71,14 +71,17 @@ def rank_by_test(runs: Iterable[Run]) -> list[Run]:
 
 
 def rank_by_validation(runs: Iterable[Run]) -> list[Run]:
-    """Best first: by validation accuracy, then its per-class accuracy, then name; without runs that lack the first."""
-    return _rank((run for run in runs if run.val_accuracy is not None), "val_accuracy", "val_per_class_accuracy")
+    """Best first: by validation accuracy per class, as checkpoints are selected, then by plain accuracy, then by name.
+
+    Runs without a validation accuracy are left out.
+    """
+    return _rank((run for run in runs if run.val_accuracy is not None), "val_per_class_accuracy", "val_accuracy")
 
 
 def _rank(runs: Iterable[Run], first: str, second: str) -> list[Run]:
     # Rounded, since a mean of recalls may be off in its last digit.
     def key(run: Run) -> tuple[float, float, str, tuple[str, ...]]:
-        return -round(run.scores[first], 9), -round(run.scores.get(second, -1), 9), run.name, run.apart
+        return -round(run.scores.get(first, -1), 9), -round(run.scores.get(second, -1), 9), run.name, run.apart
 
     return sorted(runs, key=key)
 
@@ -219,7 +222,7 @@ class Choice:
         group: where both come from, or None for all groups.
         runs: how many there were to pick from; runs that differ only in seed and fold are one.
         by_test: the run of the highest test accuracy.
-        by_validation: the run of the highest validation accuracy, if any run has one.
+        by_validation: the first of `rank_by_validation`, if any run has a validation accuracy.
         best_by_chance: the test accuracy that the best of so many runs would be expected to have if all were as good
             as their mean and independent; None for a single run.
     """
@@ -319,7 +322,9 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
             "listed separately, not ranked or compared"
         )
     if overlap := max(run.overlap for run in runs):
-        notes.append(f"{overlap} test images of {runs[0].test_set} are also training images of {runs[0].data}")
+        notes.append(
+            f"{overlap} training images of {runs[0].data} share a group with test images of {runs[0].test_set}"
+        )
     groups = group_runs(ranked)
     best = rank_by_test(members[0] for members in groups.values())
     choices = [_choose(run.group, groups[run.group]) for run in best]
@@ -338,7 +343,7 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
 
 
 def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold | None:
-    """Return the setting with the highest validation accuracy, or the first if none has one."""
+    """Return the first setting of `rank_by_validation`, or the first if none has a validation accuracy."""
     ranked = rank_by_validation(pool.run for pool in pooled)
     return next((pool for run in ranked[:1] for pool in pooled if pool.run is run), next(iter(pooled), None))
 

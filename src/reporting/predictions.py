@@ -46,7 +46,7 @@ def read_answers(file: Path, test_set: str | None = None) -> dict[str, Answer]:
         ValueError: the file is damaged.
     """
     answers = {}
-    with file.open(newline="", encoding="utf-8") as opened:
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:  # as names of files may need
         reader = csv.DictReader(opened)
         try:
             if not reader.fieldnames:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from common import UserError, first_free, write_whole
-from pipeline.measures import SCORES
 from pipeline.settings import CHECKPOINTS
 from reporting.runs import (
     CHECKPOINT,
@@ -22,6 +21,7 @@ from reporting.runs import (
     GROUP_OF,
     RANKED_BY,
     SCORE_COLUMNS,
+    SCORES,
     Hyperparameters,
     Run,
     Source,

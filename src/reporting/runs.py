@@ -15,10 +15,10 @@ from common import printable
 from models import ALIASES, MODELS
 from pipeline.settings import CHECKPOINTS
 
-_SCORES = ("accuracy", "loss", "per_class_accuracy")
+SCORES = ("accuracy", "loss", "per_class_accuracy")  # that the table has
 SCORE_COLUMNS = (
-    *(f"test_{score}_{checkpoint}" for checkpoint in CHECKPOINTS for score in _SCORES),
-    *(f"{side}_{score}" for side in ("train", "val") for score in _SCORES),
+    *(f"test_{score}_{checkpoint}" for checkpoint in CHECKPOINTS for score in SCORES),
+    *(f"{side}_{score}" for side in ("train", "val") for score in SCORES),
 )
 CHECKPOINT = "best_val_acc"  # whose scores and predictions are compared
 RANKED_BY = f"test_accuracy_{CHECKPOINT}"
@@ -140,7 +140,7 @@ class Run:
         images: the number of original images in `data`.
         epochs, batch, recipe: settings that the name does not contain.
         settings: all others, as `metrics.json` has them; empty for a run from a table.
-        overlap: how many test images are also training images.
+        overlap: how many training images share a group with test images.
         folder: where its predictions are; None for a run from a table.
         members: the runs that this is the mean of; empty for a single run.
         apart: settings, in words, that tell it from other runs of its name.

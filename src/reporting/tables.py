@@ -142,7 +142,7 @@ def _ranking_tables(report: Report, with_published: bool) -> Iterator[Table]:
         rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
         title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
         yield Table(title, ("", "settings", "test accuracy", "per class"), rows, _interval_remark(members))
-    header = ("group", "picked from", "picked by", "settings", "test accuracy", "per class", "validation accuracy",
+    header = ("group", "picked from", "picked by", "settings", "test accuracy", "per class", "validation per class",
               "best by chance")  # fmt: skip
     rows = [(choice.group, row) for choice in report.choices for row in _choice_rows(choice)]
     title = "Best of each group, and what validation picks"
@@ -184,7 +184,7 @@ def _suspects_table(report: Report) -> Table:
     title = f"Label suspects: {len(rows)} of {len(pool.answers)} images"
     remark = (
         "The images whose own label has the lowest out-of-fold probability (mean over the runs that validated the"
-        f" image). The runs are those of the setting with the highest validation accuracy: {shown(pool.run.group)},"
+        f" image). The runs are those of the setting with the highest validation accuracy per class: {shown(pool.run.group)},"
         f" {pool.run.describe()}. A suspect is a wrong label or a difficult image: look at it."
     )
     return Table(title, header, rows, remark)
@@ -202,7 +202,14 @@ def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
         else:
             settings = run.describe() if choice.group else f"{shown(run.group)}, {run.describe()}"
             by_chance = _percent(choice.best_by_chance if picked_by == "test" else None)
-            yield *place, picked_by, settings, *_row(run)[1:], _percent(run.val_accuracy), by_chance
+            yield (
+                *place,
+                picked_by,
+                settings,
+                *_row(run)[1:],
+                _percent(run.scores.get("val_per_class_accuracy")),
+                by_chance,
+            )
 
 
 def _beside_published(

@@ -26,7 +26,9 @@ from dataset.array_images import inspect, load_set, white_background, with_inver
 from dataset.folders import read_folder
 from dataset.plotting_dataset import draw_array_examples, draw_intensities, draw_means
 from helpers import REPOSITORY, digests, start
-from pipeline.data import split_folder
+from dataset.groups import find_groups
+from pipeline.cache import Cache
+from pipeline.splits import split_folder
 
 PROGRAM = "dataset/array_images.py"
 INVERTED = "of the test images are inverted: black on white, where training is white on black"
@@ -231,7 +233,8 @@ def test_no_split_parts_an_image_from_its_inversion(make_set, tmp_path, written)
     if written:
         write_set(both, tmp_path / "out")
         both = read_folder(tmp_path / "out", with_augmented=True)
-    split = split_folder(both, np.ones(len(both.paths), dtype=bool))
+    [groups] = find_groups([both], store=None).numbers
+    split = split_folder(both, np.ones(len(both.paths), dtype=bool), groups, cache=Cache(directory=None))
     sides = [{(both.labels[p], both.sources[p]) for p in places} for places in (split.train, split.validation)]
     assert not sides[0] & sides[1]
     assert len(split.train) == 2 * len(sides[0])

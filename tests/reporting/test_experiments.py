@@ -234,4 +234,4 @@ def test_notes_say_which_experiment_they_are_about(two):
 def test_training_images_among_the_test_images_are_noted(tmp_path):
     write_run(tmp_path, overlap=3)
     (report,) = report_on(tmp_path)
-    assert report.notes == ["3 test images of testing aaaaaaaa are also training images of photos aaaaaaaa"]
+    assert report.notes == ["3 training images of photos aaaaaaaa share a group with test images of testing aaaaaaaa"]
