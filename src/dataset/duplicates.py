@@ -26,9 +26,9 @@ COARSELY_ALIKE = 0.5
 ALIKE = 0.82
 COARSELY_ALIKE_SMALL = 0.95  # where both images are small
 ALIKE_SMALL = 0.94
-ALIKE_CUT = 0.82  # the coarse correlation with the best of the cuts, from which two images are compared closely
+ALIKE_CUT = 0.84  # the coarse correlation with the best of the cuts, from which two images are compared closely
 
-MOST_COMPARED = 16  # images that each is closely compared with
+MOST_COMPARED = 10  # images that each is closely compared with
 _MOST_RANKED = 256  # coarsely similar images among which these are chosen
 _CUT = 0.1  # of width and height, by which the cuts are smaller
 _TIGHT_SIDE = 16
@@ -80,7 +80,7 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int,
     Being near-duplicates is not transitive.
 
     Thumbnails of 8 x 8 are compared first: of all pairs up to 10,000 images, above that only of images that lie in
-    near cells of an index. Each image is then compared by `similarity` with the 16 most similar ones. The work
+    near cells of an index. Each image is then compared by `similarity` with the 10 most similar ones. The work
     grows with the power 1.5 of the number of images, the memory with their number.
 
     Returns:
@@ -195,7 +195,7 @@ def _usual_correlations(residuals: np.ndarray) -> np.ndarray:
 
 
 def _outstanding(correlations: np.ndarray, others: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Those of the others that are four times closer than usual, at most 16."""
+    """Those of the others that are four times closer than usual, at most 10."""
     least = np.maximum(_TIGHTLY_ALIKE, 1 - (1 - usual) / _NEARER)
     outstanding = correlations >= least
     return others[outstanding][_largest(correlations[outstanding], MOST_COMPARED)]
