@@ -37,7 +37,7 @@ _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates b
 
 @dataclass(frozen=True)
 class Twin:
-    """An image that shows the same as another.
+    """An image that belongs with another.
 
     Attributes:
         path: the image that `--fix` moves.
@@ -69,7 +69,7 @@ class Report:
     Attributes:
         images: how many images that can be read each class of each folder has.
         unreadable: whatever else lies in the class folders, with the reason.
-        twins: images that show the same as another.
+        twins: images that belong with another, and should not be where they are.
         shift: how each test folder differs from the training folder.
         notes: a line per class in which resemblance alone makes no duplicate.
     """
@@ -101,7 +101,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
 
     Raises:
         UserError: a folder is missing, or lies in another, or the training folder has fewer than two classes or no
-            images.
+            images; or a table of the images' source photographs is damaged.
     """
     check_apart([dataset_dir, *testing_dirs])
     classes = {directory: own_class_names(directory) for directory in testing_dirs}
@@ -118,13 +118,13 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         if found or bad:
             examined[directory] = found
         unreadable |= bad
-    images, links = _link(dataset_dir, examined)
+    all_images, links = _link(dataset_dir, examined)
     return Report(
         images={
             directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())
         },
         unreadable=dict(sorted(unreadable.items())),
-        twins=_find_twins(dataset_dir, images, links),
+        twins=_find_twins(dataset_dir, all_images, links),
         shift={
             directory: measure_shift(examined[dataset_dir], _labels(examined[dataset_dir]), images, _labels(images))
             for directory, images in examined.items()
