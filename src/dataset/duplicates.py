@@ -35,7 +35,7 @@ _TIGHT_SIDE = 16
 _TIGHTLY_ALIKE = 0.8  # the least residual correlation of outstanding pairs
 _NEARER = 4  # an outstanding pair is so many times closer than the class's images usually are
 _REFERENCES = 1000  # images of a class that each of its images is held against
-_LEAST_RESIDUAL = 0.02  # of the contrast; below it a residual is rounding
+_LEAST_RESIDUAL = 0.002  # of the contrast; below it a residual is rounding
 
 _EXACT = 10_000  # images up to which all pairs are compared coarsely
 _PROBED = 2  # cells of the index that an image, and each of its cuts, is looked for in
