@@ -212,6 +212,21 @@ def _near_duplicates(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
+def _groups(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    def listed(measured: Mapping[str, Any]) -> str:
+        first, second = measured["seconds"]
+        return f"{first:g} s, then {second:g} s ({max(measured['peak_mb']) / 1000:.2g} GB)"
+
+    photographs = {f"{int(size):,}": measured for size, measured in results["photographs"].items()}
+    dense = results.get("dense")
+    return (
+        f"the groups of {', '.join(photographs)} drawn images, and again with the images already examined"
+        + (f"; an audit of {dense['images']:,} images that all resemble one another" if dense else ""),
+        "; ".join(map(listed, [*photographs.values(), *([dense] if dense else [])])),
+        "",
+    )
+
+
 def _sweep(results: Mapping[str, Any]) -> tuple[str, str, str]:
     seconds = {side: median(values) for side, values in results["seconds"].items()}
     return (
@@ -235,6 +250,7 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "filter_detections": _filter_detections,
     "augmentation": _augmentation,
     "near_duplicates": _near_duplicates,
+    "groups": _groups,
     "sweep": _sweep,
 }
 

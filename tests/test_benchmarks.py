@@ -1,5 +1,6 @@
 """The benchmarks start; one runs at the smallest size, and the README's table is made of what it writes."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,21 @@ def test_a_benchmark_and_the_table(tmp_path):
         assert (lines[0], lines[-1]) == ("before", "after")
         assert "old" not in lines
         assert [line.split("`")[1] for line in lines if line.startswith("| `")] == ["training.py", "testing.py"]
+
+
+@pytest.mark.slow
+def test_the_groups_of_a_few_images(tmp_path):
+    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
+    (tmp_path / "src").symlink_to(REPOSITORY / "src")
+    start(tmp_path, "groups.py", "--sizes", "300", "--dense", "600")
+    (file,) = (tmp_path / "benchmarks" / "results").iterdir()
+    results = json.loads(file.read_text())
+    assert results["photographs"]["300"]["result"] == 3
+    assert results["dense"]["images"] == 600
+    assert [len(part["seconds"]) for part in (results["photographs"]["300"], results["dense"])] == [2, 2]
+    (tmp_path / "README.md").write_text("<!-- from benchmarks/table.py -->\n<!-- to here -->\n")
+    start(tmp_path, "table.py")
+    assert "| `groups.py` | the groups of 300 drawn images" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -569,7 +569,10 @@ def test_json_and_markdown_say_what_the_text_says(models_dir):
 
 
 def test_validations_pick_stands_beside_the_test_sets(tmp_path, program):
-    rows = [make_row(run_name(gamma=0.9), 84 / 105, val_accuracy=0.5), make_row(run_name(gamma=0.8), 63 / 105)]
+    rows = [
+        make_row(run_name(gamma=0.9), 84 / 105, val_per_class_accuracy=0.5),
+        make_row(run_name(gamma=0.8), 63 / 105),
+    ]
     _, out, err = program("--runs", write_rows(tmp_path / "t.csv", rows))
     lines = [line.split() for line in out.split("what validation picks\n")[1].splitlines()[1:3]]
     assert [(*line[:3], *line[line.index("gamma") + 1 :][:2]) for line in lines] == [

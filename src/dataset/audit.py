@@ -53,7 +53,7 @@ _REMEDY = "name the folder that belongs to it with --testing-dir (without a valu
 
 @dataclass(frozen=True)
 class Twin:
-    """An image that shows the same as another.
+    """An image that belongs with another.
 
     Attributes:
         path: the image that `--fix` moves.
@@ -85,7 +85,7 @@ class Report:
     Attributes:
         images: how many images that can be read each class of each folder has.
         unreadable: whatever else lies in the class folders, with the reason.
-        twins: images that show the same as another.
+        twins: images that belong with another, and should not be where they are.
         shift: how each test folder differs from the training folder.
         poor: images of low quality, each with its flaws.
         rules: flaws that are the rule in a class, whose images are not in `poor` for them.
@@ -121,7 +121,8 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
 
     Raises:
         UserError: the training folder is missing, or has fewer than two classes or no images; or a folder lies in
-            another; or a test folder has a class that the training folder does not have.
+            another; or a test folder has a class that the training folder does not have; or a table of the images'
+            source photographs is damaged.
     """
     check_apart([dataset_dir, *testing_dirs])
     for directory in testing_dirs:
@@ -143,13 +144,13 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
             examined[directory] = found
         unreadable |= bad
     poor, rules = find_poor_images([image for images in reversed(examined.values()) for image in images])
-    images, links = _link(dataset_dir, examined)
+    all_images, links = _link(dataset_dir, examined)
     return Report(
         images={
             directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())
         },
         unreadable=dict(sorted(unreadable.items())),
-        twins=_find_twins(dataset_dir, images, links),
+        twins=_find_twins(dataset_dir, all_images, links),
         shift={
             directory: measure_shift(examined[dataset_dir], _labels(examined[dataset_dir]), images, _labels(images))
             for directory, images in examined.items()

@@ -147,8 +147,6 @@ def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str
     found = find_links(
         examined, labels, [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined]
     )
-    for note in found.notes:
-        _log.info("%s", note)
     members: dict[int, list[Path]] = defaultdict(list)
     for image, number in zip(examined, number_groups(len(examined), found.links).tolist(), strict=True):
         members[number].append(image.path)

@@ -26,16 +26,16 @@ COARSELY_ALIKE = 0.5
 ALIKE = 0.82
 COARSELY_ALIKE_SMALL = 0.95  # where both images are small
 ALIKE_SMALL = 0.94
-ALIKE_CUT = 0.82  # the coarse correlation with the best of the cuts, from which two images are compared closely
+ALIKE_CUT = 0.84  # the coarse correlation with the best of the cuts, from which two images are compared closely
 
-MOST_COMPARED = 16  # images that each is closely compared with
+MOST_COMPARED = 10  # images that each is closely compared with
 _MOST_RANKED = 256  # coarsely similar images among which these are chosen
 _CUT = 0.1  # of width and height, by which the cuts are smaller
 _TIGHT_SIDE = 16
 _TIGHTLY_ALIKE = 0.8  # the least residual correlation of outstanding pairs
 _NEARER = 4  # an outstanding pair is so many times closer than the class's images usually are
 _REFERENCES = 1000  # images of a class that each of its images is held against
-_LEAST_RESIDUAL = 0.02  # of the contrast; below it a residual is rounding
+_LEAST_RESIDUAL = 0.002  # of the contrast; below it a residual is rounding
 
 _EXACT = 10_000  # images up to which all pairs are compared coarsely
 _PROBED = 2  # cells of the index that an image, and each of its cuts, is looked for in
@@ -80,7 +80,7 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int,
     Being near-duplicates is not transitive.
 
     Thumbnails of 8 x 8 are compared first: of all pairs up to 10,000 images, above that only of images that lie in
-    near cells of an index. Each image is then compared by `similarity` with the 16 most similar ones. The work
+    near cells of an index. Each image is then compared by `similarity` with the 10 most similar ones. The work
     grows with the power 1.5 of the number of images, the memory with their number.
 
     Returns:
@@ -115,8 +115,9 @@ def find_outstanding_pairs(
     """Finds copies in classes whose images all resemble one another, as those of a fixed camera or of symbols do.
 
     The mean of the class is subtracted from the thumbnails (16 x 16, of equal brightness and contrast). Two images are
-    copies if what is left correlates by 0.8 or more, and is four times closer than either image is to the nearest tenth
-    of its class (or to the nearest 20 images): copies that were recompressed or resized are, cropped ones seldom.
+    copies if what is left correlates by 0.8 or more, and is four times closer than usual for either image, by what it
+    has in common with the nearest tenth of its class. Copies that were recompressed or resized are so close; cropped
+    ones seldom are.
 
     Args:
         fingerprints: of N images.
@@ -153,12 +154,14 @@ def find_outstanding_pairs(
         others = others[_largest(correlations, MOST_COMPARED)]
         if not len(others):
             return others
-        own = means.get(labels[row])
-        middle = np.array([_middle(own, means.get(label)) for label in labels[others].tolist()])
-        one, clear = _residuals(fine[row], middle)
-        other, other_clear = _residuals(fine[others], middle)
-        correlations = np.where(clear & other_clear, (one * other).sum(axis=1), -1)
-        return _outstanding(correlations, others, np.maximum(usual[row], usual[others]))
+        # Beyond the mean of either class: an image of one class that is filed under the other has the look of it.
+        own = [_correlations(fine[row], fine[others], means[labels[row]], True)] if labels[row] in means else []
+        by_class = own + [
+            _correlations(fine[row], fine[others], means[label], labels[others] == label)
+            for label in np.unique(labels[others]).tolist()
+            if label in means
+        ]
+        return _outstanding(np.min(by_class, axis=0), others, np.maximum(usual[row], usual[others]))
 
     common = np.mean(list(means.values()), axis=0)
     residuals, clear = _residuals(fine, common)
@@ -175,30 +178,34 @@ def _residuals(vectors: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _usual_correlations(residuals: np.ndarray) -> np.ndarray:
-    """(N,) what the residual of each image correlates by with the last of the nearest tenth of the class."""
-    references = residuals[:_REFERENCES]  # the order is that of chance
-    if len(references) < 3:
+    """(N,) how much the residual of each image usually correlates with those of the images nearest to it.
+
+    It is the correlation with the last of the nearest tenth of the class, and at least the median of what an image has
+    with the third nearest one: two copies of each image change neither.
+    """
+    references = residuals[:_REFERENCES]  # the order is random
+    if len(references) < 5:
         return np.zeros(len(residuals), dtype=np.float32)
-    nearest = max(20 * len(references) // len(residuals), len(references) // 10, 1)
-    place = max(len(references) - 1 - nearest, 0)  # the image itself may be among them
+    third = np.median(np.partition(references @ references.T, -4, axis=1)[:, -4])  # each is nearest to itself
+    nearest = max(20 * len(references) // len(residuals), len(references) // 10)
+    place = max(len(references) - 1 - nearest, 0)
     starts = range(0, len(residuals), _BLOCK)
-    return np.concatenate(
-        [np.partition(residuals[start : start + _BLOCK] @ references.T, place, axis=1)[:, place] for start in starts]
-    )
+    blocks = (residuals[start : start + _BLOCK] @ references.T for start in starts)
+    return np.concatenate([np.maximum(np.partition(block, place, axis=1)[:, place], third) for block in blocks])
 
 
 def _outstanding(correlations: np.ndarray, others: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Those of the others that are four times closer than usual, at most 16."""
+    """Those of the others that are four times closer than usual, at most 10."""
     least = np.maximum(_TIGHTLY_ALIKE, 1 - (1 - usual) / _NEARER)
     outstanding = correlations >= least
     return others[outstanding][_largest(correlations[outstanding], MOST_COMPARED)]
 
 
-def _middle(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray:
-    """The mean of two means, or the one that is known."""
-    if one is None or other is None:
-        return one if other is None else other
-    return (one + other) / 2
+def _correlations(one: np.ndarray, others: np.ndarray, mean: np.ndarray, where: bool | np.ndarray) -> np.ndarray:
+    """(N,) what vectors (N, D) have in common with one (D,) beyond a mean; 1 where that does not matter."""
+    residual, clear = _residuals(one[np.newaxis], mean)
+    residuals, others_clear = _residuals(others, mean)
+    return np.where(where, np.where(clear & others_clear, (residuals * residual).sum(axis=1), -1), 1)
 
 
 @contextmanager

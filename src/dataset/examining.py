@@ -87,7 +87,7 @@ def examine(paths: Sequence[Path], store: Path | None = STORE) -> tuple[list[Exa
     Returns:
         What is known of those that can be read, in their order, and why the others cannot.
     """
-    results = _remember(paths, store, lambda entry: entry.what, _examine, "examining")
+    results = _remember(paths, store, lambda entry: entry.what or None, _examine, "examining")
     examined = [
         result if result.path == path else replace(result, path=path)
         for path, result in zip(paths, results, strict=True)

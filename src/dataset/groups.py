@@ -7,7 +7,7 @@ one was made from the other; or if both are in a group with a third.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -33,6 +33,7 @@ _SAMPLE = 64  # images of a class by which it is judged before all of it is comp
 _ROUND = 128  # pairs of a class that are compared before it is judged again
 _MOST_LINKS = 64  # members of a set of equal images up to which each is linked with each
 _FEW = 8  # a class of fewer images is never dense
+_MANY = 500  # images of a class above which not all that are only coarsely alike are compared closely
 _RESEMBLING = "nearly all images resemble one another (fixed camera, symbols): only identical pixels"
 _CLOSE = f"{_RESEMBLING} and copies far closer than the class's own images count as duplicates"
 _IDENTICAL = f"{_RESEMBLING} count as duplicates"
@@ -85,9 +86,9 @@ def find_links(
     """Finds which images belong together.
 
     In most classes near-duplicates do. A class is dense if a set of near-duplicates holds more than a tenth of it and
-    more than ten images, or more than half of it: all its images resemble one another, and near-duplicates mean
-    nothing. There only copies count that are far closer than the class's own images; if these hold as much of the
-    class, only identical pixels do.
+    more than ten images, or more than half of it, or if it has more than 500 images and most of them are coarsely
+    alike: all its images resemble one another, and near-duplicates mean nothing. There only copies count that are far
+    closer than the class's own images; if a group of these holds a quarter of the class, only identical pixels do.
 
     Args:
         images: N images.
@@ -265,16 +266,20 @@ def _find_resembling(
     others = [place for place, number in enumerate(classes.tolist()) if number not in dense]
     found = find_near_duplicates([fingerprints[place] for place in others])
     pairs = [(others[first], others[second]) for first, second in found]
-    dense |= _find_swallowed(pairs, classes)
+    dense |= _find_swallowed(pairs, classes, _is_rule)
     kept = [pair for pair in pairs if dense.isdisjoint(classes[list(pair)].tolist())]
     outstanding = find_outstanding_pairs(fingerprints, classes, sorted(dense)) if dense else []
-    hopeless = _find_swallowed(outstanding, classes)
+    hopeless = _find_swallowed(outstanding, classes, _holds_class)
     kept += [pair for pair in outstanding if hopeless.isdisjoint(classes[list(pair)].tolist())]
     return sorted(kept), {number: _IDENTICAL if number in hopeless else _CLOSE for number in dense}
 
 
 def _find_dense(fingerprints: Sequence[Fingerprint], classes: np.ndarray) -> set[int]:
-    """The classes that a sample of each shows to be dense; it costs little, whatever their size."""
+    """The classes that a sample of each shows to be dense; it costs little, whatever their size.
+
+    A large class is dense also if most of the sample is coarsely alike: comparing all of it closely would take hours.
+    """
+    dense: set[int] = set()
     pending: dict[int, list[tuple[int, int]]] = {}
     sampled: dict[int, int] = {}
     for number in np.unique(classes).tolist():
@@ -283,9 +288,11 @@ def _find_dense(fingerprints: Sequence[Fingerprint], classes: np.ndarray) -> set
             sample = in_order_of_content(fingerprints, members)[:_SAMPLE]
             candidates = find_candidates([fingerprints[place] for place in sample])
             candidates = [candidates[place] for place in np.random.default_rng(0).permutation(len(candidates))]
+            if len(members) > _MANY and _largest_group(candidates) > len(sample) / 2:
+                dense.add(number)
+                continue
             pending[number] = [(int(sample[first]), int(sample[second])) for first, second in candidates]
             sampled[number] = len(sample)
-    dense: set[int] = set()
     alike: dict[int, list[tuple[int, int]]] = defaultdict(list)
     while pending:
         compared = {number: pairs[:_ROUND] for number, pairs in pending.items()}
@@ -293,20 +300,22 @@ def _find_dense(fingerprints: Sequence[Fingerprint], classes: np.ndarray) -> set
         same = iter(compare_closely(fingerprints, flat))
         for number, pairs in compared.items():
             alike[number] += [pair for pair in pairs if next(same)]
-            if _swallows(_largest_group(alike[number]), sampled[number]):
+            if _is_rule(_largest_group(alike[number]), sampled[number]):
                 dense.add(number)
         pending = {n: pairs[_ROUND:] for n, pairs in pending.items() if len(pairs) > _ROUND and n not in dense}
     return dense
 
 
-def _find_swallowed(pairs: Sequence[tuple[int, int]], classes: np.ndarray) -> set[int]:
-    """The classes of which one group, formed by pairs within the class, holds too much."""
+def _find_swallowed(
+    pairs: Sequence[tuple[int, int]], classes: np.ndarray, is_much: Callable[[int, int], bool]
+) -> set[int]:
+    """The classes of which one group, formed by pairs within the class, holds much."""
     within: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for first, second in pairs:
         if classes[first] == classes[second]:
             within[int(classes[first])].append((first, second))
     counts = np.bincount(classes)
-    return {number for number, found in within.items() if _swallows(_largest_group(found), int(counts[number]))}
+    return {number for number, found in within.items() if is_much(_largest_group(found), int(counts[number]))}
 
 
 def _largest_group(pairs: Sequence[tuple[int, int]]) -> int:
@@ -316,6 +325,11 @@ def _largest_group(pairs: Sequence[tuple[int, int]]) -> int:
     return int(np.bincount(number_groups(len(places), [(*pair, "") for pair in ends.reshape(-1, 2)])).max())
 
 
-def _swallows(size: int, count: int) -> bool:
+def _is_rule(size: int, count: int) -> bool:
     """Whether a group of this size, in a class of so many images, is so large that resemblance is the rule there."""
     return size > max(10, count / 10) or (count >= _FEW and size > count / 2)
+
+
+def _holds_class(size: int, count: int) -> bool:
+    """Whether a group of copies that are far closer than usual is too large to be one of copies."""
+    return size > max(20, count / 4)

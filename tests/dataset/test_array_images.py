@@ -24,9 +24,9 @@ from common import UserError, run_program
 from dataset import array_images
 from dataset.array_images import inspect, load_set, white_background, with_inversions, write_digits, write_set
 from dataset.folders import read_folder
+from dataset.groups import find_groups
 from dataset.plotting_dataset import draw_array_examples, draw_intensities, draw_means
 from helpers import REPOSITORY, digests, start
-from dataset.groups import find_groups
 from pipeline.cache import Cache
 from pipeline.splits import split_folder
 

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
-from dataset.folders import image_files
-from dataset.groups import NEAR_DUPLICATE, Link, Links
+from dataset.folders import image_files, read_folder
+from dataset.groups import NEAR_DUPLICATE, Link, Links, find_groups
 from dataset.moving import alone_in
 from dataset.quality import BLANK, DARK
 from dataset.sample import draw_numbered
-from dataset.tables import read_rows
+from dataset.tables import read_rows, write_rows
 from helpers import digests, start
 
 
@@ -188,6 +188,59 @@ def test_no_chain_drags_others_along(folders, monkeypatch):
 
     monkeypatch.setattr("dataset.audit.find_links", find)
     assert {(twin.path.name, twin.of.name) for twin in audit(dataset, []).twins} == {("1.jpg", "0.jpg")}
+
+
+def test_cuts_of_one_photograph_leak_but_are_no_duplicates(folders):
+    dataset, testing = folders
+    rows = [("Axe/0.jpg", "p"), ("Axe/9.jpg", "p"), ("Book/1.jpg", "q"), ("Book/2.jpg", "q")]
+    (testing / "Axe/0.jpg").rename(testing / "Axe/9.jpg")  # that was moved there from the training folder
+    write_rows(dataset / "open_images.csv", ("file", "image_id"), [{"file": f, "image_id": i} for f, i in rows])
+    write_rows(testing / "testing_batch.csv", ("class", "file"), [{"class": "Axe", "file": "9.jpg"}])
+    report = audit(dataset, [testing])
+    assert kinds(report) == {("0.jpg", "9.jpg", LEAK, False)}
+    assert f"  {dataset}/Axe/0.jpg is cut from the same photograph as {testing}/Axe/9.jpg" in describe(report)
+    assert fix(report) == 1
+    (row,) = read_rows(dataset / "rejected/log.csv", ["reason"])
+    assert row["reason"] == f"leak: is cut from the same photograph as {testing}/Axe/9.jpg"
+
+
+def test_all_that_share_a_group_with_a_test_image_are_moved(folders):
+    """Also what is linked with it only through another training image."""
+    dataset, testing = folders
+    copy_smaller(testing / "Axe/3.jpg", dataset / "Axe/leak.jpg")
+    rows = [{"file": f"Axe/{name}.jpg", "image_id": "p"} for name in ("leak", "1")]
+    write_rows(dataset / "open_images.csv", ("file", "image_id"), rows)
+    report = audit(dataset, [testing])
+    assert {(twin.path.name, twin.of.name, twin.link) for twin in report.leaks} == {
+        ("leak.jpg", "3.jpg", "near-duplicate"),
+        ("1.jpg", "3.jpg", "group"),
+    }
+    fix(report)
+    before, after = find_groups([read_folder(directory) for directory in (dataset, testing)]).numbers
+    assert not set(before.tolist()) & set(after.tolist())
+    assert audit(dataset, [testing]).leaks == []
+
+
+def test_images_of_a_fixed_camera_are_not_all_duplicates(folders):
+    dataset, testing = folders
+    generator = np.random.default_rng(0)
+    with Image.open(dataset / "Axe/0.jpg") as image:
+        scene = np.asarray(image.resize((60, 60))).astype(int)
+    for directory, count in ((dataset, 40), (testing, 10)):
+        shutil.rmtree(directory / "Axe")
+        (directory / "Axe").mkdir()
+        for number in range(count):
+            pixels = (scene + generator.normal(0, 10, scene.shape)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(directory / "Axe" / f"{number}.png")
+    with Image.open(testing / "Axe/3.png") as image:
+        image.save(dataset / "Axe/leak.jpg", quality=80)
+    report = audit(dataset, [testing])
+    assert kinds(report) == {("leak.jpg", "3.png", LEAK, False)}
+    (note,) = report.notes
+    assert note.startswith("Axe: nearly all images resemble one another")
+    assert note in list(describe(report))
+    assert note in list(summarise(report))
+    assert to_json(report)["notes"] == [note]
 
 
 class TestProgram:

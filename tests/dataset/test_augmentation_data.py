@@ -28,7 +28,7 @@ from dataset.augmentation_data import (
 )
 from dataset.examining import examine
 from dataset.folders import image_files, source_stem
-from dataset.tables import read_rows
+from dataset.tables import read_rows, write_rows
 from helpers import digests
 
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
@@ -232,6 +232,37 @@ class TestTestingBatch:
         with pytest.raises(UserError, match=r"B has 5 readable images, 5 of .*--testing-per-class"):
             create_testing_batch(dataset, testing, 4)
         assert digests(tmp_path) == before
+
+    def test_whole_groups_where_single_images_are_too_few(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 7, "B": 9}, kinds=("jpg",)), tmp_path / "testing"
+        for number in range(4):
+            noise((60, 45), seed=number).save(dataset / "A" / f"copy_{number}.jpg", quality=60)
+        noise((60, 45), seed=7).save(dataset / "A" / "label_conflict.jpg")  # of B/0000.jpg
+        assert create_testing_batch(dataset, testing, 7)["A"] == 7
+        drawn = {path.name for path in image_files(testing / "A")}
+        assert {"0004.jpg", "0005.jpg", "0006.jpg"} <= drawn
+        assert all((f"{number:04d}.jpg" in drawn) == (f"copy_{number}.jpg" in drawn) for number in range(4))
+        assert "label_conflict.jpg" not in drawn
+
+    def test_a_group_that_does_not_fit_is_not_divided(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 2, "B": 9}, kinds=("jpg",)), tmp_path / "testing"
+        for number in range(2):
+            for copy in range(2):
+                noise((60 + 4 * copy, 45), seed=number).save(dataset / "A" / f"copy_{number}_{copy}.jpg", quality=60)
+        with pytest.raises(UserError, match=r"A has 6 readable images, 0 of .*--testing-per-class"):
+            create_testing_batch(dataset, testing, 4)
+        assert create_testing_batch(dataset, testing, 3) == {"A": 3, "B": 3}
+        assert len({path.name[-5 if path.name[0] == "0" else 5] for path in image_files(testing / "A")}) == 1
+
+    def test_cuts_of_one_photograph_stay_together(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 8, "B": 8}, kinds=("jpg",)), tmp_path / "testing"
+        rows = [{"file": f"A/{number:04d}.jpg", "image_id": str(number // 2)} for number in range(6)]
+        write_rows(dataset / "open_images.csv", ("file", "image_id"), [*rows, {"file": "B/0000.jpg", "image_id": "0"}])
+        create_testing_batch(dataset, testing, 4)
+        drawn = {int(path.stem) for path in image_files(testing / "A")}
+        assert {6, 7} <= drawn
+        assert drawn - {6, 7} in ({2, 3}, {4, 5})
+        assert "0000.jpg" not in {path.name for path in image_files(testing / "B")}
 
     @pytest.mark.parametrize("moves_done", [0, 5])
     def test_a_broken_off_batch_ends_as_an_undisturbed_one(self, make_dataset, tmp_path, monkeypatch, moves_done):

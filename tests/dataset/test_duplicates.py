@@ -173,12 +173,13 @@ def with_noise(image, generator, spread):
 
 @pytest.mark.parametrize("spread", [2, 8, 30])
 def test_copies_among_images_that_all_resemble_one_another(spread):
-    """A fixed camera: one scene, in each image a part of its own, and noise."""
+    """A fixed camera: one scene, in each image a few things of its own, and noise."""
     generator = np.random.default_rng(2)
     scene, images = noise(0, 120), []
     for _ in range(150):
         image = with_noise(scene, generator, spread)
-        image.paste(noise(generator.integers(1 << 30), 20), tuple(generator.integers(0, 100, 2).tolist()))
+        for _ in range(4):
+            image.paste(noise(generator.integers(1 << 30), 20), tuple(generator.integers(0, 100, 2).tolist()))
         images.append(image)
     copies = [recompress(images[0], 60), resize(images[1], 0.5), ImageEnhance.Brightness(images[2]).enhance(0.9)]
     prints = [fingerprint(image) for image in images + copies]

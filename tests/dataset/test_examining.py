@@ -1,10 +1,15 @@
 """Each image of a dataset is looked at once."""
 
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 from PIL import Image
 
 from dataset import examining
-from dataset.examining import examine, find_unreadable
+from dataset.examining import content_digests, examine, find_unreadable
 
 
 def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):
@@ -28,3 +33,173 @@ def test_what_was_not_examined_is_only_read(tmp_path, monkeypatch):
     Image.new("L", (4, 4)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("text")
     assert find_unreadable(sorted(tmp_path.iterdir())) == {tmp_path / "bad.png": "not an image"}
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """Three images and a file that is none, in a working directory of their own."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.png").write_text("text")
+    return sorted(tmp_path.glob("*.png"))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The image files that are opened as images or for their content."""
+    files = []
+
+    def note(path):
+        if path.suffix == ".png":
+            files.append(path)
+
+    monkeypatch.setattr(Image, "open", lambda path, original=Image.open, **how: note(path) or original(path))
+    monkeypatch.setattr(
+        Path, "open", lambda path, *how, original=Path.open, **m: note(path) or original(path, *how, **m)
+    )
+    return files
+
+
+def forget():
+    """What a new process would not know."""
+    examining._known.clear()
+
+
+def as_dict(examined):
+    return {
+        each.path: [
+            each.size, each.form, each.pixels, each.thumbnail.tolist(), each.intensities.tolist(),
+            each.fingerprint.size, each.fingerprint.thumbnail.tolist(),
+        ]
+        for each in examined
+    }  # fmt: skip
+
+
+class TestStore:
+    def test_a_second_run_reads_no_image(self, images, opened):
+        store = Path("store")
+        first, unreadable = examine(images, store)
+        digests = content_digests(images, store)
+        assert len(opened) == 8
+        opened.clear()
+        forget()
+        second, unreadable_again = examine(images, store)
+        assert as_dict(second) == as_dict(first)
+        assert [type(each.thumbnail.flat[0]) for each in second] == [np.uint8] * 3
+        assert unreadable_again == unreadable == {images[3]: "not an image"}
+        assert find_unreadable(images, store) == unreadable
+        assert content_digests(images, store) == digests
+        assert opened == []
+
+    def test_each_field_is_stored(self):
+        fields = {field.name for field in dataclasses.fields(examining.Examined)}
+        assert fields == {name.partition(".")[0] for name in examining._FIELDS} | {"path"}
+
+    def test_paths_are_as_given(self, images, tmp_path):
+        store = tmp_path / "store"
+        examine(images, store)
+        forget()
+        examined, unreadable = examine([Path(path.name) for path in images], store)
+        assert [str(each.path) for each in examined] == ["0.png", "1.png", "2.png"]
+        assert list(unreadable) == [Path("bad.png")]
+
+    def test_swapped_files_of_equal_size_and_time_are_noticed(self, images, tmp_path):
+        files = [tmp_path / name for name in ("a.npy", "b.npy")]
+        for value, file in enumerate(files):
+            np.save(file, np.full((4, 4), 50 * value, dtype=np.uint8))
+            os.utime(file, ns=(10**18, 10**18))
+        store = tmp_path / "store"
+        pixels = [each.pixels for each in examine(files, store)[0]]
+        digests = content_digests(files, store)
+        files[0].rename(tmp_path / "c.npy")
+        files[1].rename(files[0])
+        (tmp_path / "c.npy").rename(files[1])
+        for again in (lambda: None, forget):
+            again()
+            assert [each.pixels for each in examine(files, store)[0]] == pixels[::-1]
+            assert content_digests(files, store) == digests[::-1]
+
+    @pytest.mark.parametrize("damage", ["empty", "text", "cut", "foreign", "other version", "folder"])
+    def test_a_store_that_cannot_be_used_is_ignored(self, images, tmp_path, damage, monkeypatch, caplog):
+        store = tmp_path / "store"
+        expected = as_dict(examine(images, store)[0])
+        (file,) = store.iterdir()
+        content = file.read_bytes()
+        if damage == "folder":
+            file.unlink()
+            (file / "sub").mkdir(parents=True)
+        elif damage == "foreign":
+            np.savez(file, format=np.zeros(3))
+        elif damage == "other version":
+            monkeypatch.setattr(examining, "_FORMAT", b"other")
+        else:
+            file.write_bytes({"empty": b"", "text": b"text", "cut": content[: len(content) // 2]}[damage])
+        forget()
+        assert as_dict(examine(images, store)[0]) == expected
+        assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+    def test_a_store_that_cannot_be_written_is_no_error(self, images, tmp_path):
+        (tmp_path / "store").write_text("a file where the folder should be")
+        assert len(examine(images, tmp_path / "store")[0]) == 3
+
+    def test_nothing_is_kept_without_a_store(self, images, tmp_path, opened):
+        before = sorted(tmp_path.rglob("*"))
+        examine(images, None)
+        content_digests(images, None)
+        assert sorted(tmp_path.rglob("*")) == before
+        forget()
+        opened.clear()
+        examine(images, None)
+        assert len(opened) == 4
+
+    def test_what_was_only_read_is_remembered_too_and_files_that_are_gone_are_not(self, images, tmp_path, opened):
+        store = tmp_path / "store"
+        find_unreadable(images, store)
+        images[0].unlink()
+        forget()
+        opened.clear()
+        assert find_unreadable(images[1:], store) == {images[3]: "not an image"}
+        assert opened == []
+        assert len(examine(images[1:], store)[0]) == 2
+        assert examine(images[1:], store)[1] == {images[3]: "not an image"}
+        assert b"0.png" not in np.load(next(store.iterdir()))["names"].tobytes()
+
+    def test_names_that_are_no_text(self, tmp_path):
+        path = tmp_path / os.fsdecode(b"\xff\xfe.png")
+        Image.new("L", (4, 4)).save(path)
+        for _ in range(2):
+            forget()
+            assert [each.path for each in examine([path], tmp_path / "store")[0]] == [path]
+
+    def test_what_was_found_out_before_a_stop_is_kept(self, images, tmp_path, monkeypatch, opened):
+        store = tmp_path / "store"
+
+        def stop(path, stored, original=examining.examine_image):
+            if path.name == "2.png":
+                raise KeyboardInterrupt
+            return original(path, stored)
+
+        monkeypatch.setattr(examining, "examine_image", stop)
+        with pytest.raises(KeyboardInterrupt):
+            examine(images, store)
+        forget()
+        opened.clear()
+        examine(images[:2], store)
+        assert opened == []
+
+
+def test_equal_pixels_have_equal_digests(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned upside down
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "b.bmp")
+    image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "c.png", exif=exif)
+    image.save(tmp_path / "d.jpg")
+    Image.fromarray(np.asarray(image).reshape(8, 12, 3)).save(tmp_path / "e.png")
+    pixels = [each.pixels for each in examine(sorted(tmp_path.iterdir()), None)[0]]
+    assert pixels[0] == pixels[1] == pixels[2]
+    assert len({*pixels[2:]}) == 3
+    assert {len(digest) for digest in pixels} == {16}

@@ -1,0 +1,157 @@
+"""How long it takes to find the groups of many images, and how much memory: once with nothing known, and once more.
+
+Two kinds of datasets are drawn into a temporary folder. "photographs": distinct images of random shapes, one in a
+hundred of them a recompressed copy of another; `examine` and `find_groups`. "dense": 32x32 images of ten classes, each
+a pattern of colours with noise, so that all images of a class resemble one another; the whole audit.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from measuring import machine_name, measure, three_digits, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, UserError, available_cores, run_program
+
+SIZES = (2_000, 20_000, 100_000)
+DENSE = 50_000
+CLASSES = 10
+COPIED = 100  # one image of so many is a copy of the one before
+_SIDE = 64
+_BLOCK = 500  # images that a process draws before it takes others
+
+
+def draw_photograph(number: int) -> Image.Image:
+    """A picture of its own: smooth colours, and a few shapes on them."""
+    from PIL import ImageDraw
+
+    generator = np.random.default_rng([1, number])
+    cells = generator.integers(2, 7, 2)
+    colours = generator.integers(0, 256, (*cells, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    pencil = ImageDraw.Draw(image)
+    for _ in range(int(generator.integers(3, 8))):
+        corners = np.sort(generator.integers(0, _SIDE, (2, 2)), axis=0).ravel().tolist()
+        draw = pencil.ellipse if generator.random() < 0.5 else pencil.rectangle
+        draw(corners, fill=tuple(generator.integers(0, 256, 3).tolist()))
+    return image
+
+
+def write_photographs(directory: Path, numbers: range) -> None:
+    """Writes some of the distinct images, and the copies among them, divided between the classes in turn."""
+    for number in numbers:
+        copied = number % COPIED == COPIED - 1
+        image = draw_photograph(number - 1 if copied else number)
+        _folder(directory, number // 2).joinpath(f"{number:06d}.jpg").write_bytes(_as_jpeg(image, 60 if copied else 90))
+
+
+def _as_jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def write_dense(directory: Path, numbers: range) -> None:
+    """Writes some of the images of ten patterns of 4 x 4 colours, with noise."""
+    for number in numbers:
+        pattern = np.random.default_rng([2, number % CLASSES]).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+        noise = np.random.default_rng([3, number]).integers(-60, 60, (32, 32, 3))
+        image = Image.fromarray((pattern + noise).clip(0, 255).astype(np.uint8))
+        image.save(_folder(directory, number) / f"{number:06d}.png")
+
+
+def _folder(directory: Path, number: int) -> Path:
+    return directory / f"class_{number % CLASSES}"
+
+
+def draw(directory: Path, write: Callable[[Path, range], None], count: int) -> None:
+    """Writes a dataset of so many images, on all cores."""
+    for number in range(CLASSES):
+        _folder(directory, number).mkdir(parents=True)
+    blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+    with ProcessPoolExecutor(available_cores()) as pool:
+        drawn = pool.map(partial(write, directory), blocks)
+        list(tqdm(drawn, "drawing", len(blocks), disable=None))
+
+
+def find_groups_of(directory: str, place: str) -> int:
+    """Examines a dataset, keeping what it sees below `place`; returns the number of groups of several images."""
+    from dataset.folders import read_folder
+    from dataset.groups import find_groups
+
+    os.chdir(place)
+    groups = find_groups([read_folder(Path(directory))])
+    return int((np.unique(groups.numbers[0], return_counts=True)[1] > 1).sum())
+
+
+def audit_all(directory: str, place: str) -> dict[str, Any]:
+    """Audits a dataset likewise; returns the number of duplicates, and of dense classes."""
+    from dataset.audit import audit
+
+    os.chdir(place)
+    report = audit(Path(directory), [])
+    return {"duplicates": len(report.twins), "dense classes": len(report.notes)}
+
+
+def measure_twice(function: Callable[[str, str], Any], directory: Path, place: Path) -> dict[str, Any]:
+    """The first call and the second one, each in a process of its own."""
+    first, second = (measure(function, str(directory), str(place)) for _ in range(2))
+    return {
+        "seconds": [three_digits(call.seconds) for call in (first, second)],
+        "peak_mb": [round(call.peak_mb) for call in (first, second)],
+        "result": second.result,
+    }
+
+
+def measure_dataset(write: Callable[[Path, range], None], count: int, function: Callable[[str, str], Any]) -> Any:
+    """What a function takes on a dataset that is drawn for it."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place, "dataset")
+        draw(directory, write, count)
+        return measure_twice(function, directory, Path(place))
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures how long the groups of many images take.")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=SIZES, metavar="N",
+        help=f"numbers of photographs (default: {' '.join(map(str, SIZES))})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dense", type=int, default=DENSE, metavar="N",
+        help="number of images that all resemble one another; 0 for none (default: %(default)s)",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    if wrong := [size for size in (*arguments.sizes, arguments.dense or CLASSES) if size < CLASSES]:
+        raise UserError(f"{wrong[0]} images are too few: each of {CLASSES} classes needs one")
+    results: dict[str, Any] = {"photographs": {}}
+    for size in arguments.sizes:
+        results["photographs"][str(size)] = measure_dataset(write_photographs, size, find_groups_of)
+        print(_tell(f"{size} photographs", results["photographs"][str(size)]), flush=True)
+    if arguments.dense:
+        results["dense"] = {"images": arguments.dense, **measure_dataset(write_dense, arguments.dense, audit_all)}
+        print(_tell(f"{arguments.dense} dense images", results["dense"]), flush=True)
+    print(machine_name())
+    write_results("groups", results)
+    return 0
+
+
+def _tell(what: str, measured: dict[str, Any]) -> str:
+    def listed(values: Sequence[float], unit: str) -> str:
+        return ", then ".join(f"{value:g} {unit}" for value in values)
+
+    return f"{what}: {listed(measured['seconds'], 's')}; {listed(measured['peak_mb'], 'MB')}; {measured['result']}"
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,290 @@
+"""Images that belong together get the same number, whatever links them; others do not."""
+
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataset import groups
+from dataset.array_images import with_inversions
+from dataset.examining import examine_image
+from dataset.folders import image_files, read_folder
+from dataset.groups import AUGMENTED, NEAR_DUPLICATE, PHOTOGRAPH, PIXELS, Link, find_groups, find_links, number_groups
+from dataset.tables import OPEN_IMAGES, TESTING_BATCH, write_rows
+
+
+def draw(seed, size=(60, 48)):
+    pixels = np.random.default_rng([5, seed]).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def patterned(seed, pattern=0):
+    """An image of a dense class: a pattern, and noise."""
+    colours = np.random.default_rng([6, pattern]).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+    noise = np.random.default_rng([7, pattern, seed]).integers(-60, 60, (32, 32, 3))
+    return Image.fromarray((colours + noise).clip(0, 255).astype(np.uint8))
+
+
+def similar(seed):
+    """An image of a class of which all are near-duplicates: a scene, and a little noise of its own."""
+    noise = np.random.default_rng([8, seed]).normal(0, 6, (48, 60, 3))
+    return Image.fromarray((np.asarray(draw(0)) + noise).clip(0, 255).astype(np.uint8))
+
+
+def save(image, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def look(images):
+    return [examine_image(str(place), image) for place, image in enumerate(images)]
+
+
+def number_by_name(folders, found):
+    """The number of each image's group, by folder, class folder and file name."""
+    return {
+        path.relative_to(folder.directory.parent).as_posix(): int(number)
+        for folder, numbers in zip(folders, found.numbers, strict=True)
+        for path, number in zip(folder.paths, numbers, strict=True)
+    }
+
+
+class TestNumbers:
+    def test_links_are_transitive(self):
+        links = [Link(0, 3, PIXELS), Link(3, 4, PHOTOGRAPH), Link(1, 5, AUGMENTED)]
+        assert number_groups(7, links).tolist() == [0, 1, 2, 0, 0, 1, 3]
+
+    def test_none(self):
+        assert number_groups(0, []).tolist() == []
+        assert number_groups(2, []).tolist() == [0, 1]
+
+    @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
+    def test_linked_images_share_a_number_and_numbers_have_no_gaps(self, pairs):
+        numbers = number_groups(20, [Link(*pair, PIXELS) for pair in pairs])
+        assert all(numbers[first] == numbers[second] for first, second in pairs)
+        assert set(numbers.tolist()) == set(range(numbers.max() + 1))
+        assert len(set(numbers.tolist())) >= 20 - len(pairs)
+
+
+class TestLinks:
+    def test_each_kind(self):
+        images = [draw(0), draw(0), draw(1), draw(1, (90, 72)), draw(2), draw(3)]
+        found = find_links(look(images), ["A", "B", "A", "A", "B", "A"], [None, None, None, None, "photo", "photo"])
+        assert found.links == [Link(0, 1, PIXELS), Link(2, 3, NEAR_DUPLICATE), Link(4, 5, PHOTOGRAPH)]
+        assert found.notes == []
+
+    def test_identical_pixels_in_another_format(self, tmp_path):
+        paths = [save(draw(0), tmp_path / name) for name in ("a.png", "b.bmp")]
+        images = [examine_image(path, Image.open(path)) for path in paths]
+        assert find_links(images, ["A", "A"]).links == [Link(0, 1, PIXELS)]
+
+    def test_identical_pixels_without_contrast(self):
+        images = [
+            Image.new("RGB", (20, 20), "red"),
+            Image.new("RGB", (20, 20), "red"),
+            Image.new("RGB", (40, 10), "red"),
+        ]
+        assert find_links(look(images), ["A", "A", "A"]).links == [Link(0, 1, PIXELS)]
+
+    def test_many_identical_images_have_few_links(self):
+        found = find_links(look([draw(0)] * 200 + [draw(1)]), ["A"] * 201)
+        assert len(found.links) < 1000
+        assert len(set(number_groups(201, found.links).tolist())) == 2
+
+    def test_a_burst_in_a_small_class_is_not_dense(self):
+        images = [draw(seed) for seed in range(20)] + [draw(0, (60 + 2 * step, 48)) for step in range(1, 7)]
+        found = find_links(look(images), ["A"] * len(images))
+        assert found.notes == []
+        assert len(set(number_groups(len(images), found.links).tolist())) == 20
+
+
+class TestDenseClasses:
+    @pytest.mark.parametrize("make", [patterned, similar])
+    @pytest.mark.parametrize("many", [5, 500])
+    def test_they_do_not_become_one_group_and_copies_are_found(self, make, many, tmp_path, monkeypatch):
+        monkeypatch.setattr(groups, "_MANY", many)
+        images = [make(seed) for seed in range(120)] + [draw(seed) for seed in range(30)]
+        with_copies = [
+            *images,
+            images[3],
+            Image.open(save(images[5], tmp_path / "copy.jpg", quality=75)),
+            draw(4, (80, 64)),
+        ]
+        labels = ["dense"] * 120 + ["other"] * 30
+        found = find_links(look(with_copies), [*labels, "dense", "dense", "other"])
+        expected = [Link(3, 150, PIXELS), Link(5, 151, NEAR_DUPLICATE), Link(124, 152, NEAR_DUPLICATE)]
+        if make is patterned and many == 500:
+            assert found.links == expected  # its images are alike coarsely only, and few
+        else:
+            (note,) = found.notes
+            assert note.startswith("dense: nearly all images resemble one another")
+            assert found.links == expected
+
+    def test_copies_in_another_class_are_found(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(groups, "_MANY", 5)
+        images = [patterned(seed, pattern) for pattern in (0, 1) for seed in range(60)]
+        copies = [patterned(2), Image.open(save(patterned(7), tmp_path / "copy.jpg", quality=80))]
+        found = find_links(look(images + copies), ["0"] * 60 + ["1"] * 62)
+        assert {Link(2, 120, PIXELS), Link(7, 121, NEAR_DUPLICATE)} <= set(found.links)
+        assert set(found.links) - {Link(120, 121, NEAR_DUPLICATE)} == set(found.links[:2])  # both are strangers there
+        assert len(found.notes) == 2
+
+    def test_where_even_these_hold_the_class_only_identical_pixels_count(self, monkeypatch):
+        """As of the steps of one movement, each of which is far closer to the next than to the others."""
+        chain = [(place, place + 1) for place in range(59)]
+        monkeypatch.setattr(groups, "find_outstanding_pairs", lambda *_: chain)
+        found = find_links(look([*map(similar, range(60)), similar(0)]), ["A"] * 61)
+        assert found.links == [Link(0, 60, PIXELS)]
+        (note,) = found.notes
+        assert note.endswith("only identical pixels count as duplicates")
+
+    @settings(max_examples=5, deadline=None)
+    @given(order=st.permutations(range(62)))
+    def test_the_order_does_not_matter(self, order):
+        images = look([*map(similar, range(60)), similar(7), similar(9).resize((50, 40))])
+        expected = {frozenset(link[:2]) for link in find_links(images, ["A"] * 62).links}
+        found = find_links([images[place] for place in order], ["A"] * 62)
+        assert {frozenset((order[link.first], order[link.second])) for link in found.links} == expected
+        assert frozenset((7, 60)) in expected
+
+
+class TestFolders:
+    def test_a_test_image_shares_its_number_with_what_leaks_it(self, tmp_path):
+        for number in range(4):
+            save(draw(number), tmp_path / "train/A" / f"{number}.png")
+            save(draw(10 + number), tmp_path / "train/B" / f"{number}.png")
+            save(draw(20 + number), tmp_path / "test/A" / f"{number}.png")
+        save(draw(20), tmp_path / "train/B/same.png")
+        save(draw(21, (80, 64)), tmp_path / "train/A/near.jpg", quality=70)
+        (tmp_path / "train/A/bad.jpg").write_text("bad")
+        folders = [read_folder(tmp_path / "train"), _read_test_folder(tmp_path / "test")]
+        found = find_groups(folders, None)
+        numbers = number_by_name(folders, found)
+        assert numbers["train/B/same.png"] == numbers["test/A/0.png"]
+        assert numbers["train/A/near.jpg"] == numbers["test/A/1.png"]
+        assert len(set(numbers.values())) == len(numbers) - 2
+        assert [array.dtype for array in found.numbers] == [np.int64] * 2
+
+    def test_augmented_images_have_the_group_of_their_source(self, tmp_path, monkeypatch):
+        for number in range(3):
+            save(draw(number), tmp_path / "train/A" / f"{number}.png")
+            save(draw(10 + number), tmp_path / "train/B" / f"{number}.png")
+        save(draw(5), tmp_path / "train/A/0.jpg")
+        save(draw(6), tmp_path / "train/A/1.jpg")
+        for name in ("0_aug_0001", "0_aug_0002", "2_aug_0003", "gone_aug_0004", "gone_aug_0005", "odd"):
+            save(draw(12), tmp_path / "train/A_augmented" / f"{name}.jpg")  # looks like an image of the other class
+        looked = []
+        original = groups.examine
+        monkeypatch.setattr(groups, "examine", lambda paths, store: looked.extend(paths) or original(paths, store))
+        folder = read_folder(tmp_path / "train", with_augmented=True)
+        numbers = number_by_name([folder], find_groups([folder], None))
+        together = ["A/0.png", "A/0.jpg", "A_augmented/0_aug_0001.jpg", "A_augmented/0_aug_0002.jpg"]
+        assert len({numbers[f"train/{name}"] for name in together}) == 1
+        assert numbers["train/A/2.png"] == numbers["train/A_augmented/2_aug_0003.jpg"]
+        assert numbers["train/A/1.png"] != numbers["train/A/1.jpg"]  # of which nothing was made
+        assert numbers["train/A_augmented/gone_aug_0004.jpg"] == numbers["train/A_augmented/gone_aug_0005.jpg"]
+        assert list(numbers.values()).count(numbers["train/A_augmented/odd.jpg"]) == 1
+        assert not any(path.parent.name == "A_augmented" for path in looked)
+
+    def test_inversions_and_archives(self, tmp_path):
+        arrays = np.stack([np.asarray(draw(seed).convert("L")) for seed in (0, 1, 2, 0)])
+        np.savez(tmp_path / "set.npz", images=arrays, labels=np.array(["A", "A", "B", "B"]))
+        folder = with_inversions(read_folder(tmp_path / "set.npz"))
+        assert find_groups([folder], None).numbers[0].tolist() == [0, 1, 2, 0] * 2
+
+    def test_an_archive_with_an_unreadable_image(self, tmp_path):
+        arrays = np.stack([np.asarray(draw(seed).convert("L")) / 255 for seed in (0, 1, 0)])
+        arrays[1] = np.nan
+        np.savez(tmp_path / "set.npz", images=arrays, labels=np.array([1, 1, 2]))
+        assert find_groups([read_folder(tmp_path / "set.npz")], None).numbers[0].tolist() == [0, 1, 0]
+
+    def test_cuts_of_one_photograph(self, tmp_path):
+        boxes = {"A/0.jpg": "p", "A/1.jpg": "q", "B/0.jpg": "q", "B/1.jpg": "r", "A/2.jpg": "r", "B/2.jpg": "s"}
+        train, test, other = tmp_path / "train", tmp_path / "test", tmp_path / "other"
+        for number, file in enumerate(boxes):
+            save(draw(number), (test if file == "A/2.jpg" else train) / file)
+        write_rows(train / OPEN_IMAGES, ("file", "image_id"), [{"file": f, "image_id": p} for f, p in boxes.items()])
+        write_rows(test / TESTING_BATCH, ("class", "file"), [{"class": "A", "file": "2.jpg"}])
+        save(draw(50), test / "B/2.jpg")  # of the same name as a training image, but not moved from there
+        save(draw(51), other / "A/9.jpg")
+        write_rows(other / OPEN_IMAGES, ("file", "image_id"), [{"file": "A/9.jpg", "image_id": "p"}])
+        folders = [read_folder(train), _read_test_folder(test), _read_test_folder(other)]
+        numbers = number_by_name(folders, find_groups(folders, None))
+        assert numbers["train/A/1.jpg"] == numbers["train/B/0.jpg"]
+        assert numbers["train/B/1.jpg"] == numbers["test/A/2.jpg"]
+        assert numbers["train/A/0.jpg"] == numbers["other/A/9.jpg"]
+        assert len(set(numbers.values())) == len(numbers) - 3
+
+    def test_what_was_made_from_an_image_that_is_tested_on(self, tmp_path):
+        """Its source was moved to the test folder; the augmented image stayed."""
+        for number in range(3):
+            save(draw(number), tmp_path / "train/A" / f"{number}.png")
+            save(draw(10 + number), tmp_path / "train/B" / f"{number}.png")
+        save(draw(7), tmp_path / "test/A/7.png")
+        save(draw(8), tmp_path / "train/A_augmented/7_aug_0001.jpg")
+        write_rows(tmp_path / "test" / TESTING_BATCH, ("class", "file"), [{"class": "A", "file": "7.png"}])
+        folders = [read_folder(tmp_path / "train", with_augmented=True), _read_test_folder(tmp_path / "test")]
+        numbers = number_by_name(folders, find_groups(folders, None))
+        assert numbers["train/A_augmented/7_aug_0001.jpg"] == numbers["test/A/7.png"]
+
+
+def _read_test_folder(directory):
+    """A folder as `read_folder` gives it, which wants two classes."""
+    filler = directory / "zz"
+    filler.mkdir(parents=True, exist_ok=True)
+    save(draw(sum(map(ord, directory.name)) + 1000), filler / f"{directory.name}.png")
+    return read_folder(directory)
+
+
+COPIES = {
+    "same": lambda image, path: save(image, path.with_suffix(".bmp")),
+    "recompressed": lambda image, path: save(image, path.with_suffix(".jpg"), quality=70),
+    "smaller": lambda image, path: save(image.resize((50, 40)), path.with_suffix(".png")),
+    "larger": lambda image, path: save(image.resize((90, 72)), path.with_suffix(".jpg"), quality=85),
+}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    originals=st.integers(9, 16),
+    copies=st.lists(
+        st.tuples(
+            st.integers(0, 8), st.sampled_from(sorted(COPIES)), st.sampled_from(["train/A", "train/B", "test/B"])
+        ),
+        max_size=6,
+    ),
+    boxes=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=3),
+    augmented=st.lists(st.integers(0, 8), max_size=4),
+)
+def test_no_group_is_ever_divided(tmp_path, originals, copies, boxes, augmented):
+    """What is a copy, a cut of the same photograph or made from an image has its number, and nothing else has it."""
+    place = tmp_path / "folders"
+    shutil.rmtree(place, ignore_errors=True)
+    linked = []
+    for number in range(originals):
+        save(draw(number), place / "train/A" / f"{number}.png")
+        save(draw(100 + number), place / "train/B" / f"{number}.png")
+        save(draw(200 + number), place / "test/B" / f"{number}.png")
+    for serial, (number, kind, folder) in enumerate(copies):
+        path = COPIES[kind](draw(number), place / folder / f"copy_{serial}")
+        linked.append((f"train/A/{number}.png", path.relative_to(place).as_posix()))
+    rows = []
+    for serial, (number, other) in enumerate(boxes):
+        pair = (f"A/{number}.png", f"B/{other}.png")
+        if not {row["file"] for row in rows} & set(pair):
+            rows += [{"file": file, "image_id": f"photograph {serial}"} for file in pair]
+            linked.append((f"train/{pair[0]}", f"train/{pair[1]}"))
+    write_rows(place / "train" / OPEN_IMAGES, ("file", "image_id"), rows)
+    for serial, number in enumerate(augmented):
+        path = save(draw(300 + serial), place / "train/A_augmented" / f"{number}_aug_{serial:04d}.jpg")
+        linked.append((f"train/A/{number}.png", path.relative_to(place).as_posix()))
+    folders = [read_folder(place / "train", with_augmented=True), _read_test_folder(place / "test")]
+    numbers = number_by_name(folders, find_groups(folders, None))
+    names = {name: at for at, name in enumerate(numbers)}
+    expected = number_groups(len(names), [Link(names[one], names[other], "") for one, other in linked])
+    assert list(numbers.values()) == expected.tolist()
+    assert len(numbers) == sum(len(image_files(path)) for path in place.glob("*/*") if path.is_dir())
