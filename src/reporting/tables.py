@@ -184,8 +184,8 @@ def _suspects_table(report: Report) -> Table:
     title = f"Label suspects: {len(rows)} of {len(pool.answers)} images"
     remark = (
         "The images whose own label has the lowest out-of-fold probability (mean over the runs that validated the"
-        f" image). The runs are those of the setting with the highest validation accuracy per class: {shown(pool.run.group)},"
-        f" {pool.run.describe()}. A suspect is a wrong label or a difficult image: look at it."
+        " image). The runs are those of the setting with the highest validation accuracy per class:"
+        f" {shown(pool.run.group)}, {pool.run.describe()}. A suspect is a wrong label or a difficult image: look at it."
     )
     return Table(title, header, rows, remark)
 
