@@ -26,7 +26,7 @@ COARSELY_ALIKE = 0.5
 ALIKE = 0.82
 COARSELY_ALIKE_SMALL = 0.95  # where both images are small
 ALIKE_SMALL = 0.94
-ALIKE_CUT = 0.84  # the coarse correlation with the best of the cuts, from which two images are compared closely
+ALIKE_CUT = 0.75  # the coarse correlation with the best of the cuts, from which two images are compared closely
 
 MOST_COMPARED = 10  # images that each is closely compared with
 _MOST_RANKED = 256  # coarsely similar images among which these are chosen
