@@ -112,7 +112,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if report.leaks and not arguments.allow_leaks:
         first = report.leaks[0]
         raise UserError(
-            f"{len(report.leaks)} images to train on show the same as test images: {first.path} and {first.of}; "
+            f"{len(report.leaks)} images to train on share a group with test images, such as {first.path} and {first.of}; "
             f"`{fix_command(arguments.dataset_dir, testing_dirs)}` moves them out of training, "
             "and what else is wrong; --allow-leaks goes on with them"
         )
@@ -176,7 +176,7 @@ def main() -> int:
         help=f"images with the augmented ones: of each class with {MINORITY}, of the largest with {ALL}",
     )  # fmt: skip
     parser.add_argument(
-        "--allow-leaks", action="store_true", help="go on where training images show the same as test images"
+        "--allow-leaks", action="store_true", help="go on where images to train on share a group with test images"
     )
     arguments = parser.parse_args()
     check_least(arguments, max_per_class=2, testing_per_class=0, seed=0)
