@@ -30,7 +30,7 @@ def main() -> int:
     heads = [f"leaked {label} ({len(files)})" for label, files in groups.items()] + [f"not leaked ({others})"]
     print("| right answers, by seed |", " | ".join(heads), "|")
     print("| --- |" + " --- |" * len(heads))
-    for title, folder in (("trained with the leak", _RUNS / "with_leaks"), ("without", _RUNS)):
+    for title, folder in (("trained with the leak", _RUNS / "with_leaks"), ("without", _RUNS / "random_split")):
         runs = [read_right(file) for file in sorted(folder.glob("seed_*/SmallVGG_*/answers.csv"))]
         cells = [[str(len(right & files)) for right in runs] for files in groups.values()]
         cells.append([str(len(right - leaked)) for right in runs])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dataset.folders import ImageFolder
 
 _log = logging.getLogger(__name__)
+_STALE = "finished, on OTHER IMAGES than are there now"
 # What a parameter line does not say, and a sweep's flags do.
 _FLAGS = [
     "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
@@ -38,6 +39,8 @@ def sweep(runs: Sequence[Settings]) -> bool:
     Returns:
         Whether none of them failed.
     """
+    if stale := sum(describe_state(settings) == _STALE for settings in runs):
+        _log.warning("%d runs have %s: they are not trained again", stale, _STALE)
     failed = sum(not _try(settings) for settings in claim_runs(runs, _has_finished, "sweep"))
     if failed:
         _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
@@ -54,7 +57,11 @@ def _has_finished(settings: Settings) -> bool:
 def _results(settings: Settings) -> dict[str, Any] | None:
     from pipeline.run import finished_results
 
-    return finished_results(settings, _list_folders(settings.data_dir, settings.test_dir, settings.data_augmentation))
+    return finished_results(settings, _folders_of(settings))
+
+
+def _folders_of(settings: Settings) -> tuple[ImageFolder, ...]:
+    return _list_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
 
 
 @cache  # else each of a thousand runs would list all images, which takes its time on a network's disk
@@ -91,8 +98,8 @@ def _try(settings: Settings) -> bool:
 def describe_state(settings: Settings) -> str:
     """How far a run is."""
     try:
-        if _results(settings) is not None:
-            return "finished"
+        if (metrics := _results(settings)) is not None:
+            return _STALE if _is_stale(settings, metrics) else "finished"
     except UserError as error:
         return f"cannot go on: {printable(error)}"
     if is_claimed(claim_file(settings)):
@@ -102,6 +109,13 @@ def describe_state(settings: Settings) -> str:
     if (settings.run_dir / "last.pt").exists():
         return f"interrupted after epoch {_count_epochs(settings.run_dir / 'history.csv')}"
     return "to do"
+
+
+def _is_stale(settings: Settings, metrics: dict[str, Any]) -> bool:
+    from pipeline.cache import Cache
+    from pipeline.run import is_of_other_images
+
+    return is_of_other_images(metrics, _folders_of(settings), Cache.of(settings))
 
 
 def _read_reason(record: Path) -> str:
@@ -162,7 +176,7 @@ def main() -> int:
         raise UserError("no parameter file is named (--help lists the flags)")
     runs = _read_all(arguments)
     for settings in runs:
-        _list_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)  # says what is wrong
+        _folders_of(settings)  # says what is wrong
     if arguments.dry_run:
         for settings in runs:
             print(f"{settings.run_dir.relative_to(arguments.output_dir)}: {describe_state(settings)}")

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 import pipeline.run
 import sweep as program
@@ -248,3 +249,13 @@ def test_all_folds_are_runs_of_their_own_and_validate_each_image_once(runs, tmp_
     rows = [row for table in tables for row in read_rows(table, ["file"])]
     validated = [row["file"] for row in rows if row["side"] == "validation"]
     assert sorted(validated) == [f"{label}/{number:04d}.png" for label in "AB" for number in range(6)]
+
+
+def test_finished_runs_of_other_images_are_told(runs, caplog):
+    assert program.sweep(runs[:2])
+    assert not any("OTHER IMAGES" in message for message in caplog.messages)
+    Image.new("RGB", (20, 20)).save(runs[0].data_dir / "A" / "0000.png")  # under the same name
+    program._list_folders.cache_clear()  # as in another program
+    assert program.sweep(runs[:2])
+    assert "2 runs have finished, on OTHER IMAGES than are there now: they are not trained again" in caplog.messages
+    assert program.describe_state(runs[0]) == "finished, on OTHER IMAGES than are there now"

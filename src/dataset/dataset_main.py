@@ -112,8 +112,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if report.leaks and not arguments.allow_leaks:
         first = report.leaks[0]
         raise UserError(
-            f"{len(report.leaks)} images to train on share a group with test images, such as {first.path} and {first.of}; "
-            f"`{fix_command(arguments.dataset_dir, testing_dirs)}` moves them out of training, "
+            f"{len(report.leaks)} images to train on share a group with test images, such as {first.path} and "
+            f"{first.of}; `{fix_command(arguments.dataset_dir, testing_dirs)}` moves them out of training, "
             "and what else is wrong; --allow-leaks goes on with them"
         )
 

@@ -60,7 +60,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     classes = folders[0].classes
     cache = Cache.of(settings)
     if finished := finished_results(settings, folders):
-        changed = finished.get("images_digest") != _digest(folders, cache)
+        changed = is_of_other_images(finished, folders, cache)
         note = ", on OTHER IMAGES than are there now: these results are not theirs" if changed else ""
         _log.info("%s has finished already%s; --restart begins anew", settings.run_dir, note)
         return finished if distributed.is_first() else None
@@ -85,14 +85,14 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
     with nullcontext() if claimed else claim_alone(settings):
         run_id = _open_folder(settings, described)
-        data.split.write(data.folder, settings.run_dir / "split.csv")
         distributed.wait_for_all()
         _introduce(settings, hardware, model, data, test_sets)
         for note in (*groups.notes, *_notes_on_classes(settings, data)):
             _log.warning("%s", note)
         logger = Logger(settings, described, model.group, run_id)
         try:
-            trainer = Trainer(model, data, settings, hardware, logger)
+            trainer = Trainer(model, data, settings, hardware, logger)  # which refuses to go on with other images
+            data.split.write(data.folder, settings.run_dir / "split.csv")
             trainer.fit()
             distributed.leave()
             tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
@@ -106,6 +106,11 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         finally:
             logger.finish()
     return metrics
+
+
+def is_of_other_images(metrics: dict[str, Any], folders: Sequence[ImageFolder], cache: Cache) -> bool:
+    """Whether a finished run was trained or tested on other images than are in its folders now."""
+    return metrics.get("images_digest", digest := _digest(folders, cache)) != digest
 
 
 def _digest(folders: Sequence[ImageFolder], cache: Cache) -> str:
