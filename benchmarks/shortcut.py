@@ -61,8 +61,8 @@ def measure_way(way: str, data: Path, epochs: int, seeds: int) -> list[dict[str,
     if way in ("minority", "all"):
         create_augmented_data(dataset_dir, mode=way)
     settings = Settings(
-        model_type="SmallVGG", num_epochs=epochs, learning_rate=0.001, weight_decay=0.001, gamma=0.96, wandb="disabled",
-        data_dir=dataset_dir, test_dir=(testing_dir,), **WAYS[way],
+        model_type="SmallVGG", num_epochs=epochs, learning_rate=0.001, weight_decay=0.001, gamma=0.96, precision="fp32",
+        data_dir=dataset_dir, test_dir=(testing_dir,), wandb="disabled", **WAYS[way],
     )  # fmt: skip
     measured = []
     for seed in range(1, seeds + 1):
