@@ -147,13 +147,25 @@ def _read_all(arguments: argparse.Namespace) -> list[Settings]:
         for settings in read_parameters(path, others):
             if runs.setdefault(settings.run_name, settings) != settings:
                 raise UserError(f"{path}: two lines for {settings.run_name} differ in what its name does not say")
-    if not arguments.all_folds:
-        return list(runs.values())
-    return [
-        replace(settings, fold=fold, output_dir=settings.output_dir / f"fold_{fold}")
-        for settings in runs.values()
-        for fold in range(settings.folds)
-    ]
+    return list(runs.values())
+
+
+def _fold_all(runs: Sequence[Settings]) -> list[Settings]:
+    """Each run once for each fold that its images can be divided into.
+
+    Raises:
+        UserError: a class cannot be divided.
+    """
+    from pipeline.cache import Cache
+    from pipeline.splits import count_folds
+
+    folded = []
+    for settings in runs:
+        folds = count_folds(_folders_of(settings)[0], settings.folds, Cache.of(settings))
+        for fold in range(folds):
+            output_dir = settings.output_dir / f"fold_{fold}"
+            folded.append(replace(settings, folds=folds, fold=fold, output_dir=output_dir))
+    return folded
 
 
 def main() -> int:
@@ -177,6 +189,10 @@ def main() -> int:
     runs = _read_all(arguments)
     for settings in runs:
         _folders_of(settings)  # says what is wrong
+    if arguments.all_folds:
+        if arguments.fold != Settings.fold:
+            raise UserError("--fold and --all-folds exclude each other")
+        runs = _fold_all(runs)
     if arguments.dry_run:
         for settings in runs:
             print(f"{settings.run_dir.relative_to(arguments.output_dir)}: {describe_state(settings)}")

@@ -249,6 +249,16 @@ def test_all_folds_are_runs_of_their_own_and_validate_each_image_once(runs, tmp_
     rows = [row for table in tables for row in read_rows(table, ["file"])]
     validated = [row["file"] for row in rows if row["side"] == "validation"]
     assert sorted(validated) == [f"{label}/{number:04d}.png" for label in "AB" for number in range(6)]
+    result = start(*command, "--fold", 1, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, "error: --fold and --all-folds exclude each other\n")
+
+
+def test_a_small_class_makes_fewer_folds(runs, make_folder, tmp_path):
+    parameters = tmp_path / "parameters.txt"
+    parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
+    data = ("-d", make_folder("small", {"A": 3, "B": 6}), "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
+    result = start("sweep.py", parameters, "--all-folds", "--dry-run", *data, cwd=tmp_path)
+    assert [line.partition("/")[0] for line in result.stdout.splitlines()] == ["fold_0", "fold_1", "fold_2"]
 
 
 def test_finished_runs_of_other_images_are_told(runs, caplog):

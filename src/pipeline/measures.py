@@ -59,20 +59,32 @@ def mcnemar_test(first_only: int, second_only: int) -> float:
     return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0
 
 
-def discordant_interval(first_only: int, second_only: int, images: int) -> tuple[float, float]:
+def paired_interval(both: int, first_only: int, second_only: int, images: int) -> tuple[float, float]:
     """Return the 95 % interval of the difference in accuracy of two models on the same images, first minus second.
 
-    It is the exact interval (Clopper-Pearson) of the first model's share of the discordant pairs, given their number.
-    It excludes 0 exactly when `mcnemar_test` is below 0.05.
-    """
-    from scipy.stats import binomtest
+    Method 10 of Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
+    paired data", 1998: combines the Wilson intervals of both and the correlation between them.
 
-    discordant = first_only + second_only
-    if not discordant:
-        return 0.0, 0.0
-    share = binomtest(first_only, discordant).proportion_ci(0.95, "exact")
-    low, high = ((2 * float(end) - 1) * discordant / images for end in (share.low, share.high))
-    return low, high
+    Args:
+        both: images that both models classify correctly.
+        first_only, second_only: images that only one of them classifies correctly.
+        images: all of them.
+    """
+    neither = images - both - first_only - second_only
+    first, second = (both + first_only) / images, (both + second_only) / images
+    (first_low, first_high), (second_low, second_high) = (wilson_interval(share, images) for share in (first, second))
+    margins = (both + first_only) * (second_only + neither) * (both + second_only) * (first_only + neither)
+    excess = both * neither - first_only * second_only
+    if excess > 0:
+        excess = max(excess - images / 2, 0)  # a continuity correction
+    correlation = excess / math.sqrt(margins) if margins else 0.0
+
+    def distance(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * correlation * one * other + other**2))
+
+    difference = first - second
+    down = distance(first - first_low, second_high - second)
+    return difference - down, difference + distance(first_high - first, second - second_low)
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:

@@ -73,8 +73,8 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         model = build_model(
             settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to
         )
-        groups = load_groups(folders, cache)
-        images = describe_data(folders, groups, cache)
+        groups = load_groups(folders[:1], cache)  # without the test sets, on which the folds must not depend
+        images = describe_data(folders, cache)
         _check_overlap(images, settings, folders)
         data = load_training_data(folders[0], model.input_size, cache, groups.numbers[0], settings.folds, settings.fold)
     if not distributed.is_first():
@@ -98,7 +98,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
             tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
             metrics = _gather(settings, described, model, data, trainer, tester.test())
             metrics |= {
-                "data": images,
+                "data": {**images, "groups": _count_groups(data), "folds": data.split.folds},
                 "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
                 "images_digest": _digest(folders, cache),
             }
@@ -108,6 +108,10 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     return metrics
 
 
+def _count_groups(data: TrainingData) -> int:
+    return len(np.unique(data.split.groups[~data.folder.augmented]))
+
+
 def is_of_other_images(metrics: dict[str, Any], folders: Sequence[ImageFolder], cache: Cache) -> bool:
     """Whether a finished run was trained or tested on other images than are in its folders now."""
     return metrics.get("images_digest", digest := _digest(folders, cache)) != digest
@@ -115,7 +119,7 @@ def is_of_other_images(metrics: dict[str, Any], folders: Sequence[ImageFolder], 
 
 def _digest(folders: Sequence[ImageFolder], cache: Cache) -> str:
     """Of the contents of all images that a run is trained and tested on."""
-    return " ".join(digest_images(folder, cache, with_augmented=True) for folder in folders)
+    return " ".join(digest_images(folder, cache, np.full(len(folder.paths), True)) for folder in folders)
 
 
 def _check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence[ImageFolder]) -> None:
@@ -129,7 +133,7 @@ def _check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence
         return
     found = ", ".join(f"{count} with those in {name}" for name, count in overlaps.items())
     message = f"images to train on share a group with test images, which makes scores too high: {found}"
-    if all(folder.arrays is None for folder in folders):
+    if all(folder.directory.is_dir() for folder in folders):  # and not archives, or sets that are derived
         message += f"; this moves them out of training: {fix_command(settings.data_dir, settings.test_dir)}"
     if settings.strict:
         raise UserError(f"{message} (--strict)")
@@ -196,6 +200,10 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     if not file.exists():
         return
     earlier = read_json(file)
+    if "folds" not in earlier:
+        raise UserError(
+            f"{run_dir} was trained by an earlier version, on another split: another --output-dir, or --restart"
+        )
     differing = [
         f"{name} {earlier.get(name)} there, {value} here"
         for name, value in described.items()

@@ -6,8 +6,9 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -16,13 +17,15 @@ from common import UserError, own_name
 from dataset.examining import STORE, content_digests
 from dataset.folders import ImageFolder
 from dataset.groups import Groups, find_groups
-from dataset.tables import write_rows
+from dataset.tables import OPEN_IMAGES, TESTING_BATCH, write_rows
 from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes
 from pipeline.images import file_versions
 from pipeline.settings import FOLDS
 
 _SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation images
-_SIDES = ("left out", "train", "validation")
+_ATTEMPTS = 20  # shuffles that are tried until each fold has images of every class
+_FORM = 1  # to be raised when the same images come to have other groups or folds
+_SIDES = ("unreadable", "left out", "train", "validation")
 _log = logging.getLogger(__name__)
 
 
@@ -35,17 +38,20 @@ class Split:
         validation: images to validate on, none of them augmented; empty where all images train.
         left_out: readable augmented images whose source validates or is not known.
         groups: (N,) int64, of all images of the folder; no group is divided between `train` and `validation`.
+        folds: into how many parts the images are divided.
     """
 
     train: np.ndarray
     validation: np.ndarray
     left_out: np.ndarray
     groups: np.ndarray
+    folds: int
 
-    def write(self, folder: ImageFolder, path: Any) -> None:
-        """Writes a CSV file with the columns `file`, `side` (train, validation or left out) and `group`."""
+    def write(self, folder: ImageFolder, path: Path) -> None:
+        """Writes a CSV file with the columns `file`, `side` (train, validation, left out, unreadable) and `group`."""
         sides = np.zeros(len(folder.paths), dtype=int)
-        sides[self.train], sides[self.validation] = 1, 2
+        for side, places in enumerate((self.left_out, self.train, self.validation), start=1):
+            sides[places] = side
         rows = (
             {"file": folder.name_of(place), "side": _SIDES[side], "group": str(group)}
             for place, (side, group) in enumerate(zip(sides.tolist(), self.groups.tolist(), strict=True))
@@ -61,7 +67,13 @@ def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups
         cache: keeps the result.
     """
     counts = [len(folder.paths) for folder in folders]
-    key = hashlib.sha256("".join(map(file_versions, folders)).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(str(_FORM).encode())
+    for folder in folders:
+        digest.update(file_versions(folder).encode())
+        for table in (OPEN_IMAGES, TESTING_BATCH):  # which say what was cut from one photograph
+            path = folder.directory / table
+            digest.update(b"\0" + (path.read_bytes() if path.is_file() else b""))
+    key = digest.hexdigest()[:32]
     store = None if cache.directory is None else STORE
 
     def fill(numbers: np.memmap) -> Notes:
@@ -112,27 +124,36 @@ def split_folder(
         _check_classes(folder, originals, groups, least=1)
         validation = originals[:0]
     else:
-        folds = min(folds, _check_classes(folder, originals, groups, least=2))
-        if fold >= folds:
+        _check_classes(folder, originals, groups, least=2)
+        numbers, possible = _find_folds(folder.labels[originals], groups[originals], folds, cache)
+        if possible < folds:
+            _log.info("%d folds, not %d: the smallest class has too few groups of images", possible, folds)
+        if fold >= possible:
             raise UserError(
-                f"--fold {fold}: {folder.directory} divides into {folds} folds, from 0 to {folds - 1} "
+                f"--fold {fold}: {folder.directory} divides into {possible} folds, from 0 to {possible - 1} "
                 "(more need more groups of images in its smallest class)"
             )
-        validation = originals[_find_folds(folder.labels[originals], groups[originals], folds, cache) == fold]
+        folds, validation = possible, originals[numbers == fold]
     train = np.setdiff1d(originals, validation, assume_unique=True)
-    _check_sides(folder, train, validation, fold)
     augmented = np.flatnonzero(readable & folder.augmented)
     trains = np.isin(groups[augmented], groups[train])
-    return Split(np.sort(np.concatenate([train, augmented[trains]])), validation, augmented[~trains], groups)
+    return Split(np.sort(np.concatenate([train, augmented[trains]])), validation, augmented[~trains], groups, folds)
 
 
-def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> int:
-    """The number of groups of the class that has the fewest.
+def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
+    """Into how many folds a folder can be divided, at most `folds`: small classes allow fewer.
 
     Raises:
-        UserError: it is less than `least`.
+        UserError: a class has fewer than two groups.
     """
-    fewest = len(originals) + 1
+    [groups] = load_groups([folder], cache).numbers
+    originals = np.flatnonzero(~folder.augmented)
+    _check_classes(folder, originals, groups, least=2)
+    return _find_folds(folder.labels[originals], groups[originals], folds, cache)[1]
+
+
+def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> None:
+    """Raises UserError where a class has fewer groups than `least`."""
     for label, name in enumerate(folder.classes):
         members = originals[folder.labels[originals] == label]
         count = len(np.unique(groups[members]))
@@ -142,52 +163,51 @@ def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarra
                 f"{folder.directory / name} has {len(members)} readable image(s){same}. It needs at least {least}"
                 + (" groups, one to train on and one to validate on" if least > 1 else "")
             )
-        fewest = min(fewest, count)
-    return fewest
 
 
-def _check_sides(folder: ImageFolder, train: np.ndarray, validation: np.ndarray, fold: int | None) -> None:
-    """Raises UserError where a class is missing on a side, as groups of several classes can make it."""
-    for places, purpose in ((train, "train"), (validation, "validate")):
-        missing = set(range(len(folder.classes))) - set(folder.labels[places].tolist())
-        if missing and not (fold is None and purpose == "validate"):
-            raise UserError(
-                f"fold {fold} of {folder.directory} leaves no image of {folder.classes[min(missing)]} to {purpose} on: "
-                "choose another --fold or fewer --folds"
-            )
+def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache) -> tuple[np.ndarray, int]:
+    """(M,) the fold of each of M images, and how many folds there are: each has images of every class.
 
-
-def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache) -> np.ndarray:
-    """(M,) the fold of each of M images."""
+    Raises:
+        UserError: not even two folds have images of every class.
+    """
     # Numbered as they occur: the folds then depend on which images belong together, and on nothing else.
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     groups = np.argsort(np.argsort(first))[inverse]
-    key = hashlib.sha256(b"\0".join((labels.tobytes(), groups.tobytes(), str(folds).encode()))).hexdigest()[:32]
+    parts = (labels.tobytes(), groups.tobytes(), f"{_FORM} {folds}".encode())
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
     def fill(numbers: np.memmap) -> Notes:
         from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
 
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=_SPLIT_SEED)
-        for number, (_, validation) in enumerate(splitter.split(labels, labels, groups)):
-            numbers[validation] = number
-        return {}
+        classes = np.unique(labels)
+        fewest = min(len(np.unique(groups[labels == label])) for label in classes)
+        for count in range(min(folds, fewest), 1, -1):  # groups of several classes can leave a class out of a fold
+            splitter = StratifiedGroupKFold(count, shuffle=True, random_state=_SPLIT_SEED)
+            for number, (_, validation) in enumerate(splitter.split(labels, labels, groups)):
+                numbers[validation] = number
+            if len(np.unique(labels * count + numbers)) == count * len(classes):
+                return {"folds": count}
+        raise UserError("the classes share so many groups of images that no split leaves each of them on both sides")
 
-    return np.array(_keep(cache, f"groups/{key}", labels.shape, np.int64, fill).array)
+    kept = _keep(cache, f"groups/{key}", labels.shape, np.int64, fill)
+    return np.array(kept.array), kept.notes["folds"]
 
 
-def describe_data(folders: Sequence[ImageFolder], groups: Groups, cache: Cache = SHARED) -> dict[str, Any]:
+def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict[str, Any]:
     """What a run is trained and tested on, in JSON's types: names, counts, digests of the contents, and overlap.
 
-    The digests depend on the images and their classes, not on file names or augmentation. `overlap` is the number of
-    images to train on that share a group with a test image.
+    The digests depend on the images and their classes, not on file names. `augmented` is that of the augmented images,
+    None without any. `overlap` is the number of images to train on that share a group with a test image.
     """
     training, *tests = folders
+    groups = load_groups(folders, cache)
     originals = ~training.augmented
     return {
         "directory": str(training.directory),
         "digest": digest_images(training, cache),
         "images": int(originals.sum()),
-        "groups": len(np.unique(groups.numbers[0][originals])),
+        "augmented": digest_images(training, cache, training.augmented) if training.augmented.any() else None,
         "test": {
             own_name(folder.directory): {
                 "digest": digest_images(folder, cache),
@@ -199,11 +219,17 @@ def describe_data(folders: Sequence[ImageFolder], groups: Groups, cache: Cache =
     }
 
 
-def digest_images(folder: ImageFolder, cache: Cache = SHARED, with_augmented: bool = False) -> str:
-    """A digest of the contents of a folder's images and their classes, whatever their names and order."""
-    contents = _contents(folder, cache.directory is not None)
+def digest_images(folder: ImageFolder, cache: Cache = SHARED, chosen: np.ndarray | None = None) -> str:
+    """A digest of the contents of images and of their classes, whatever their names and order.
+
+    Args:
+        folder: N images.
+        cache: where digests of files are kept.
+        chosen: (N,) bool, which of them; by default those that are not augmented.
+    """
+    chosen = ~folder.augmented if chosen is None else chosen
+    contents = _contents(folder, cache)
     labels = (folder.classes[label] for label in folder.labels.tolist())
-    chosen = ~folder.augmented | with_augmented
     parts = sorted(
         f"{name}\0{content.hex()}"
         for name, content, used in zip(labels, contents, chosen.tolist(), strict=True)
@@ -214,7 +240,7 @@ def digest_images(folder: ImageFolder, cache: Cache = SHARED, with_augmented: bo
 
 def digest_split(folder: ImageFolder, split: Split, cache: Cache = SHARED) -> str:
     """A digest of the contents and the order of all images that train and that validate."""
-    contents = _contents(folder, cache.directory is not None)
+    contents = _contents(folder, cache)
     digest = hashlib.sha256()
     for places in (split.train, split.validation):
         for place in places.tolist():
@@ -223,14 +249,18 @@ def digest_split(folder: ImageFolder, split: Split, cache: Cache = SHARED) -> st
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=16)  # the runs of a sweep share their folders
-def _contents(folder: ImageFolder, keep: bool) -> list[bytes]:
+_known: WeakKeyDictionary[ImageFolder, list[bytes]] = WeakKeyDictionary()  # the runs of a sweep share their folders
+
+
+def _contents(folder: ImageFolder, cache: Cache) -> list[bytes]:
     """A digest of each image's contents."""
-    if folder.arrays is None:
-        contents = content_digests(folder.paths, STORE if keep else None)
-    else:
-        contents = [hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest() for array in folder.arrays]
-    return [
-        content + b"inverted" if inverted else content
-        for content, inverted in zip(contents, folder.inverted.tolist(), strict=True)
-    ]
+    if folder not in _known:
+        if folder.arrays is None:
+            contents = content_digests(folder.paths, None if cache.directory is None else STORE)
+        else:
+            contents = [
+                hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in folder.arrays
+            ]
+        inverted = folder.inverted.tolist()
+        _known[folder] = [b"inverted" * turned + content for content, turned in zip(contents, inverted, strict=True)]
+    return _known[folder]

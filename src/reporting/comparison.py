@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.measures import bootstrap_interval, discordant_interval, expected_best, mcnemar_test, newcombe_interval
+from pipeline.measures import bootstrap_interval, expected_best, mcnemar_test, newcombe_interval, paired_interval
 from reporting.predictions import OutOfFold, Suspect, find_suspects, pool_folds, read_correct
 from reporting.runs import GROUPS, RANKED_BY, TIES_BY, Hyperparameters, Run
 
@@ -21,7 +21,8 @@ PAIRED = "True - False"
 _SWITCHES = ("pretrained", "augmentation")  # the hyperparameters that are True or False
 # What `metrics.json` calls the hyperparameters.
 _IN_HYPERPARAMETERS = ("model_type", "pretrained", "data_augmentation", "learning_rate", "weight_decay", "gamma")
-_OF_PRETRAINED = ("weights", "freeze_to")  # settings that only pretrained runs have
+# Settings that only runs with a hyperparameter have; its effect includes theirs.
+_DEPENDENT = {"pretrained": ("weights", "freeze_to"), "augmentation": ("augmented_images",)}
 _CLASSES_SHOWN = 12  # in a title
 _CHANCE = 0.05  # a smaller p-value is beyond chance
 
@@ -145,7 +146,8 @@ def _compare(first: Run, second: Run, answers: dict[str, float] | None, others: 
     if first.members or second.members:
         return Comparison(first, second, difference, bootstrap_interval(differences), "bootstrap")
     discordant = differences.count(1), differences.count(-1)
-    interval = discordant_interval(*discordant, len(differences))
+    both = sum(answers[file] == others[file] == 1 for file in answers)
+    interval = paired_interval(both, *discordant, len(differences))
     return Comparison(first, second, difference, interval, "mcnemar", discordant, mcnemar_test(*discordant))
 
 
@@ -198,7 +200,7 @@ def _matched_sets(told: Iterable[tuple[Run, Hyperparameters]], name: str) -> lis
     """For each set of runs that differ in one hyperparameter alone, the mean accuracy at each of its values."""
     sets: dict[Any, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run, settings in told:
-        varying = (*_IN_HYPERPARAMETERS, *(_OF_PRETRAINED if name == "pretrained" else ()))
+        varying = (*_IN_HYPERPARAMETERS, *_DEPENDENT.get(name, ()))
         others = {key: value for key, value in run.other_settings.items() if key not in varying}
         alike = run.group, replace(settings, **{name: None}), json.dumps(others, sort_keys=True, default=str)
         sets[alike][getattr(settings, name)].append(run.accuracy)

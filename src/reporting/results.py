@@ -148,6 +148,10 @@ def _read_metrics(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "fold": FINAL if final else settings.get("fold"),
     }
     others = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+    if folds := data.get("folds"):
+        others["folds"] = folds
+    if augmented := data.get("augmented"):
+        others["augmented_images"] = str(augmented)[:8]
     return cells, {"settings": others, "overlap": int(of_test_set.get("overlap") or 0), "folder": file.parent}
 
 

@@ -267,8 +267,8 @@ _EFFECT_REMARK = (
 )
 _METHODS = {
     "mcnemar": "McNemar's exact test compares two single runs on the same images; discordant images are those that"
-    " only the first or only the second run classifies correctly. The interval is conditional on their number. Neither"
-    " includes what other seeds would change.",
+    " only the first or only the second run classifies correctly. The interval is Newcombe's for paired shares (1998,"
+    " method 10). Neither includes what other seeds would change.",
     "bootstrap": "The paired bootstrap resamples the test images 10,000 times and compares means over seeds and folds"
     " on the same images. Its interval does not include what other seeds would change.",
     "newcombe": "Newcombe's intervals (method 10) are for runs without predictions of the single images: they treat"

@@ -9,9 +9,9 @@ from sklearn import metrics as reference
 from pipeline.measures import (
     Calibration,
     bootstrap_interval,
-    discordant_interval,
     expected_best,
     mcnemar_test,
+    paired_interval,
     score_classes,
 )
 
@@ -71,11 +71,28 @@ def test_mcnemars_test_on_published_counts():
     assert mcnemar_test(0, 5) == mcnemar_test(5, 0) == pytest.approx(2 / 32)
 
 
-@given(st.integers(0, 40), st.integers(0, 40))
-def test_the_interval_of_discordant_pairs_agrees_with_the_test(first, second):
-    low, high = discordant_interval(first, second, 100)
-    assert low <= (first - second) / 100 <= high
-    assert (low <= 0 <= high) == (mcnemar_test(first, second) >= 0.05)
+@pytest.mark.parametrize(("accuracies", "images"), [((0.9, 0.85), 105), ((0.8, 0.6), 105), ((0.99, 0.98), 105)])
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_the_paired_interval_covers_the_true_difference(accuracies, images, shared):
+    """`shared`: the share of images on which both models are right or wrong for the same reason."""
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        first = generator.random(images)
+        second = np.where(generator.random(images) < shared, first, generator.random(images))
+        right, other = first < accuracies[0], second < accuracies[1]
+        counts = (right & other).sum(), (right & ~other).sum(), (~right & other).sum()
+        low, high = paired_interval(*map(int, counts), images)
+        covered += low <= accuracies[0] - accuracies[1] <= high
+    assert covered / 2000 > 0.93
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
+def test_the_paired_interval_is_symmetric_and_holds_the_difference(both, first, second, neither):
+    images = both + first + second + neither
+    low, high = paired_interval(both, first, second, images)
+    assert low <= (first - second) / images <= high
+    assert paired_interval(both, second, first, images) == pytest.approx((-high, -low))
 
 
 def test_bootstrap_agrees_with_resampling_every_image():

@@ -1,5 +1,6 @@
 """A finished run is only read; what no longer fits it is told, and what is begun anew loses nothing."""
 
+import json
 import logging
 import shlex
 import subprocess
@@ -98,6 +99,27 @@ def test_a_run_says_what_it_was_trained_and_tested_on(settings):
     rows = read_rows(settings.run_dir / "split.csv", ["file", "side", "group"])
     assert sum(row["side"] == "train" for row in rows) == metrics["images"]["train"]
     assert data["groups"] == len({row["group"] for row in rows})
+
+
+def test_test_sets_do_not_change_the_folds(settings, make_folder):
+    """Two training images that resemble one test image are in one group with it, but not in training."""
+    other = make_folder("other", {"A": 2, "B": 2})
+    for number in range(4):
+        source = settings.data_dir / "B" / f"000{number}.png"
+        (other / "B" / f"copy{number}.png").write_bytes(source.read_bytes())
+    run(settings)
+    run(replace(settings, test_dir=(*settings.test_dir, other), output_dir=settings.output_dir / "two"))
+    tables = [read_rows(path, ["file"]) for path in sorted(settings.output_dir.rglob("split.csv"))]
+    assert tables[0] == tables[1]
+
+
+def test_a_run_of_an_earlier_version_is_told(settings):
+    run(settings)
+    file = settings.run_dir / "settings.json"
+    earlier = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("folds", "fold")}
+    file.write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="was trained by an earlier version, on another split"):
+        run(settings)
 
 
 def replace_images(directory):

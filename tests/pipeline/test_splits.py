@@ -10,7 +10,7 @@ from PIL import Image
 
 from common import UserError
 from dataset.folders import ImageFolder, augmented_name, read_folder
-from dataset.tables import read_rows
+from dataset.tables import OPEN_IMAGES, read_rows, write_rows
 from pipeline.cache import Cache
 from pipeline.splits import describe_data, digest_images, digest_split, load_groups, split_folder
 
@@ -141,6 +141,35 @@ def test_adding_augmented_images_does_not_move_the_validation_images(make_folder
     assert len(split.train) == 16 + 8
 
 
+def test_groups_of_several_classes_make_fewer_folds_rather_than_folds_without_a_class():
+    labels = np.repeat([0, 1, 2], [20, 6, 7])
+    folder = ImageFolder(
+        Path("data"), ("A", "B", "C"), tuple(map(Path, map(str, range(33)))), labels, np.full(33, False),
+        (None,) * 33, np.full(33, False),
+    )  # fmt: skip
+    counts = set()
+    for seed in range(40):
+        groups = np.arange(33)
+        mixed = np.random.default_rng(seed).permutation(33)[:12]
+        groups[mixed] = 100 + np.arange(12) // 3
+        first = split_folder(folder, np.full(33, True), groups, 5, 0, NO_CACHE)
+        splits = [split_folder(folder, np.full(33, True), groups, 5, k, NO_CACHE) for k in range(first.folds)]
+        assert all(set(labels[split.validation].tolist()) == {0, 1, 2} for split in splits)
+        counts.add(first.folds)
+    assert {4, 5} <= counts
+
+
+def test_a_table_of_photographs_is_noticed(make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = make_folder("data", {"A": 3, "B": 3})
+    assert len(set(load_groups([read_folder(directory)]).numbers[0].tolist())) == 6
+    rows = [{"file": f"{label}/0000.png", "image_id": "one"} for label in "AB"]
+    write_rows(directory / OPEN_IMAGES, ("file", "image_id"), rows)
+    numbers = load_groups([read_folder(directory)]).numbers[0]
+    assert numbers[0] == numbers[3]
+    assert len(set(numbers.tolist())) == 5
+
+
 def test_groups_are_searched_once(make_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [read_folder(make_folder(name, {"A": 3, "B": 3})) for name in ("train", "test")]
@@ -157,7 +186,7 @@ def test_a_split_is_written_as_a_table(make_folder, tmp_path):
     split.write(folder, tmp_path / "split.csv")
     rows = read_rows(tmp_path / "split.csv", ["file", "side", "group"])
     assert [row["file"] for row in rows] == [f"{label}/{n:04d}.png" for label in "AB" for n in range(4)]
-    assert rows[0]["side"] == "left out"
+    assert rows[0]["side"] == "unreadable"
     assert [place for place, row in enumerate(rows) if row["side"] == "validation"] == split.validation.tolist()
     assert [place for place, row in enumerate(rows) if row["side"] == "train"] == split.train.tolist()
     assert [row["group"] for row in rows][:3] == ["9", "1", "1"]
@@ -183,7 +212,11 @@ def test_augmented_images_are_not_part_of_the_data_but_of_what_a_run_goes_on_wit
     Image.new("RGB", (20, 24), "red").save(directory / "A_augmented" / augmented_name(source, 1))
     more = read_folder(directory, with_augmented=True)
     assert digest_images(more, NO_CACHE) == digest_images(plain, NO_CACHE)
-    assert digest_images(more, NO_CACHE, with_augmented=True) != digest_images(plain, NO_CACHE)
+    assert digest_images(more, NO_CACHE, np.full(9, True)) != digest_images(plain, NO_CACHE)
+    data = [describe_data([folder], NO_CACHE) for folder in (plain, more)]
+    assert data[0]["digest"] == data[1]["digest"]
+    assert data[0]["augmented"] is None
+    assert data[1]["augmented"] == digest_images(more, NO_CACHE, more.augmented)
     splits = [
         split_folder(
             folder, np.ones(len(folder.paths), dtype=bool), load_groups([folder], NO_CACHE).numbers[0], cache=NO_CACHE
@@ -198,7 +231,7 @@ def test_overlap_with_test_images_is_counted(make_folder):
     for name in ("0000.png", "0001.png"):
         (testing / "B" / f"copy_{name}").write_bytes((training / "B" / name).read_bytes())
     folders = [read_folder(training), read_folder(testing)]
-    data = describe_data(folders, load_groups(folders, NO_CACHE), NO_CACHE)
+    data = describe_data(folders, NO_CACHE)
     assert data["images"] == 6
     assert data["test"]["test"]["images"] == 6
     assert data["test"]["test"]["overlap"] >= 2
