@@ -107,8 +107,9 @@ def test_writes_everything_that_a_run_has(place):
         f"heatmaps/{name}/ResNet18_{label}_{number}.png"
         for name in CHECKPOINTS for label in sample.CLASSES for number in (1, 2, 3)
     }  # fmt: skip
-    assert names == figures | {f"{name}.pt" for name in (*CHECKPOINTS, "last")} | {
-        "settings.json", "history.csv", "metrics.json", "curves.png",
+    predictions = {f"{kind}_{name}.csv" for kind in ("predictions", "validation") for name in CHECKPOINTS}
+    assert names == figures | predictions | {f"{name}.pt" for name in (*CHECKPOINTS, "last")} | {
+        "settings.json", "split.csv", "history.csv", "metrics.json", "curves.png",
     }  # fmt: skip
     for path in folder.rglob("*.png"):
         with Image.open(path) as image:
@@ -125,7 +126,8 @@ def copy(place, tmp_path):
 
 
 def snapshot(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files and their contents, without the cache, which a program may add to."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts}
 
 
 def test_a_finished_run_names_the_figures_that_it_has(copy):
