@@ -147,9 +147,12 @@ def find_outstanding_pairs(
     if not means:
         return []
 
+    known = np.isin(labels, list(means))
+
     def choose_across(row: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
-        known = [label in means for label in labels[others].tolist()]
-        across = (labels[others] != labels[row]) & (np.array(known) | (labels[row] in means))
+        across = labels[others] != labels[row]
+        if labels[row] not in means:
+            across &= known[others]
         others, correlations = others[across], correlations[across]
         others = others[_largest(correlations, MOST_COMPARED)]
         if not len(others):
@@ -273,6 +276,30 @@ def find_candidates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]
         return others[_largest(scores, MOST_COMPARED)]
 
     return _as_pairs(places, _search(coarse, COARSELY_ALIKE, choose, cut))
+
+
+def are_coarsely_alike(fingerprints: Sequence[Fingerprint], pairs: np.ndarray) -> np.ndarray:
+    """Whether the images of each pair of places (N, 2) are worth a close comparison, bool (N,)."""
+    places, ends = np.unique(pairs, return_inverse=True)
+    first, second = ends.reshape(-1, 2).T
+    chosen = [fingerprints[place] for place in places.tolist()]
+    if not chosen:
+        return np.zeros(0, dtype=bool)
+    thumbnails = np.stack([each.thumbnail for each in chosen])
+    coarse = _shrink(thumbnails, COARSE_SIDE)
+    aspects = np.array([each.size[0] / each.size[1] for each in chosen])
+    small = np.array([_is_small(each) for each in chosen])
+    clear = thumbnails.std(axis=(1, 2)) >= LEAST_CONTRAST
+    correlations = (coarse[first] * coarse[second]).sum(axis=1)
+    ratios = aspects[first] / aspects[second]
+    both_small = small[first] & small[second]
+    alike = clear[first] & clear[second] & (np.maximum(ratios, 1 / ratios) <= _LARGEST_ASPECT_RATIO)
+    alike &= correlations >= np.where(both_small, COARSELY_ALIKE_SMALL, COARSELY_ALIKE)
+    cuts = _shrink_cuts(thumbnails).reshape(len(chosen), -1, COARSE_SIDE**2)
+    for one, other in ((first, second), (second, first)):
+        scores = np.einsum("ncd,nd->nc", cuts[one], coarse[other]).max(axis=1)
+        correlations = np.maximum(correlations, scores)
+    return alike & (both_small | (correlations >= ALIKE_CUT))
 
 
 def in_order_of_content(fingerprints: Sequence[Fingerprint], places: Sequence[int]) -> np.ndarray:
