@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, printable, run_program
-from dataset.examining import Examined, examine, find_unreadable
+from dataset.examining import STORE, Examined, examine, find_unreadable
 from dataset.folders import (
     AUGMENTED,
     REJECTED,
@@ -215,7 +215,7 @@ def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tup
         ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
         photographs += [known.get(f"{image.path.parent.name}/{image.path.name}") for image in ordered]
         images += ordered
-    return images, find_links(images, [canonical(image.path.parent.name) for image in images], photographs)
+    return images, find_links(images, [canonical(image.path.parent.name) for image in images], photographs, STORE)
 
 
 def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores, write_whole
-from dataset.examining import Examined, examine, find_unreadable, why_unreadable
+from dataset.examining import STORE, Examined, examine, find_unreadable, why_unreadable
 from dataset.folders import (
     AUGMENTED,
     LEFT_OUT,
@@ -145,7 +145,7 @@ def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str
     photographs = read_photographs(dataset_dir, dataset_dir)
     labels = [canonical(image.path.parent.name) for image in examined]
     found = find_links(
-        examined, labels, [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined]
+        examined, labels, [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined], STORE
     )
     members: dict[int, list[Path]] = defaultdict(list)
     for image, number in zip(examined, number_groups(len(examined), found.links).tolist(), strict=True):

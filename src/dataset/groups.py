@@ -81,7 +81,10 @@ class Groups:
 
 
 def find_links(
-    images: Sequence[Examined], labels: Sequence[str], photographs: Sequence[Hashable | None] | None = None
+    images: Sequence[Examined],
+    labels: Sequence[str],
+    photographs: Sequence[Hashable | None] | None = None,
+    store: Path | None = None,
 ) -> Links:
     """Finds which images belong together.
 
@@ -95,8 +98,9 @@ def find_links(
         images: N images.
         labels: N names of classes.
         photographs: the source photograph of each, None where it is not known; None if none is.
+        store: a folder in which the results of close comparisons are kept; None keeps them in memory only.
     """
-    resembling, notes = _link_near_duplicates(images, labels)
+    resembling, notes = _link_near_duplicates(images, labels, store)
     links = [*_link_equal([image.pixels for image in images], PIXELS), *resembling]
     if photographs is not None:
         links += _link_equal(photographs, PHOTOGRAPH)
@@ -137,6 +141,7 @@ def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> G
         [examined[place] for place in places],
         [labels[place] for place in places],
         [photographs[place] for place in places],
+        store,
     )
     links = [Link(places[first], places[second], kind) for first, second, kind in found.links]
     links += _link_augmented(folders, starts.tolist())
@@ -237,7 +242,9 @@ def _link_equal(keys: Sequence[Hashable | None], kind: str) -> list[Link]:
     return links
 
 
-def _link_near_duplicates(images: Sequence[Examined], labels: Sequence[str]) -> tuple[list[Link], list[str]]:
+def _link_near_duplicates(
+    images: Sequence[Examined], labels: Sequence[str], store: Path | None
+) -> tuple[list[Link], list[str]]:
     """Links near-duplicates that do not have identical pixels, and tells in which classes these mean nothing."""
     copies: dict[tuple[bytes, str], list[int]] = defaultdict(list)
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -247,7 +254,7 @@ def _link_near_duplicates(images: Sequence[Examined], labels: Sequence[str]) -> 
     _, pixels = np.unique([images[places[0]].pixels.hex() for places in members], return_inverse=True)
     names, classes = np.unique([label for _, label in copies], return_inverse=True)
 
-    pairs, notes = _find_resembling(fingerprints, pixels, classes)
+    pairs, notes = _find_resembling(fingerprints, pixels, classes, store)
     links = []
     for first, second in pairs:
         if pixels[first] != pixels[second]:  # else they are linked already
@@ -258,12 +265,12 @@ def _link_near_duplicates(images: Sequence[Examined], labels: Sequence[str]) -> 
 
 
 def _find_resembling(
-    fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray
+    fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray, store: Path | None
 ) -> tuple[list[tuple[int, int]], dict[int, str]]:
     """Pairs of images that show the same, and what to note of the dense classes."""
-    notes, dense, mixed = _find_dense(fingerprints, pixels, classes)
+    notes, dense, mixed = _find_dense(fingerprints, pixels, classes, store)
     others = np.flatnonzero(~dense[classes]).tolist()
-    found = find_near_duplicates([fingerprints[place] for place in others])
+    found = find_near_duplicates([fingerprints[place] for place in others], store)
     pairs = [(others[first], others[second]) for first, second in found]
     sizes = np.bincount(classes)
     held, several = _find_swallowed(pairs, classes, sizes / 2)
@@ -288,7 +295,7 @@ def _find_resembling(
 
 
 def _find_dense(
-    fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray
+    fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray, store: Path | None
 ) -> tuple[dict[int, str], np.ndarray, np.ndarray]:
     """Judges each class by random pairs of its images, and of these with images of other classes.
 
@@ -324,7 +331,7 @@ def _find_dense(
         if close
         for pair in map(tuple, pairs[alike].tolist())
     ]
-    same = iter(compare_closely(fingerprints, compared))
+    same = iter(compare_closely(fingerprints, compared, store))
     for (number, across, others, _), alike, close in zip(samples, coarse, closely, strict=True):
         found = sum(next(same) for _ in range(alike.sum())) if close else alike.sum()
         share = found / len(alike)

@@ -134,7 +134,7 @@ def test_training_images_leak_a_test_image_that_is_itself_a_copy(folders, monkey
     dataset, testing = folders
     names = [testing / "Axe/0.jpg", testing / "Axe/1.jpg", dataset / "Axe/0.jpg"]
 
-    def find(images, labels, photographs):
+    def find(images, *_):
         places = {image.path: place for place, image in enumerate(images)}
         pairs = [sorted(places[path] for path in pair) for pair in (names[:2], names[1:])]
         return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
@@ -180,7 +180,7 @@ def test_no_chain_drags_others_along(folders, monkeypatch):
     for path, side in zip(images, (300, 200, 100), strict=True):
         Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
 
-    def find(images, labels, photographs):
+    def find(images, *_):
         sizes = [image.size for image in images]
         large, middle, small = (sizes.index((side, side)) for side in (300, 200, 100))
         pairs = [sorted((large, middle)), sorted((middle, small))]
@@ -276,7 +276,7 @@ def test_what_is_found_only_once_others_are_gone_is_moved_too(folders, monkeypat
     dataset, testing = folders
     chain = [dataset / "Axe" / f"{number}.jpg" for number in (0, 1, 2)]
 
-    def find(images, labels, *_):
+    def find(images, *_):
         places = {image.path: place for place, image in enumerate(images)}
         pair = chain[:2] if chain[1] in places else chain[::2]
         known = sorted(places[path] for path in pair if path in places)
