@@ -32,7 +32,17 @@ from dataset.folders import (
     own_class_names,
     passed_over,
 )
-from dataset.groups import NEAR_DUPLICATE, PHOTOGRAPH, PIXELS, Links, find_links, number_groups, read_photographs
+from dataset.groups import AUGMENTED as SAME_STEM
+from dataset.groups import (
+    NEAR_DUPLICATE,
+    PHOTOGRAPH,
+    PIXELS,
+    Links,
+    find_links,
+    find_stems,
+    number_groups,
+    read_photographs,
+)
 from dataset.moving import alone_in, finish_moves, set_aside
 from dataset.quality import Rule, find_poor_images
 from dataset.shift import Aspect, in_short, measure_shift
@@ -44,6 +54,7 @@ _REASONS = {
     PIXELS: "is",
     NEAR_DUPLICATE: "resembles",
     PHOTOGRAPH: "is cut from the same photograph as",
+    SAME_STEM: "has the class and the stem of",
     _GROUP: "is linked through other images with",
 }
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
@@ -210,12 +221,15 @@ def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tup
     """All images, those of test folders first and each folder's best first, and what links them."""
     images: list[Examined] = []
     photographs: list[str | None] = []
+    stems: list[tuple[str, str] | None] = []
     for directory, members in examined.items():
         known = read_photographs(directory, dataset_dir)
         ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
         photographs += [known.get(f"{image.path.parent.name}/{image.path.name}") for image in ordered]
+        stems += find_stems([image.path for image in ordered], directory, dataset_dir)
         images += ordered
-    return images, find_links(images, [canonical(image.path.parent.name) for image in images], photographs, STORE)
+    labels = [canonical(image.path.parent.name) for image in images]
+    return images, find_links(images, labels, photographs, stems, STORE)
 
 
 def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
@@ -247,7 +261,7 @@ def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) 
             twins.append(Twin(paths[place], paths[other], LEAK, link))
             continue
         for other, link in near:
-            if link != PHOTOGRAPH and folder[place] == folder[other] and other not in moved:
+            if link in (PIXELS, NEAR_DUPLICATE) and folder[place] == folder[other] and other not in moved:
                 same_class = canonical(paths[place].parent.name) == canonical(paths[other].parent.name)
                 twins.append(Twin(paths[place], paths[other], DUPLICATE if same_class else LABEL_CONFLICT, link))
                 moved.add(place)

@@ -32,7 +32,7 @@ from dataset.folders import (
     own_class_names,
     source_stem,
 )
-from dataset.groups import find_links, number_groups, read_photographs
+from dataset.groups import find_links, find_stems, number_groups, read_photographs
 from dataset.moving import move_file, set_aside
 from dataset.reading import read_image, upright_rgb
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
@@ -145,7 +145,11 @@ def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str
     photographs = read_photographs(dataset_dir, dataset_dir)
     labels = [canonical(image.path.parent.name) for image in examined]
     found = find_links(
-        examined, labels, [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined], STORE
+        examined,
+        labels,
+        [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined],
+        find_stems([image.path for image in examined], dataset_dir, dataset_dir),
+        STORE,
     )
     members: dict[int, list[Path]] = defaultdict(list)
     for image, number in zip(examined, number_groups(len(examined), found.links).tolist(), strict=True):

@@ -24,7 +24,7 @@ from dataset.duplicates import (
     in_order_of_content,
 )
 from dataset.examining import STORE, Examined, examine, examine_image, on_all_cores
-from dataset.folders import ImageFolder
+from dataset.folders import ImageFolder, canonical
 from dataset.reading import UnreadableImage
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows
 
@@ -83,7 +83,8 @@ class Groups:
 def find_links(
     images: Sequence[Examined],
     labels: Sequence[str],
-    photographs: Sequence[Hashable | None] | None = None,
+    photographs: Sequence[Hashable | None] = (),
+    stems: Sequence[Hashable | None] = (),
     store: Path | None = None,
 ) -> Links:
     """Finds which images belong together.
@@ -97,13 +98,14 @@ def find_links(
     Args:
         images: N images.
         labels: N names of classes.
-        photographs: the source photograph of each, None where it is not known; None if none is.
+        photographs: the source photograph of each, None where it is not known; may be empty.
+        stems: what images have in common of which one augmented image may have been made, as `find_stems` gives it;
+            may be empty.
         store: a folder in which the results of close comparisons are kept; None keeps them in memory only.
     """
     resembling, notes = _link_near_duplicates(images, labels, store)
     links = [*_link_equal([image.pixels for image in images], PIXELS), *resembling]
-    if photographs is not None:
-        links += _link_equal(photographs, PHOTOGRAPH)
+    links += [*_link_equal(photographs, PHOTOGRAPH), *_link_equal(stems, AUGMENTED)]
     return Links(sorted(links), notes)
 
 
@@ -122,9 +124,9 @@ def number_groups(count: int, links: Iterable[tuple[int, int, str]]) -> np.ndarr
 def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> Groups:
     """Finds the groups of a training folder and of the test folders that belong to it.
 
-    Only originals are examined. An augmented image is in the group of its source, by label and stem; if several
-    originals of the class have that stem, all are in one group. An image that cannot be read is in a group of its own,
-    as is an augmented one whose source is not known.
+    Only originals are examined. An augmented image is in the group of its source, by label and stem. Originals of one
+    class that have the same stem are in one group, since what was made from which cannot be told. Other images that
+    cannot be read are in a group of their own, as are augmented ones whose source is not known.
 
     Args:
         folders: the training folder, followed by the test folders.
@@ -141,10 +143,12 @@ def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> G
         [examined[place] for place in places],
         [labels[place] for place in places],
         [photographs[place] for place in places],
-        store,
+        store=store,
     )
     links = [Link(places[first], places[second], kind) for first, second, kind in found.links]
-    links += _link_augmented(folders, starts.tolist())
+    links += _link_equal(
+        [key for number in range(len(folders)) for key in _find_sources(folders, number)], AUGMENTED, 1
+    )
     numbers = number_groups(int(starts[-1]), links)
     return Groups(tuple(np.split(numbers, starts[1:-1])), tuple(found.notes))
 
@@ -155,6 +159,20 @@ def find_photographs(folder: ImageFolder, training_dir: Path) -> list[str | None
     return [
         None if augmented else known.get(f"{path.parent.name}/{path.name}")
         for path, augmented in zip(folder.paths, folder.augmented.tolist(), strict=True)
+    ]
+
+
+def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> list[tuple[str, str] | None]:
+    """The class and the stem of each image of the training folder, or moved out of it; None for other test images.
+
+    An augmented image is named after the stem of its source: it may be made from any original with that stem.
+    """
+    moved = None if directory == training_dir else set(_read_moved(directory))
+    return [
+        (canonical(path.parent.name), path.stem)
+        if moved is None or f"{path.parent.name}/{path.name}" in moved
+        else None
+        for path in paths
     ]
 
 
@@ -205,31 +223,17 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
     return {place: image for place, image in images if image is not None}
 
 
-def _link_augmented(folders: Sequence[ImageFolder], starts: Sequence[int]) -> list[Link]:
-    """Links augmented images with their sources, also with those that were moved to a test folder."""
-    links = []
-    moved = [set(_read_moved(folder.directory)) for folder in folders]
-    originals: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    made: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    for number, (start, folder) in enumerate(zip(starts, folders, strict=False)):
-        for place, (label, source) in enumerate(zip(folder.labels.tolist(), folder.sources, strict=True)):
-            if source is None:
-                continue
-            name, path = folder.classes[label], folder.paths[place]
-            if folder.augmented[place]:
-                made[number, name, source].append(start + place)
-                continue
-            originals[number, name, source].append(start + place)
-            if number and f"{path.parent.name}/{path.name}" in moved[number]:
-                originals[0, name, source].append(start + place)
-    for key, places in made.items():
-        first = places[0]
-        related = {*places[1:], *originals[key]}
-        links += [Link(min(first, other), max(first, other), AUGMENTED) for other in related]
-    return links
+def _find_sources(folders: Sequence[ImageFolder], number: int) -> list[Hashable | None]:
+    """What each image of a folder has in common with those made from it; None if an image's source is not known."""
+    folder = folders[number]
+    moved = set(_read_moved(folder.directory)) if number else set()
+    return [
+        source and (number * (f"{path.parent.name}/{path.name}" not in moved), folder.classes[label], source)
+        for path, label, source in zip(folder.paths, folder.labels.tolist(), folder.sources, strict=True)
+    ]
 
 
-def _link_equal(keys: Sequence[Hashable | None], kind: str) -> list[Link]:
+def _link_equal(keys: Sequence[Hashable | None], kind: str, most: int = _MOST_LINKS) -> list[Link]:
     """Links the places that have the same key: each with each, or each with the first where they are many."""
     same: dict[Hashable, list[int]] = defaultdict(list)
     for place, key in enumerate(keys):
@@ -237,7 +241,7 @@ def _link_equal(keys: Sequence[Hashable | None], kind: str) -> list[Link]:
             same[key].append(place)
     links = []
     for places in same.values():
-        pairs = combinations(places, 2) if len(places) <= _MOST_LINKS else product(places[:1], places[1:])
+        pairs = combinations(places, 2) if len(places) <= most else product(places[:1], places[1:])
         links += [Link(first, second, kind) for first, second in pairs]
     return links
 

@@ -204,6 +204,22 @@ def test_cuts_of_one_photograph_leak_but_are_no_duplicates(folders):
     assert row["reason"] == f"leak: is cut from the same photograph as {testing}/Axe/9.jpg"
 
 
+def test_images_of_one_stem_leak_but_are_no_duplicates(folders):
+    """An augmented image's name does not tell which of the two it was made from."""
+    dataset, testing = folders
+    draw_numbered("Axe", 0, False, 20)[0].save(dataset / "Axe/3.png")
+    draw_numbered("Axe", 0, False, 21)[0].save(dataset / "Axe/9.png")
+    (testing / "Axe/0.jpg").rename(testing / "Axe/9.jpg")
+    assert audit(dataset, [testing]).twins == []
+    write_rows(testing / "testing_batch.csv", ("class", "file"), [{"class": "Axe", "file": "9.jpg"}])
+    report = audit(dataset, [testing])
+    assert kinds(report) == {("9.png", "9.jpg", LEAK, False)}
+    assert f"  {dataset}/Axe/9.png has the class and the stem of {testing}/Axe/9.jpg" in describe(report)
+    assert count_overlap(dataset, testing) == 1
+    fix(report)
+    assert count_overlap(dataset, testing) == 0
+
+
 def test_all_that_share_a_group_with_a_test_image_are_moved(folders):
     """Also what is linked with it only through another training image."""
     dataset, testing = folders

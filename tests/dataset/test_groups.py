@@ -271,10 +271,33 @@ class TestFolders:
         together = ["A/0.png", "A/0.jpg", "A_augmented/0_aug_0001.jpg", "A_augmented/0_aug_0002.jpg"]
         assert len({numbers[f"train/{name}"] for name in together}) == 1
         assert numbers["train/A/2.png"] == numbers["train/A_augmented/2_aug_0003.jpg"]
-        assert numbers["train/A/1.png"] != numbers["train/A/1.jpg"]  # of which nothing was made
+        assert numbers["train/A/1.png"] == numbers["train/A/1.jpg"]  # though nothing was made of them
         assert numbers["train/A_augmented/gone_aug_0004.jpg"] == numbers["train/A_augmented/gone_aug_0005.jpg"]
         assert list(numbers.values()).count(numbers["train/A_augmented/odd.jpg"]) == 1
         assert not any(path.parent.name == "A_augmented" for path in looked)
+
+    def test_augmented_images_do_not_change_the_groups_of_originals(self, tmp_path):
+        for number in range(3):
+            save(draw(number), tmp_path / "train/A" / f"{number}.png")
+            save(draw(10 + number), tmp_path / "train/B" / f"{number}.png")
+        save(draw(5), tmp_path / "train/A/0.jpg")
+        save(draw(6), tmp_path / "train/A/7.jpg")
+        save(draw(7), tmp_path / "test/A/7.png")
+        save(draw(8), tmp_path / "test/A/2.png")
+        write_rows(tmp_path / "test" / TESTING_BATCH, ("class", "file"), [{"class": "A", "file": "7.png"}])
+        for name in ("0_aug_0001", "1_aug_0002", "7_aug_0003"):
+            save(draw(12), tmp_path / "train/A_augmented" / f"{name}.jpg")
+        test = _read_test_folder(tmp_path / "test")
+        numbers = []
+        for with_augmented in (False, True):
+            folders = [read_folder(tmp_path / "train", with_augmented), test]
+            found = number_by_name(folders, find_groups(folders, None))
+            originals = {name: number for name, number in found.items() if "augmented" not in name}
+            numbers.append([list(originals.values()).index(number) for number in originals.values()])
+        assert numbers[0] == numbers[1]
+        assert originals["train/A/0.png"] == originals["train/A/0.jpg"]
+        assert originals["train/A/7.jpg"] == originals["test/A/7.png"]
+        assert len(set(originals.values())) == len(originals) - 2
 
     def test_inversions_and_archives(self, tmp_path):
         arrays = np.stack([np.asarray(draw(seed).convert("L")) for seed in (0, 1, 2, 0)])
