@@ -28,13 +28,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have ig
 @pytest.fixture(autouse=True)
 def _store_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps what is remembered of the tests' images out of the repository's own `.cache`."""
-    from dataset import examining
+    from dataset import examining, verdicts
 
     store = tmp_path_factory.getbasetemp() / "examined"
     original = examining._store_file
     monkeypatch.setattr(
         examining, "_store_file", lambda path, folder: original(store if path == examining.STORE else path, folder)
     )
+    original_file = verdicts._file
+    monkeypatch.setattr(verdicts, "_file", lambda path: original_file(store if path == examining.STORE else path))
 
 
 @pytest.fixture(scope="session")

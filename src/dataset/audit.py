@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, printable, run_program
-from dataset.examining import Examined, examine, find_unreadable
+from dataset.examining import STORE, Examined, examine, find_unreadable
 from dataset.folders import (
     AUGMENTED,
     REJECTED,
@@ -31,7 +32,17 @@ from dataset.folders import (
     own_class_names,
     passed_over,
 )
-from dataset.groups import NEAR_DUPLICATE, PHOTOGRAPH, PIXELS, Links, find_links, number_groups, read_photographs
+from dataset.groups import AUGMENTED as SAME_STEM
+from dataset.groups import (
+    NEAR_DUPLICATE,
+    PHOTOGRAPH,
+    PIXELS,
+    Links,
+    find_links,
+    find_stems,
+    number_groups,
+    read_photographs,
+)
 from dataset.moving import alone_in, finish_moves, set_aside
 from dataset.quality import Rule, find_poor_images
 from dataset.shift import Aspect, in_short, measure_shift
@@ -43,6 +54,7 @@ _REASONS = {
     PIXELS: "is",
     NEAR_DUPLICATE: "resembles",
     PHOTOGRAPH: "is cut from the same photograph as",
+    SAME_STEM: "has the class and the stem of",
     _GROUP: "is linked through other images with",
 }
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
@@ -106,11 +118,12 @@ class Report:
 
     @property
     def clean(self) -> bool:
+        """Whether nothing was found that can be mended; images of low quality are for a person to judge."""
         shifted = any(aspect.shifted for aspects in self.shift.values() for aspect in aspects)
-        return not (self.unreadable or self.twins or self.poor or shifted)
+        return not (self.unreadable or self.twins or shifted)
 
 
-def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
+def audit(dataset_dir: Path, testing_dirs: Sequence[Path], exhaustive: bool = False) -> Report:
     """Examines a training folder and the test folders that belong to it; changes nothing.
 
     Augmented images are looked at only for whether they can be read: that they resemble their source is their purpose.
@@ -118,6 +131,8 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
     Args:
         dataset_dir: a folder a class.
         testing_dirs: may have images of some classes only, or of none yet, or not exist yet.
+        exhaustive: search again without the twins that were found, until no more are found. Which images count as
+            near-duplicates depends on the images of their classes, and so may change when some are moved.
 
     Raises:
         UserError: the training folder is missing, or has fewer than two classes or no images; or a folder lies in
@@ -144,13 +159,19 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
             examined[directory] = found
         unreadable |= bad
     poor, rules = find_poor_images([image for images in reversed(examined.values()) for image in images])
-    all_images, links = _link(dataset_dir, examined)
+    links, twins = _find_twins(dataset_dir, examined)
+    more = twins if exhaustive else []
+    while more:
+        moved = {twin.path for twin in twins}
+        left = {place: [image for image in images if image.path not in moved] for place, images in examined.items()}
+        _, more = _find_twins(dataset_dir, left)
+        twins += more
     return Report(
         images={
             directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())
         },
         unreadable=dict(sorted(unreadable.items())),
-        twins=_find_twins(dataset_dir, all_images, links),
+        twins=sorted(twins, key=lambda twin: twin.path),
         shift={
             directory: measure_shift(examined[dataset_dir], _labels(examined[dataset_dir]), images, _labels(images))
             for directory, images in examined.items()
@@ -177,7 +198,18 @@ def fix(report: Report) -> int:
 
     Returns:
         How many files were moved.
+
+    Raises:
+        UserError: more than half of the images of a class would be moved; none is.
     """
+    for directory, counts in report.images.items():
+        moved = Counter(canonical(twin.path.parent.name) for twin in report.twins if directory in twin.path.parents)
+        for name, count in counts.items():
+            if moved[name] > count / 2:
+                raise UserError(
+                    f"{class_folder(directory, name)}: --fix would move {moved[name]} of its {count} images, so "
+                    "nothing was moved: look at the report first, without --fix"
+                )
     reasons = {path: why for path, why in report.unreadable.items() if path.is_file() and not path.is_symlink()}
     reasons |= {twin.path: f"{twin.kind}: {twin.reason} {twin.of}" for twin in report.twins}
     for directory in report.images:
@@ -189,21 +221,25 @@ def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tup
     """All images, those of test folders first and each folder's best first, and what links them."""
     images: list[Examined] = []
     photographs: list[str | None] = []
+    stems: list[tuple[str, str] | None] = []
     for directory, members in examined.items():
         known = read_photographs(directory, dataset_dir)
         ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
         photographs += [known.get(f"{image.path.parent.name}/{image.path.name}") for image in ordered]
+        stems += find_stems([image.path for image in ordered], directory, dataset_dir)
         images += ordered
-    return images, find_links(images, [canonical(image.path.parent.name) for image in images], photographs)
+    labels = [canonical(image.path.parent.name) for image in images]
+    return images, find_links(images, labels, photographs, stems, STORE)
 
 
-def _find_twins(dataset_dir: Path, images: Sequence[Examined], found: Links) -> list[Twin]:
-    """Tells leaks from duplicates within a folder.
+def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
+    """Finds what links the images, and tells leaks from duplicates within a folder.
 
     A training image leaks if it shares its group with any test image, also with one that is not kept: as long as that
     is there, it is tested on. Within a folder the images are gone through, best first, and each is kept that resembles
     no kept one: no chain drags others along, and cuts of one photograph are no duplicates.
     """
+    images, found = _link(dataset_dir, examined)
     paths = [image.path for image in images]
     folder = [path.parent.parent for path in paths]
     groups = number_groups(len(images), found.links).tolist()
@@ -225,12 +261,12 @@ def _find_twins(dataset_dir: Path, images: Sequence[Examined], found: Links) -> 
             twins.append(Twin(paths[place], paths[other], LEAK, link))
             continue
         for other, link in near:
-            if link != PHOTOGRAPH and folder[place] == folder[other] and other not in moved:
+            if link in (PIXELS, NEAR_DUPLICATE) and folder[place] == folder[other] and other not in moved:
                 same_class = canonical(paths[place].parent.name) == canonical(paths[other].parent.name)
                 twins.append(Twin(paths[place], paths[other], DUPLICATE if same_class else LABEL_CONFLICT, link))
                 moved.add(place)
                 break
-    return sorted(twins, key=lambda twin: twin.path)
+    return found, twins
 
 
 def _labels(images: Sequence[Examined]) -> np.ndarray:
@@ -300,7 +336,7 @@ def to_json(report: Report) -> dict[str, Any]:
 def main() -> int:
     parser = ArgumentParser(
         description="Reports unreadable files, duplicates, leaks, images of low quality and shift. "
-        "Status 1 where it finds something, else 0."
+        "Status 1 where it finds something other than low quality, else 0."
     )
     parser.add_argument(
         "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
@@ -324,7 +360,7 @@ def main() -> int:
             for folder in folders:
                 stack.enter_context(alone_in(folder))
                 finish_moves(folder, REJECTED)
-        report = audit(arguments.dataset_dir, arguments.testing_dir)
+        report = audit(arguments.dataset_dir, arguments.testing_dir, exhaustive=arguments.fix)
         for folder in arguments.testing_dir:
             if not folder.exists():
                 print(f"note: there is no folder {printable(folder)}, nothing is compared with it", file=sys.stderr)

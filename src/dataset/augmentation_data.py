@@ -9,8 +9,8 @@ import random
 import re
 import shutil
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores, write_whole
-from dataset.examining import Examined, examine, find_unreadable, why_unreadable
+from dataset.examining import STORE, Examined, examine, find_unreadable, why_unreadable
 from dataset.folders import (
     AUGMENTED,
     LEFT_OUT,
@@ -32,7 +32,7 @@ from dataset.folders import (
     own_class_names,
     source_stem,
 )
-from dataset.groups import find_links, number_groups, read_photographs
+from dataset.groups import find_links, find_stems, number_groups, read_photographs
 from dataset.moving import move_file, set_aside
 from dataset.reading import read_image, upright_rgb
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
@@ -86,18 +86,23 @@ def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) 
     """
     moved = {}
     for name in class_names(dataset_dir):
-        surplus = _in_random_order(image_files(class_folder(dataset_dir, name)), seed, "reduce")[max_per_class:]
+        surplus = _find_surplus(dataset_dir, name, max_per_class, seed)
         reason = f"the class had more than {max_per_class} images"
         set_aside(dataset_dir, LEFT_OUT, dict.fromkeys(surplus, reason))
         moved[name] = len(surplus)
     return moved
 
 
+def _find_surplus(dataset_dir: Path, name: str, max_per_class: int, seed: int) -> list[Path]:
+    return _in_random_order(image_files(class_folder(dataset_dir, name)), seed, "reduce")[max_per_class:]
+
+
 def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 30, seed: int = 0) -> dict[str, int]:
     """Moves images of each class to `<testing_dir>/<class>/`, once.
 
     A group of images, as `dataset.groups` has it, is never divided, so that nothing like a test image stays behind to
-    train on: images that are alone in their group are drawn first, then whole groups of the class. A class that has a
+    train on: images that are alone in their group are drawn first, then whole groups of the class. Two groups of each
+    class stay. Where whole groups do not make up `per_class` images, one image less is moved. A class that has a
     test folder with images keeps it as it is. The list of what is moved is written first, as
     `testing_batch.csv`: it tells later where the images came from, and a batch that was broken off goes on by it.
 
@@ -105,72 +110,113 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
         How many images of each class were moved.
 
     Raises:
-        UserError: a class has too few images for its batch and at least two to stay.
+        UserError: a class has too few images for its batch and at least two groups to stay.
     """
+    rows = draw_testing_batch(dataset_dir, testing_dir, per_class, seed)
     table = testing_dir / TESTING_BATCH
-    rows = read_rows(table, ("class", "file"))
-    served = {canonical(row["class"]) for row in rows}
-    folders = {name: class_folder(dataset_dir, name) for name in class_names(dataset_dir)}
-    lacking = [name for name in folders if name not in served and not image_files(class_folder(testing_dir, name))]
-    if lacking and per_class:
-        examined, _ = examine([path for folder in folders.values() for path in image_files(folder)])
-        groups = _group_by_class(dataset_dir, examined)
-        for name in lacking:
-            readable = sum(image.path.parent == folders[name] for image in examined)
-            alone = [path for group in groups[name] if len(group) == 1 for path in group]
-            chosen = _draw_groups(groups[name], per_class, seed) if per_class <= readable - 2 else None
-            if chosen is None:
-                raise UserError(
-                    f"{folders[name]} has {readable} readable images, {len(alone)} of them without a "
-                    f"near-duplicate: too few to move {per_class} to {testing_dir} and keep two "
-                    "(--testing-per-class asks for fewer)"
-                )
-            rows += [{"class": name, "file": path.name} for path in sorted(chosen)]
-        write_rows(table, ("class", "file"), sorted(rows, key=lambda row: (row["class"], row["file"])))
-    moved = dict.fromkeys(folders, 0)
+    if rows != (served := read_rows(table, ("class", "file"))):
+        write_rows(table, ("class", "file"), rows)
+    drawn = Counter(canonical(row["class"]) for row in rows if row not in served)
+    for name in (name for name, count in drawn.items() if count < per_class):
+        _log.warning("%s gets %d test images: groups of near-duplicates are not divided", name, drawn[name])
+    moved = dict.fromkeys(class_names(dataset_dir), 0)
     for row in rows:
         name = canonical(row["class"])
         source, target = (class_folder(directory, name) / row["file"] for directory in (dataset_dir, testing_dir))
         if source.exists():
             move_file(source, target)
             moved[name] += 1
-    for name in sorted(served):
+    for name in sorted({canonical(row["class"]) for row in served}):
         if not image_files(class_folder(testing_dir, name)):
             _log.warning("%s has none of its test images left; without its lines in %s others are drawn", name, table)
     return moved
 
 
+def draw_testing_batch(
+    dataset_dir: Path, testing_dir: Path, per_class: int, seed: int, without: Collection[Path] = ()
+) -> list[dict[str, str]]:
+    """The rows of `testing_batch.csv` after `create_testing_batch`, in the columns `class` and `file`; moves nothing.
+
+    Args:
+        dataset_dir: a folder a class.
+        testing_dir: the same.
+        per_class: how many images of a class are to be moved.
+        seed: decides which.
+        without: images that do not count.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    rows = read_rows(testing_dir / TESTING_BATCH, ("class", "file"))
+    served = {canonical(row["class"]) for row in rows}
+    folders = {name: class_folder(dataset_dir, name) for name in class_names(dataset_dir)}
+    lacking = [name for name in folders if name not in served and not image_files(class_folder(testing_dir, name))]
+    if not lacking or not per_class:
+        return rows
+    images = [path for folder in folders.values() for path in image_files(folder)]
+    examined, _ = examine([path for path in images if path not in without])
+    groups = _group_by_class(dataset_dir, examined)
+    for name in lacking:
+        own = [group for group in groups[name] if {path.parent for path in group} == {folders[name]}]
+        chosen = _draw_groups(own, per_class, len(groups[name]) - 2, seed)
+        if chosen is None:
+            readable = sum(image.path.parent == folders[name] for image in examined)
+            raise UserError(
+                f"{folders[name]} has {readable} readable images in {len(groups[name])} groups of near-duplicates: too "
+                f"few to move {per_class} to {testing_dir} and keep two groups (--testing-per-class asks for fewer)"
+            )
+        rows += [{"class": name, "file": path.name} for path in sorted(chosen)]
+    return sorted(rows, key=lambda row: (row["class"], row["file"]))
+
+
 def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str, list[list[Path]]]:
-    """The groups of images of each class, without those that span classes."""
+    """The groups that have images of each class."""
     photographs = read_photographs(dataset_dir, dataset_dir)
     labels = [canonical(image.path.parent.name) for image in examined]
     found = find_links(
-        examined, labels, [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined]
+        examined,
+        labels,
+        [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined],
+        find_stems([image.path for image in examined], dataset_dir, dataset_dir),
+        STORE,
     )
     members: dict[int, list[Path]] = defaultdict(list)
     for image, number in zip(examined, number_groups(len(examined), found.links).tolist(), strict=True):
         members[number].append(image.path)
     groups: dict[str, list[list[Path]]] = defaultdict(list)
     for paths in members.values():
-        names = {canonical(path.parent.name) for path in paths}
-        if len(names) == 1:
-            groups[names.pop()].append(paths)
+        for name in {canonical(path.parent.name) for path in paths}:
+            groups[name].append(paths)
     return groups
 
 
-def _draw_groups(groups: Sequence[Sequence[Path]], count: int, seed: int) -> list[Path] | None:
-    """Whole groups of so many images in all, single images first and at random; None if no choice has that size."""
+def _draw_groups(groups: Sequence[Sequence[Path]], count: int, most: int, seed: int) -> list[Path] | None:
+    """Whole groups of so many images in all, single images first and at random; one less where no groups have so many.
+
+    Args:
+        groups: the groups to choose from.
+        count: the number of images.
+        most: how many groups may be drawn.
+        seed: decides which.
+
+    Returns:
+        The images; None if it takes more groups.
+    """
     ordered = [_in_random_order(group, seed, "test") for group in groups]
     first = {path: place for place, path in enumerate(_in_random_order([g[0] for g in ordered], seed, "test"))}
     ordered.sort(key=lambda group: (len(group) > 1, first[group[0]]))
-    drawn: dict[int, list[Path]] = {0: []}  # by number of images; an earlier choice of groups stands
+    drawn: dict[tuple[int, int], list[Path]] = {(0, 0): []}  # by numbers of images and groups; earlier choices stand
     for group in ordered:
-        if count in drawn:
-            break
-        for size in sorted(drawn, reverse=True):
-            if size + len(group) <= count:
-                drawn.setdefault(size + len(group), [*drawn[size], *group])
-    return drawn.get(count)
+        for size, number in sorted(drawn, reverse=True):
+            key = (size + len(group), number + 1)
+            if key[0] <= count and key not in drawn:
+                drawn[key] = [*drawn[size, number], *group]
+        for number in range(min(count, most) + 1):
+            if (count, number) in drawn:
+                return drawn[count, number]
+    sizes = {size for size, _ in drawn}
+    fewer = (images for (size, number), images in drawn.items() if size == count - 1 > 0 and number <= most)
+    return None if count in sizes else next(fewer, None)
 
 
 def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
@@ -215,6 +261,32 @@ def plan_augmentation(sizes: Mapping[str, int], mode: str = MINORITY, target: in
         return {name: max(0, (target or largest) - size) for name, size in sizes.items()}
     more = largest if target is None else max(0, target - largest)
     return {name: max(min(1, more), (2 * size * more + largest) // (2 * largest)) for name, size in sizes.items()}
+
+
+def check_augmentation(
+    dataset_dir: Path, testing_dir: Path, max_per_class: int, per_class: int, seed: int, mode: str, target: int | None
+) -> None:
+    """Checks a target against the sizes that the classes will have after `reduce_classes` and `create_testing_batch`.
+
+    Raises:
+        UserError: the target makes no sense with them, or a class has too few images.
+    """
+    if target is None:
+        return
+    names = class_names(dataset_dir)
+    surplus = {path for name in names for path in _find_surplus(dataset_dir, name, max_per_class, seed)}
+    rows = draw_testing_batch(dataset_dir, testing_dir, per_class, seed, surplus)
+    moved = {(canonical(row["class"]), row["file"]) for row in rows}
+    stay = {
+        name: [
+            path
+            for path in image_files(class_folder(dataset_dir, name))
+            if path not in surplus and (name, path.name) not in moved
+        ]
+        for name in names
+    }
+    unreadable = find_unreadable([path for paths in stay.values() for path in paths])
+    _check_target({name: sum(path not in unreadable for path in paths) for name, paths in stay.items()}, mode, target)
 
 
 def _check_target(sizes: Mapping[str, int], mode: str, target: int | None) -> None:

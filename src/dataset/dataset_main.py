@@ -21,6 +21,7 @@ from dataset.augmentation_data import (
     MINORITY,
     TESTING_BATCH,
     add_extra_testing,
+    check_augmentation,
     create_augmented_data,
     create_testing_batch,
     prepare_to_augment,
@@ -62,6 +63,10 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     with alone_in(dataset_dir):
         prepare_to_augment(dataset_dir, arguments.augment, arguments.augment_to)
         _check(arguments)
+        check_augmentation(
+            dataset_dir, testing_dir, arguments.max_per_class, arguments.testing_per_class, seed, arguments.augment,
+            arguments.augment_to,
+        )  # fmt: skip
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
         say("reduce", f"to {arguments.max_per_class} a class: {_counts(moved)} moved to {dataset_dir}/left_out")
         moved = create_testing_batch(dataset_dir, testing_dir, arguments.testing_per_class, seed)

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from common import available_cores
+from dataset.verdicts import judge
 
 SIDE = 48
 COARSE_SIDE = 8
@@ -70,7 +72,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     return Fingerprint(np.asarray(thumbnail), grey.size)
 
 
-def find_near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+def find_near_duplicates(fingerprints: Sequence[Fingerprint], store: Path | None = None) -> list[tuple[int, int]]:
     """Finds all pairs of images that show the same photograph.
 
     Copies are found that were recompressed, resized, made brighter, darker or grey, padded with black, or cut by up to
@@ -83,17 +85,38 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int,
     near cells of an index. Each image is then compared by `similarity` with the 10 most similar ones. The work
     grows with the power 1.5 of the number of images, the memory with their number.
 
+    Args:
+        fingerprints: of N images.
+        store: a folder in which the results of close comparisons are kept; None keeps them in memory only.
+
     Returns:
         Pairs of places (i, j), i < j, in order; which pairs these are does not depend on the order of the images.
     """
     candidates = find_candidates(fingerprints)
-    alike = compare_closely(fingerprints, candidates)
+    alike = compare_closely(fingerprints, candidates, store)
     return [pair for pair, same in zip(candidates, alike, strict=True) if same]
 
 
-def compare_closely(fingerprints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether the images of each pair of places show the same photograph; uses all cores."""
+def compare_closely(
+    fingerprints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int]], store: Path | None = None
+) -> list[bool]:
+    """Whether the images of each pair of places show the same photograph; uses all cores.
 
+    Images that were compared before, with this store or in this process, are not compared again.
+    """
+    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    places, inverse = np.unique(ends, return_inverse=True)
+    digests = b"".join(digest(fingerprints[place], 8) for place in places.tolist())
+    hashes = np.frombuffer(digests, dtype=np.uint64)[inverse].reshape(-1, 2)
+    keys, first, inverse = np.unique(hashes.sum(axis=1), return_index=True, return_inverse=True)
+
+    def compare(unknown: np.ndarray) -> list[bool]:
+        return _compare_all_closely(fingerprints, ends[first[unknown]].tolist())
+
+    return judge(keys, compare, store)[inverse].tolist()
+
+
+def _compare_all_closely(fingerprints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int]]) -> list[bool]:
     def compare(start: int) -> list[bool]:
         return [are_alike(fingerprints[i], fingerprints[j]) for i, j in pairs[start : start + _PAIRS]]
 
@@ -147,9 +170,12 @@ def find_outstanding_pairs(
     if not means:
         return []
 
+    known = np.isin(labels, list(means))
+
     def choose_across(row: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
-        known = [label in means for label in labels[others].tolist()]
-        across = (labels[others] != labels[row]) & (np.array(known) | (labels[row] in means))
+        across = labels[others] != labels[row]
+        if labels[row] not in means:
+            across &= known[others]
         others, correlations = others[across], correlations[across]
         others = others[_largest(correlations, MOST_COMPARED)]
         if not len(others):
@@ -275,14 +301,38 @@ def find_candidates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]
     return _as_pairs(places, _search(coarse, COARSELY_ALIKE, choose, cut))
 
 
+def are_coarsely_alike(fingerprints: Sequence[Fingerprint], pairs: np.ndarray) -> np.ndarray:
+    """Whether the images of each pair of places (N, 2) are worth a close comparison, bool (N,)."""
+    places, ends = np.unique(pairs, return_inverse=True)
+    first, second = ends.reshape(-1, 2).T
+    chosen = [fingerprints[place] for place in places.tolist()]
+    if not chosen:
+        return np.zeros(0, dtype=bool)
+    thumbnails = np.stack([each.thumbnail for each in chosen])
+    coarse = _shrink(thumbnails, COARSE_SIDE)
+    aspects = np.array([each.size[0] / each.size[1] for each in chosen])
+    small = np.array([_is_small(each) for each in chosen])
+    clear = thumbnails.std(axis=(1, 2)) >= LEAST_CONTRAST
+    correlations = (coarse[first] * coarse[second]).sum(axis=1)
+    ratios = aspects[first] / aspects[second]
+    both_small = small[first] & small[second]
+    alike = clear[first] & clear[second] & (np.maximum(ratios, 1 / ratios) <= _LARGEST_ASPECT_RATIO)
+    alike &= correlations >= np.where(both_small, COARSELY_ALIKE_SMALL, COARSELY_ALIKE)
+    cuts = _shrink_cuts(thumbnails).reshape(len(chosen), -1, COARSE_SIDE**2)
+    for one, other in ((first, second), (second, first)):
+        scores = np.einsum("ncd,nd->nc", cuts[one], coarse[other]).max(axis=1)
+        correlations = np.maximum(correlations, scores)
+    return alike & (both_small | (correlations >= ALIKE_CUT))
+
+
 def in_order_of_content(fingerprints: Sequence[Fingerprint], places: Sequence[int]) -> np.ndarray:
     """Places sorted by a digest of the fingerprint there: a random order that does not depend on the given one."""
+    return np.array(sorted(places, key=lambda place: digest(fingerprints[place], 16)), dtype=np.int64)
 
-    def digest(place: int) -> bytes:
-        one = fingerprints[place]
-        return hashlib.blake2b(one.thumbnail.tobytes() + repr(one.size).encode(), digest_size=16).digest()
 
-    return np.array(sorted(places, key=digest), dtype=np.int64)
+def digest(one: Fingerprint, size: int) -> bytes:
+    """A digest of a fingerprint, of so many bytes."""
+    return hashlib.blake2b(one.thumbnail.tobytes() + repr(one.size).encode(), digest_size=size).digest()
 
 
 def _as_pairs(places: np.ndarray, found: Iterator[tuple[int, np.ndarray]]) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """Looks once at every image of a dataset: can it be read, what is its form, and what does it look like.
 
-What is known of a file is kept on disk until the file changes, in `.cache/examined/` of the working directory: one
-`.npz` file per image directory. It may be deleted at any time.
+What is known of a file is kept on disk until the file changes, in `.cache/examined/` of the working directory: two
+`.npz` files per image directory. One has what the images look like, and is read only where that is needed. They may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,7 @@ _FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "fingerprint.size": ("i4", (2,)),
     "sharpness": ("f8", ()),
 }
-_VERSION = 1  # of how the fields are computed; a store of another version is not used
+_VERSION = 2  # of how the fields are computed; a store of another version is not used
 _FORMAT = json.dumps([_VERSION, _FIELDS]).encode()
 
 
@@ -87,7 +88,7 @@ def examine(paths: Sequence[Path], store: Path | None = STORE) -> tuple[list[Exa
     Returns:
         What is known of those that can be read, in their order, and why the others cannot.
     """
-    results = _remember(paths, store, lambda entry: entry.what or None, _examine, "examining")
+    results = _remember(paths, store, lambda entry: entry.image or entry.reason or None, _examine, "examining", True)
     examined = [
         result if result.path == path else replace(result, path=path)
         for path, result in zip(paths, results, strict=True)
@@ -98,13 +99,13 @@ def examine(paths: Sequence[Path], store: Path | None = STORE) -> tuple[list[Exa
 
 def find_unreadable(paths: Sequence[Path], store: Path | None = STORE) -> dict[Path, str]:
     """Why some of the files cannot be read; takes no time for those that were read before."""
-    reasons = _remember(paths, store, _reason, _try_to_read, "reading")
+    reasons = _remember(paths, store, lambda entry: entry.reason, _try_to_read, "reading")
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
 def why_unreadable(path: Path) -> str | None:
     """Why a file cannot be read, or None if it can."""
-    return _remember([path], None, _reason, _try_to_read, "reading")[0] or None
+    return _remember([path], None, lambda entry: entry.reason, _try_to_read, "reading")[0] or None
 
 
 def content_digests(paths: Sequence[Path], store: Path | None = STORE) -> list[bytes]:
@@ -166,13 +167,15 @@ class _Entry:
 
     Attributes:
         version: size, time of modification, time of change and inode of the file.
-        what: the image, or why it cannot be read, or "" if it can be but was not examined; None if unknown.
+        reason: why it cannot be read as an image, or "" if it can be; None if unknown.
         digest: of the file's content; None if unknown.
+        image: what it looks like; None if unknown, or only known on disk.
     """
 
     version: tuple[int, ...]
-    what: Examined | str | None = None
+    reason: str | None = None
     digest: bytes | None = None
+    image: Examined | None = None
 
 
 @dataclass
@@ -181,13 +184,15 @@ class _Folder:
 
     Attributes:
         entries: what is known of them.
-        loaded: the store files that were read into this.
-        changed: whether something is known that is in no store file.
+        loaded: the store files that were read into this, but for the images.
+        changed: whether a reason or digest is known that is in no store file.
+        examined: whether an image is known that is in no store file.
     """
 
     entries: dict[str, _Entry] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
     changed: bool = False
+    examined: bool = False
 
 
 _known: dict[str, _Folder] = {}  # by absolute directory
@@ -199,20 +204,23 @@ def _remember(
     recall: Callable[[_Entry], _Result | None],
     find_out: Callable[[Path, _Entry], None],
     title: str,
+    images: bool = False,
 ) -> list[_Result]:
     """What `recall` gives for each file; where that is None, `find_out` has to complete the entry first."""
     located = [os.path.split(os.path.abspath(path)) for path in paths]
-    with _kept({folder for folder, _ in located}, store):
+    with _kept({folder for folder, _ in located}, store, images):
         entries = [_find_entry(folder, name) for folder, name in located]
         unknown = {id(entry): place for place, entry in enumerate(entries) if recall(entry) is None}
 
         def complete(place: int) -> None:
             find_out(paths[place], entries[place])
-            _known[located[place][0]].changed = True
+            known = _known[located[place][0]]
+            known.changed = True
+            known.examined |= images
 
         if unknown:
             on_all_cores(complete, list(unknown.values()), title)
-    return [recall(entry) for entry in entries]
+        return [recall(entry) for entry in entries]
 
 
 def _find_entry(folder: str, name: str) -> _Entry:
@@ -226,21 +234,18 @@ def _find_entry(folder: str, name: str) -> _Entry:
 
 def _examine(path: Path, entry: _Entry) -> None:
     try:
-        entry.what = examine_image(path, read_image(path))
+        entry.image = examine_image(path, read_image(path))
+        entry.reason = ""
     except UnreadableImage as error:
-        entry.what = str(error)
-
-
-def _reason(entry: _Entry) -> str | None:
-    return "" if isinstance(entry.what, Examined) else entry.what
+        entry.reason = str(error)
 
 
 def _try_to_read(path: Path, entry: _Entry) -> None:
     try:
         read_image(path)
-        entry.what = ""
+        entry.reason = ""
     except UnreadableImage as error:
-        entry.what = str(error)
+        entry.reason = str(error)
 
 
 def _digest_content(path: Path, entry: _Entry) -> None:
@@ -257,19 +262,23 @@ def _digest_content(path: Path, entry: _Entry) -> None:
 
 
 @contextmanager
-def _kept(folders: set[str], store: Path | None) -> Iterator[None]:
-    """Loads what a store knows of folders, and saves at the end what was found out, also if that was interrupted."""
+def _kept(folders: set[str], store: Path | None, images: bool) -> Iterator[None]:
+    """Loads what a store knows of folders, and saves at the end what was found out, also if that was interrupted.
+
+    Images that are on disk do not stay in memory.
+    """
     for folder in folders:
         known = _known.setdefault(folder, _Folder())
         if store is not None and (file := _store_file(store, folder)) and str(file) not in known.loaded:
             known.loaded.add(str(file))
-            known.entries = _load(file, folder) | known.entries
+            known.entries = _load(file) | known.entries
+        if store is not None and images:
+            _load_images(_images_file(file), folder)
     try:
         yield
     finally:
         for folder in folders if store is not None else ():
-            if _known[folder].changed:
-                _save(_store_file(store, folder), folder)
+            _save(_store_file(store, folder), folder, images)
 
 
 def _store_file(store: Path, folder: str) -> Path:
@@ -277,74 +286,123 @@ def _store_file(store: Path, folder: str) -> Path:
     return Path(os.path.abspath(store), f"{key}.npz")
 
 
-def _load(file: Path, folder: str) -> dict[str, _Entry]:
+def _images_file(file: Path) -> Path:
+    return file.with_name(f"{file.stem}.images.npz")
+
+
+def _load(file: Path) -> dict[str, _Entry]:
     """The entries of a store file; none if there is no such file, or it cannot be used."""
+    with _tolerate_damage(file), np.load(file, allow_pickle=False) as archive:
+        names, versions = _read_index(archive)
+        digests = archive["digests"].tobytes()
+        columns = zip(
+            names,
+            versions,
+            json.loads(archive["reasons"].tobytes()),
+            archive["digested"].tolist(),
+            range(0, len(digests), _DIGEST),
+            strict=True,
+        )
+        return {
+            name: _Entry(version, reason, digests[start : start + _DIGEST] if digested else None)
+            for name, version, reason, digested, start in columns
+        }
+    return {}
+
+
+def _load_images(file: Path, folder: str) -> None:
+    """Completes the entries of a folder by the images of a store file, as far as it can be used."""
+    entries = _known[folder].entries
+    with _tolerate_damage(file), np.load(file, allow_pickle=False) as archive:
+        names, versions = _read_index(archive)
+        columns = [_from_column(archive[f"image.{field}"]) for field in _FIELDS]
+        for name, version, *values in zip(names, versions, *columns, strict=True):
+            entry = entries.setdefault(name, _Entry(version, ""))
+            if entry.version == version and entry.image is None:
+                fields = dict(zip(_FIELDS, values, strict=True))
+                seen = Fingerprint(fields.pop("fingerprint.thumbnail"), fields.pop("fingerprint.size"))
+                entry.image = Examined(path=Path(folder, name), fingerprint=seen, **fields)
+
+
+@contextmanager
+def _tolerate_damage(file: Path) -> Iterator[None]:
+    """Ends what is done with a store file silently where it is missing or cannot be used."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if archive["format"].tobytes() != _FORMAT:
-                return {}
-            names = [os.fsdecode(name) for name in archive["names"].tobytes().split(b"\0")[:-1]]
-            reasons = json.loads(archive["reasons"].tobytes())
-            digests = [digest.tobytes() if known else None for digest, known in zip(
-                archive["digests"], archive["digested"], strict=True)]  # fmt: skip
-            images = iter(_read_images(archive, folder, [n for n, r in zip(names, reasons, strict=True) if r is True]))
-            return {
-                name: _Entry(tuple(version), next(images) if reason is True else reason, digest)
-                for name, version, reason, digest in zip(
-                    names, archive["versions"].tolist(), reasons, digests, strict=True
-                )
-            }
+        yield
     except FileNotFoundError:
-        return {}
+        pass
     except Exception as error:  # the readers of ZIP files and arrays raise many kinds on damaged ones
         _log.debug("%s is not used: %s", file, error)
-        return {}
 
 
-def _read_images(archive: Any, folder: str, names: Sequence[str]) -> Iterator[Examined]:
-    columns = {name: archive[f"image.{name}"] for name in _FIELDS}
-    if {len(column) for column in columns.values()} - {len(names)}:
-        raise ValueError("columns of different lengths")
-    for place, name in enumerate(names):
-        values = {field: _as_python(column[place]) for field, column in columns.items()}
-        seen = Fingerprint(values.pop("fingerprint.thumbnail"), values.pop("fingerprint.size"))
-        yield Examined(path=Path(folder, name), fingerprint=seen, **values)
+def _read_index(archive: Any) -> tuple[list[str], Iterator[tuple[int, ...]]]:
+    """The names and the versions of the files that an archive tells of."""
+    if archive["format"].tobytes() != _FORMAT:
+        raise ValueError("another version")
+    names = [os.fsdecode(name) for name in archive["names"].tobytes().split(b"\0")[:-1]]
+    return names, map(tuple, archive["versions"].tolist())
 
 
-def _as_python(value: Any) -> Any:
-    """A stored value as `Examined` has it: digests as bytes, texts as str, sizes as tuples, images as arrays."""
-    if isinstance(value, np.void):
-        return value.tobytes()
-    if isinstance(value, bytes):
-        return value.decode()
-    if value.shape == (2,):
-        return tuple(value.tolist())
-    return value if value.ndim else value.item()
+def _from_column(column: np.ndarray) -> Iterable[Any]:
+    """Stored values as `Examined` has them: digests as bytes, texts as str, sizes as tuples, images as arrays."""
+    if column.dtype.kind == "V":
+        return [value.tobytes() for value in column]
+    if column.dtype.kind == "S":
+        return [value.decode() for value in column.tolist()]
+    if column.shape[1:] == (2,):
+        return map(tuple, column.tolist())
+    return column if column.ndim > 1 else column.tolist()
 
 
-def _save(file: Path, folder: str) -> None:
-    """Writes what is known of the files that are in a folder; other programs may do the same, and the last one wins."""
+def _save(file: Path, folder: str, images: bool) -> None:
+    """Writes what is known of the files that are in a folder; other programs may do the same, and the last one wins.
+
+    Args:
+        file: the store file.
+        folder: whose files they are.
+        images: whether all images that were stored are in memory; after this none is.
+    """
     known = _known[folder]
     try:
-        present = set(os.listdir(folder))
-        entries = {name: entry for name, entry in known.entries.items() if name in present}
-        images = [entry.what for entry in entries.values() if isinstance(entry.what, Examined)]
-        reasons = [isinstance(entry.what, Examined) or entry.what for entry in entries.values()]
-        content = {
-            "format": np.frombuffer(_FORMAT, np.uint8),
-            "names": np.frombuffer(b"".join(os.fsencode(name) + b"\0" for name in entries), np.uint8),
-            "versions": np.array([entry.version for entry in entries.values()], np.int64).reshape(-1, 4),
-            "reasons": np.frombuffer(json.dumps(reasons).encode(), np.uint8),
-            "digested": np.array([entry.digest is not None for entry in entries.values()], bool),
-            "digests": _as_column([entry.digest or bytes(_DIGEST) for entry in entries.values()], f"V{_DIGEST}", ()),
-        }
-        for name, (kind, shape) in _FIELDS.items():
-            content[f"image.{name}"] = _as_column(list(map(attrgetter(name), images)), kind, shape)
-        with write_whole(file) as partial:
-            np.savez(partial, **content)
-        known.changed = False
+        if known.changed or (images and known.examined):
+            present = set(os.listdir(folder))
+            entries = {name: entry for name, entry in known.entries.items() if name in present}
+        if known.changed:
+            digests = b"".join(entry.digest or bytes(_DIGEST) for entry in entries.values())
+            _write_archive(
+                file,
+                entries,
+                reasons=np.frombuffer(json.dumps([entry.reason for entry in entries.values()]).encode(), np.uint8),
+                digested=np.array([entry.digest is not None for entry in entries.values()], bool),
+                digests=np.frombuffer(digests, f"V{_DIGEST}"),
+            )
+            known.changed = False
+        if images and known.examined:
+            seen = {name: entry for name, entry in entries.items() if entry.image}
+            columns = {}
+            for field, (kind, shape) in _FIELDS.items():
+                values = [attrgetter(field)(entry.image) for entry in seen.values()]
+                columns[f"image.{field}"] = _as_column(values, kind, shape)
+            _write_archive(_images_file(file), seen, **columns)
+            known.examined = False
     except OSError as error:
         _log.debug("%s could not be written: %s", file, error)
+    if images and not known.examined:
+        for entry in known.entries.values():
+            entry.image = None
+
+
+def _write_archive(file: Path, entries: Mapping[str, _Entry], **columns: np.ndarray) -> None:
+    names = b"".join(os.fsencode(name) + b"\0" for name in entries)
+    versions = np.array([entry.version for entry in entries.values()], np.int64).reshape(-1, 4)
+    with write_whole(file) as partial:
+        np.savez(
+            partial,
+            format=np.frombuffer(_FORMAT, np.uint8),
+            names=np.frombuffer(names, np.uint8),
+            versions=versions,
+            **columns,
+        )
 
 
 def _as_column(values: Sequence[Any], kind: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,7 @@ one was made from the other; or if both are in a group with a third.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -17,26 +17,26 @@ import numpy as np
 
 from dataset.duplicates import (
     Fingerprint,
+    are_coarsely_alike,
     compare_closely,
-    find_candidates,
     find_near_duplicates,
     find_outstanding_pairs,
     in_order_of_content,
 )
 from dataset.examining import STORE, Examined, examine, examine_image, on_all_cores
-from dataset.folders import ImageFolder
+from dataset.folders import ImageFolder, canonical
 from dataset.reading import UnreadableImage
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows
 
 PIXELS, NEAR_DUPLICATE, PHOTOGRAPH, AUGMENTED = "pixels", "near-duplicate", "photograph", "augmented"
-_SAMPLE = 64  # images of a class by which it is judged before all of it is compared
-_ROUND = 128  # pairs of a class that are compared before it is judged again
 _MOST_LINKS = 64  # members of a set of equal images up to which each is linked with each
-_FEW = 8  # a class of fewer images is never dense
+_FEW = 8  # the images of a class of fewer may all be near-duplicates
 _MANY = 500  # images of a class above which not all that are only coarsely alike are compared closely
-_RESEMBLING = "nearly all images resemble one another (fixed camera, symbols): only identical pixels"
-_CLOSE = f"{_RESEMBLING} and copies far closer than the class's own images count as duplicates"
-_IDENTICAL = f"{_RESEMBLING} count as duplicates"
+_SMALL = 50  # images of a dense class up to which its mean is that of several classes
+_SAMPLED = 20_000  # random pairs that are compared, divided between the classes
+_RULE = 0.1  # the share of random pairs above which resemblance is the rule
+_CAUSES = ("fixed camera, symbols", "one background")
+_LEAST_ALIKE = 3  # near-duplicates that an image has on average where resemblance is the rule
 
 
 class Link(NamedTuple):
@@ -81,24 +81,31 @@ class Groups:
 
 
 def find_links(
-    images: Sequence[Examined], labels: Sequence[str], photographs: Sequence[Hashable | None] | None = None
+    images: Sequence[Examined],
+    labels: Sequence[str],
+    photographs: Sequence[Hashable | None] = (),
+    stems: Sequence[Hashable | None] = (),
+    store: Path | None = None,
 ) -> Links:
     """Finds which images belong together.
 
-    In most classes near-duplicates do. A class is dense if a set of near-duplicates holds more than a tenth of it and
-    more than ten images, or more than half of it, or if it has more than 500 images and most of them are coarsely
-    alike: all its images resemble one another, and near-duplicates mean nothing. There only copies count that are far
-    closer than the class's own images; if a group of these holds a quarter of the class, only identical pixels do.
+    In most classes near-duplicates do. A class is dense if more than a tenth of random pairs of its images, or of pairs
+    with images of other classes, are near-duplicates: its images resemble one another, as those of a fixed camera or
+    of symbols do. Of a class of more than 500 images it is enough that more than half of the pairs are coarsely alike.
+    A class is treated alike if a chain of near-duplicates holds more than half of it. There only copies count that are
+    far closer than the class's own images; if a group of these holds a quarter of the class, only identical pixels do.
 
     Args:
         images: N images.
         labels: N names of classes.
-        photographs: the source photograph of each, None where it is not known; None if none is.
+        photographs: the source photograph of each, None where it is not known; may be empty.
+        stems: what images have in common of which one augmented image may have been made, as `find_stems` gives it;
+            may be empty.
+        store: a folder in which the results of close comparisons are kept; None keeps them in memory only.
     """
-    resembling, notes = _link_near_duplicates(images, labels)
+    resembling, notes = _link_near_duplicates(images, labels, store)
     links = [*_link_equal([image.pixels for image in images], PIXELS), *resembling]
-    if photographs is not None:
-        links += _link_equal(photographs, PHOTOGRAPH)
+    links += [*_link_equal(photographs, PHOTOGRAPH), *_link_equal(stems, AUGMENTED)]
     return Links(sorted(links), notes)
 
 
@@ -117,9 +124,9 @@ def number_groups(count: int, links: Iterable[tuple[int, int, str]]) -> np.ndarr
 def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> Groups:
     """Finds the groups of a training folder and of the test folders that belong to it.
 
-    Only originals are examined. An augmented image is in the group of its source, by label and stem; if several
-    originals of the class have that stem, all are in one group. An image that cannot be read is in a group of its own,
-    as is an augmented one whose source is not known.
+    Only originals are examined. An augmented image is in the group of its source, by label and stem. Originals of one
+    class that have the same stem are in one group, since what was made from which cannot be told. Other images that
+    cannot be read are in a group of their own, as are augmented ones whose source is not known.
 
     Args:
         folders: the training folder, followed by the test folders.
@@ -136,9 +143,12 @@ def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> G
         [examined[place] for place in places],
         [labels[place] for place in places],
         [photographs[place] for place in places],
+        store=store,
     )
     links = [Link(places[first], places[second], kind) for first, second, kind in found.links]
-    links += _link_augmented(folders, starts.tolist())
+    links += _link_equal(
+        [key for number in range(len(folders)) for key in _find_sources(folders, number)], AUGMENTED, 1
+    )
     numbers = number_groups(int(starts[-1]), links)
     return Groups(tuple(np.split(numbers, starts[1:-1])), tuple(found.notes))
 
@@ -149,6 +159,20 @@ def find_photographs(folder: ImageFolder, training_dir: Path) -> list[str | None
     return [
         None if augmented else known.get(f"{path.parent.name}/{path.name}")
         for path, augmented in zip(folder.paths, folder.augmented.tolist(), strict=True)
+    ]
+
+
+def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> list[tuple[str, str] | None]:
+    """The class and the stem of each image of the training folder, or moved out of it; None for other test images.
+
+    An augmented image is named after the stem of its source: it may be made from any original with that stem.
+    """
+    moved = None if directory == training_dir else set(_read_moved(directory))
+    return [
+        (canonical(path.parent.name), path.stem)
+        if moved is None or f"{path.parent.name}/{path.name}" in moved
+        else None
+        for path in paths
     ]
 
 
@@ -199,31 +223,17 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
     return {place: image for place, image in images if image is not None}
 
 
-def _link_augmented(folders: Sequence[ImageFolder], starts: Sequence[int]) -> list[Link]:
-    """Links augmented images with their sources, also with those that were moved to a test folder."""
-    links = []
-    moved = [set(_read_moved(folder.directory)) for folder in folders]
-    originals: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    made: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    for number, (start, folder) in enumerate(zip(starts, folders, strict=False)):
-        for place, (label, source) in enumerate(zip(folder.labels.tolist(), folder.sources, strict=True)):
-            if source is None:
-                continue
-            name, path = folder.classes[label], folder.paths[place]
-            if folder.augmented[place]:
-                made[number, name, source].append(start + place)
-                continue
-            originals[number, name, source].append(start + place)
-            if number and f"{path.parent.name}/{path.name}" in moved[number]:
-                originals[0, name, source].append(start + place)
-    for key, places in made.items():
-        first = places[0]
-        related = {*places[1:], *originals[key]}
-        links += [Link(min(first, other), max(first, other), AUGMENTED) for other in related]
-    return links
+def _find_sources(folders: Sequence[ImageFolder], number: int) -> list[Hashable | None]:
+    """What each image of a folder has in common with those made from it; None if an image's source is not known."""
+    folder = folders[number]
+    moved = set(_read_moved(folder.directory)) if number else set()
+    return [
+        source and (number * (f"{path.parent.name}/{path.name}" not in moved), folder.classes[label], source)
+        for path, label, source in zip(folder.paths, folder.labels.tolist(), folder.sources, strict=True)
+    ]
 
 
-def _link_equal(keys: Sequence[Hashable | None], kind: str) -> list[Link]:
+def _link_equal(keys: Sequence[Hashable | None], kind: str, most: int = _MOST_LINKS) -> list[Link]:
     """Links the places that have the same key: each with each, or each with the first where they are many."""
     same: dict[Hashable, list[int]] = defaultdict(list)
     for place, key in enumerate(keys):
@@ -231,24 +241,24 @@ def _link_equal(keys: Sequence[Hashable | None], kind: str) -> list[Link]:
             same[key].append(place)
     links = []
     for places in same.values():
-        pairs = combinations(places, 2) if len(places) <= _MOST_LINKS else product(places[:1], places[1:])
+        pairs = combinations(places, 2) if len(places) <= most else product(places[:1], places[1:])
         links += [Link(first, second, kind) for first, second in pairs]
     return links
 
 
-def _link_near_duplicates(images: Sequence[Examined], labels: Sequence[str]) -> tuple[list[Link], list[str]]:
+def _link_near_duplicates(
+    images: Sequence[Examined], labels: Sequence[str], store: Path | None
+) -> tuple[list[Link], list[str]]:
     """Links near-duplicates that do not have identical pixels, and tells in which classes these mean nothing."""
     copies: dict[tuple[bytes, str], list[int]] = defaultdict(list)
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
         copies[image.pixels, label].append(place)
     members = list(copies.values())  # one image of each stands for all
-    pixels = [images[places[0]].pixels for places in members]
     fingerprints = [images[places[0]].fingerprint for places in members]
-    names = sorted({label for _, label in copies})
-    numbers = {name: number for number, name in enumerate(names)}
-    classes = np.array([numbers[label] for _, label in copies], dtype=np.int64)
+    _, pixels = np.unique([images[places[0]].pixels.hex() for places in members], return_inverse=True)
+    names, classes = np.unique([label for _, label in copies], return_inverse=True)
 
-    pairs, notes = _find_resembling(fingerprints, classes)
+    pairs, notes = _find_resembling(fingerprints, pixels, classes, store)
     links = []
     for first, second in pairs:
         if pixels[first] != pixels[second]:  # else they are linked already
@@ -259,77 +269,115 @@ def _link_near_duplicates(images: Sequence[Examined], labels: Sequence[str]) -> 
 
 
 def _find_resembling(
-    fingerprints: Sequence[Fingerprint], classes: np.ndarray
+    fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray, store: Path | None
 ) -> tuple[list[tuple[int, int]], dict[int, str]]:
     """Pairs of images that show the same, and what to note of the dense classes."""
-    dense = _find_dense(fingerprints, classes)
-    others = [place for place, number in enumerate(classes.tolist()) if number not in dense]
-    found = find_near_duplicates([fingerprints[place] for place in others])
+    notes, dense, mixed = _find_dense(fingerprints, pixels, classes, store)
+    others = np.flatnonzero(~dense[classes]).tolist()
+    found = find_near_duplicates([fingerprints[place] for place in others], store)
     pairs = [(others[first], others[second]) for first, second in found]
-    dense |= _find_swallowed(pairs, classes, _is_rule)
-    kept = [pair for pair in pairs if dense.isdisjoint(classes[list(pair)].tolist())]
-    outstanding = find_outstanding_pairs(fingerprints, classes, sorted(dense)) if dense else []
-    hopeless = _find_swallowed(outstanding, classes, _holds_class)
-    kept += [pair for pair in outstanding if hopeless.isdisjoint(classes[list(pair)].tolist())]
-    return sorted(kept), {number: _IDENTICAL if number in hopeless else _CLOSE for number in dense}
+    sizes = np.bincount(classes)
+    held, several = _find_swallowed(pairs, classes, sizes / 2)
+    for number in np.flatnonzero(held).tolist():
+        notes[number] = f"a chain of near-duplicates holds {held[number]} of {sizes[number]} images (one movement?)"
+    dense |= held > 0
+    mixed |= several
+    kept = [pair for pair in pairs if not dense[classes[list(pair)]].any()]
+    if not dense.any():
+        return kept, {}
+    # The mean of a handful of images is no mean: small classes that resemble one another have a common one.
+    merged = np.where((mixed & dense & (sizes < _SMALL))[classes], len(sizes), classes)
+    kept += find_outstanding_pairs(fingerprints, merged, np.unique(merged[dense[classes]]).tolist())
+    held, _ = _find_swallowed(kept, classes, np.minimum(sizes / 2, np.maximum(20, sizes / 4)))
+    hopeless = (held > 0) & dense
+    kept = [pair for pair in kept if not hopeless[classes[list(pair)]].any()]
+    closer = " and copies far closer than that"
+    return sorted(kept), {
+        number: f"{note}: only identical pixels{'' if hopeless[number] else closer} count"
+        for number, note in notes.items()
+    }
 
 
-def _find_dense(fingerprints: Sequence[Fingerprint], classes: np.ndarray) -> set[int]:
-    """The classes that a sample of each shows to be dense; it costs little, whatever their size.
+def _find_dense(
+    fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray, store: Path | None
+) -> tuple[dict[int, str], np.ndarray, np.ndarray]:
+    """Judges each class by random pairs of its images, and of these with images of other classes.
 
-    A large class is dense also if most of the sample is coarsely alike: comparing all of it closely would take hours.
+    Returns:
+        By class what was measured where it is dense, whether it is, and whether it resembles other classes, each (C,).
     """
-    dense: set[int] = set()
-    pending: dict[int, list[tuple[int, int]]] = {}
-    sampled: dict[int, int] = {}
-    for number in np.unique(classes).tolist():
-        members = np.flatnonzero(classes == number).tolist()
+    order = in_order_of_content(fingerprints, range(len(fingerprints)))
+    count = int(classes.max(initial=-1)) + 1
+    dense, mixed = np.zeros((2, count), dtype=bool)
+    notes: dict[int, str] = {}
+    most = min(max(_SAMPLED // max(2 * count, 1), 50), 200)
+    samples = []
+    for number in range(count):
+        own = classes[order] == number
+        members, others = order[own], order[~own]
         if len(members) >= _FEW:
-            sample = in_order_of_content(fingerprints, members)[:_SAMPLE]
-            candidates = find_candidates([fingerprints[place] for place in sample])
-            candidates = [candidates[place] for place in np.random.default_rng(0).permutation(len(candidates))]
-            if len(members) > _MANY and _largest_group(candidates) > len(sample) / 2:
-                dense.add(number)
-                continue
-            pending[number] = [(int(sample[first]), int(sample[second])) for first, second in candidates]
-            sampled[number] = len(sample)
-    alike: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    while pending:
-        compared = {number: pairs[:_ROUND] for number, pairs in pending.items()}
-        flat = [pair for pairs in compared.values() for pair in pairs]
-        same = iter(compare_closely(fingerprints, flat))
-        for number, pairs in compared.items():
-            alike[number] += [pair for pair in pairs if next(same)]
-            if _is_rule(_largest_group(alike[number]), sampled[number]):
-                dense.add(number)
-        pending = {n: pairs[_ROUND:] for n, pairs in pending.items() if len(pairs) > _ROUND and n not in dense}
-    return dense
+            pairs = _draw_pairs(len(members), len(members) - 1, most)
+            pairs[:, 1] += pairs[:, 1] >= pairs[:, 0]  # no image with itself
+            samples.append((number, False, len(members) - 1, members[pairs]))
+        pairs = _draw_pairs(len(members), len(others), most)
+        samples.append((number, True, len(others), np.stack([members[pairs[:, 0]], others[pairs[:, 1]]], axis=1)))
+    samples = [(*sample, pairs[pixels[pairs[:, 0]] != pixels[pairs[:, 1]]]) for *sample, pairs in samples]
+    samples = [sample for sample in samples if len(sample[-1])]
+    coarse = [are_coarsely_alike(fingerprints, pairs) for *_, pairs in samples]
+    # Of so many that comparing each closely would take hours, coarse resemblance is enough.
+    closely = [
+        others <= _MANY * (10 if across else 1) or alike.mean() <= 0.5
+        for (_, across, others, _), alike in zip(samples, coarse, strict=True)
+    ]
+    compared = [
+        pair
+        for (*_, pairs), alike, close in zip(samples, coarse, closely, strict=True)
+        if close
+        for pair in map(tuple, pairs[alike].tolist())
+    ]
+    same = iter(compare_closely(fingerprints, compared, store))
+    for (number, across, others, _), alike, close in zip(samples, coarse, closely, strict=True):
+        found = sum(next(same) for _ in range(alike.sum())) if close else alike.sum()
+        share = found / len(alike)
+        if share > _RULE and share * others > _LEAST_ALIKE:
+            dense[number] = True
+            mixed[number] |= across
+            which = "with those of other classes " if across else ""
+            how = "near-duplicates" if close else "coarsely alike"
+            notes.setdefault(number, f"{share:.0%} of random pairs of its images {which}are {how} ({_CAUSES[across]}?)")
+    return notes, dense, mixed
+
+
+def _draw_pairs(rows: int, columns: int, most: int) -> np.ndarray:
+    """Random places (N, 2) in a table, each at most once; always the same."""
+    cells = rows * columns
+    chosen = np.arange(cells) if cells <= most else np.random.default_rng(0).choice(cells, most, replace=False)
+    return np.stack(np.divmod(chosen, max(columns, 1)), axis=1)
 
 
 def _find_swallowed(
-    pairs: Sequence[tuple[int, int]], classes: np.ndarray, is_much: Callable[[int, int], bool]
-) -> set[int]:
-    """The classes of which one group, formed by pairs within the class, holds much."""
-    within: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for first, second in pairs:
-        if classes[first] == classes[second]:
-            within[int(classes[first])].append((first, second))
-    counts = np.bincount(classes)
-    return {number for number, found in within.items() if is_much(_largest_group(found), int(counts[number]))}
+    pairs: Sequence[tuple[int, int]], classes: np.ndarray, limits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the classes of which one group holds too much, also where it is linked through other classes.
 
+    Of a class of fewer than 8 images a group may hold all, unless it does so with several classes.
 
-def _largest_group(pairs: Sequence[tuple[int, int]]) -> int:
-    if not pairs:
-        return 0
-    places, ends = np.unique(np.array(pairs), return_inverse=True)
-    return int(np.bincount(number_groups(len(places), [(*pair, "") for pair in ends.reshape(-1, 2)])).max())
+    Args:
+        pairs: places of images that are linked.
+        classes: (N,) the class of each image.
+        limits: (C,) how many images of each class a group may hold.
 
-
-def _is_rule(size: int, count: int) -> bool:
-    """Whether a group of this size, in a class of so many images, is so large that resemblance is the rule there."""
-    return size > max(10, count / 10) or (count >= _FEW and size > count / 2)
-
-
-def _holds_class(size: int, count: int) -> bool:
-    """Whether a group of copies that are far closer than usual is too large to be one of copies."""
-    return size > max(20, count / 4)
+    Returns:
+        How many images such a group holds of each class, 0 where there is none, and whether it holds too much of
+        several classes, both (C,).
+    """
+    groups = number_groups(len(classes), [(*pair, "") for pair in pairs])
+    (group, number), counts = np.unique(np.stack([groups, classes]), axis=1, return_counts=True)
+    large = counts > limits[number]
+    several = (np.bincount(group[large], minlength=len(groups) + 1)[group] > 1) & (np.bincount(groups)[group] >= _FEW)
+    large &= (np.bincount(classes)[number] >= _FEW) | several
+    held = np.zeros(len(limits), dtype=np.int64)
+    held[number[large]] = counts[large]
+    mixed = np.zeros(len(limits), dtype=bool)
+    mixed[number[large & several]] = True
+    return held, mixed

@@ -229,7 +229,7 @@ class TestTestingBatch:
     def test_too_few_images(self, make_dataset, tmp_path):
         dataset, testing = make_dataset({"A": 9, "B": 5}), tmp_path / "testing"
         before = digests(tmp_path)
-        with pytest.raises(UserError, match=r"B has 5 readable images, 5 of .*--testing-per-class"):
+        with pytest.raises(UserError, match=r"B has 5 readable images in 5 groups.*--testing-per-class"):
             create_testing_batch(dataset, testing, 4)
         assert digests(tmp_path) == before
 
@@ -244,15 +244,35 @@ class TestTestingBatch:
         assert all((f"{number:04d}.jpg" in drawn) == (f"copy_{number}.jpg" in drawn) for number in range(4))
         assert "label_conflict.jpg" not in drawn
 
-    def test_a_group_that_does_not_fit_is_not_divided(self, make_dataset, tmp_path):
-        dataset, testing = make_dataset({"A": 2, "B": 9}, kinds=("jpg",)), tmp_path / "testing"
-        for number in range(2):
+    def test_a_group_that_does_not_fit_is_not_divided(self, make_dataset, tmp_path, caplog):
+        dataset, testing = make_dataset({"A": 3, "B": 9}, kinds=("jpg",)), tmp_path / "testing"
+        for number in range(3):
             for copy in range(2):
                 noise((60 + 4 * copy, 45), seed=number).save(dataset / "A" / f"copy_{number}_{copy}.jpg", quality=60)
-        with pytest.raises(UserError, match=r"A has 6 readable images, 0 of .*--testing-per-class"):
-            create_testing_batch(dataset, testing, 4)
-        assert create_testing_batch(dataset, testing, 3) == {"A": 3, "B": 3}
+        with pytest.raises(UserError, match=r"A has 9 readable images in 3 groups .*--testing-per-class"):
+            create_testing_batch(dataset, testing, 5)
+        with pytest.raises(UserError, match=r"A has 9 readable images in 3 groups .* keep two groups"):
+            create_testing_batch(dataset, testing, 6)
+        assert caplog.messages == []
+        assert create_testing_batch(dataset, testing, 4) == {"A": 3, "B": 4}
+        assert caplog.messages == ["A gets 3 test images: groups of near-duplicates are not divided"]
         assert len({path.name[-5 if path.name[0] == "0" else 5] for path in image_files(testing / "A")}) == 1
+        assert create_testing_batch(dataset, testing, 4) == {"A": 0, "B": 0}
+
+    def test_an_odd_number_of_pairs(self, make_dataset, tmp_path):
+        dataset, testing = make_dataset({"A": 6, "B": 9}, kinds=("jpg",)), tmp_path / "testing"
+        for number in range(6):
+            noise((60, 45), seed=number).save(dataset / "A" / f"copy_{number}.jpg", quality=60)
+        assert create_testing_batch(dataset, testing, 5) == {"A": 4, "B": 5}
+
+    def test_two_groups_stay(self, make_dataset, tmp_path):
+        """Ten single images and a pair: two single images stay, or the pair and one."""
+        dataset, testing = make_dataset({"A": 11, "B": 13}, kinds=("jpg",)), tmp_path / "testing"
+        noise((60, 45), seed=0).save(dataset / "A/copy.jpg", quality=60)
+        assert create_testing_batch(dataset, testing, 10) == {"A": 10, "B": 10}
+        stay = {path.name for path in image_files(dataset / "A")}
+        assert len(stay) == 2
+        assert not stay & {"0000.jpg", "copy.jpg"}
 
     def test_cuts_of_one_photograph_stay_together(self, make_dataset, tmp_path):
         dataset, testing = make_dataset({"A": 8, "B": 8}, kinds=("jpg",)), tmp_path / "testing"

@@ -88,6 +88,24 @@ def test_augments_all_classes_alike(tmp_path):
     assert "augment  0 Axe, 0 Book, 0 Hammer written" in again.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--augment", "all", "--augment-to", 9), "--augment-to 9: must be above the 9 images of Book"),
+        (("--augment-to", 2), "--augment-to 2: every class has more images already, Hammer the fewest, 3"),
+    ],
+)
+def test_a_target_is_checked_before_anything_is_moved(tmp_path, arguments, message):
+    """By the sizes of the classes after reducing and splitting them."""
+    fill(tmp_path / "dataset")
+    before = digests(tmp_path / "dataset")
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: {message}")
+    assert digests(tmp_path / "dataset") == before
+    assert list((tmp_path / "dataset_testing").iterdir()) == []
+
+
 def test_an_unrelated_test_folder_is_refused_before_anything_is_done(tmp_path):
     fill(tmp_path / "dataset")
     (tmp_path / "dataset_testing/Saw").mkdir(parents=True)

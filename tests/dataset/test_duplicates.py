@@ -153,7 +153,7 @@ def test_each_image_is_closely_compared_with_few(monkeypatch):
     compared = []
     original = duplicates.compare_closely
     monkeypatch.setattr(
-        duplicates, "compare_closely", lambda prints, pairs: compared.extend(pairs) or original(prints, pairs)
+        duplicates, "compare_closely", lambda prints, pairs, _: compared.extend(pairs) or original(prints, pairs)
     )
     image, generator = noise(0), np.random.default_rng(0)
     pairs = find([with_noise(image, generator, 5) for _ in range(200)])

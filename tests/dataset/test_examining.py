@@ -121,11 +121,12 @@ class TestStore:
             assert [each.pixels for each in examine(files, store)[0]] == pixels[::-1]
             assert content_digests(files, store) == digests[::-1]
 
+    @pytest.mark.parametrize("which", [0, 1])
     @pytest.mark.parametrize("damage", ["empty", "text", "cut", "foreign", "other version", "folder"])
-    def test_a_store_that_cannot_be_used_is_ignored(self, images, tmp_path, damage, monkeypatch, caplog):
+    def test_a_store_that_cannot_be_used_is_ignored(self, images, tmp_path, damage, which, monkeypatch, caplog):
         store = tmp_path / "store"
         expected = as_dict(examine(images, store)[0])
-        (file,) = store.iterdir()
+        file = sorted(store.iterdir())[which]
         content = file.read_bytes()
         if damage == "folder":
             file.unlink()
@@ -164,7 +165,33 @@ class TestStore:
         assert opened == []
         assert len(examine(images[1:], store)[0]) == 2
         assert examine(images[1:], store)[1] == {images[3]: "not an image"}
-        assert b"0.png" not in np.load(next(store.iterdir()))["names"].tobytes()
+        files = list(store.iterdir())
+        assert len(files) == 2
+        assert not any(b"0.png" in np.load(file)["names"].tobytes() for file in files)
+
+    def test_what_images_look_like_is_read_only_where_it_is_needed_and_not_kept(self, images, tmp_path, monkeypatch):
+        store = tmp_path / "store"
+        first = as_dict(examine(images, store)[0])
+        assert not any(entry.image for entry in examining._known[str(tmp_path)].entries.values())
+        forget()
+        loaded = []
+        monkeypatch.setattr(
+            np, "load", lambda file, original=np.load, **how: loaded.append(file.suffixes) or original(file, **how)
+        )
+        content_digests(images, store)
+        find_unreadable(images, store)
+        assert loaded == [[".npz"]]
+        assert as_dict(examine(images, store)[0]) == first
+        assert loaded == [[".npz"], [".images", ".npz"]]
+
+    def test_images_that_were_examined_in_parts_are_all_stored(self, images, tmp_path, opened):
+        store = tmp_path / "store"
+        for part in (images[:1], images[1:2], images[2:]):
+            examine(part, store)
+        forget()
+        opened.clear()
+        assert len(examine(images, store)[0]) == 3
+        assert opened == []
 
     def test_names_that_are_no_text(self, tmp_path):
         path = tmp_path / os.fsdecode(b"\xff\xfe.png")

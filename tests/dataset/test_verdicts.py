@@ -1,0 +1,135 @@
+"""Two images are compared closely once."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataset import audit as audit_module
+from dataset import duplicates, verdicts
+from dataset.audit import audit
+from dataset.duplicates import compare_closely, fingerprint
+from dataset.verdicts import judge
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Returns what makes this process forget; nothing is known at first."""
+
+    def forget():
+        verdicts._known = np.zeros(0, dtype=np.uint64)
+        verdicts._loaded.clear()
+
+    forget()
+    return forget
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """The pairs that were compared closely."""
+    pairs = []
+    original = duplicates.are_alike
+    monkeypatch.setattr(duplicates, "are_alike", lambda *pair: pairs.append(pair) or original(*pair))
+    return pairs
+
+
+def draw(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return fingerprint(Image.fromarray(pixels).resize((60, 60), Image.Resampling.BICUBIC))
+
+
+def test_in_either_order_and_of_equal_images(compared):
+    prints = [draw(0), draw(0), draw(1)]
+    assert compare_closely(prints, [(0, 2), (2, 0), (1, 2), (0, 1), (0, 2)]) == [False, False, False, True, False]
+    assert len(compared) == 2
+    assert compare_closely(prints[::-1], [(0, 1), (2, 1)]) == [False, True]
+    assert len(compared) == 2
+    assert compare_closely([], []) == []
+
+
+def test_a_store_serves_other_processes_and_is_shared(tmp_path, compared, forget):
+    prints, store = [draw(seed) for seed in range(4)], tmp_path / "store"
+    compare_closely(prints, [(0, 1), (1, 2)], store)
+    forget()
+    compare_closely(prints, [(0, 2), (1, 2)], store)
+    assert len(compared) == 3
+    forget()
+    assert compare_closely(prints, [(0, 1), (0, 2), (1, 2)], store) == [False] * 3
+    assert len(compared) == 3
+    assert len(np.load(store / "pairs.npy")) == 4
+
+
+def test_nothing_is_written_without_a_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compare_closely([draw(0), draw(1)], [(0, 1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "foreign", "no numbers", "other version", "folder"])
+def test_a_store_that_cannot_be_used_is_ignored(tmp_path, damage, compared, forget, monkeypatch):
+    prints = [draw(0), draw(1)]
+    compare_closely(prints, [(0, 1)], tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    if damage == "folder":
+        file.unlink()
+        (file / "sub").mkdir(parents=True)
+    elif damage in ("foreign", "no numbers"):
+        np.save(file, np.zeros((3, 3) if damage == "foreign" else 0, dtype=np.uint64))
+    elif damage == "other version":
+        monkeypatch.setattr(verdicts, "_VERSION", 99)
+    else:
+        file.write_bytes({"empty": b"", "text": b"text", "cut": content[: len(content) - 4]}[damage])
+    forget()
+    assert compare_closely(prints, [(0, 1)], tmp_path) == [False]
+    assert len(compared) == 2
+
+
+def test_a_store_that_cannot_be_written_is_no_error(tmp_path):
+    (tmp_path / "store").write_text("a file where the folder should be")
+    assert compare_closely([draw(0), draw(0)], [(0, 1)], tmp_path / "store") == [True]
+
+
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=8), max_size=6))
+def test_each_pair_is_judged_once(batches):
+    verdicts._known = np.zeros(0, dtype=np.uint64)
+    asked = []
+    for batch in batches:
+        keys = np.array(sorted(batch), dtype=np.uint64)
+
+        def compare(places, keys=keys):
+            asked.extend(keys[places].tolist())
+            return keys[places] % 6 < 2  # does not depend on the lowest bit
+
+        expected = (keys & ~np.uint64(1)) % 6 < 2
+        assert judge(keys, compare, None).tolist() == expected.tolist()
+    for batch in batches:
+        judge(np.array(batch, dtype=np.uint64), lambda places: pytest.fail("asked again"), None)
+
+
+def test_a_second_audit_compares_nothing(tmp_path, monkeypatch, compared, forget):
+    monkeypatch.setattr(audit_module, "STORE", tmp_path / "store")
+    for number in range(1050):
+        pattern = np.random.default_rng([2, number % 10]).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
+        noise = np.random.default_rng([3, number]).integers(-60, 60, (32, 32, 3))
+        folder = tmp_path / "dataset" / f"class_{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pattern + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.png")
+    first = audit(tmp_path / "dataset", [])
+    assert len(compared) > 1000
+    compared.clear()
+    forget()
+    assert audit(tmp_path / "dataset", []) == first
+    assert compared == []
+
+
+def test_a_second_audit_of_photographs_compares_nothing(photographs, tmp_path, monkeypatch, compared, forget):
+    monkeypatch.setattr(audit_module, "STORE", tmp_path / "store")
+    folders = (photographs / "open_images", [photographs / "open_images_testing"])
+    first = audit(*folders)
+    assert len(compared) > 1000
+    compared.clear()
+    forget()
+    assert audit(*folders).twins == first.twins
+    assert compared == []
