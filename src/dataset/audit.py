@@ -350,7 +350,8 @@ def main() -> int:
     parser.add_argument(
         "--fix",
         action="store_true",
-        help=f"move what was found, except images of low quality, to {REJECTED}/ in its folder, with a log",
+        help=f"move what was found, except images of low quality, to {REJECTED}/ in its folder, with a log; nothing is "
+        "moved where a class would lose more than half of its images",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """The groups of images that must not be divided between training, validation and test.
 
 Two images are in one group if they have identical pixels, are near-duplicates, were cut from one source photograph, or
-one was made from the other; or if both are in a group with a third.
+one was made from the other, or if both may be what a third was made from; or if both are in a group with a third.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def find_links(
     In most classes near-duplicates do. A class is dense if more than a tenth of random pairs of its images, or of pairs
     with images of other classes, are near-duplicates: its images resemble one another, as those of a fixed camera or
     of symbols do. Of a class of more than 500 images it is enough that more than half of the pairs are coarsely alike.
-    A class is treated alike if a chain of near-duplicates holds more than half of it. There only copies count that are
-    far closer than the class's own images; if a group of these holds a quarter of the class, only identical pixels do.
+    A class of at least 8 images is treated alike if a chain of near-duplicates, also through other classes, holds more
+    than half of it, and so are smaller ones if a chain does so with several. There only copies count that are far
+    closer than the class's own images; if a group of these holds a quarter of the class, only identical pixels do.
 
     Args:
         images: N images.
