@@ -200,15 +200,16 @@ def fix(report: Report) -> int:
         How many files were moved.
 
     Raises:
-        UserError: more than half of the images of a class would be moved; none is.
+        UserError: more than half of the images of a class would be moved, which are not identical to others; none is.
     """
     for directory, counts in report.images.items():
-        moved = Counter(canonical(twin.path.parent.name) for twin in report.twins if directory in twin.path.parents)
+        similar = [twin.path for twin in report.twins if directory in twin.path.parents and not twin.exact]
+        moved = Counter(canonical(path.parent.name) for path in similar)
         for name, count in counts.items():
             if moved[name] > count / 2:
                 raise UserError(
-                    f"{class_folder(directory, name)}: --fix would move {moved[name]} of its {count} images, so "
-                    "nothing was moved: look at the report first, without --fix"
+                    f"{class_folder(directory, name)}: --fix would move {moved[name]} of its {count} images, which "
+                    "resemble others; nothing was moved: look at the report, without --fix, and move them by hand"
                 )
     reasons = {path: why for path, why in report.unreadable.items() if path.is_file() and not path.is_symlink()}
     reasons |= {twin.path: f"{twin.kind}: {twin.reason} {twin.of}" for twin in report.twins}

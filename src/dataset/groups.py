@@ -36,6 +36,7 @@ _SMALL = 50  # images of a dense class up to which its mean is that of several c
 _SAMPLED = 20_000  # random pairs that are compared, divided between the classes
 _RULE = 0.1  # the share of random pairs above which resemblance is the rule
 _CAUSES = ("fixed camera, symbols", "one background")
+_MOST_NOTES = 5  # classes that are named
 _LEAST_ALIKE = 3  # near-duplicates that an image has on average where resemblance is the rule
 
 
@@ -59,7 +60,7 @@ class Links:
 
     Attributes:
         links: sorted by place.
-        notes: a line per class in which resemblance alone does not count.
+        notes: a line per class in which resemblance alone does not count; of many, the first ones.
     """
 
     links: list[Link]
@@ -266,7 +267,10 @@ def _link_near_duplicates(
             linked = list(product(members[first], members[second]))
             for one, other in linked if len(linked) <= _MOST_LINKS else linked[:1]:
                 links.append(Link(min(one, other), max(one, other), NEAR_DUPLICATE))
-    return links, [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
+    told = [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
+    if len(told) > _MOST_NOTES:
+        told[_MOST_NOTES:] = [f"{len(told) - _MOST_NOTES} more classes whose images resemble one another"]
+    return links, told
 
 
 def _find_resembling(

@@ -306,14 +306,15 @@ def test_what_is_found_only_once_others_are_gone_is_moved_too(folders, monkeypat
 def test_no_class_loses_more_than_half(folders, tmp_path):
     dataset, testing = folders
     for number in range(6):
-        shutil.copy(testing / "Book" / f"{number}.jpg", dataset / "Book" / f"leak_{number}.jpg")
-    shutil.copy(testing / "Book/0.jpg", dataset / "Book/leak_6.jpg")
+        image = Image.open(testing / "Book" / f"{number}.jpg")
+        image.resize((image.width - 8, image.height - 6)).save(dataset / "Book" / f"leak_{number}.jpg")
+    Image.open(testing / "Book/0.jpg").save(dataset / "Book/leak_6.jpg", quality=60)
     before = digests(tmp_path)
     result = start("dataset/audit.py", "--testing-dir", "testing", "--fix", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == (
-        "error: dataset/Book: --fix would move 7 of its 13 images, so nothing was moved: look at the report first, "
-        "without --fix\n"
+        "error: dataset/Book: --fix would move 7 of its 13 images, which resemble others; nothing was moved: look at "
+        "the report, without --fix, and move them by hand\n"
     )
     assert "leaks: 7" in result.stdout
     after = {name: digest for name, digest in digests(tmp_path).items() if ".cache" not in name}
@@ -436,3 +437,15 @@ def test_names_of_classes_may_be_composed_otherwise(folders):
     assert report.images[testing]["K\u00e4se"] == 7
     assert {twin.kind for twin in report.twins} == {DUPLICATE}
     assert report.shift[testing]
+
+
+def test_fix_moves_any_number_of_identical_copies(tmp_path):
+    for label in "AB":
+        for number in range(4):
+            for copy in range(4):
+                path = tmp_path / label / f"{number}_{copy}.png"
+                path.parent.mkdir(exist_ok=True)
+                noise = np.random.default_rng([ord(label), number]).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+                Image.fromarray(noise).resize((60, 48), Image.Resampling.BICUBIC).save(path)
+    assert fix(audit(tmp_path, [])) == 24
+    assert audit(tmp_path, []).clean

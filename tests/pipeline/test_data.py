@@ -108,16 +108,16 @@ def test_a_linked_test_set_goes_by_the_name_that_it_was_given(make_folder, tmp_p
 
 def test_unreadable_images_are_left_out_and_named(make_folder, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    folder = make_folder("data", {"A": 5, "B": 5})
+    folder = make_folder("data", {"A": 6, "B": 6})
     (folder / "A" / "0002.png").write_text("no picture")
     data = load_training_data(read_folder(folder), (3, 16, 16))
-    assert len(data.train) + len(data.validation) == 9
+    assert len(data.train) + len(data.validation) == 11
     assert [record.getMessage() for record in caplog.records] == [
         f"left out: {folder}/A/0002.png: not an image",
         f"left out of {folder}: 1",
     ]
     test_set = load_test_set(read_folder(folder), (3, 16, 16))
-    assert len(test_set.paths) == len(test_set.images) == len(test_set.labels) == 9
+    assert len(test_set.paths) == len(test_set.images) == len(test_set.labels) == 11
     assert test_set.name == "data"
     assert folder / "A" / "0002.png" not in test_set.paths
 
