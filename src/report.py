@@ -53,7 +53,9 @@ def main() -> int:
         _log.warning("%s", note)
     if not runs:
         places = [arguments.runs] if arguments.runs else arguments.models_dir
-        raise UserError(f"no finished runs in {', '.join(map(str, places))}: there is nothing to report")
+        deeper = sorted({str(file.parents[1]) for place in places for file in place.glob("*/*/metrics.json")})
+        remedy = f"name {', '.join(deeper[:3])} with --models-dir" if deeper else "there is nothing to report"
+        raise UserError(f"no finished runs in {', '.join(map(str, places))}: {remedy}")
     if not arguments.runs and (aside := write_table(runs, arguments.output)):
         _log.warning("%s held other runs too: it is now %s", arguments.output, aside)
     for report, folder in zip(reports, _figure_folders(reports, arguments.figures_dir), strict=True):

@@ -37,6 +37,7 @@ from reporting.results import read_models, read_table, write_table
 from reporting.runs import GROUPS, RANKED_BY, SCORE_COLUMNS, Hyperparameters, Run
 from reporting.structured import to_json
 from reporting.tables import as_document, as_report, make_tables
+from synthetic_runs import write_run
 
 COLUMNS = ["", "Modelname", "Group", *SCORE_COLUMNS]
 FIGURES = {f"{group}_top5.png" for group in ("VGG", "VGGAdapted", "CustomVGG", "CNNBasic", "ResNet")}
@@ -760,3 +761,11 @@ def test_help_does_not_wait_for_heavy_imports():
     text, imported = imported_for_help("report", {"torch", "matplotlib", "PIL", "scipy"})
     assert "usage: report.py" in text
     assert imported == set()
+
+
+def test_runs_one_folder_deeper_are_named(tmp_path):
+    write_run(tmp_path / "saved_models" / "mine")
+    result = start("report.py", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (
+        2, "error: no finished runs in saved_models: name saved_models/mine with --models-dir\n",
+    )  # fmt: skip

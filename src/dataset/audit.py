@@ -123,16 +123,16 @@ class Report:
         return not (self.unreadable or self.twins or shifted)
 
 
-def audit(dataset_dir: Path, testing_dirs: Sequence[Path], exhaustive: bool = False) -> Report:
+def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
     """Examines a training folder and the test folders that belong to it; changes nothing.
 
     Augmented images are looked at only for whether they can be read: that they resemble their source is their purpose.
+    Which images count as near-duplicates depends on the images of their classes. The search is therefore repeated
+    without the twins that were found, until it finds no more: none is left when `fix` has moved them.
 
     Args:
         dataset_dir: a folder a class.
         testing_dirs: may have images of some classes only, or of none yet, or not exist yet.
-        exhaustive: search again without the twins that were found, until no more are found. Which images count as
-            near-duplicates depends on the images of their classes, and so may change when some are moved.
 
     Raises:
         UserError: the training folder is missing, or has fewer than two classes or no images; or a folder lies in
@@ -160,7 +160,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path], exhaustive: bool = Fa
         unreadable |= bad
     poor, rules = find_poor_images([image for images in reversed(examined.values()) for image in images])
     links, twins = _find_twins(dataset_dir, examined)
-    more = twins if exhaustive else []
+    more = twins
     while more:
         moved = {twin.path for twin in twins}
         left = {place: [image for image in images if image.path not in moved] for place, images in examined.items()}
@@ -362,7 +362,7 @@ def main() -> int:
             for folder in folders:
                 stack.enter_context(alone_in(folder))
                 finish_moves(folder, REJECTED)
-        report = audit(arguments.dataset_dir, arguments.testing_dir, exhaustive=arguments.fix)
+        report = audit(arguments.dataset_dir, arguments.testing_dir)
         for folder in arguments.testing_dir:
             if not folder.exists():
                 print(f"note: there is no folder {printable(folder)}, nothing is compared with it", file=sys.stderr)
@@ -372,6 +372,8 @@ def main() -> int:
             print(*describe(report), sep="\n")
         if arguments.fix and (moved := fix(report)):
             print(f"{moved} files moved to {REJECTED}/", file=sys.stderr)
+            if conflicts := sum(twin.kind == LABEL_CONFLICT for twin in report.twins):
+                print(f"{conflicts} of them are in two classes: look which label is right", file=sys.stderr)
     return 0 if report.clean else 1
 
 

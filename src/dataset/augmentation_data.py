@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_MOST_TIMES = 100  # the images of the largest class; a larger target is a slip, which would fill the disk
 MINORITY, ALL = "minority", "all"  # which classes get augmented images
 _EXTRA = "extra_"
 QUALITY = 95  # of the augmented JPEGs
@@ -301,6 +302,11 @@ def _check_target(sizes: Mapping[str, int], mode: str, target: int | None) -> No
     if mode == MINORITY and target < sizes[smallest]:
         raise UserError(
             f"--augment-to {target}: every class has more images already, {smallest} the fewest, {sizes[smallest]}"
+        )
+    if target > _MOST_TIMES * sizes[largest]:
+        raise UserError(
+            f"--augment-to {target}: must be at most {_MOST_TIMES} times the {sizes[largest]} images of {largest}, the "
+            "largest class"
         )
 
 

@@ -292,7 +292,9 @@ def _find_resembling(
         return kept, {}
     # The mean of a handful of images is no mean: small classes that resemble one another have a common one.
     merged = np.where((mixed & dense & (sizes < _SMALL))[classes], len(sizes), classes)
-    kept += find_outstanding_pairs(fingerprints, merged, np.unique(merged[dense[classes]]).tolist())
+    outstanding = find_outstanding_pairs(fingerprints, merged, np.unique(merged[dense[classes]]).tolist())
+    # Classes on one background may differ in a small detail only, or in colour, which a grey thumbnail does not show.
+    kept += [pair for pair in outstanding if len(set(classes[list(pair)])) == 1 or not mixed[classes[list(pair)]].any()]
     held, _ = _find_swallowed(kept, classes, np.minimum(sizes / 2, np.maximum(20, sizes / 4)))
     hopeless = (held > 0) & dense
     kept = [pair for pair in kept if not hopeless[classes[list(pair)]].any()]

@@ -131,6 +131,10 @@ class Trainer:
                         self._save_checkpoint("terminal")
                     self._save_last()
                     self._stop.grant()
+            if self.epoch < self.settings.num_epochs:
+                _log.info(
+                    "stopped early: no lower loss in the last %d validations", self.settings.early_stopping_patience
+                )
             return
         except torch.OutOfMemoryError:
             if distributed.world_size() > 1:

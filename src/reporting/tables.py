@@ -81,8 +81,8 @@ def _mean_tables(repeated: Sequence[Run], with_published: bool) -> Iterator[Tabl
         return
     folded = any(len({member.fold for member in run.members}) > 1 for run in repeated)
     over = "seeds and folds" if folded else "seeds"
-    header = ("group", "settings", "runs" if folded else "seeds", "test accuracy", "95% interval", "in validation",
-              "per class")  # fmt: skip
+    header = ("group", "settings", "runs" if folded else "seeds", "test accuracy", "95% interval",
+              "in validation", "in validation, per class")  # fmt: skip
     rows = [(run.group, _mean_row(run, folded)) for run in repeated]
     remark = _MEANS_REMARK.format(over=over) + (_FOLDED_REMARK if folded else "")
     yield Table(f"Means over {over}", *_beside_published(header, rows, with_published), remark)

@@ -377,6 +377,7 @@ class TestAugmentation:
         [
             (ALL, 9, "--augment-to 9: must be above the 9 images of B, the largest class, with --augment all"),
             (MINORITY, 2, "--augment-to 2: every class has more images already, A the fewest, 3"),
+            (MINORITY, 901, "--augment-to 901: must be at most 100 times the 9 images of B, the largest class"),
         ],
     )
     def test_numbers_that_make_no_sense(self, make_dataset, mode, target, complaint):

@@ -166,6 +166,7 @@ class TestDenseClasses:
         true = {(place, total + number) for number, (place, _) in enumerate(copies)}
         assert true <= pairs
         assert len(pairs - true) < total / 2  # objects at nearly the same place
+        assert all(labels[first] == labels[second] for first, second in pairs), "other colours look alike in grey"
         assert len(found.notes) == min(classes, 6)
         if classes > 6:
             assert found.notes[-1] == f"{classes - 5} more classes whose images resemble one another"
