@@ -47,7 +47,7 @@ def make_tables(report: Report, with_published: bool = False) -> Iterator[Table]
         yield from _ranking_tables(report, with_published)
     if report.comparisons:
         yield _comparison_table(report.comparisons)
-    if report.groups:
+    if any(report.effects.values()):
         header = ("hyperparameter", "value", "median change in points", "quartiles", "sets of runs")
         rows = [row for name, effects in report.effects.items() for row in _effect_rows(name, effects)]
         yield Table("What each hyperparameter does to test accuracy", header, rows, _EFFECT_REMARK)
