@@ -18,8 +18,7 @@ def forget():
     """Returns what makes this process forget; nothing is known at first."""
 
     def forget():
-        verdicts._known = np.zeros(0, dtype=np.uint64)
-        verdicts._loaded.clear()
+        verdicts.forget()
 
     forget()
     return forget
@@ -93,7 +92,7 @@ def test_a_store_that_cannot_be_written_is_no_error(tmp_path):
 
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=8), max_size=6))
 def test_each_pair_is_judged_once(batches):
-    verdicts._known = np.zeros(0, dtype=np.uint64)
+    verdicts.forget()
     asked = []
     for batch in batches:
         keys = np.array(sorted(batch), dtype=np.uint64)
