@@ -131,7 +131,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
     without the twins that were found, until it finds no more: none is left when `fix` has moved them.
 
     Args:
-        dataset_dir: a folder a class.
+        dataset_dir: one folder per class.
         testing_dirs: may have images of some classes only, or of none yet, or not exist yet.
 
     Raises:
