@@ -46,7 +46,7 @@ class DecodedImages:
 def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> DecodedImages:
     """Decodes, fits and pads each image, or finds this done already.
 
-    The files' paths, sizes and modification times are the key, so that a changed file is decoded anew.
+    The files' paths, sizes, times and inodes are the key, so that a file that was changed or replaced is decoded again.
 
     Args:
         folder: the images.
@@ -90,7 +90,7 @@ def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
 
 
 def file_versions(folder: ImageFolder) -> str:
-    """A digest of the paths, sizes and modification times of a folder's files: it changes when a file does."""
+    """A digest of the paths, sizes, times and inodes of a folder's files: it changes when a file does."""
     digest = hashlib.sha256()
     here = os.getcwd()
     archive = None if folder.arrays is None else _version(folder.paths[0].parents[1])  # FILE/label/number
@@ -105,7 +105,7 @@ def _version(file: Path) -> str:
         stat = os.stat(file)
     except FileNotFoundError:  # since the folder was listed
         return "gone"
-    return f"{stat.st_size}\0{stat.st_mtime_ns}"
+    return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
 
 
 def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, int, int]) -> Notes:

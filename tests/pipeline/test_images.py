@@ -1,5 +1,6 @@
 """Images are decoded once, and decoded anew when they change."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -107,6 +108,21 @@ def test_no_room_anywhere(folder, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**4, 10**4, 0))
     with pytest.raises(UserError, match=r"data, decoded, finds no room: 0\.00 GB are more than half"):
         decode_images(folder, COLOUR, Cache(None))
+
+
+def test_files_of_equal_size_and_time_that_change_places_are_noticed(directory, cache):
+    paths = [directory / "A" / name for name in ("0000.bmp", "0001.bmp")]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        Image.new("RGB", (20, 20), colour).save(path)  # as many bytes
+        os.utime(path, (10**9, 10**9))
+    decode_images(read_folder(directory), COLOUR, cache)
+    paths[0].rename(directory / "away")
+    paths[1].rename(paths[0])
+    (directory / "away").rename(paths[1])
+    places = [read_folder(directory).paths.index(path) for path in paths]
+    after = decode_images(read_folder(directory), COLOUR, cache).pixels[places]
+    assert (after[0, 16, 16] == (0, 0, 255)).all()
+    assert (after[1, 16, 16] == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize("change", ["content", "deleted", "added", "size", "channels", "inverted"])
