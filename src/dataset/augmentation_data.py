@@ -139,7 +139,7 @@ def draw_testing_batch(
     """The rows of `testing_batch.csv` after `create_testing_batch`, in the columns `class` and `file`; moves nothing.
 
     Args:
-        dataset_dir: a folder a class.
+        dataset_dir: one folder per class.
         testing_dir: the same.
         per_class: how many images of a class are to be moved.
         seed: decides which.

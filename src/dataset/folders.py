@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from common import UserError, printable
+from common import UserError, own_name, printable
 from dataset.reading import IMAGE_SUFFIXES, image_of_array, load_archive, read_image, upright_rgb
 
 AUGMENTED = "_augmented"
@@ -64,6 +64,11 @@ class ImageFolder:
         if self.inverted[place]:
             return ImageOps.invert(image if image.mode == "L" else upright_rgb(image))
         return image
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, which the results of a test set go by."""
+        return own_name(self.directory)
 
     def name_of(self, place: int) -> str:
         """An image's folder and file name, such as `cat/0001.jpg`; of an `.npz` file `<label>/<place in it>`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common import UserError, own_name
+from common import UserError
 from dataset.folders import ImageFolder, check_apart, read_folder
 from pipeline import distributed
 from pipeline.cache import SHARED, Cache
@@ -260,7 +260,7 @@ def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
     """
     decoded = decode_images(folder, input_size, cache)
     places = np.flatnonzero(_readable(folder, decoded.unreadable))
-    return _test_set(name_test_set(folder), folder, ImageBatches(decoded, folder.labels, places))
+    return _test_set(folder.name, folder, ImageBatches(decoded, folder.labels, places))
 
 
 def _test_set(name: str, folder: ImageFolder, images: ImageBatches) -> TestSet:
@@ -271,11 +271,6 @@ def _test_set(name: str, folder: ImageFolder, images: ImageBatches) -> TestSet:
         folder.labels[images.places],
         images,
     )
-
-
-def name_test_set(folder: ImageFolder) -> str:
-    """The name that a test set's results go by: the folder's own."""
-    return own_name(folder.directory)
 
 
 def _readable(folder: ImageFolder, unreadable: dict[int, str]) -> np.ndarray:

@@ -21,7 +21,7 @@ from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import read_json
 from pipeline.claims import claim_alone
-from pipeline.data import TestSet, TrainingData, load_test_set, load_training_data, name_test_set, read_folders
+from pipeline.data import TestSet, TrainingData, load_test_set, load_training_data, read_folders
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES, score_classes, wilson_interval
@@ -98,7 +98,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
             tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
             metrics = _gather(settings, described, model, data, trainer, tester.test())
             metrics |= {
-                "data": {**images, "groups": _count_groups(data), "folds": data.split.folds},
+                "data": {**images, "groups": len(data.split.group_sizes(data.folder)), "folds": data.split.folds},
                 "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
                 "images_digest": _digest(folders, cache),
             }
@@ -106,10 +106,6 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         finally:
             logger.finish()
     return metrics
-
-
-def _count_groups(data: TrainingData) -> int:
-    return len(np.unique(data.split.groups[~data.folder.augmented]))
 
 
 def is_of_other_images(metrics: dict[str, Any], folders: Sequence[ImageFolder], cache: Cache) -> bool:
@@ -169,7 +165,7 @@ def _read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Seque
     """
     metrics = read_json(file)
     count = len(folders[0].classes)
-    names = {name_test_set(folder) for folder in folders[1:]}
+    names = {folder.name for folder in folders[1:]}
     try:
         for checkpoint in checkpoints:
             tested = metrics["checkpoints"][checkpoint]["test"]
@@ -248,11 +244,10 @@ def _introduce(
         ", ".join(f"{len(test_set.images)} to test on in {test_set.name}" for test_set in test_sets),
         ", ".join(data.classes),
     )
-    originals = ~data.folder.augmented
-    groups, sizes = np.unique(data.split.groups[originals], return_counts=True)
+    sizes = data.split.group_sizes(data.folder)
     _log.info(
         "%d images in %d groups; %d of them share a group with others, which no split divides",
-        originals.sum(), len(groups), sizes[sizes > 1].sum(),
+        sizes.sum(), len(sizes), sizes[sizes > 1].sum(),
     )  # fmt: skip
     if settings.fold is None:
         _log.info("all images train: there is no validation, and only the checkpoint of the last epoch is kept")

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common import UserError, own_name
+from common import UserError
 from dataset.examining import STORE, content_digests
 from dataset.folders import ImageFolder
 from dataset.groups import Groups, find_groups
@@ -46,6 +46,10 @@ class Split:
     left_out: np.ndarray
     groups: np.ndarray
     folds: int
+
+    def group_sizes(self, folder: ImageFolder) -> np.ndarray:
+        """How many images that are not augmented each group of a folder has, without empty ones."""
+        return np.unique(self.groups[~folder.augmented], return_counts=True)[1]
 
     def write(self, folder: ImageFolder, path: Path) -> None:
         """Writes a CSV file with the columns `file`, `side` (train, validation, left out, unreadable) and `group`."""
@@ -209,7 +213,7 @@ def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict
         "images": int(originals.sum()),
         "augmented": digest_images(training, cache, training.augmented) if training.augmented.any() else None,
         "test": {
-            own_name(folder.directory): {
+            folder.name: {
                 "digest": digest_images(folder, cache),
                 "images": len(folder.paths),
                 "overlap": int(np.isin(groups.numbers[0][originals], numbers).sum()),
