@@ -211,5 +211,6 @@ def test_a_timm_models_folder_has_no_slash():
 
 
 def test_the_recipe_for_backbones_refuses_others():
-    with pytest.raises(UserError, match="--recipe finetune: must be another one"):
-        Settings(model_type="VGG", recipe="finetune")
+    for settings in ({"model_type": "VGG", "pretrained": True}, {"model_type": "ResNet18"}):
+        with pytest.raises(UserError, match="--recipe finetune: must be used together with -p, and a model such as"):
+            Settings(**settings, recipe="finetune")
