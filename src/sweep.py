@@ -29,6 +29,7 @@ _STALE = "finished, on OTHER IMAGES than are there now"
 _FLAGS = [
     "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
     "seed", "precision", "compile", "recipe", "weights", "wandb", "no_cache", "cache_limit",
+    "save_every",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from helpers import REPOSITORY, digests, start, write_images
 
 pytestmark = pytest.mark.slow
 
-ARGUMENTS = ("-m", "SmallVGG", "-e", 3, "-b", 4, "-l", 0.001, "--precision", "fp32")
+ARGUMENTS = ("-m", "SmallVGG", "-e", 3, "-b", 4, "-l", 0.001, "--precision", "fp32", "--save-every", 0)
 RUN = "SmallVGG_pretrained_False_aug_False_lr_0.001_wd_0.0001_g_0.99"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
 ENVIRONMENT |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
