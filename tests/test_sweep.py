@@ -24,7 +24,8 @@ from pipeline.settings import CHECKPOINTS, Settings
 def runs(make_folder, tmp_path, tiny_model):
     """Four runs that differ in learning rate and weight decay, on twelve images of two classes."""
     common = Settings(
-        model_type=tiny_model, num_epochs=2, batch_size=4, wandb="disabled", output_dir=tmp_path / "saved",
+        model_type=tiny_model, num_epochs=2, batch_size=4, wandb="disabled", save_every=0,
+        output_dir=tmp_path / "saved",
         data_dir=make_folder("data", {"A": 6, "B": 6}), test_dir=(make_folder("test", {"A": 2, "B": 2}),),
     )  # fmt: skip
     return [
