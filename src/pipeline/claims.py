@@ -25,6 +25,7 @@ from pipeline.settings import Settings
 _log = logging.getLogger(__name__)
 _PAUSE = 5.0  # seconds until what others are at work on is looked at again
 _HEARTBEAT = 60  # seconds between signs of life
+_WRITING = 10  # seconds after which a claim that says nothing is of a program that was killed while it wrote it
 _SILENCE = 600  # seconds without one, after which an owner on another machine is taken for gone
 
 
@@ -211,7 +212,8 @@ def _is_free(file: Path, clear: bool = False) -> bool:
             return False
         except OSError:  # of a file system without locks
             locked = False
-        free = (locked and _boot_of(stream.read()) == _boot()) or _age(file, stream) > _SILENCE
+        boot = _boot_of(stream.read())
+        free = (locked and boot == _boot()) or _age(file, stream) > (_SILENCE if boot else _WRITING)
         if free and clear and _is_named(file, stream):  # else another program has just taken it over
             file.unlink(missing_ok=True)
     return free
