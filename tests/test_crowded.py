@@ -157,7 +157,7 @@ def test_without_a_folder_for_the_cache_a_run_does_without(finished):
     copy.mkdir()
     result = unshared("--", script.format(finished, shlex.join(command("-o", "out")), copy), finished)
     assert result.returncode == 0, result.stderr
-    assert "the images of dataset are decoded for this run alone: .cache/images: Read-only file system" in result.stderr
+    assert "the images of dataset are decoded for this run alone: .cache: Read-only file system" in result.stderr
     assert results(copy) == results(finished / "alone")
 
 
