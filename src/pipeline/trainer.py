@@ -134,9 +134,7 @@ class Trainer:
                     stop = self._stop.made
                     if stop or self._finished() or time.monotonic() - self._saved >= 60 * self.settings.save_every:
                         self._save_last()
-                    if (
-                        stop
-                    ):  # else it was made while the state was saved, and is granted after the next batch, or at the end
+                    if stop:  # a later one is granted after the next batch
                         self._stop.grant()
             if self.epoch < self.settings.num_epochs:
                 _log.info(
