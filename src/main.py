@@ -9,6 +9,7 @@ from pipeline.settings import Settings
 def main() -> int:
     settings = Settings.from_command_line("Trains a classifier on folders of images, tests it and explains it.")
     # torch takes seconds to import: --help and errors do not wait for it
+    from pipeline.baseline import describe_baselines
     from pipeline.distributed import joined_processes
     from pipeline.run import class_tables, results_table, run
 
@@ -17,7 +18,9 @@ def main() -> int:
     if metrics is None:
         return 0
     print(results_table(metrics))
-    print(f"\n{class_tables(metrics)}")
+    print(f"\n{class_tables(metrics)}\n")
+    for line in describe_baselines(metrics):
+        print(line)
     more = ", confusion_matrices/, reliability/, heatmaps/" if metrics.get("plots") else " (-c draws more)"
     print(f"\nfigures in {settings.run_dir}: curves.png{more}")
     return 0

@@ -165,7 +165,7 @@ def test_reads_and_writes_the_runs_of_a_folder(program, models_dir):
         "test_accuracy_terminal", "test_loss_terminal", "test_per_class_accuracy_terminal",
         "train_accuracy", "train_loss", "train_per_class_accuracy",
         "val_accuracy", "val_loss", "val_per_class_accuracy", "test_images", "seed",
-        "data", "test_set", "classes", "images", "epochs", "batch", "recipe", "fold",
+        "data", "test_set", "classes", "images", "epochs", "batch", "recipe", "fold", "baseline",
     ]  # fmt: skip
     names = [run_name("CNNBasic"), run_name("CNNBasic", augmentation=True)]
     names += [run_name("ResNet18"), run_name("ResNet18", lr=1e-05)]

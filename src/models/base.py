@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from common import UserError
+
 
 class Classifier(nn.Module):
     """A network from normalised images to logits.
@@ -20,6 +22,7 @@ class Classifier(nn.Module):
         mean, std: a value a channel, for images scaled to 0..1.
         freeze_points: names that `freeze_to` accepts, first layers first; empty for a network trained from scratch.
         default_freeze_point: the one used with pretrained weights where the user names none.
+        any_size: whether it takes images of another size than `input_size`.
         trains_channels_first: whether it trains sooner so on a CPU in fp32; else all runs channels last in memory.
         frozen_to: the one that `freeze_to` was called with; None while all layers are trained.
         image_format: what `normalise` gives; by default, that of the images.
@@ -32,6 +35,7 @@ class Classifier(nn.Module):
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     freeze_points: ClassVar[tuple[str, ...]] = ()
     default_freeze_point: ClassVar[str] = "none"
+    any_size: ClassVar[bool] = False
     trains_channels_first: ClassVar[bool] = False
     frozen_to: str | None = None
     image_format: torch.memory_format = torch.preserve_format
@@ -58,7 +62,29 @@ class Classifier(nn.Module):
     def freeze_to(self, freeze_point: str) -> None:
         """Takes the layers up to a freeze point out of training: no gradient, hence no update and no weight decay."""
         self.frozen_to = freeze_point
-        self.split(freeze_point)[0].requires_grad_(False)
+        self.split(freeze_point)[0].requires_grad_(False).eval()
+
+    def set_image_size(self, side: int) -> None:
+        """Take images of `side` x `side` pixels in place of the architecture's own size.
+
+        Raises:
+            UserError: the architecture takes no other size.
+        """
+        channels, height, width = self.input_size
+        if not self.any_size and side != height:
+            raise UserError(f"--image-size {side}: {type(self).__name__} takes images of {height}x{width} pixels only")
+        self.input_size = (channels, side, side)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Frozen layers stay in evaluation mode: their batch normalisation does not drift, and they drop nothing."""
+        super().train(mode)
+        if self.frozen_to:
+            self.split(self.frozen_to)[0].eval()
+        return self
+
+    def cam_maps(self, output: Tensor) -> Tensor:
+        """The output of `cam_layer` as maps (N, K, h, w)."""
+        return output
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimizer is given."""

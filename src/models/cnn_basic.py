@@ -13,6 +13,7 @@ class CNNBasic(Classifier):
     group = "CNNBasic"
     cam_layer = "blocks.3.5"  # the last GELU, (N, 512, 28, 28)
     trains_channels_first = True
+    any_size = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

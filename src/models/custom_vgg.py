@@ -21,6 +21,7 @@ class CustomVGG(VGG19Classifier):
     cam_layer = "convolutions.9"  # the last GELU, (N, 1024, 28, 28)
     freeze_points = ("conv1", "conv2", "conv3", "conv4")
     default_freeze_point = "conv3"
+    any_size = True
 
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()

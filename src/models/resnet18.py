@@ -1,4 +1,4 @@
-"""ResNet-18, trained from scratch.
+"""ResNet-18, from scratch or with torchvision's ImageNet weights.
 
 He et al., "Deep Residual Learning for Image Recognition", 2016. Layers are named and ordered as in torchvision, so that
 either's weights load into the other and give the same output.
@@ -6,9 +6,13 @@ either's weights load into the other and give the same output.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights
 
 from models.base import Classifier
+from models.pretrained import load_into, load_torchvision
 
 
 class ResidualBlock(nn.Module):
@@ -41,8 +45,10 @@ class ResNet18(Classifier):
 
     group = "ResNet"
     cam_layer = "layer4"  # (N, 512, 7, 7)
+    any_size = True
+    freeze_points = ("backbone",)
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -57,6 +63,16 @@ class ResNet18(Classifier):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if pretrained:
+            url = ResNet18_Weights.IMAGENET1K_V1.url
+            state = load_torchvision("resnet18", url, weights)
+            backbone = {name: value for name, value in state.items() if not name.startswith("fc.")}
+            own_head = {f"fc.{name}": value for name, value in self.fc.state_dict().items()}
+            load_into(self, backbone | own_head, "torchvision's resnet18", weights or url)
+
+    def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
+        *backbone, head = self.children()
+        return nn.Sequential(*backbone, nn.Flatten(1)), head
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 224, 224) float to (N, C) logits."""

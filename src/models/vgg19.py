@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import VGG19_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
-from common import UserError
 from models.base import Classifier
+from models.pretrained import load_into, load_torchvision
 
 # The place in `features` behind each block's max pool, which has no weights to freeze, but makes the output smaller.
 _END_OF_BLOCK = {"conv1": 5, "conv2": 10, "conv3": 19, "conv4": 28, "conv5": 37}
@@ -52,45 +51,17 @@ def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
         weights: a file of torchvision's vgg19 state dict to use in place of torch.hub's cache.
 
     Raises:
-        UserError: the weights are not to be had, or are not those of vgg19.
+        UserError: the weights are not available, or are not those of vgg19.
     """
     features = make_layers(cfgs["E"])
     if pretrained:
-        features.load_state_dict(_load_checked(features, weights))
+        url, prefix = VGG19_Weights.IMAGENET1K_V1.url, "features."
+        state = load_torchvision("vgg19", url, weights)
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        load_into(features, found, "torchvision's vgg19", weights or url)
         return features
     for layer in features:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     return features
-
-
-def _load_checked(features: nn.Sequential, weights: Path | None) -> dict[str, Tensor]:
-    """The state dict for `features` out of a file of vgg19's."""
-    url = VGG19_Weights.IMAGENET1K_V1.url
-    file = weights or Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-    try:
-        if weights:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        else:
-            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except OSError as error:
-        if weights:
-            raise UserError(f"cannot read --weights {weights}: {error.strerror or error}") from error
-        raise UserError(
-            f"cannot download the pretrained weights ({error}): get {url} on a machine with internet, "
-            f"then put it at {file} or name it with --weights FILE"
-        ) from error
-    except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
-        if not file.exists():  # torch.hub keeps no download whose checksum is wrong
-            raise UserError(
-                f"the download of {url} was cut off or altered: start again, or name a file of it with --weights FILE"
-            ) from error
-        raise UserError(f"{file} is not a file of weights, or a damaged one: replace it") from error
-    prefix = "features."
-    state = state if isinstance(state, dict) else {}
-    found = {str(name).removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
-    expected = {name: tensor.shape for name, tensor in features.state_dict().items()}
-    if {name: getattr(value, "shape", None) for name, value in found.items()} != expected:
-        raise UserError(f"{file} does not hold the weights of torchvision's vgg19")
-    return found

@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike
 from common import UserError, write_whole
 from pipeline.settings import Settings
 
-_KINDS = ("images", "features", "groups")  # the folders of arrays; `.cache/` holds other things too
+_KINDS = ("images", "features", "groups", "baseline")  # the folders of arrays; `.cache/` holds other things too
 _CHUNK = 4 << 20  # bytes that a checksum is taken of at once
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,7 @@
-"""What frozen layers make of each image, computed once: the layers behind them are trained on that."""
+"""The output of frozen layers for each image, computed once: the layers behind them are trained on it."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import logging
@@ -28,9 +27,9 @@ _log = logging.getLogger(__name__)
 class BehindFrozen(nn.Module):
     """The layers behind a model's frozen ones, which they share: to features what the model is to images."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, freeze_point: str) -> None:
         super().__init__()
-        _, self.layers = model.split(model.frozen_to)
+        _, self.layers = model.split(freeze_point)
 
     def normalise(self, features: Tensor) -> Tensor:
         """Features as they are: the images were normalised."""
@@ -50,39 +49,42 @@ class FeatureBatches(ImageBatches):
         return _from_rows(take(self.decoded, places)), self.labels[places]
 
 
-def compute_features(model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> TrainingData | None:
-    """Computes the frozen layers' output for all images of a run, or finds it.
+def compute_features(
+    model: Classifier, freeze_point: str, data: TrainingData, hardware: Hardware, cache: Cache
+) -> TrainingData | None:
+    """Compute the output of the layers up to a freeze point, in evaluation mode, for all images of a run, or find it.
 
     Of joined processes, the first one computes and the others find.
 
     Args:
-        model: with frozen layers, on the hardware's device.
+        model: on the hardware's device.
+        freeze_point: one of the model's.
         data: images that are trained on as they are.
         hardware: where and in which precision to compute.
         cache: keeps the features.
 
     Returns:
-        The data with features in place of images, for `BehindFrozen`. None, and a line says why, if an image's
-        features would differ from time to time, or find no room.
+        The data with features in place of images, for `BehindFrozen`. None, and a line says why, if they do not fit on
+        the disk.
     """
     places = np.concatenate([data.train.places, data.validation.places])
-    frozen = _Frozen(model, data.train.decoded, places, hardware)
+    frozen = _Frozen(model, freeze_point, data.train.decoded, places, hardware)
     rows, reason = None, "another process has no features"
     with distributed.first_alone():
         try:
             rows = frozen.find_or_compute(cache)
         except NoRoom as error:
-            reason = f"the features find no room: {error}"
-        except _Varying:
-            reason = "they have batch normalisation or dropout, whose output depends on the batch or on chance"
+            reason = f"the features do not fit: {error}"
     lacking = torch.tensor(float(rows is None), device=hardware.device)
     if distributed.sum_over_processes(lacking).item():
-        _log.info("the frozen layers run anew for each batch: %s", reason)
+        _log.info("the frozen layers run again for each batch: %s", reason)
         return None
     _log.info(
-        "trains on features: what the layers up to %s make of %d images, %.2f GB",
-        model.frozen_to, len(places), rows.nbytes / 1e9,
-    )  # fmt: skip
+        "features: the output of the layers up to %s for %d images, %.2f GB",
+        freeze_point,
+        len(places),
+        rows.nbytes / 1e9,
+    )
     labels = data.train.labels[places].numpy()
     of_train, of_validation = np.split(np.arange(len(places)), [len(data.train)])
     return replace(
@@ -92,33 +94,26 @@ def compute_features(model: Classifier, data: TrainingData, hardware: Hardware, 
     )
 
 
-class _Varying(Exception):
-    """What layers make of an image is not always the same."""
-
-
 class _Frozen:
-    """A model's frozen layers, and the images that they are to be run on."""
+    """The layers up to a freeze point, and the images that they are to be run on."""
 
-    def __init__(self, model: Classifier, images: DecodedImages, places: np.ndarray, hardware: Hardware) -> None:
-        self.layers, _ = model.split(model.frozen_to)
+    def __init__(
+        self, model: Classifier, freeze_point: str, images: DecodedImages, places: np.ndarray, hardware: Hardware
+    ) -> None:
+        self.layers, _ = model.split(freeze_point)
         self.model, self.images, self.places, self.hardware = model, images, places, hardware
 
     def find_or_compute(self, cache: Cache) -> np.memmap:
         """The features of all images, as rows.
 
         Raises:
-            _Varying: training has others than evaluation.
             NoRoom: the cache has none for them.
         """
+        self.layers.eval()
         name = f"features/{self._key()}"
         if kept := cache.find(name):
             return kept.array
-        twin = copy.deepcopy(self.layers)  # since running them in training mode changes batch normalisation
-        some = self.places[:2]
-        in_training, features = self._run(twin.train(), some), self._run(twin.eval(), some)
-        if not torch.equal(in_training, features):
-            raise _Varying
-        rows = _to_rows(features)
+        rows = _to_rows(self._run(self.places[:2]))
         return cache.get(name, (len(self.places), *rows.shape[1:]), rows.dtype, self._fill).array
 
     def _key(self) -> str:
@@ -134,17 +129,16 @@ class _Frozen:
         return digest.hexdigest()[:32]
 
     @torch.inference_mode()
-    def _run(self, layers: nn.Module, places: np.ndarray) -> Tensor:
+    def _run(self, places: np.ndarray) -> Tensor:
         images = rows_to_maps(torch.from_numpy(self.images[places])).to(self.hardware.device)
         with self.hardware.autocast():
-            return layers(self.model.normalise(images))
+            return self.layers(self.model.normalise(images))
 
     def _fill(self, rows: np.memmap) -> Notes:
-        self.layers.eval()
         with tqdm(desc="computing features", total=len(rows), unit="image", disable=distributed.bar_hidden()) as bar:
             for start in range(0, len(rows), _BATCH):
                 places = self.places[start : start + _BATCH]
-                rows[start : start + len(places)] = _to_rows(self._run(self.layers, places))
+                rows[start : start + len(places)] = _to_rows(self._run(places))
                 release(rows)
                 bar.update(len(places))
         return {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from common import available_cores
+from models import is_of_timm
 from models.base import Classifier
 
 _M_MMAP_THRESHOLD = -3  # glibc's name and number for: blocks from this size on are mapped one by one
@@ -23,11 +24,15 @@ class Hardware:
     precision: str
 
     @classmethod
-    def choose(cls, precision: str = "auto") -> Hardware:
-        """The GPU where there is one; for "auto" bf16 where the hardware computes in it rather than imitating it."""
+    def choose(cls, precision: str = "auto", model_type: str = "") -> Hardware:
+        """The GPU where there is one; for "auto" bf16 where the hardware computes in it rather than imitating it.
+
+        On a CPU timm's models get fp32: most have depthwise convolutions, which are trained no faster in bf16.
+        """
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         if precision == "auto":
-            precision = "bf16" if _computes_in_bf16(device) else "fp32"
+            slower = device.type == "cpu" and is_of_timm(model_type)
+            precision = "bf16" if _computes_in_bf16(device) and not slower else "fp32"
         return cls(device, precision)
 
     def autocast(self) -> AbstractContextManager:

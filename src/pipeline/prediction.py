@@ -15,7 +15,7 @@ import torch
 
 from common import UserError, available_cores
 from dataset.reading import UnreadableImage, read_image
-from models import MODELS, build_model
+from models import build_model, is_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
 from pipeline.data import rows_to_maps
@@ -76,13 +76,13 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
         raise UserError(f"{run_dir} has no settings.json: name the folder of a trained run")
     settings = read_json(file)
     model_type, precision = str(settings.get("model_type")), settings.get("precision")
-    if model_type not in MODELS or precision not in ("fp32", "bf16"):
+    if not is_model(model_type) or precision not in ("fp32", "bf16"):
         raise UserError(f"{file} names no model or no precision that there is: train again with --restart")
     if checkpoint is None:
         checkpoint = next((name for name in CHECKPOINTS if (run_dir / f"{name}.pt").exists()), CHECKPOINTS[0])
     file = run_dir / f"{checkpoint}.pt"
     loaded = Checkpoint.load(file, model_type)
-    model = build_model(model_type, len(loaded.classes))
+    model = build_model(model_type, len(loaded.classes), image_size=settings.get("image_size"))
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
     return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware, checkpoint)

@@ -18,6 +18,7 @@ from dataset.folders import ImageFolder
 from models import build_model
 from models.base import Classifier
 from pipeline import distributed
+from pipeline.baseline import score_baseline
 from pipeline.cache import Cache
 from pipeline.checkpoints import read_json
 from pipeline.claims import claim_alone
@@ -25,6 +26,7 @@ from pipeline.data import TestSet, TrainingData, load_test_set, load_training_da
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES, score_classes, wilson_interval
+from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 from pipeline.splits import describe_data, digest_images, load_groups
 from pipeline.tester import Tester
@@ -71,7 +73,12 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
     torch.manual_seed(settings.seed)
     with distributed.first_alone():  # the others find pretrained weights downloaded, and the images decoded
         model = build_model(
-            settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to
+            settings.model_type,
+            len(classes),
+            settings.pretrained,
+            settings.weights,
+            settings.freeze_to,
+            settings.image_size,
         )
         groups = load_groups(folders[:1], cache)  # without the test sets, on which the folds must not depend
         images = describe_data(folders, cache)
@@ -99,6 +106,12 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
             metrics = _gather(settings, described, model, data, trainer, tester.test())
             metrics |= {
                 "data": {**images, "groups": len(data.split.group_sizes(data.folder)), "folds": data.split.folds},
+                "baseline": {
+                    test_set.name: score_baseline(
+                        data, test_set, tester.predictions(settings.checkpoints[0], test_set), cache
+                    )
+                    for test_set in test_sets
+                },
                 "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
                 "images_digest": _digest(folders, cache),
             }
@@ -184,7 +197,7 @@ def _choose_hardware(settings: Settings) -> Hardware:
     if precision == "auto" and file.exists() and not settings.restart:
         begun_in = read_json(file).get("precision")
         precision = begun_in if begun_in in ("fp32", "bf16") else precision
-    return Hardware.choose(precision)
+    return Hardware.choose(precision, settings.model_type)
 
 
 def _describe(settings: Settings, hardware: Hardware, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -270,7 +283,7 @@ def _notes_on_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
                 "dataset_main.py --augment all, or --augment-to N, makes more of them"
             )
     counts = np.bincount(data.folder.labels[train], minlength=len(data.classes))
-    if counts.max() > _MOST_IMBALANCE * counts.min() and not settings.balance:
+    if counts.max() > _MOST_IMBALANCE * counts.min() and not (settings.balance or RECIPES[settings.recipe].balance):
         largest, smallest = (data.classes[place] for place in (counts.argmax(), counts.argmin()))
         yield (
             f"classes differ in size: {counts.max()} images of {largest} train, {counts.min()} of {smallest}; "

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from common import ArgumentParser, UserError, own_name
-from models import ALIASES, MODELS
-from pipeline.recipes import RECIPES
+from models import ALIASES, MODELS, TIMM, has_backbone, is_model
+from pipeline.recipes import DEFAULTS, RECIPES
 
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")  # that a run keeps
 FOLDS = 5  # parts into which the images are divided, of which one validates
@@ -64,13 +64,23 @@ def _read_fold(text: str) -> int | None:
 def read_model(name: str) -> str:
     """A model's name, of the name or alias on a command line or in a parameter file."""
     name = ALIASES.get(name, name)
-    if name not in MODELS:
-        raise argparse.ArgumentTypeError(f"unknown model {name!r}: choose {', '.join(MODELS)}")
+    if not is_model(name):
+        choices = f"{', '.join(MODELS)}, or {TIMM}NAME for any model of timm"
+        raise argparse.ArgumentTypeError(f"unknown model {name!r}: choose {choices}")
     return name
 
 
-_MODEL_HELP = f"{', '.join(MODELS)}; ResNet is short for ResNet18"
-_FREEZE_HELP = "with -p: the last block not to train, conv1 to conv5, or none (default: conv5, CustomVGG's conv3)"
+def _by_recipe(name: str) -> str:
+    """What --help says of a setting whose default is the recipe's."""
+    others = [f"{recipe} {how.defaults[name]}" for recipe, how in RECIPES.items() if name in how.defaults]
+    return f"(default: {', '.join([str(DEFAULTS[name]), *others])})"
+
+
+_MODEL_HELP = f"{', '.join(MODELS)}, or {TIMM}NAME for any model of timm; ResNet is short for ResNet18"
+_FREEZE_HELP = (
+    "with -p: the last block not to train, conv1 to conv5 (default: conv5, CustomVGG's conv3), backbone of the others "
+    "(default: none)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +93,14 @@ class Settings:
 
     # fmt: off
     model_type: str = _option("-m --model-type", dataclasses.MISSING, _MODEL_HELP, type=read_model, metavar="MODEL")
-    pretrained: bool = _option("-p --pretrained", False, "start from ImageNet weights (VGG models only)")
-    num_epochs: int = _option("-e --num-epochs", 30, "epochs at most")
+    pretrained: bool = _option("-p --pretrained", False, "start from ImageNet weights")
+    num_epochs: int | None = _option(
+        "-e --num-epochs", None, f"epochs at most {_by_recipe('num_epochs')}", type=int, metavar="N")
     batch_size: int = _option("-b --batch-size", 32, "images a batch")
-    learning_rate: float = _option("-l --learning-rate", 1e-4, "of AdamW, in the first epoch")
-    weight_decay: float = _option("-w --weight-decay", 1e-4, "of AdamW")
+    learning_rate: float | None = _option(
+        "-l --learning-rate", None, f"of AdamW, the highest {_by_recipe('learning_rate')}", type=float, metavar="X")
+    weight_decay: float | None = _option(
+        "-w --weight-decay", None, f"of AdamW {_by_recipe('weight_decay')}", type=float, metavar="X")
     gamma: float = _option("-g --gamma", 0.99, "factor on the learning rate after each epoch")
     val_freq: int = _option("-f --val-freq", 1, "validate every N epochs")
     early_stopping_patience: int = _option(
@@ -113,10 +126,13 @@ class Settings:
         "--precision", "auto", "auto takes bf16 where the hardware computes in it", choices=("auto", "fp32", "bf16"))
     compile: bool = _option(
         "--compile", False, "train by torch.compile, whose start takes up to a minute", describes_run=False)
-    recipe: str = _option(
-        "--recipe", "default", "how to train, where numbers do not say (pipeline/recipes.py)", choices=tuple(RECIPES))
+    recipe: str | None = _option(
+        "--recipe", None, "how to train, where numbers do not say (pipeline/recipes.py; default: finetune with -p for "
+        "all models but VGG's, else default)", choices=tuple(RECIPES))
+    image_size: int | None = _option(
+        "--image-size", None, "side of the images in pixels (default: the model's own)", type=int, metavar="N")
     weights: Path | None = _option(
-        "--weights", None, "with -p: a file of torchvision's vgg19 weights, where there is no internet",
+        "--weights", None, "with -p: a file of ImageNet weights of torchvision or timm, where there is no internet",
         type=Path, metavar="FILE")
     freeze_to: str | None = _option(
         "--freeze-to", None, _FREEZE_HELP, type=str, metavar="BLOCK")
@@ -136,6 +152,12 @@ class Settings:
     # fmt: on
 
     def __post_init__(self) -> None:
+        if self.recipe is None:
+            finetuned = self.pretrained and has_backbone(self.model_type)
+            object.__setattr__(self, "recipe", "finetune" if finetuned else "default")
+        for name, value in (DEFAULTS | dict(RECIPES[self.recipe].defaults)).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         self._require(self.num_epochs >= 1, "num_epochs", "at least 1")
         self._require(self.batch_size >= 2, "batch_size", "at least 2: batch normalisation cannot train on one image")
         self._require(0 < self.learning_rate < math.inf, "learning_rate", "a number above 0")
@@ -146,6 +168,11 @@ class Settings:
         self._require(self.folds >= 2, "folds", "at least 2")
         within = self.fold is None or self.fold < self.folds
         self._require(within, "fold", f"from 0 to {self.folds - 1}, as --folds says, or none")
+        self._require(self.image_size is None or self.image_size >= 32, "image_size", "at least 32")
+        for_backbones = has_backbone(self.model_type) or not RECIPES[self.recipe].fit_head
+        self._require(
+            for_backbones, "recipe", "another one: this is for a pretrained backbone, such as EfficientNetLite0"
+        )
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
         self._require(self.save_every >= 0, "save_every", "a number not below 0")
@@ -183,7 +210,7 @@ class Settings:
     def run_name(self) -> str:
         """The name of the run's folder; numbers as Python prints them."""
         return (
-            f"{self.model_type}_pretrained_{self.pretrained}_aug_{self.data_augmentation}"
+            f"{self.model_type.replace('/', '-')}_pretrained_{self.pretrained}_aug_{self.data_augmentation}"
             f"_lr_{self.learning_rate}_wd_{self.weight_decay}_g_{self.gamma}"
         )
 

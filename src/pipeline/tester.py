@@ -49,6 +49,7 @@ class Tester:
         self.figures: list[Path] = []
         # By epoch and test set: two checkpoints of one epoch are the same.
         self._predicted: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._epochs: dict[str, int] = {}  # by checkpoint
         self._explained: dict[tuple[int, str], list[Path]] = {}
 
     def test(self) -> dict[str, dict[str, Any]]:
@@ -58,12 +59,18 @@ class Tester:
             file = self.folder / f"{name}.pt"
             checkpoint = Checkpoint.load(file, self.settings.model_type)
             checkpoint.load_into(self.model, file)
+            self._epochs[name] = checkpoint.epoch
             results[name] = {
                 "epoch": checkpoint.epoch,
                 "test": {test_set.name: self._test_on(test_set, checkpoint.epoch, name) for test_set in self.test_sets},
             }
             self._write_predictions(checkpoint, name)
         return results
+
+    def predictions(self, checkpoint: str, test_set: TestSet) -> np.ndarray:
+        """(N,) int64, the predicted class of each image of a test set, after `test`."""
+        logits, _ = self._predicted[self._epochs[checkpoint], test_set.name]
+        return logits.argmax(dim=1).cpu().numpy()
 
     def _write_predictions(self, checkpoint: Checkpoint, name: str) -> None:
         columns = ("file", "truth", "predicted", *(f"p_{label}" for label in self.classes))
@@ -181,7 +188,7 @@ def class_activation_maps(model: Classifier, images: Tensor, targets: Sequence[i
     layer = model.get_submodule(model.cam_layer)
     model.eval()
     explained = [ClassifierOutputTarget(int(target)) for target in targets]
-    with _differentiable_behind(model, layer), GradCAM(model, [layer]) as grad_cam:
+    with _differentiable_behind(model, layer), GradCAM(model, [layer], model.cam_maps) as grad_cam:
         return np.concatenate([
             grad_cam(model.normalise(images[start : start + BATCH]), explained[start : start + BATCH])
             for start in range(0, len(images), BATCH)

@@ -14,24 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from common import StopRequest, UserError, link
 from models.base import Classifier
 from pipeline import distributed
+from pipeline.augmentation import augment
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
 from pipeline.data import BatchOrder, TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
+from pipeline.head import fit_head
 from pipeline.inference import compute_logits, evaluate, evaluation_batch
-from pipeline.jitter import vary
 from pipeline.logger import Logger
 from pipeline.measures import SCORES
 from pipeline.metrics import RunningScores, Scores
-from pipeline.optimizer import EagerAdamW, MovingAverage
+from pipeline.optimizer import EagerAdamW, MovingAverage, layer_rates
 from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 
@@ -43,8 +45,11 @@ _PROGRESS = (
 )  # fmt: skip
 
 
+_STEP = 32  # pixels, by which networks commonly shrink an image: smaller sizes are multiples of it
+
+
 class Trainer:
-    """Cross-entropy and AdamW by a recipe, and early stopping.
+    """Cross-entropy and AdamW by a recipe, and early stopping. Where the recipe fits the head first, that is epoch 0.
 
     Checkpoints are selected, and training is stopped, by the validation scores averaged over classes, which are the
     plain ones where all classes have equally many validation images.
@@ -63,7 +68,7 @@ class Trainer:
         hardware: Hardware,
         logger: Logger | None,
     ) -> None:
-        self.settings, self.hardware, self.logger = settings, hardware, logger
+        self.data, self.settings, self.hardware, self.logger = data, settings, hardware, logger
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
         self.model = hardware.place(model, training=True)
@@ -72,14 +77,16 @@ class Trainer:
         self.classes, self.digest = data.classes, data.digest
         self.validates = len(data.validation) > 0
         self.validation_logits: Tensor | None = None  # of the last epoch
+        rates = layer_rates(self.model, settings.learning_rate, self.recipe.first_rate)
         self.optimizer = EagerAdamW(
-            model.trainable_parameters(),
+            [{"params": parameters, "lr": rate} for parameters, rate in rates],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             amsgrad=self.recipe.amsgrad,
             fused=True,
         )
-        self.scheduler = self._make_scheduler(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
+        batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
+        self.scheduler = self._make_scheduler(batches, [rate for _, rate in rates])
         self.epoch = 0  # finished ones
         self.unfinished: dict[str, Any] | None = None  # what an epoch came to that was stopped within
         self.best_accuracy, self.best_loss = -math.inf, math.inf
@@ -89,13 +96,14 @@ class Trainer:
         self._saved = time.monotonic()  # when `last.pt` was written, or read
         if (self.folder / "last.pt").exists():
             self._load_last()
-        if self._finished():
+        if self._finished() or self._only_head:
             return
         # What runs, in place of the whole model where frozen layers need not.
         self.network, self.validation_network = self.model, self.saved_model
         data = self._find_features(data) or data
         train, validation = bring_near((data.train, data.validation), hardware.device)
-        balanced = train.labels.numpy()[train.places] if settings.balance else None
+        balance = settings.balance or self.recipe.balance
+        balanced = train.labels.numpy()[train.places] if balance else None
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True, balanced=balanced)
         self.validation_loader = make_loader(validation, evaluation_batch(settings))
         self.network = distributed.join_gradients(self.network)
@@ -105,30 +113,40 @@ class Trainer:
             self.network = Compiled(self.network, settings.batch_size, hardware)
 
     def _find_features(self, data: TrainingData) -> TrainingData | None:
-        """Has frozen layers run once for each image, if there are any, and that comes to the same."""
-        if not self.model.frozen_to or self.recipe.jitter:
+        """Has frozen layers run once for each image, if there are any and images are trained on as they are."""
+        if not self.model.frozen_to or self.recipe.augmentation:
             return None
-        features = compute_features(self.model, data, self.hardware, Cache.of(self.settings))
+        freeze_point = self.model.frozen_to
+        features = compute_features(self.model, freeze_point, data, self.hardware, Cache.of(self.settings))
         if features:
-            self.network, self.validation_network = BehindFrozen(self.model), BehindFrozen(self.saved_model)
+            self.network = BehindFrozen(self.model, freeze_point)
+            self.validation_network = BehindFrozen(self.saved_model, freeze_point)
         return features
 
-    def _make_scheduler(self, batches_of_an_epoch: BatchOrder) -> LRScheduler:
+    def _make_scheduler(self, batches: int, rates: Sequence[float]) -> LRScheduler:
+        """Args: the number of batches in an epoch, and the highest learning rate of each group of parameters."""
         if not self.recipe.one_cycle:
             return ExponentialLR(self.optimizer, self.settings.gamma)
-        batches = self.settings.num_epochs * len(batches_of_an_epoch)
-        return OneCycleLR(self.optimizer, self.settings.learning_rate, batches)
+        return OneCycleLR(self.optimizer, list(rates), self.settings.num_epochs * batches)
+
+    @property
+    def _only_head(self) -> bool:
+        """Whether fitting the head is all that there is to train."""
+        return self.recipe.fit_head and self.model.frozen_to is not None
 
     def fit(self) -> None:
         """Trains to the last epoch or until early stopping, from wherever the run stands."""
-        if (self.epoch or self.unfinished) and not self._finished():
+        if (self.history or self.unfinished) and not self._finished():
             where = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
             _log.info("going on %s", where)
         try:
             # Joined processes would each stop after another batch, and wait for one another: these stop at once.
             with self._stop if distributed.world_size() == 1 else nullcontext():
                 while not self._finished():
-                    self._run_epoch()
+                    if self.recipe.fit_head and not self.history:
+                        self._fit_head()
+                    else:
+                        self._run_epoch()
                     if self._finished():
                         self._save_checkpoint("terminal")
                     stop = self._stop.made
@@ -136,7 +154,7 @@ class Trainer:
                         self._save_last()
                     if stop:  # a later one is granted after the next batch
                         self._stop.grant()
-            if self.epoch < self.settings.num_epochs:
+            if self.validations_without_improvement >= self.settings.early_stopping_patience:
                 _log.info(
                     "stopped early: no lower loss in the last %d validations", self.settings.early_stopping_patience
                 )
@@ -173,8 +191,44 @@ class Trainer:
         return True
 
     def _finished(self) -> bool:
+        if self.recipe.fit_head and not self.history:
+            return False
         patience = self.settings.early_stopping_patience
-        return self.epoch >= self.settings.num_epochs or self.validations_without_improvement >= patience
+        last = 0 if self._only_head else self.settings.num_epochs
+        return self.epoch >= last or self.validations_without_improvement >= patience
+
+    def _fit_head(self) -> None:
+        """Epoch 0: fits the last layer to what the layers before it make of the images.
+
+        Raises:
+            UserError: the features do not fit on the disk.
+        """
+        start = time.perf_counter()
+        freeze_point = self.model.freeze_points[-1]
+        data = compute_features(self.model, freeze_point, self.data, self.hardware, Cache.of(self.settings))
+        if data is None:
+            raise UserError("the features of the images do not fit on the disk: make room, or try --no-cache")
+        (train, labels), (validation, validation_labels) = (
+            batches.__getitems__(list(range(len(batches)))) for batches in (data.train, data.validation)
+        )
+        head = fit_head(train.float().numpy(), labels.numpy(), validation.float().numpy(), validation_labels.numpy())
+        _, layer = self.model.split(freeze_point)
+        with torch.no_grad():
+            for parameter, values in ((layer.weight, head.weight), (layer.bias, head.bias)):
+                own = torch.from_numpy(values).to(parameter) * distributed.is_first()
+                parameter.copy_(distributed.sum_over_processes(own))  # the same in all joined processes
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
+        scores = Scores.of(torch.from_numpy(head.logits(train.float().numpy())), labels)
+        row = {"epoch": 0, "learning_rate": 0.0, **_columns("train", scores)}
+        improved: list[str] = []
+        if self.validates:
+            self.validation_logits = torch.from_numpy(head.logits(validation.float().numpy()))
+            scores = Scores.of(self.validation_logits, validation_labels)
+            row |= _columns("val", scores)
+            improved = self._keep_best(scores)
+        _log.info("the head was fitted to features by logistic regression, C = %g", head.strength)
+        self._finish_epoch(row, improved, (len(data.train) + len(data.validation)) / (time.perf_counter() - start))
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
@@ -182,7 +236,7 @@ class Trainer:
         before = sum(self.train_loader.batch_sampler.batch_sizes[:done])
         train = self._train()
         images_per_second = (train.images - before) / (time.perf_counter() - start)
-        learning_rate = self.scheduler.get_last_lr()[0]  # in a cycle, that at the end of the epoch
+        learning_rate = max(self.scheduler.get_last_lr())  # in a cycle, that at the end of the epoch
         self.epoch += 1
         row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
         improved: list[str] = []
@@ -197,6 +251,9 @@ class Trainer:
             improved = self._keep_best(validation)
         if not self.recipe.one_cycle:
             self.scheduler.step()
+        self._finish_epoch(row, improved, images_per_second)
+
+    def _finish_epoch(self, row: dict[str, Any], improved: list[str], images_per_second: float) -> None:
         self.history.append(row)
         if distributed.is_first():
             self.logger.log_epoch(self.history, images_per_second)
@@ -221,12 +278,16 @@ class Trainer:
         sizes = order.batch_sizes
         title = f"epoch {self.epoch + 1}/{self.settings.num_epochs}"
         self.model.train()
+        if self.recipe.keep_statistics:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         with tqdm(
             desc=title, initial=sum(sizes[:batches]), total=sum(sizes), unit="image", leave=False,
             disable=distributed.bar_hidden(), mininterval=0.5,
         ) as bar:  # fmt: skip
             for size, (images, labels) in zip(sizes[batches:], self.train_loader, strict=True):
-                rates.append(self.scheduler.get_last_lr()[0])
+                rates.append(max(self.scheduler.get_last_lr()))
                 scores.add(*self._train_batch(images, labels, size))
                 if self.recipe.one_cycle:
                     self.scheduler.step()
@@ -245,14 +306,21 @@ class Trainer:
     def _train_batch(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, labels and losses (B,) of this process's share of a batch of `size` images, before the step."""
         self.optimizer.zero_grad()  # before the forward pass, whose tensors may take the gradients' place
-        if self.recipe.jitter:
-            images = vary(images.to(self.hardware.device, non_blocking=True).float(), self.recipe.jitter)
+        if self.recipe.augmentation:
+            images = images.to(self.hardware.device, non_blocking=True)
+            images = augment(images, self.recipe.augmentation, self._side())
         logits = compute_logits(self.network, images, self.hardware)
         labels = labels.to(self.hardware.device, non_blocking=True)
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
         (losses.sum() * (distributed.world_size() / size)).backward()  # whose mean over processes is the batch's
         self.optimizer.step()
         return logits.detach(), labels, losses.detach()
+
+    def _side(self) -> int:
+        """Height and width of the images that the epoch trains on, in pixels."""
+        full, sizes = self.model.input_size[1], self.recipe.sizes
+        share = sizes[self.epoch * len(sizes) // self.settings.num_epochs]
+        return full if share == 1 else max(_STEP, round(full * share / _STEP) * _STEP)
 
     def _check_finite(self, scores: RunningScores, rates: Sequence[float]) -> None:
         """Stops where it went wrong: once weights are no numbers, nothing good comes of them.

@@ -269,6 +269,11 @@ class Report:
     notes: list[str]
 
     @property
+    def singles(self) -> list[Run]:
+        """All trained runs."""
+        return [single for runs in (*self.groups.values(), self.final) for run in runs for single in run.singles]
+
+    @property
     def repeated(self) -> list[Run]:
         """The means over runs that differ only in seed and fold."""
         return [run for members in self.groups.values() for run in members if run.members]

@@ -30,7 +30,7 @@ from reporting.runs import (
 )
 
 _COUNTS = ("images", "epochs", "batch")
-_OPTIONAL = ("test_images", "seed", "data", "test_set", "classes", *_COUNTS, "recipe", "fold")
+_OPTIONAL = ("test_images", "seed", "data", "test_set", "classes", *_COUNTS, "recipe", "fold", "baseline")
 _COLUMNS = ("", "Modelname", "Group", *SCORE_COLUMNS, *_OPTIONAL)  # the first is the row's number
 _IDENTITY = ("Modelname", "seed", "data", "test_set", "epochs", "batch", "recipe", "fold")  # tell rows apart
 _LARGEST = {"seed": 2**32 - 1, "fold": 10_000 - 1}
@@ -146,6 +146,7 @@ def _read_metrics(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "batch": settings.get("batch_size"),
         "recipe": settings.get("recipe"),
         "fold": FINAL if final else settings.get("fold"),
+        "baseline": metrics.get("baseline", {}).get(test_set, {}).get("accuracy"),
     }
     others = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
     if folds := data.get("folds"):
@@ -195,6 +196,7 @@ def _make_run(cells: Mapping[Any, Any], known: Sequence[str], **more: Any) -> tu
         test_set=Source.from_text(cells.get("test_set")),
         classes=tuple(filter(None, one_line(cells.get("classes") or "").split(", "))),
         recipe=one_line(cells.get("recipe") or "") or None,
+        baseline=_valid("test_accuracy", cells.get("baseline")),
         **counts,
         **more,
     )

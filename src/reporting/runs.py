@@ -140,6 +140,7 @@ class Run:
         images: the number of original images in `data`.
         epochs, batch, recipe: settings that the name does not contain.
         settings: all others, as `metrics.json` has them; empty for a run from a table.
+        baseline: test accuracy of logistic regression on colours and gradients; None if unknown.
         overlap: how many training images share a group with test images.
         folder: where its predictions are; None for a run from a table.
         members: the runs that this is the mean of; empty for a single run.
@@ -161,6 +162,7 @@ class Run:
     batch: int | None = None
     recipe: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    baseline: float | None = field(default=None, compare=False)
     overlap: int = field(default=0, compare=False)
     folder: Path | None = field(default=None, compare=False)
     members: tuple[Run, ...] = ()

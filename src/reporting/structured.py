@@ -119,4 +119,5 @@ def _run_json(run: Run) -> dict[str, Any]:
         "test_per_class_accuracy": per_class,
         "test_per_class_accuracy_interval": None if per_class is None else wilson_interval(per_class, run.test_images),
         "val_accuracy": run.val_accuracy,
+        "baseline_accuracy": run.baseline,
     }

@@ -65,9 +65,18 @@ def _runs_table(report: Report) -> Table:
     details = "; ".join(filter(None, known))
     remark = (
         f"Trained on {run.data or 'unknown data'}{f' ({details})' if details else ''}, tested on"
-        f" {run.test_set or 'unknown images'} ({run.test_images} images)."
+        f" {run.test_set or 'unknown images'} ({run.test_images} images).{_baselines(report)}"
     )
     return Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()], remark)
+
+
+def _baselines(report: Report) -> str:
+    known = sorted({single.baseline for single in report.singles if single.baseline is not None})
+    if not known:
+        return ""
+    chance = f"chance {_percent(1 / len(report.about.classes))}, " if report.about.classes else ""
+    accuracies = _range(map(_percent, dict.fromkeys((known[0], known[-1]))))
+    return f" Baselines: {chance}logistic regression on colours and gradients {accuracies}."
 
 
 def count_trained(runs: Iterable[Run]) -> int:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 
 from common import UserError
 from helpers import save_random_weights
@@ -111,10 +112,45 @@ def test_unusable_weights(tmp_path, content, complaint):
         build_model("VGG", 3, pretrained=True, weights=path)
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "CNNBasic"])
+@pytest.mark.parametrize("name", ["CNNBasic", "SmallVGG"])
 def test_models_trained_from_scratch_refuse_pretrained(name):
     with pytest.raises(UserError, match="trained from scratch"):
         build_model(name, 3, pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """torchvision's resnet18 with random weights, and a file of them where torch.hub keeps it."""
+    torch.manual_seed(5)
+    network = torchvision.models.resnet18()
+    file = tmp_path_factory.mktemp("hub") / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir()
+    torch.save(network.state_dict(), file)
+    return network.eval(), file
+
+
+@pytest.mark.parametrize("source", ["cache", "file"])
+def test_resnet18_takes_torchvisions_weights_for_all_but_its_head(monkeypatch, no_network, resnet, source):
+    network, file = resnet
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(file.parents[1]))
+    model = build_model("ResNet18", 3, pretrained=True, weights=file if source == "file" else None).eval()
+    network.fc = model.fc
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model(images), network(images))
+        backbone, head = model.split("backbone")
+        assert torch.equal(head(backbone(images)), model(images))
+
+
+def test_resnet18_refuses_the_weights_of_another_network(weights):
+    with pytest.raises(UserError, match="does not hold the weights of torchvision's resnet18"):
+        build_model("ResNet18", 3, pretrained=True, weights=weights)
+
+
+def test_resnet18_is_frozen_to_its_backbone_if_asked(resnet):
+    assert not frozen_names(build_model("ResNet18", 3, pretrained=True, weights=resnet[1]))
+    model = build_model("ResNet18", 3, pretrained=True, weights=resnet[1], freeze_point="backbone")
+    assert {id(parameter) for parameter in model.trainable_parameters()} == set(map(id, model.fc.parameters()))
 
 
 def test_freeze_point_that_the_model_does_not_have():

@@ -44,7 +44,7 @@ def folder(make_folder, tmp_path, monkeypatch):
 @pytest.fixture
 def make_trainer(folder, tiny_model, tmp_path, monkeypatch):
     """Makes a trainer of a tiny model, frozen to its first layers, on 33 training images."""
-    unvaried = dataclasses.replace(recipes.RECIPES["one-cycle"], jitter=None)
+    unvaried = dataclasses.replace(recipes.RECIPES["one-cycle"], augmentation=None)
     monkeypatch.setitem(recipes.RECIPES, "unvaried-cycle", unvaried)
 
     def make(name="run", hardware=FP32, freeze_point="conv1", **settings):
@@ -123,7 +123,7 @@ def test_frozen_layers_run_once_for_each_image(make_trainer, monkeypatch):
 
     monkeypatch.setattr(nn.Conv2d, "forward", forward)
     make_trainer("first").fit()
-    assert sum(images) == 41 + 2 + 2  # these two to see how it goes, in training and in evaluation
+    assert sum(images) == 41 + 2  # these two for the features' shape
     images.clear()
     second = make_trainer("second", learning_rate=0.1)
     second.fit()

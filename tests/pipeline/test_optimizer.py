@@ -6,10 +6,11 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from helpers import REPOSITORY
-from pipeline.optimizer import EagerAdamW, MovingAverage
+from models import build_model
+from pipeline.optimizer import EagerAdamW, MovingAverage, layer_rates
 
 
 @pytest.fixture
@@ -52,9 +53,13 @@ def test_either_goes_on_from_the_others_state(twins):
 
 
 def test_the_average_is_torchs_to_the_last_bit():
+    def average(averaged, newer, count):
+        if averaged[0].is_floating_point():  # not the count of batches
+            torch._foreach_lerp_(averaged, newer, 1 - min(0.9, int(count) / (int(count) + 10)))
+
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3))
-    plain = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    plain = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     ours = MovingAverage(model, 0.9)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for seed in range(4):
@@ -63,7 +68,7 @@ def test_the_average_is_torchs_to_the_last_bit():
         ours.update_parameters(model)
     expected, state = plain.state_dict(), ours.state_dict()
     assert state.keys() == expected.keys()
-    assert state.pop("module.1.num_batches_tracked") == 4  # torch averages this count, too, and rounds
+    assert state.pop("module.1.num_batches_tracked") == 4
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
 
 
@@ -77,3 +82,38 @@ def test_training_does_not_import_the_compiler():
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=REPOSITORY / "src", capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
+
+
+def test_an_average_of_few_steps_holds_little_of_the_first_weights():
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    ours = MovingAverage(model, 0.99)
+    ours.update_parameters(model)
+    torch.nn.init.ones_(model.weight)
+    for _ in range(30):
+        ours.update_parameters(model)
+    assert ours.module.weight.item() > 0.99
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "timm/test_efficientnet", "timm/test_vit"])
+def test_learning_rates_grow_by_equal_factors_from_the_first_layers_to_the_head(name):
+    model = build_model(name, 3)
+    groups = layer_rates(model, 0.1, 0.01)
+    rates = torch.tensor([rate for _, rate in groups], dtype=torch.float64)
+    assert rates[0] == pytest.approx(0.001)
+    assert rates[-1] == 0.1
+    factors = rates[1:] / rates[:-1]
+    torch.testing.assert_close(factors, factors[:1].expand_as(factors))
+    assert len(rates) > 4
+    _, head = model.split("backbone")
+    assert {id(parameter) for parameter in groups[-1][0]} == {id(parameter) for parameter in head.parameters()}
+    first = next(iter(model.parameters()))
+    assert any(first is parameter for parameter in groups[0][0])
+    assert sorted(id(parameter) for group, _ in groups for parameter in group) == sorted(map(id, model.parameters()))
+
+
+def test_one_rate_for_all_layers_is_one_group():
+    model = build_model("SmallVGG", 3)
+    [(parameters, rate)] = layer_rates(model, 0.1, 1.0)
+    assert rate == 0.1
+    assert len(parameters) == len(list(model.parameters()))

@@ -109,8 +109,8 @@ def test_the_table_has_what_tells_experiments_apart(tmp_path, two):
         rows = [list(row.values())[18:] for row in csv.DictReader(file) if row["fold"] in ("3", "none")]
     shared = ["photos aaaaaaaa", "testing aaaaaaaa", "cat, dog", "10"]
     assert sorted(rows) == [
-        ["20", "1", *shared, "30", "32", "default", "none"],
-        ["20", "7", *shared, "4", "8", "default", "3"],
+        ["20", "1", *shared, "30", "32", "default", "none", ""],
+        ["20", "7", *shared, "4", "8", "default", "3", ""],
     ]
     assert write_table(runs, tmp_path / "t.csv") is None
     assert write_table(runs[1:], tmp_path / "t.csv") == tmp_path / "t_replaced_1.csv"
@@ -235,3 +235,19 @@ def test_training_images_among_the_test_images_are_noted(tmp_path):
     write_run(tmp_path, overlap=3)
     (report,) = report_on(tmp_path)
     assert report.notes == ["3 training images of photos aaaaaaaa share a group with test images of testing aaaaaaaa"]
+
+
+def test_the_baseline_is_read_from_runs_and_tables_and_shown(tmp_path):
+    write_run(tmp_path / "1")
+    file = next((tmp_path / "1").glob("*/metrics.json"))
+    metrics = json.loads(file.read_text())
+    test_set = next(iter(metrics["checkpoints"]["best_val_acc"]["test"]))
+    metrics["baseline"] = {test_set: {"accuracy": 0.625}}
+    file.write_text(json.dumps(metrics))
+    runs, _ = read_models(tmp_path / "1")
+    write_table(runs, tmp_path / "t.csv")
+    for [run] in (runs, read_table(tmp_path / "t.csv")[0]):
+        assert run.baseline == 0.625
+        [report] = make_reports([run])
+        text = as_report([report], with_published=False, markdown=False)
+        assert "Baselines: chance 50.00%, logistic regression on colours and gradients 62.50%." in text

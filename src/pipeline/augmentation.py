@@ -1,0 +1,103 @@
+"""Random augmentation of whole batches on their device: every image by its own numbers, without a loop over images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+
+from pipeline.recipes import Augmentation
+
+_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT.601)
+_ERASED = (0.02, 0.2)  # least and largest share of an image's area that is erased
+_ELONGATION = 2.0  # most, of an erased rectangle
+
+
+def augment(images: Tensor, how: Augmentation, side: int | None = None) -> Tensor:
+    """Change each image of a batch at random, and resize all.
+
+    One affine map per image crops, flips, zooms, rotates, shears, shifts and resizes it; beyond its border, the border
+    continues. Then colours change, and a rectangle is erased. Random numbers come from torch's generator.
+
+    Args:
+        images: (B, C, H, W) uint8 or float, 0 to 255.
+        how: how far.
+        side: height and width of the result; by default those of the images.
+
+    Returns:
+        (B, C, side, side) float32, 0 to 255, bilinearly interpolated.
+    """
+    images = images.float()
+    if not len(images):
+        return images  # a process's share of a small batch, which affine_grid would refuse
+    height, width = (side, side) if side else images.shape[2:]
+    if (factor := images.shape[2] // height) > 1:
+        images = avg_pool2d(images, factor)  # sampling alone would skip pixels
+    maps = _draw_maps(len(images), how, images.device)
+    grid = affine_grid(maps, [len(images), images.shape[1], height, width], align_corners=False)
+    images = grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if how.colour:
+        images = _change_colours(images, how.colour)
+    return _erase(images, how.erase) if how.erase else images
+
+
+def _uniform(count: int, most: float, device: torch.device) -> Tensor:
+    """(count,) from -most to most."""
+    return torch.empty(count, device=device).uniform_(-1, 1) * most
+
+
+def _draw_maps(count: int, how: Augmentation, device: torch.device) -> Tensor:
+    """(count, 2, 3): where a point of the new image lies in the old one, both from -1 to 1."""
+
+    def uniform(most: float) -> Tensor:
+        return _uniform(count, most, device)
+
+    area = 1 - uniform(how.crop).abs()
+    aspect = (area ** uniform(1)).clamp(3 / 4, 4 / 3)  # neither side may be longer than the image's
+    width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
+    zoom = (1 + how.zoom) ** uniform(1)
+    angle, shear = uniform(how.degrees).deg2rad(), uniform(how.shear).deg2rad().tan()
+    direction = torch.where(torch.rand_like(area) < how.flip, -1.0, 1.0) if how.flip else 1.0  # no number drawn in vain
+    maps = torch.stack(
+        [
+            torch.stack([direction * width * zoom * angle.cos(), width * zoom * (shear - angle.sin())], 1),
+            torch.stack([direction * height * zoom * angle.sin(), height * zoom * angle.cos()], 1),
+        ],
+        1,
+    )
+    shift = torch.stack([uniform(1) * (1 - width), uniform(1) * (1 - height)], 1)
+    shift += 2 * torch.stack([uniform(how.shift), uniform(how.shift)], 1)
+    return torch.cat([maps, shift.unsqueeze(2)], 2)
+
+
+def _change_colours(images: Tensor, most: float) -> Tensor:
+    """Brightness, contrast and, of colour images, saturation, each by a factor of 1 - most to 1 + most."""
+
+    def factor() -> Tensor:
+        return 1 + _uniform(len(images), most, images.device).view(-1, 1, 1, 1)
+
+    images = images * factor()
+    middle = images.mean((1, 2, 3), keepdim=True)
+    images = torch.lerp(middle, images, factor())
+    if images.shape[1] == 3:
+        luma = images.new_tensor(_LUMA).view(1, 3, 1, 1)
+        images = torch.lerp((images * luma).sum(1, keepdim=True), images, factor())
+    return images.clamp(0, 255)
+
+
+def _erase(images: Tensor, share: float) -> Tensor:
+    """Fill a rectangle of a share of the images with the image's mean colour."""
+    count, _, height, width = images.shape
+    area = torch.empty(count, device=images.device).uniform_(*_ERASED)
+    aspect = _ELONGATION ** _uniform(count, 1, images.device)
+    rows = _draw_intervals((area / aspect).sqrt(), height).view(count, 1, height, 1)
+    columns = _draw_intervals((area * aspect).sqrt(), width).view(count, 1, 1, width)
+    chosen = (torch.rand(count, device=images.device) < share).view(-1, 1, 1, 1)
+    return torch.where(rows & columns & chosen, images.mean((2, 3), keepdim=True), images)
+
+
+def _draw_intervals(lengths: Tensor, pixels: int) -> Tensor:
+    """(B, pixels) bool: an interval of each of (B,) lengths, shares of the whole, somewhere along a side."""
+    start = (torch.rand_like(lengths) * (1 - lengths)).unsqueeze(1)
+    middles = (torch.arange(pixels, device=lengths.device) + 0.5) / pixels
+    return (middles >= start) & (middles < start + lengths.unsqueeze(1))

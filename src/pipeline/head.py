@@ -1,0 +1,79 @@
+"""Fits the last layer of a network to features that do not change: logistic regression, to convergence."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+_STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, of standardised features
+_STRENGTH = 1e-2  # where there are no validation images to pick it by
+_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear layer.
+
+    Attributes:
+        weight: (C, K) float32.
+        bias: (C,) float32.
+        strength: the C of scikit-learn that it was fitted with; a smaller one regularises more.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    strength: float
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(N, K) to (N, C)."""
+        return features @ self.weight.T + self.bias
+
+
+def fit_head(
+    features: np.ndarray, labels: np.ndarray, validation_features: np.ndarray, validation_labels: np.ndarray
+) -> LinearHead:
+    """Fit multinomial logistic regression to standardised features, all classes weighing the same.
+
+    The strength of the L2 regularisation is the one of the lowest validation loss, averaged over classes. The
+    standardisation is folded into the layer, which takes features as they are.
+
+    Args:
+        features: (N, K) float32.
+        labels: (N,) int, 0 to C - 1, each of which occurs.
+        validation_features: (M, K); M may be 0.
+        validation_labels: (M,) int.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    scaled = scaler.fit_transform(features)
+    model = LogisticRegression(class_weight="balanced", max_iter=_ITERATIONS, warm_start=True)
+    found = []
+    for strength in _STRENGTHS if len(validation_labels) else (_STRENGTH,):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of weak regularisation, which validation judges
+            model.set_params(C=strength).fit(scaled, labels)
+        head = _fold(model.coef_, model.intercept_, scaler.mean_, scaler.scale_, strength)
+        loss = _balanced_loss(head.logits(validation_features), validation_labels) if len(validation_labels) else 0.0
+        found.append((loss, strength, head))
+    return min(found, key=lambda one: one[:2])[2]
+
+
+def _fold(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndarray, strength: float) -> LinearHead:
+    """A layer for features, from one for standardised features; of two classes scikit-learn has only the second."""
+    if len(weight) == 1:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scale
+    return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), strength)
+
+
+def _balanced_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The cross-entropy in nats, averaged over the images of each class, then over classes."""
+    from scipy.special import log_softmax
+
+    losses = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return float(np.mean([losses[labels == label].mean() for label in np.unique(labels)]))

@@ -1,0 +1,121 @@
+"""Images vary as far as a recipe says, and no further."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.augmentation import augment
+from pipeline.recipes import RECIPES, Augmentation
+
+
+@pytest.fixture
+def images():
+    """Bright squares of 8 pixels in the middle of (500, 1, 28, 28)."""
+    images = torch.zeros(500, 1, 28, 28)
+    images[..., 10:18, 10:18] = 255
+    return images
+
+
+def moments(images):
+    """Of each image, the mean and the standard deviation of the bright pixels' places, down and across."""
+    weights = images.flatten(1) / images.flatten(1).sum(1, keepdim=True)
+    places = torch.stack(torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")).flatten(1)
+    means = weights @ places.T
+    return means, (weights @ places.square().T - means.square()).sqrt()
+
+
+def test_no_images_stay_none(images):
+    assert augment(images[:0], RECIPES["adam-crop"].augmentation).shape == (0, 1, 28, 28)
+
+
+def test_no_jitter_changes_nothing(images):
+    torch.testing.assert_close(augment(images, Augmentation()), images)
+
+
+def test_a_crop_enlarges_to_an_area_and_keeps_to_the_image(images):
+    frames = torch.zeros(500, 1, 28, 28)
+    frames[..., 0, :] = frames[..., -1, :] = 255
+    _, before = moments(images)
+    means, spreads = moments(augment(images, Augmentation(crop=0.15)))
+    growth = (spreads / before).prod(1)
+    assert 1 <= growth.min() + 0.05 < 1.1
+    assert 1.1 < growth.max() < 1 / 0.85 + 0.08
+    assert (spreads / before).min() > 0.97, "no side may shrink"
+    assert means.std() > 0.1, "crops were to lie in different places"
+    assert augment(frames, Augmentation(crop=0.15)).max() <= 255
+
+
+def test_shift_zoom_and_rotation_have_their_bounds(images):
+    means, _ = moments(augment(images, Augmentation(shift=0.1)))
+    assert 2 < (means - 13.5).abs().max() <= 2.8 + 0.1
+    _, spreads = moments(augment(images, Augmentation(zoom=0.2)))
+    _, before = moments(images)
+    assert (spreads / before).max() == pytest.approx(1.2, abs=0.03)
+    assert (spreads / before).min() == pytest.approx(1 / 1.2, abs=0.03)
+    bars = torch.zeros(500, 1, 28, 28)
+    bars[..., 13:15, 4:24] = 255
+    turned = augment(bars, Augmentation(degrees=10))
+    turned[..., :18] = 0  # the bars' right ends, 7 pixels from the middle on the mean
+    ends, _ = moments(turned)
+    assert 0.9 < (ends[:, 0] - 13.5).abs().max() <= 7 * math.tan(math.radians(10)) + 0.2
+
+
+@pytest.mark.parametrize("background", [0.0, 255.0])
+def test_the_background_stays_what_it_is(background):
+    images = torch.full((50, 1, 28, 28), background)
+    images[..., 12:16, 12:16] = 255 - background
+    varied = augment(images, RECIPES["one-cycle"].augmentation)
+    torch.testing.assert_close(varied[..., :3, :], images[..., :3, :])
+
+
+def test_half_of_the_images_are_flipped_left_to_right():
+    images = torch.zeros(2000, 3, 8, 8, dtype=torch.uint8)
+    images[..., 2, 1] = 200
+    changed = augment(images, Augmentation(flip=0.5))
+    assert changed.dtype == torch.float32
+    flipped = changed[:, 0, 2, 6] > 199
+    assert torch.equal(flipped, changed[:, 0, 2, 1] < 1)
+    assert 0.45 < flipped.float().mean() < 0.55
+
+
+def test_colours_change_within_their_bounds_and_images_differ():
+    images = torch.full((400, 3, 4, 4), 100, dtype=torch.uint8)
+    changed = augment(images, Augmentation(colour=0.2))[:, 0, 0, 0]
+    assert 80 <= changed.min() < 84
+    assert 116 < changed.max() <= 120.01
+    red = images.clone()
+    red[:, 0] = 200
+    differences = augment(red, Augmentation(colour=0.2))
+    differences = (differences[:, 0] - differences[:, 1]).mean((1, 2))
+    assert differences.min() < 75
+    assert differences.max() > 125
+    assert augment(images * 2, Augmentation(colour=0.9)).max() <= 255
+
+
+def test_erasing_fills_a_rectangle_of_its_share_of_images_with_the_mean_colour():
+    images = torch.zeros(1000, 3, 32, 32)
+    images[..., ::2] = 100
+    changed = augment(images, Augmentation(erase=0.25))
+    touched = (changed != images).flatten(1).any(1)
+    assert 0.2 < touched.float().mean() < 0.3
+    area = (changed[touched] == 50).float().mean((1, 2, 3))
+    assert area.min() > 0.01
+    assert area.max() < 0.23
+    assert ((changed == images) | (changed == 50)).all()
+
+
+@pytest.mark.parametrize("side", [96, 160, 224])
+def test_images_are_resized_as_they_are_augmented(side):
+    """A picture of low frequencies looks as after an antialiased resizing."""
+    ramp = torch.linspace(0, 255, 224).expand(2, 3, 224, 224)
+    changed = augment(ramp, Augmentation(), side)
+    assert changed.shape == (2, 3, side, side)
+    expected = torch.nn.functional.interpolate(ramp, (side, side), mode="bilinear", antialias=True)
+    assert (changed - expected).abs().max() < 1.5
+
+
+def test_depends_on_torchs_seed(images):
+    drawn = [(torch.manual_seed(seed), augment(images, Augmentation(crop=0.15)))[1] for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -1,0 +1,215 @@
+"""Fine-tuning and training from scratch: phases, sizes, defaults, and runs that were stopped in between."""
+
+import signal
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import pipeline.trainer
+from common import UserError
+from dataset.folders import read_folder
+from models import build_model
+from pipeline.checkpoints import Checkpoint
+from pipeline.data import load_training_data, make_loader
+from pipeline.features import BehindFrozen
+from pipeline.hardware import Hardware
+from pipeline.inference import evaluate
+from pipeline.logger import Logger
+from pipeline.recipes import RECIPES
+from pipeline.settings import CHECKPOINTS, Settings
+from pipeline.trainer import Trainer
+
+CPU = Hardware(torch.device("cpu"), "fp32")
+MODEL = "timm/test_efficientnet"  # made by timm for tests
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of random weights, in place of those of ImageNet."""
+    torch.manual_seed(3)
+    file = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def make_trainer(make_folder, weights, tmp_path, monkeypatch):
+    """Makes a trainer of a small backbone on images of two classes."""
+    monkeypatch.chdir(tmp_path)
+    folder = make_folder("data", {"A": 21, "B": 12})
+
+    def make(name="run", **settings):
+        chosen = {"pretrained": True, "weights": weights, "num_epochs": 3, "batch_size": 8, "image_size": 64}
+        chosen |= settings
+        settings = Settings(
+            model_type=MODEL, data_dir=folder, output_dir=tmp_path / name, wandb="disabled", **chosen
+        )  # fmt: skip
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(settings.seed)
+        model = build_model(
+            MODEL, 2, settings.pretrained, settings.weights, settings.freeze_to, settings.image_size
+        )  # fmt: skip
+        data = load_training_data(read_folder(folder), model.input_size, fold=settings.fold)
+        return Trainer(model, data, settings, CPU, Logger(settings, {}, "test", "id"))
+
+    return make
+
+
+def weights_of(run, name):
+    return Checkpoint.load(run.folder / f"{name}.pt", MODEL)
+
+
+def check_equal(first, second):
+    """Two runs ended alike, to the last bit."""
+    assert first.history == second.history
+    for name in first.settings.checkpoints:
+        expected, found = weights_of(first, name), weights_of(second, name)
+        assert found.epoch == expected.epoch
+        assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
+
+
+def test_finetuning_begins_with_the_head_as_epoch_0_and_goes_on_with_all_layers(make_trainer):
+    run = make_trainer()
+    before = run.model.backbone.conv_stem.weight.clone()
+    run.fit()
+    assert [row["epoch"] for row in run.history] == [0, 1, 2, 3]
+    assert not torch.equal(run.model.backbone.conv_stem.weight, before)
+    assert weights_of(run, "terminal").epoch == 3
+    assert run.history[1]["train_loss"] < run.history[0]["train_loss"] + 1, "the fitted head was to be kept"
+    means = (torch.zeros(run.model.backbone.bn1.num_features), run.model.backbone.bn1.running_mean)
+    torch.testing.assert_close(*means, msg="batch normalisation was to keep its statistics")
+
+
+def test_frozen_to_the_backbone_the_head_is_all(make_trainer):
+    run = make_trainer(freeze_to="backbone")
+    before = {name: value.clone() for name, value in run.model.backbone.state_dict().items()}
+    run.fit()
+    assert [row["epoch"] for row in run.history] == [0]
+    assert all(torch.equal(value, before[name]) for name, value in run.model.backbone.state_dict().items())
+    assert {weights_of(run, name).epoch for name in CHECKPOINTS} == {0}
+
+
+@pytest.mark.parametrize("freeze_to", ["backbone", None])
+def test_the_fitted_head_scores_the_same_on_images_as_on_features(make_trainer, freeze_to):
+    run = make_trainer(freeze_to=freeze_to, num_epochs=1)
+    run._fit_head()
+    model = build_model(MODEL, 2, image_size=64)
+    model.load_state_dict(weights_of(run, "best_val_acc").weights)
+    scores, logits = evaluate(model, make_loader(run.data.validation, 8), CPU, "")
+    assert scores.loss == pytest.approx(run.history[0]["val_loss"], rel=1e-4)
+    torch.testing.assert_close(logits, run.validation_logits, rtol=1e-3, atol=1e-3)
+
+
+def test_cached_features_train_as_images_do(make_trainer, monkeypatch):
+    """A frozen backbone with batch normalisation, by the default recipe: once with features, once without."""
+    once = make_trainer("once", freeze_to="backbone", recipe="default", learning_rate=0.01)
+    assert isinstance(once.network, BehindFrozen)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.trainer, "compute_features", lambda *_: None)
+        plain = make_trainer("plain", freeze_to="backbone", recipe="default", learning_rate=0.01)
+    once.fit()
+    plain.fit()
+    for first, second in zip(once.history, plain.history, strict=True):
+        assert first == pytest.approx(second, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("batches", [0, 2, 5])
+def test_a_finetuning_run_stopped_anywhere_ends_as_if_it_had_not_been(make_trainer, monkeypatch, batches):
+    """Stopped as the head is fitted, and within each of two epochs of three batches."""
+    whole = make_trainer("whole", num_epochs=2)
+    whole.fit()
+    done = []
+
+    def stop(*arguments, original=pipeline.trainer.compute_logits):
+        done.append(1)
+        if len(done) == batches:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    def stop_in_head(*arguments, original=pipeline.trainer.fit_head):
+        signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        if batches:
+            patch.setattr("pipeline.trainer.compute_logits", stop)
+        else:
+            patch.setattr("pipeline.trainer.fit_head", stop_in_head)
+        with pytest.raises(KeyboardInterrupt):
+            make_trainer("stopped", num_epochs=2).fit()
+    resumed = make_trainer("stopped", num_epochs=2)
+    monkeypatch.setattr("pipeline.trainer.fit_head", None)  # it is not fitted twice
+    resumed.fit()
+    check_equal(whole, resumed)
+
+
+def test_on_all_images_the_head_is_fitted_without_validation(make_trainer):
+    run = make_trainer(fold=None, freeze_to="backbone")
+    run.fit()
+    assert "val_loss" not in run.history[0]
+    assert weights_of(run, "terminal").epoch == 0
+
+
+def test_from_scratch_images_grow_to_the_models_size(make_trainer, monkeypatch):
+    sides = []
+
+    def note(model, images, hardware, original=pipeline.trainer.compute_logits):
+        sides.append((model.training, *images.shape[2:]))
+        return original(model, images, hardware)
+
+    monkeypatch.setattr("pipeline.trainer.compute_logits", note)
+    run = make_trainer(pretrained=False, weights=None, recipe="scratch", image_size=224, num_epochs=6)
+    run.fit()
+    trained = [height for training, height, width in sides if training and height == width]
+    per_epoch = len(trained) // 6
+    assert trained == [side for side in (96, 96, 160, 160, 224, 224) for _ in range(per_epoch)]
+    assert run.history[-1]["epoch"] == 6
+
+
+def test_classes_are_drawn_equally_often(make_trainer, monkeypatch):
+    """Of 17 and 9 training images 13 each."""
+    drawn = []
+
+    def note(logits, labels, original=pipeline.trainer.cross_entropy, **options):
+        drawn.extend(labels.tolist())
+        return original(logits, labels, **options)
+
+    run = make_trainer(num_epochs=1)
+    monkeypatch.setattr("pipeline.trainer.cross_entropy", note)
+    run.fit()
+    counts = np.bincount(drawn)
+    assert abs(counts[0] - counts[1]) <= 1 + run.settings.batch_size
+
+
+def test_pretrained_backbones_are_finetuned_by_default():
+    found = {
+        (model, pretrained): Settings(model_type=model, pretrained=pretrained).recipe
+        for model in ("EfficientNetLite0", "timm/convnext_tiny", "ResNet18", "VGG")
+        for pretrained in (True, False)
+    }
+    assert {key for key, recipe in found.items() if recipe == "finetune"} == {
+        ("EfficientNetLite0", True), ("timm/convnext_tiny", True), ("ResNet18", True),
+    }  # fmt: skip
+    assert set(found.values()) == {"finetune", "default"}
+
+
+def test_what_a_user_leaves_open_is_the_recipes():
+    defaults = RECIPES["finetune"].defaults
+    settings = Settings(model_type="EfficientNetLite0", pretrained=True)
+    assert (settings.num_epochs, settings.learning_rate) == (defaults["num_epochs"], defaults["learning_rate"])
+    assert settings.weight_decay == 1e-4
+    assert Settings(model_type="VGG").num_epochs == 30
+    given = Settings(model_type="EfficientNetLite0", pretrained=True, num_epochs=9, learning_rate=0.5)
+    assert (given.num_epochs, given.learning_rate) == (9, 0.5)
+
+
+def test_a_timm_models_folder_has_no_slash():
+    settings = Settings(model_type="timm/convnext_tiny", pretrained=True)
+    assert settings.run_name.startswith("timm-convnext_tiny_pretrained_True_aug_False_lr_")
+
+
+def test_the_recipe_for_backbones_refuses_others():
+    with pytest.raises(UserError, match="--recipe finetune: must be another one"):
+        Settings(model_type="VGG", recipe="finetune")
