@@ -11,7 +11,7 @@ install: $(VENV)/.installed
 
 train: $(VENV)/.installed
 	$(IN_VENV) src/dataset/sample.py
-	$(IN_VENV) src/main.py -m ResNet18 -e 4 -b 8 -l 0.0003 -g 0.5 -c
+	$(IN_VENV) src/main.py -m EfficientNetLite0 -p -c
 
 test: $(VENV)/.installed-tests
 	$(IN_PARALLEL) -m pytest -n logical --dist loadfile

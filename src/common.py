@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -137,6 +138,12 @@ def check_least(arguments: argparse.Namespace, **least: int) -> None:
 def say(step: str, text: str) -> None:
     """Prints what a step of a program did."""
     print(f"{step:8} {text}", flush=True)
+
+
+def command(program: str, *arguments: object) -> str:
+    """A command line that starts a program with this Python, as one types it in the current folder."""
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
+    return shlex.join([python, program, *map(str, arguments)])
 
 
 def first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import run_program
+from common import command, run_program
 from pipeline.settings import Settings
 
 
@@ -23,6 +23,9 @@ def main() -> int:
         print(line)
     more = ", confusion_matrices/, reliability/, heatmaps/" if metrics.get("plots") else " (-c draws more)"
     print(f"\nfigures in {settings.run_dir}: curves.png{more}")
+    print("next:")
+    print(f"  {command('src/predict.py', settings.run_dir, 'photo.jpg')}")
+    print(f"  {command('src/explore.py', settings.run_dir)}")
     return 0
 
 

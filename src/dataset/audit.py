@@ -6,7 +6,6 @@ python src/dataset/audit.py --dataset-dir dataset --testing-dir dataset_testing 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, printable, run_program
+from common import ArgumentParser, UserError, command, printable, run_program
 from dataset.examining import STORE, Examined, examine, find_unreadable
 from dataset.folders import (
     AUGMENTED,
@@ -185,8 +184,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
 
 def fix_command(dataset_dir: Path, testing_dirs: Sequence[Path]) -> str:
     """The command that moves what `audit` finds out of training."""
-    program = [sys.executable, str(Path(__file__)), "--fix", "--dataset-dir", str(dataset_dir)]
-    return shlex.join([*program, "--testing-dir", *map(str, testing_dirs)])
+    return command(__file__, "--fix", "--dataset-dir", dataset_dir, "--testing-dir", *testing_dirs)
 
 
 def fix(report: Report) -> int:

@@ -92,7 +92,10 @@ class Backbone(Classifier):
         return self.backbone, self.head
 
     def cam_maps(self, output: Tensor) -> Tensor:
-        """The output of `cam_layer` as maps (N, K, h, w): of transformers (N, tokens, K), of some others (N, h, w, K)."""
+        """The output of `cam_layer` as maps (N, K, h, w).
+
+        Transformers give (N, tokens, K), some other networks (N, h, w, K).
+        """
         if output.dim() == 3:
             patches = output[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
             side = math.isqrt(patches.shape[1])

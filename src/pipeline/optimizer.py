@@ -14,26 +14,35 @@ from models.base import Classifier
 _WARM_UP = 10  # steps in which an average comes to hold more than its newest weights
 
 
-def layer_rates(model: Classifier, rate: float, first_rate: float) -> list[tuple[list[nn.Parameter], float]]:
-    """Group the trained parameters by layer, first layers first, each group with its learning rate.
+def group_layers(model: Classifier) -> list[list[nn.Parameter]]:
+    """The parameters of each layer of a backbone and of its head, in their order.
 
-    Args:
-        model: layers are the children of its backbone, and the children of those that are sequences.
-        rate: of the last layer.
-        first_rate: that of the first layer as a share of it; in between rates grow by equal factors.
+    Layers are the children of the backbone, and the children of those that are sequences. Parameters of the backbone
+    itself, such as a transformer's tokens, belong to its first layer.
     """
-    if first_rate == 1:
-        return [(model.trainable_parameters(), rate)]
     backbone, head = model.split(model.freeze_points[-1])
     layers = []
     for child in backbone.children():
         layers += list(child) if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
-    groups = [[parameter for parameter in layer.parameters() if parameter.requires_grad] for layer in [*layers, head]]
+    groups = [list(layer.parameters()) for layer in [*layers, head]]
     groups = [group for group in groups if group]
     known = {id(parameter) for group in groups for parameter in group}
-    groups[0] += [parameter for parameter in model.trainable_parameters() if id(parameter) not in known]  # tokens
-    last = max(len(groups) - 1, 1)
-    return [(group, rate * first_rate ** (1 - place / last)) for place, group in enumerate(groups)]
+    groups[0] += [parameter for parameter in model.parameters() if id(parameter) not in known]
+    return groups
+
+
+def freeze_first(layers: list[list[nn.Parameter]], trained: float) -> list[list[nn.Parameter]]:
+    """Freeze all but a share of the layers, the last ones, which are returned."""
+    first = round(len(layers) * (1 - trained))
+    for parameter in chain(*layers[:first]):
+        parameter.requires_grad_(False)
+    return layers[first:]
+
+
+def growing_rates(count: int, rate: float, first_rate: float) -> list[float]:
+    """Learning rates of some layers: `rate` of the last, `rate * first_rate` of the first, equal factors between."""
+    steps = max(count - 1, 1)
+    return [rate * first_rate ** ((count - 1 - place) / steps) for place in range(count)]
 
 
 class EagerAdamW(torch.optim.AdamW):

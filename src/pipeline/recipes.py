@@ -40,7 +40,8 @@ class Recipe:
         amsgrad: the variant of AdamW. Without it, and without weight decay, AdamW is Adam.
         fit_head: first the last layer is fitted to features of the frozen layers, by logistic regression
             (`pipeline.head`); where all other layers are frozen, that is all.
-        first_rate: the learning rate of the first layers, as a share of that of the last; between them it grows by
+        trained: the share of the layers that is trained, the last ones; earlier ones keep their weights.
+        first_rate: the learning rate of the first of them, as a share of that of the last; between them it grows by
             equal factors.
         keep_statistics: batch normalisation keeps the means and variances that it was pretrained with.
         one_cycle: the learning rate rises to the run's and falls to nothing, batch by batch (Smith and Topin, "Super-
@@ -56,6 +57,7 @@ class Recipe:
 
     amsgrad: bool = False
     fit_head: bool = False
+    trained: float = 1.0
     first_rate: float = 1.0
     keep_statistics: bool = False
     one_cycle: bool = False
@@ -73,6 +75,7 @@ RECIPES = {
     "default": Recipe(amsgrad=True),
     "finetune": Recipe(
         fit_head=True,
+        trained=0.6,
         first_rate=0.1,
         keep_statistics=True,
         augmentation=Augmentation(crop=0.5, flip=0.5, colour=0.2),

@@ -248,8 +248,8 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
 def _introduce(
     settings: Settings, hardware: Hardware, model: Classifier, data: TrainingData, test_sets: list[TestSet]
 ) -> None:
-    trainable = sum(parameter.numel() for parameter in model.trainable_parameters())
-    _log.info("%s on %s: %s trainable parameters", settings.run_dir, hardware, f"{trainable:,}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    _log.info("%s on %s: %s parameters", settings.run_dir, hardware, f"{parameters:,}")
     _log.info(
         "%d images to train on, %d to validate on, %s of the classes %s",
         len(data.train),

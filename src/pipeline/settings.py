@@ -169,10 +169,8 @@ class Settings:
         within = self.fold is None or self.fold < self.folds
         self._require(within, "fold", f"from 0 to {self.folds - 1}, as --folds says, or none")
         self._require(self.image_size is None or self.image_size >= 32, "image_size", "at least 32")
-        for_backbones = has_backbone(self.model_type) or not RECIPES[self.recipe].fit_head
-        self._require(
-            for_backbones, "recipe", "another one: this is for a pretrained backbone, such as EfficientNetLite0"
-        )
+        fits = not RECIPES[self.recipe].fit_head or (self.pretrained and has_backbone(self.model_type))
+        self._require(fits, "recipe", "used together with -p, and a model such as EfficientNetLite0")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
         self._require(self.save_every >= 0, "save_every", "a number not below 0")

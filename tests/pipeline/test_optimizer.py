@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from helpers import REPOSITORY
 from models import build_model
-from pipeline.optimizer import EagerAdamW, MovingAverage, layer_rates
+from pipeline.optimizer import EagerAdamW, MovingAverage, freeze_first, group_layers, growing_rates
 
 
 @pytest.fixture
@@ -96,24 +96,26 @@ def test_an_average_of_few_steps_holds_little_of_the_first_weights():
 
 
 @pytest.mark.parametrize("name", ["ResNet18", "timm/test_efficientnet", "timm/test_vit"])
-def test_learning_rates_grow_by_equal_factors_from_the_first_layers_to_the_head(name):
+def test_layers_are_in_order_and_have_all_parameters(name):
     model = build_model(name, 3)
-    groups = layer_rates(model, 0.1, 0.01)
-    rates = torch.tensor([rate for _, rate in groups], dtype=torch.float64)
-    assert rates[0] == pytest.approx(0.001)
-    assert rates[-1] == 0.1
-    factors = rates[1:] / rates[:-1]
-    torch.testing.assert_close(factors, factors[:1].expand_as(factors))
-    assert len(rates) > 4
+    layers = group_layers(model)
     _, head = model.split("backbone")
-    assert {id(parameter) for parameter in groups[-1][0]} == {id(parameter) for parameter in head.parameters()}
-    first = next(iter(model.parameters()))
-    assert any(first is parameter for parameter in groups[0][0])
-    assert sorted(id(parameter) for group, _ in groups for parameter in group) == sorted(map(id, model.parameters()))
+    assert len(layers) > 4
+    assert [id(parameter) for parameter in layers[-1]] == [id(parameter) for parameter in head.parameters()]
+    assert any(next(iter(model.parameters())) is parameter for parameter in layers[0])
+    assert sorted(id(parameter) for layer in layers for parameter in layer) == sorted(map(id, model.parameters()))
 
 
-def test_one_rate_for_all_layers_is_one_group():
-    model = build_model("SmallVGG", 3)
-    [(parameters, rate)] = layer_rates(model, 0.1, 1.0)
-    assert rate == 0.1
-    assert len(parameters) == len(list(model.parameters()))
+def test_the_first_layers_can_be_frozen():
+    model = build_model("ResNet18", 3)
+    layers = group_layers(model)  # conv1, bn1, eight blocks, the head
+    trained = freeze_first(layers, 0.6)
+    assert len(trained) == 7
+    assert not any(parameter.requires_grad for layer in layers[:4] for parameter in layer)
+    assert all(parameter.requires_grad for layer in trained for parameter in layer)
+
+
+def test_learning_rates_grow_by_equal_factors():
+    assert growing_rates(3, 0.1, 0.01) == pytest.approx([0.001, 0.01, 0.1])
+    assert growing_rates(2, 0.1, 1.0) == [0.1, 0.1]
+    assert growing_rates(1, 0.1, 0.01) == [0.1]

@@ -70,12 +70,14 @@ def check_equal(first, second):
         assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
 
 
-def test_finetuning_begins_with_the_head_as_epoch_0_and_goes_on_with_all_layers(make_trainer):
+def test_finetuning_begins_with_the_head_as_epoch_0_and_goes_on_with_the_last_layers(make_trainer):
     run = make_trainer()
-    before = run.model.backbone.conv_stem.weight.clone()
+    network = run.model.backbone
+    stem, last = network.conv_stem.weight.clone(), network.conv_head.weight.clone()
     run.fit()
+    assert torch.equal(network.conv_stem.weight, stem)
+    assert not torch.equal(network.conv_head.weight, last)
     assert [row["epoch"] for row in run.history] == [0, 1, 2, 3]
-    assert not torch.equal(run.model.backbone.conv_stem.weight, before)
     assert weights_of(run, "terminal").epoch == 3
     assert run.history[1]["train_loss"] < run.history[0]["train_loss"] + 1, "the fitted head was to be kept"
     means = (torch.zeros(run.model.backbone.bn1.num_features), run.model.backbone.bn1.running_mean)
@@ -211,5 +213,6 @@ def test_a_timm_models_folder_has_no_slash():
 
 
 def test_the_recipe_for_backbones_refuses_others():
-    with pytest.raises(UserError, match="--recipe finetune: must be another one"):
-        Settings(model_type="VGG", recipe="finetune")
+    for settings in ({"model_type": "VGG", "pretrained": True}, {"model_type": "ResNet18"}):
+        with pytest.raises(UserError, match="--recipe finetune: must be used together with -p, and a model such as"):
+            Settings(**settings, recipe="finetune")
