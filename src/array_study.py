@@ -168,7 +168,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         for trained in plan.recipes
         for model in STUDIED
     }
-    for settings in claim_runs(list(runs.values()), results, "study", wait=True):
+    for settings in claim_runs(list(runs.values()), results, "study"):
         with _timed(settings.run_dir / "seconds.json"):
             run(settings, folders(settings), claimed=True)
 

@@ -70,19 +70,57 @@ def first_free(path_of: Callable[[int], Path]) -> Path:
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, beside `path`, and renames it to `path` at the end: nobody sees half a file."""
+def write_whole(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Give a path to write to, beside `path`, and rename it to `path` at the end: nobody sees half a file.
+
+    Args:
+        path: the file.
+        sync: wait until file and folder are on the disk, so that neither the file nor what it replaces is lost in a
+            power failure. This can take a second, so files that can be made again do without.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
+        if sync:
+            _sync(partial)
+        for folder, check in list(_guards.items()):
+            if folder in path.parents:
+                check()
         os.replace(partial, path)
+        if sync:
+            _sync(path.parent)
     except OSError as error:
         if error.filename in (None, os.fspath(partial)):
             error.filename = os.fspath(path)  # which the user knows
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+_guards: dict[Path, Callable[[], None]] = {}
+
+
+@contextmanager
+def guard_writes(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Let `write_whole` call a function before a file below a folder gets its name; what it raises prevents that."""
+    _guards[folder] = check
+    try:
+        yield
+    finally:
+        del _guards[folder]
 
 
 def check_least(arguments: argparse.Namespace, **least: int) -> None:
@@ -114,14 +152,14 @@ def first_line(error: Exception) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON for people and programs, whole or not at all."""
-    with write_whole(path) as partial:
+    """Write JSON for people and programs, whole or not at all, and wait until it is on the disk."""
+    with write_whole(path, sync=True) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def link(path: Path, other: Path) -> None:
     """Gives a file a second name, in place of whatever has it; copies it where folders cannot share a file."""
-    with write_whole(other) as partial:
+    with write_whole(other, sync=True) as partial:
         try:
             os.link(path, partial)
         except OSError:

@@ -9,13 +9,14 @@ import json
 import logging
 import traceback
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import ArgumentParser, UserError, first_line, printable, run_program, write_json
-from pipeline.claims import claim_file, claim_runs, is_claimed
+from pipeline.claims import ClaimLost, claim_runs, is_claimed
 from pipeline.parameters import read_parameters, write_parameters
 from pipeline.settings import Settings
 
@@ -28,20 +29,27 @@ _STALE = "finished, on OTHER IMAGES than are there now"
 _FLAGS = [
     "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
     "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "wandb", "no_cache", "cache_limit",
+    "save_every",
 ]  # fmt: skip
 
 
 def sweep(runs: Sequence[Settings]) -> bool:
-    """Trains and tests each run that has not finished, and that no other program is at work on.
+    """Train and test each run that has not finished, and wait for those that other programs are at work on.
 
-    A run that fails is recorded in its folder, as `failed.json`, and the sweep goes on; the next sweep tries it again.
+    A run that fails is recorded in its folder, as `failed.json`, and the sweep goes on; the next sweep tries it again,
+    after the others.
 
     Returns:
-        Whether none of them failed.
+        Whether none of them failed; all others have finished.
+
+    Raises:
+        UserError: the GPU failed, so that no other run would succeed in this process.
     """
+    runs = sorted(runs, key=lambda settings: _record_of(settings).exists())
     if stale := sum(describe_state(settings) == _STALE for settings in runs):
         _log.warning("%d runs have %s: they are not trained again", stale, _STALE)
-    failed = sum(not _try(settings) for settings in claim_runs(runs, _has_finished, "sweep"))
+    with closing(claim_runs(runs, _has_finished, "sweep")) as claimed:
+        failed = sum(not _try(settings) for settings in claimed)
     if failed:
         _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
     return not failed
@@ -72,26 +80,54 @@ def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
 
 
 def _try(settings: Settings) -> bool:
-    """Does a run, and records why it failed if it does."""
+    """Do a run, and record why it failed if it does.
+
+    Raises:
+        UserError: the GPU failed.
+    """
     import torch
 
     from pipeline.run import run
 
-    record = settings.run_dir / "failed.json"
     try:
         run(settings, claimed=True)
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
+    except ClaimLost as error:
+        _log.warning("%s", error)
+        return True  # `claim_runs` waits for the program that has it now
     except Exception as error:
         reason = first_line(error)
         trace = None if isinstance(error, UserError) else traceback.format_exc()
-        write_json(record, {"reason": reason, "trace": trace})
+        write_json(_record_of(settings), {"reason": reason, "trace": trace})
+        if isinstance(error, torch.AcceleratorError) or not _gpu_works():
+            raise UserError(
+                f"the GPU failed in {settings.run_dir}, and every other run would fail in this process ({reason}): "
+                "the same command goes on with the others"
+            ) from error
         _log.warning("%s failed: %s", settings.run_name, reason)
         return False
     finally:
         gc.collect()
-        torch.cuda.empty_cache()  # does nothing where there is no GPU
-    record.unlink(missing_ok=True)
+        with suppress(RuntimeError):  # of a GPU that failed
+            torch.cuda.empty_cache()  # does nothing where there is no GPU
+    _record_of(settings).unlink(missing_ok=True)
+    return True
+
+
+def _record_of(settings: Settings) -> Path:
+    return settings.run_dir / "failed.json"
+
+
+def _gpu_works() -> bool:
+    """Return False where this process's GPU answers every call with an error, as after a failed kernel."""
+    import torch
+
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
     return True
 
 
@@ -102,10 +138,10 @@ def describe_state(settings: Settings) -> str:
             return _STALE if _is_stale(settings, metrics) else "finished"
     except UserError as error:
         return f"cannot go on: {printable(error)}"
-    if is_claimed(claim_file(settings)):
+    if is_claimed(settings.run_dir):
         return "at work"
-    if (settings.run_dir / "failed.json").exists():
-        return f"failed: {_read_reason(settings.run_dir / 'failed.json')}"
+    if _record_of(settings).exists():
+        return f"failed: {_read_reason(_record_of(settings))}"
     if (settings.run_dir / "last.pt").exists():
         return f"interrupted after epoch {_count_epochs(settings.run_dir / 'history.csv')}"
     return "to do"

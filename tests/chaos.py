@@ -132,11 +132,11 @@ PROGRAMS = {
     ),
     "main": Program(
         [_source("main.py"), "-m", "SmallVGG", "-d", "sets/TRAIN", "-t", "sets/TEST", "-e", "8", "-b", "4",
-         "-l", "0.001", "--precision", "fp32"],
+         "-l", "0.001", "--precision", "fp32", "--save-every", "0"],
     ),
     "sweep": Program(
         ["-c", _SWEEP_AND_REPORT, str(REPOSITORY / "src"), "runs.txt", "-d", "sets/TRAIN", "-t", "sets/TEST",
-         "--precision", "bf16"],
+         "--precision", "bf16", "--save-every", "0.02"],
     ),
     "array_study": Program(["-c", _SHORT_STUDY, str(REPOSITORY / "src"), "sets", "--seeds", "1"]),
 }  # fmt: skip

@@ -66,6 +66,22 @@ def make_folder(tmp_path: Path) -> Callable[[str, Mapping[str, int]], Path]:
 
 
 @pytest.fixture
+def become_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Starts the test in its folder, where all may write, and lets it go on as a user without rights of their own."""
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o777)
+    closed = tmp_path.parents[:2]  # by pytest
+    for folder in closed:
+        folder.chmod(0o711)
+    yield lambda: os.seteuid(65534)
+    os.seteuid(0)
+    for folder in closed:
+        folder.chmod(0o700)
+
+
+@pytest.fixture
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a registered model of a few hundred weights, for tests of everything but architectures."""
     import torch

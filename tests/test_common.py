@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
 
-from common import UserError, available_cores, link, lock, remove_partial, write_whole
+from common import UserError, available_cores, guard_writes, link, lock, remove_partial, write_json, write_whole
 from helpers import REPOSITORY
 
 STOPPABLE = """
@@ -56,6 +57,64 @@ def test_who_reads_the_beginning_only_stops_a_program_quietly(tmp_path):
     command = f"set -o pipefail; {sys.executable} {program} | head -1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """What is synced and renamed from now on, in order, by the name of the file."""
+    calls = []
+
+    def fsync(descriptor, original=os.fsync):
+        calls.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        return original(descriptor)
+
+    def replace(source, target, original=os.replace):
+        calls.append(("rename", os.path.basename(source)))
+        return original(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    return calls
+
+
+def test_a_file_and_its_folder_are_on_the_disk_before_the_earlier_file_is_lost(tmp_path, recorded):
+    write_json(tmp_path / "settings.json", {})
+    partial = f".settings.{os.getpid()}.partial.json"
+    assert recorded == [("sync", partial), ("rename", partial), ("sync", tmp_path.name)]
+
+
+def test_what_can_be_made_again_is_not_waited_for(tmp_path, recorded):
+    with write_whole(tmp_path / "figure.png") as partial:
+        partial.touch()
+    assert recorded == [("rename", f".figure.{os.getpid()}.partial.png")]
+
+
+@pytest.mark.parametrize(("number", "of_a_folder", "raised"), [
+    (errno.EINVAL, True, False), (errno.EIO, True, True), (errno.EINVAL, False, True), (errno.EDQUOT, False, True),
+])  # fmt: skip
+def test_a_disk_that_cannot_sync_folders_is_no_error_and_one_that_loses_data_is(
+    tmp_path, monkeypatch, number, of_a_folder, raised
+):
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}") == of_a_folder:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(number)) if raised else nullcontext():
+        write_json(tmp_path / "settings.json", {})
+    assert list(tmp_path.iterdir()) == ([tmp_path / "settings.json"] if of_a_folder else [])
+
+
+def test_a_guard_keeps_files_below_its_folder_as_they_are(tmp_path):
+    def refuse():
+        raise UserError("no longer yours")
+
+    with guard_writes(tmp_path / "run", refuse):
+        write_json(tmp_path / "other.json", 1)
+        with pytest.raises(UserError, match="no longer yours"):
+            write_json(tmp_path / "run" / "inner" / "metrics.json", 1)
+    assert not list((tmp_path / "run" / "inner").iterdir())
+    write_json(tmp_path / "run" / "metrics.json", 1)
 
 
 WRITE_AND_DIE = """

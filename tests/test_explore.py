@@ -85,6 +85,26 @@ def test_answers_are_those_of_predict_py(explored):
     assert Counter(each.test_set for each in tested) == {"arrays": 10, "pictures": 13}
 
 
+def test_a_cache_that_another_user_keeps_to_themselves_is_done_without(place, become_another_user, tmp_path, caplog):
+    shutil.copytree(place / "arrays", "arrays")
+    save_run(tmp_path, ["arrays"])
+    run = load_run(Path("run"), "best_val_acc")
+
+    def test(pictures):
+        tested = test_again(run, find_test_sets(Path("run"), run.classes), pictures)
+        return [(each.path, each.confidence) for each in tested]
+
+    for name in ("first", "second"):
+        Path(name).mkdir()
+        Path(name).chmod(0o777)
+    expected = test(Path("first"))
+    for file in Path(".cache").rglob("*.*"):
+        file.chmod(0o600)
+    become_another_user()
+    assert test(Path("second")) == expected
+    assert "the images of arrays are decoded for this run alone: .cache/images" in caplog.text
+
+
 def test_confident_mistakes_come_first_and_confident_right_answers_last(explored):
     _, tested = explored
     mistakes = [each for each in tested if each.truth != each.prediction]

@@ -258,7 +258,7 @@ def test_checkpoints_of_any_content(own, data):
 
 def test_going_on_from_another_architectures_state(own, monkeypatch):
     """A run's `last.pt` is damaged, or of other weights, or of another run."""
-    own = replace(own, num_epochs=2, output_dir=Path("stopped"))
+    own = replace(own, num_epochs=2, output_dir=Path("stopped"), save_every=0)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_report", Mock(side_effect=[None, KeyboardInterrupt]))
         with pytest.raises(KeyboardInterrupt):

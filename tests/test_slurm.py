@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 
@@ -274,6 +275,19 @@ class TestJobs:
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
         assert finished(place) == {run_name(0.001)}
         assert epochs_in(log) == [1], "the two were to join"
+
+    def test_a_task_alone_of_two_says_so_within_a_minute(self, cluster, place, submit):
+        program = "python src/main.py -m SmallResNet -e 1 --output-dir saved_models"
+        script = f"srun bash -c 'if [ $SLURM_PROCID = 0 ]; then {program}; fi'"
+        begin = time.monotonic()
+        job = submit("--ntasks=2", "--output=log", "--wrap", script)
+        (state,) = cluster.await_end(job, 120)
+        log = (place / "log").read_text()
+        assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0"), log
+        assert re.search(r"^error: the 2 processes do not meet at \S+ \(1 came within 50 s\): start them", log, re.M), (
+            log
+        )
+        assert time.monotonic() - begin < 100  # with the time that a job waits, and torch's start
 
     def test_bad_arguments_end_the_job_at_once(self, cluster, place, submit):
         for command, message in (

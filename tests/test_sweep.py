@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
+import torch
 from PIL import Image
 
 import pipeline.run
 import sweep as program
-from common import UserError
+from common import UserError, write_json
 from dataset.tables import read_rows
 from helpers import REPOSITORY, digests, start
 from pipeline.parameters import FIELDS, write_line
@@ -21,7 +24,8 @@ from pipeline.settings import CHECKPOINTS, Settings
 def runs(make_folder, tmp_path, tiny_model):
     """Four runs that differ in learning rate and weight decay, on twelve images of two classes."""
     common = Settings(
-        model_type=tiny_model, num_epochs=2, batch_size=4, wandb="disabled", output_dir=tmp_path / "saved",
+        model_type=tiny_model, num_epochs=2, batch_size=4, wandb="disabled", save_every=0,
+        output_dir=tmp_path / "saved",
         data_dir=make_folder("data", {"A": 6, "B": 6}), test_dir=(make_folder("test", {"A": 2, "B": 2}),),
     )  # fmt: skip
     return [
@@ -152,10 +156,61 @@ def test_settings_that_differ_from_a_finished_run_are_told(runs):
     assert "begun with other settings (num_epochs 2 there, 3 here)" in program.describe_state(longer)
 
 
+@pytest.mark.parametrize("kind", ["accelerator", "unusable"])
+def test_a_gpu_that_failed_stops_the_sweep_and_the_next_one_does_the_others_first(runs, monkeypatch, kind):
+    tried = []
+
+    def fail(settings, claimed):
+        tried.append(settings)
+        settings.run_dir.mkdir(parents=True)
+        raise {"accelerator": torch.AcceleratorError, "unusable": RuntimeError}[kind](
+            "CUDA error: launch failure\nmore"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.run, "run", fail)
+        if kind == "unusable":  # a library's own error, after which every call fails
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "synchronize", Mock(side_effect=RuntimeError("CUDA error: launch failure")))
+        with pytest.raises(UserError) as error:
+            program.sweep(runs)
+    assert tried == runs[:1]
+    assert str(error.value) == (
+        f"the GPU failed in {runs[0].run_dir}, and every other run would fail in this process "
+        "(CUDA error: launch failure): the same command goes on with the others"
+    )
+    states = [program.describe_state(settings) for settings in runs]
+    assert states == ["failed: CUDA error: launch failure", "to do", "to do", "to do"]
+    done = []
+
+    def run(settings, claimed):
+        done.append(settings)
+        shutil.rmtree(settings.run_dir, ignore_errors=True)
+        finish(settings)
+
+    monkeypatch.setattr(pipeline.run, "run", run)
+    assert program.sweep(runs)
+    assert done == [*runs[1:], runs[0]]
+
+
+def test_a_run_that_was_taken_over_is_not_recorded_as_failed(runs, monkeypatch, caplog):
+    claim = runs[0].output_dir / ".claims" / runs[0].run_name
+
+    def lose(settings, claimed):
+        claim.unlink()
+        finish(settings)  # as the program does that has it now
+        write_json(settings.run_dir / "metrics.json", {})
+
+    monkeypatch.setattr(pipeline.run, "run", lose)
+    assert program.sweep(runs[:1])
+    assert program.describe_state(runs[0]) == "finished"
+    assert "is no longer this program's" in caplog.text
+
+
 def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypatch):
     first = runs[0].output_dir / ".claims" / runs[0].run_name
     first.parent.mkdir(parents=True)
-    first.write_text('{"host": "elsewhere", "boot": "", "pid": 1, "started": "1"}')
+    first.write_text('{"host": "elsewhere", "boot": "another"}')
     done = []
 
     def run(settings, claimed):

@@ -43,7 +43,7 @@ def move_file(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with write_whole(target) as partial:
+        with write_whole(target, sync=True) as partial:  # before the only other copy is deleted
             shutil.copy2(source, partial)
         source.unlink()
 

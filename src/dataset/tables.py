@@ -39,13 +39,11 @@ def _is_inside(name: str) -> bool:
 
 
 def write_rows(table: Path, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
-    """Writes a CSV table whole."""
+    """Write a CSV table whole, and wait until it is on the disk."""
     with (
-        write_whole(table) as partial,
+        write_whole(table, sync=True) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
@@ -21,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common import write_whole
+from common import UserError, write_whole
 from pipeline.settings import Settings
 
 _KINDS = ("images", "features", "groups", "baseline")  # the folders of arrays; `.cache/` holds other things too
@@ -31,7 +30,7 @@ _log = logging.getLogger(__name__)
 Notes = dict[str, Any]  # what is to be known about an array besides its values, in JSON's types
 
 
-class NoRoom(Exception):
+class NoRoom(UserError):
     """An array cannot be kept; the message is the reason."""
 
 
@@ -65,8 +64,15 @@ class Cache:
         return cls(None if settings.no_cache else cls.directory, settings.cache_limit * 1e9)
 
     def find(self, name: str) -> Kept | None:
-        """An array by kind and key; None if it is to be made, or made anew."""
-        return None if self.directory is None else _open(self._file(name))
+        """Return an array by kind and key; None if it is to be made, or made again.
+
+        Raises:
+            NoRoom: it may not be read.
+        """
+        if self.directory is None:
+            return None
+        with _refusals(self._file(name)):
+            return _open(self._file(name))
 
     def get(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]) -> Kept:
         """Finds an array, or makes it.
@@ -78,24 +84,23 @@ class Cache:
             fill: puts the values into an array of zeros, and returns notes.
 
         Raises:
-            NoRoom: it would be larger than what is free or the limit leaves, or the folder may not be written to or
-                knows no locks.
+            NoRoom: it would be larger than what is free or the limit leaves, or a file or folder may not be read or
+                written, as one of another user, or does not support locking.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.directory is None:
-            return _make_nameless(size, shape, dtype, fill)
+            with _refusals(Path(tempfile.gettempdir())):
+                return _make_nameless(size, shape, dtype, fill)
         file = self._file(name)
-        if kept := _open(file, shape, dtype):
-            return kept
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise NoRoom(f"there can be no folder {file.parent} ({error.strerror})") from error
-        with _alone_with(file):
-            if kept := _open(file, shape, dtype):  # made while this program waited
+        with _refusals(file):
+            if kept := _open(file, shape, dtype):
                 return kept
-            _remove_partial(file)
-            return self._make(file, size, shape, dtype, fill)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _alone_with(file):
+                if kept := _open(file, shape, dtype):  # made while this program waited
+                    return kept
+                _remove_partial(file)
+                return self._make(file, size, shape, dtype, fill)
 
     def _make(
         self, file: Path, size: int, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]
@@ -120,7 +125,10 @@ class Cache:
             NoRoom: it would not.
         """
         for partial in self._files(".*.partial.npy"):  # of programs that were killed
-            with suppress(BlockingIOError), _alone_with(_whole(partial), wait=False):
+            with (
+                suppress(OSError),
+                _alone_with(_whole(partial), wait=False),
+            ):  # else it is being made, or another user's
                 _remove_partial(_whole(partial))
         sizes = {other: _size(other) for other in self._files("*.npy") if other != file}  # partial ones too
         excess = sum(sizes.values()) + size - self.limit
@@ -171,18 +179,18 @@ def _make_nameless(size: int, shape: tuple[int, ...], dtype: DTypeLike, fill: Ca
     return Kept(array, fill(array))
 
 
-def _allocate(stream: IO[bytes], size: int) -> None:
-    """Takes the room on the disk at once: a mapped file that runs out of it while it is written ends the program.
-
-    Raises:
-        NoRoom: there is less, or less is granted.
-    """
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into `NoRoom`: whoever wanted an array can do without the cache."""
     try:
-        os.posix_fallocate(stream.fileno(), 0, size)
+        yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoRoom(f"{_gb(size)} are not to be had ({error.strerror})") from error
+        raise NoRoom(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def _allocate(stream: IO[bytes], size: int) -> None:
+    """Takes the room on the disk at once: a mapped file that runs out of it while it is written ends the program."""
+    os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def _open(file: Path, shape: tuple[int, ...] | None = None, dtype: DTypeLike | None = None) -> Kept | None:
@@ -260,11 +268,11 @@ def _alone_with(file: Path, wait: bool = True, called: str = "") -> Iterator[Non
 
     Raises:
         BlockingIOError: another is at it, and this one will not wait.
-        NoRoom: the folder knows no locks, or may not be written to.
+        OSError: the folder may not be written to, or does not support locking.
     """
     path = file.with_name(f".{file.stem}.lock")
     while True:
-        with _open_lock(path) as stream:
+        with path.open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -272,8 +280,6 @@ def _alone_with(file: Path, wait: bool = True, called: str = "") -> Iterator[Non
                     raise
                 _log.info("another program is making %s: waiting for it", called or file)
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            except OSError as error:
-                raise NoRoom(f"{path.parent} knows no locks ({error.strerror})") from error
             if not _is_there(path, stream):
                 continue  # who had it has deleted it
             try:
@@ -281,13 +287,6 @@ def _alone_with(file: Path, wait: bool = True, called: str = "") -> Iterator[Non
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _open_lock(path: Path) -> IO[str]:
-    try:
-        return path.open("w")
-    except OSError as error:
-        raise NoRoom(f"{path.parent} may not be written to ({error.strerror})") from error
 
 
 def _is_there(path: Path, stream: IO[Any]) -> bool:
@@ -334,7 +333,7 @@ def _last_used(file: Path) -> int:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except FileNotFoundError:
+    except OSError:  # gone, or in another user's folder
         return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import UserError, write_whole
+from common import UserError, first_line, write_whole
 
 
 @dataclass(frozen=True)
@@ -86,33 +86,49 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Writes tensors and plain values, whole or not at all."""
-    with write_whole(path) as partial, partial.open("wb") as file:
+    """Write tensors and plain values, whole or not at all. An earlier file is kept until the new one is known to load.
+
+    Raises:
+        UserError: what was written does not load.
+    """
+    with write_whole(path, sync=True) as partial:
+        with partial.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's complaint about what it could not write to the end
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
         try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's complaint about what it could not write to the end
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+            _load(partial, mmap=True)
+        except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
+            raise UserError(
+                f"{path} does not load after it was written ({first_line(error)}), and the earlier one is kept: "
+                "check the disk, and start the same command again"
+            ) from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads what `save_state` wrote, onto the CPU.
+    """Read what `save_state` wrote, onto the CPU.
 
     Raises:
         UserError: there is no such file, or it is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch does not look at the checksums
-                raise zipfile.BadZipFile
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError
-        return state
+        return _load(path)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}") from error
     except PermissionError:
         raise
     except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
         raise UserError(f"{path} is damaged: train again with --restart") from error
+
+
+def _load(path: Path, mmap: bool = False) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip():  # torch does not look at the checksums
+            raise zipfile.BadZipFile("wrong checksum")
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    if not isinstance(state, dict):
+        raise TypeError("no dict")
+    return state

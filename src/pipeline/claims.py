@@ -1,214 +1,251 @@
-"""One run, one program: claims on runs, which also programs on other machines respect that share the folder."""
+"""One run, one program: claims on runs, which programs on other machines respect if they share the folder."""
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import json
 import logging
 import os
+import secrets
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from tqdm import tqdm
 
-from common import UserError
+from common import UserError, guard_writes
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
-_PAUSE = 5  # seconds until what others are at work on is looked at again
+_PAUSE = 5.0  # seconds until what others are at work on is looked at again
 _HEARTBEAT = 60  # seconds between signs of life
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}  # what a file system says that has no hard links
+_WRITING = 10  # seconds after which a claim that says nothing is of a program that was killed while it wrote it
 _SILENCE = 600  # seconds without one, after which an owner on another machine is taken for gone
 
 
-def claim_runs(
-    runs: Sequence[Settings], has_finished: Callable[[Settings], object], name: str, wait: bool = False
-) -> Iterator[Settings]:
-    """Goes through the runs that are to do, with a bar; several programs that do so at once share them.
+class ClaimLost(UserError):
+    """Another program has taken over a run."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of this program, as long as its file says so.
+
+    Attributes:
+        file: stands for the claim.
+        stream: the open file, locked while this program lives.
+        content: what this program wrote into it; no other claim has the same.
+    """
+
+    file: Path
+    stream: IO[str]
+    content: str
+
+    def is_held(self) -> bool:
+        """Return whether no other program has taken it over."""
+        with suppress(FileNotFoundError):
+            return self.file.read_text(errors="replace") == self.content
+        return False
+
+    def check(self) -> None:
+        """Raise `ClaimLost` if it is not held any more."""
+        if not self.is_held():
+            raise ClaimLost(
+                f"{self.file} is no longer this program's, which gave no sign of life for {_SILENCE // 60} minutes: "
+                "another program may be at work on the run, and this one writes nothing more to it"
+            )
+
+
+def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], object], name: str) -> Iterator[Settings]:
+    """Go through the runs that are to do, with a bar; several programs that do so at once share them.
+
+    Ends when all are done: waits for the programs that are at work on what is left, and takes over what they leave.
 
     Args:
         runs: in the order in which to do them.
         has_finished: is true of a run that needs no more doing.
         name: for the bar.
-        wait: for the programs that are at work on what is left; otherwise it is left to them.
 
     Yields:
         A run that is claimed until the next one is asked for.
     """
     pending = [settings for settings in runs if not has_finished(settings)]
     _log.info("%d runs, of which %d have finished", len(runs), len(runs) - len(pending))
+    waiting = False
     with tqdm(desc=name, total=len(pending), unit="run", smoothing=0, disable=None) as bar:
         while pending:
             elsewhere = []
             for settings in pending:
-                file = claim_file(settings)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with claim(file) as claimed:
-                    if not claimed:
+                with claim(settings.run_dir) as held:
+                    if held is None:
                         elsewhere.append(settings)
                     elif has_finished(settings):  # by another program, meanwhile
-                        bar.total -= 1  # the time left is reckoned from this program's own runs only
+                        bar.total -= 1  # the time left is estimated from this program's own runs only
                     else:
                         yield settings
-                        bar.update()
+                        if held.is_held():
+                            bar.update()
+                        else:
+                            elsewhere.append(settings)
             if len(elsewhere) == len(pending):
-                if not wait:
-                    _log.info("%d runs were left to other programs that are at work on them", len(elsewhere))
-                    return
+                if not waiting:
+                    _log.info(
+                        "waiting for %d runs of other programs; one that gives no sign of life for %d minutes loses "
+                        "its run", len(elsewhere), _SILENCE // 60,
+                    )  # fmt: skip
+                waiting = True
                 time.sleep(_PAUSE)
             pending = elsewhere  # whose owners may be gone by now
 
 
-def claim_file(settings: Settings) -> Path:
-    """What stands for a run."""
-    return settings.output_dir / ".claims" / settings.run_name
-
-
-@contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Claims what a file stands for, and gives it back at the end.
-
-    The file is created by one program alone. A claim passes to another program if its owner was killed, its machine
-    was started anew, or an owner on another machine has given no sign of life for ten minutes.
-
-    Args:
-        path: the file, in a folder that is there.
-
-    Yields:
-        Whether this program has it now.
-    """
-    if not (_create(path) or _take_over(path)):
-        yield False
-        return
-    finished = threading.Event()
-    heart = threading.Thread(target=_beat, args=(path, finished), daemon=True)
-    heart.start()
-    try:
-        yield True
-    finally:
-        finished.set()
-        heart.join()
-        with suppress(FileNotFoundError):
-            if _read_owner(path) == _identity(os.getpid()):  # else it passed on while this program was suspended
-                path.unlink()
-
-
 @contextmanager
 def claim_alone(settings: Settings) -> Iterator[None]:
-    """Claims one run.
+    """Claim one run. An owner on another machine is given the time to show that it lives.
 
     Raises:
         UserError: another program is at work on it.
     """
-    file = claim_file(settings)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with claim(file) as claimed:
-        if not claimed:
-            raise UserError(f"another program is at work on {settings.run_dir}: wait until it has finished")
-        yield
+    file = _file_of(settings.run_dir)
+    last_beat = None
+    while True:
+        with claim(settings.run_dir) as held:
+            if held is not None:
+                yield
+                return
+        with suppress(FileNotFoundError):  # given back
+            beat = file.stat().st_mtime
+            if _boot_of(file.read_text(errors="replace")) == _boot() or last_beat not in (None, beat):
+                raise UserError(f"another program is at work on {settings.run_dir}: wait until it has finished")
+            if last_beat is None:
+                _log.info(
+                    "%s is claimed by a program on another machine: waiting up to %d minutes for a sign of life",
+                    settings.run_dir, _SILENCE // 60,
+                )  # fmt: skip
+            last_beat = beat
+        time.sleep(_PAUSE)
 
 
-def is_claimed(path: Path) -> bool:
-    """Whether a program that lives has the claim."""
-    return path.exists() and not _is_abandoned(path)
+@contextmanager
+def claim(run_dir: Path) -> Iterator[Claim | None]:
+    """Claim a run, and give it back at the end. Files below its folder are then written as long as the claim is held.
 
+    The claim is a file that one program alone can create. It is locked, and the lock ends with the program, which
+    other programs on the same machine notice at once. Other machines may not see the lock: they take the claim over
+    when its file has not been touched for ten minutes.
 
-def _create(path: Path) -> bool:
-    """Creates the file whole, unless it is there.
-
-    Raises:
-        UserError: the file system has no hard links.
+    Yields:
+        The claim; None if another program has it.
     """
-    own = path.with_name(f".{path.name}.{_here()}.{os.getpid()}")
-    own.write_text(json.dumps(_identity(os.getpid())))
+    file = _file_of(run_dir)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held = _create(file) if _is_free(file, clear=True) else None
+    if held is None:
+        yield None
+        return
+    finished = threading.Event()
+    heart = threading.Thread(target=_beat, args=(held.stream, finished), daemon=True)
+    heart.start()
     try:
-        os.link(own, path)
+        with guard_writes(run_dir, held.check):
+            yield held
+    finally:
+        finished.set()
+        heart.join()
+        if held.is_held():
+            file.unlink(missing_ok=True)
+        held.stream.close()
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Return whether a program that lives has claimed a run."""
+    return not _is_free(_file_of(run_dir))
+
+
+def _file_of(run_dir: Path) -> Path:
+    return run_dir.parent / ".claims" / run_dir.name
+
+
+def _create(file: Path) -> Claim | None:
+    """Create a claim's file; None if another program was faster."""
+    try:
+        stream = file.open("x")
     except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        raise UserError(f"{path.parent.parent} is on a disk without hard links: give another --output-dir") from error
-    finally:
-        own.unlink()
-    return True
-
-
-def _take_over(path: Path) -> bool:
-    """Takes a claim whose owner is gone. One program at a time looks and takes, or two might take one another's."""
-    if not _is_abandoned(path):
-        return False
-    turnstile = path.with_name(f".{path.name}.takeover")
-    if not _create(turnstile):
-        if _is_abandoned(turnstile):
-            turnstile.unlink(missing_ok=True)  # its owner was killed in these few lines; the next attempt may pass
-        return False
-    try:
-        if not _is_abandoned(path):
-            return False
-        path.unlink(missing_ok=True)
-        return _create(path)
-    finally:
-        turnstile.unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path) -> bool:
-    try:
-        owner = _read_owner(path)
-        age = _now_there(path) - path.stat().st_mtime
-    except FileNotFoundError:
-        return False  # given back; it can be created again
-    if owner is None:
-        return True  # nobody writes such a one
-    if owner.get("host") == _here():
-        return owner != _identity(owner.get("pid", 0))
-    return age > _SILENCE
-
-
-def _read_owner(path: Path) -> dict[str, Any] | None:
-    """What the file says, None if it is damaged."""
-    try:
-        owner = json.loads(path.read_text())
-    except (ValueError, RecursionError):
         return None
-    return owner if isinstance(owner, dict) else None
-
-
-def _here() -> str:
-    """This machine, or this container on it, in which process numbers mean something."""
-    return f"{socket.gethostname()}.{os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def _identity(pid: int) -> dict[str, Any]:
-    """What tells a process from any other that has the same number at another time: `started`, None if it is gone."""
+    with suppress(OSError):  # of a file system without locks
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    owner = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": secrets.token_hex(8)}
     try:
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, ValueError):
-        started = None
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"host": _here(), "boot": boot, "pid": pid, "started": started}
+        stream.write(json.dumps(owner))
+        stream.flush()
+        os.fsync(stream.fileno())  # for other machines to read
+    except OSError:  # a full disk
+        file.unlink()
+        raise
+    return Claim(file, stream, json.dumps(owner))
 
 
-def _now_there(path: Path) -> float:
-    """The time by the clock that stamps the folder's files, which may be another machine's."""
-    own = path.with_name(f".{path.name}.{_here()}.{os.getpid()}.{threading.get_ident()}.clock")
-    own.touch()
+def _is_free(file: Path, clear: bool = False) -> bool:
+    """Return whether nobody has a claim.
+
+    Args:
+        file: the claim's.
+        clear: delete the file if its owner is gone.
+    """
     try:
-        return own.stat().st_mtime
-    finally:
-        own.unlink()
-
-
-def _beat(path: Path, finished: threading.Event) -> None:
-    while not finished.wait(_HEARTBEAT):
         try:
-            os.utime(path)
-        except FileNotFoundError:  # somebody deleted the claim; the run goes on
-            return
-        except OSError:  # a shared disk may be away for a moment; the next beat reaches it
-            pass
+            stream = file.open("r+", errors="replace")  # NFS locks no file that is only read
+        except PermissionError:
+            stream = file.open(errors="replace")  # another user's
+    except FileNotFoundError:
+        return True
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            return False
+        except OSError:  # of a file system without locks
+            locked = False
+        boot = _boot_of(stream.read())
+        free = (locked and boot == _boot()) or _age(file, stream) > (_SILENCE if boot else _WRITING)
+        if free and clear and _is_named(file, stream):  # else another program has just taken it over
+            file.unlink(missing_ok=True)
+    return free
+
+
+def _is_named(file: Path, stream: IO[str]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(file.stat(), os.fstat(stream.fileno()))
+    return False
+
+
+def _boot_of(content: str) -> str | None:
+    """The boot id of a claim's owner; None in a file that is damaged, or being written."""
+    try:
+        return json.loads(content)["boot"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _boot() -> str:
+    """What tells this machine, since it was started, from all others."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _age(file: Path, stream: IO[str]) -> float:
+    """Seconds since the last sign of life, by the clock that stamps the folder's files, maybe another machine's."""
+    with tempfile.TemporaryFile(dir=file.parent) as new:
+        return os.fstat(new.fileno()).st_mtime - os.fstat(stream.fileno()).st_mtime
+
+
+def _beat(stream: IO[str], finished: threading.Event) -> None:
+    """Touch the file of a claim now and then. By its stream: a file of the same name may be another program's."""
+    while not finished.wait(_HEARTBEAT):
+        with suppress(OSError):  # a shared disk may be away for a moment; the next beat reaches it
+            os.utime(stream.fileno())

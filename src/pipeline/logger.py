@@ -34,7 +34,7 @@ class Logger:
 
     def log_epoch(self, history: Sequence[dict[str, Any]], images_per_second: float) -> None:
         """Writes the history anew, of which the last row is the epoch just finished."""
-        with write_whole(self.folder / "history.csv") as partial, partial.open("w", newline="") as file:
+        with write_whole(self.folder / "history.csv", sync=True) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(history)

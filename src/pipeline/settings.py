@@ -144,6 +144,9 @@ class Settings:
     cache_limit: float = _option(
         "--cache-limit", 10.0, "GB that .cache/ may take; what was not used for longest goes first",
         describes_run=False)
+    save_every: float = _option(
+        "--save-every", 10.0, "minutes of training after which a run's full state is saved, at the end of an epoch",
+        metavar="MINUTES", describes_run=False)
     restart: bool = _option(
         "--restart", False, "begin anew; an earlier run of the same name is moved aside", describes_run=False)
     # fmt: on
@@ -170,6 +173,7 @@ class Settings:
         self._require(fits, "recipe", "used together with -p, and a model such as EfficientNetLite0")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
+        self._require(self.save_every >= 0, "save_every", "a number not below 0")
         names = {own_name(directory) for directory in self.test_dir}
         self._require(len(names) == len(self.test_dir), "test_dir", "folders of different names, which figures carry")
         for option in ("weights", "freeze_to"):

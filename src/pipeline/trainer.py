@@ -54,9 +54,10 @@ class Trainer:
     Checkpoints are selected, and training is stopped, by the validation scores averaged over classes, which are the
     plain ones where all classes have equally many validation images.
 
-    Everything that the rest of a run depends on is in `last.pt`, written after each epoch, and after a batch if the
-    program is told to stop: a run goes on from there. Random numbers are drawn anew in each epoch, from the seed and
-    the epoch's number.
+    Everything that the rest of a run depends on is in `last.pt`: a run goes on from there, with identical results. It
+    is written at the end of an epoch, but not more often than every `save_every` minutes, at the end of the run, and
+    after a batch if the program is told to stop. Random numbers are drawn anew in each epoch, from the seed and the
+    epoch's number.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Trainer:
         self.validations_without_improvement = 0
         self.history: list[dict[str, Any]] = []
         self._stop = StopRequest()
+        self._saved = time.monotonic()  # when `last.pt` was written, or read
         if (self.folder / "last.pt").exists():
             self._load_last()
         if self._finished() or self._only_head:
@@ -157,8 +159,11 @@ class Trainer:
                         self._run_epoch()
                     if self._finished():
                         self._save_checkpoint("terminal")
-                    self._save_last()
-                    self._stop.grant()
+                    stop = self._stop.made
+                    if stop or self._finished() or time.monotonic() - self._saved >= 60 * self.settings.save_every:
+                        self._save_last()
+                    if stop:  # a later one is granted after the next batch
+                        self._stop.grant()
             if self.validations_without_improvement >= self.settings.early_stopping_patience:
                 _log.info(
                     "stopped early: no lower loss in the last %d validations", self.settings.early_stopping_patience
@@ -382,6 +387,7 @@ class Trainer:
         if not self._finished():  # else they are gigabytes that nobody needs
             state |= {name: part.state_dict() for name, part in self._parts().items()}
         save_state(state, self.folder / "last.pt")
+        self._saved = time.monotonic()
 
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own."""

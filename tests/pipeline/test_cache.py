@@ -1,5 +1,6 @@
 """Arrays are made once, by one program, found whole by the others, and leave when room is short."""
 
+import errno
 import logging
 import os
 import shutil
@@ -245,6 +246,59 @@ def test_the_limit_holds_and_what_is_used_stays(tmp_path_factory, wants, count):
         kept = {path.stem for path in cache.directory.glob("images/*.npy")}
         assert used.keys() <= kept
         assert len(kept) == min(len(ever), count)
+
+
+@pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o600, 0o755), (0o600, 0o777), (0o644, 0o700)])
+def test_what_another_user_keeps_to_themselves_is_done_without(become_another_user, file_mode, folder_mode):
+    cache = Cache()
+    get(cache)
+    for path in cache.directory.rglob("*"):
+        path.chmod(folder_mode if path.is_dir() else file_mode)
+    before = files(cache)
+    become_another_user()
+    for look in (get, lambda cache: cache.find("images/a")):
+        with pytest.raises(NoRoom, match=r"^\.cache/images/a\.npy: Permission denied$"):
+            look(cache)
+    os.seteuid(0)
+    assert files(cache) == before
+
+
+def test_what_another_user_shares_is_used_and_not_deleted(become_another_user):
+    """Arrays that may be read; and the rest of one, whose lock may not be touched."""
+    limited = Cache(limit=2 * SIZE)
+    get(limited)
+    limited.directory.chmod(0o777)
+    (limited.directory / "images").chmod(0o1777)
+    for rest in (".b.1.partial.npy", ".b.lock"):
+        (limited.directory / "images" / rest).touch(0o600)
+    become_another_user()
+    maker = Maker()
+    assert (get(limited, maker=maker).array == 7).all()
+    assert maker.made == 0
+    assert (get(limited, "c").array == 7).all()
+    with pytest.raises(NoRoom, match="--cache-limit"):
+        get(limited, "d", shape=(20, 100))
+    assert files(limited) == [".b.1.partial.npy", ".b.lock", "a.json", "a.npy", "c.json", "c.npy"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_disk_that_refuses_is_done_without(tmp_path, monkeypatch, kept):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(NoRoom, match="No space left on device"):
+        get(Cache(tmp_path if kept else None))
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_a_disk_without_locks_is_done_without(cache, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(NoRoom, match="No locks available"):
+        get(cache)
 
 
 def test_a_program_that_waits_says_so(tmp_path, cache, caplog):

@@ -1,6 +1,7 @@
-"""One program at a time has a claim; a dead one's passes on, to one other."""
+"""One program at a time has a claim; a dead one's passes on, to one other; who lost it writes nothing more."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -10,10 +11,10 @@ import time
 
 import pytest
 
-from common import UserError
+from common import UserError, write_json
 from helpers import REPOSITORY
 from pipeline import claims
-from pipeline.claims import claim, claim_runs, is_claimed
+from pipeline.claims import ClaimLost, claim, claim_alone, claim_runs, is_claimed
 from pipeline.settings import Settings
 
 HOLD = """
@@ -22,15 +23,15 @@ from pathlib import Path
 from pipeline.claims import claim
 print("ready", flush=True)
 sys.stdin.readline()
-with claim(Path(sys.argv[1])) as mine:
-    print(mine, flush=True)
+with claim(Path(sys.argv[1])) as held:
+    print(held is not None, flush=True)
     sys.stdin.readline()
 """
 
 
-def start_racers(path, count):
+def start_racers(run, count):
     """Programs that ask for a claim at once, when `ask` says so, say whether they got it, and hold it until the end."""
-    command = [sys.executable, "-c", HOLD, path]
+    command = [sys.executable, "-c", HOLD, run]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     racers = [subprocess.Popen(command, cwd=REPOSITORY / "src", **pipes, text=True) for _ in range(count)]
     assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * count
@@ -45,150 +46,258 @@ def ask(racers):
     return [racer.stdout.readline() == "True\n" for racer in racers]
 
 
-def start_holding(path):
+def start_holding(run):
     """A program that has a claim."""
-    (holder,) = start_racers(path, 1)
+    (holder,) = start_racers(run, 1)
     assert ask([holder]) == [True]
     return holder
 
 
-def test_a_disk_without_hard_links_is_named(tmp_path, monkeypatch):
-    (tmp_path / "runs/.claims").mkdir(parents=True)
-
-    def link(*_):
-        raise PermissionError(errno.EPERM, "Operation not permitted")  # as exFAT says
-
-    monkeypatch.setattr(os, "link", link)
-    with (
-        pytest.raises(UserError, match=r"^\S+/runs is on a disk without hard links[^\n]*$"),
-        claim(tmp_path / "runs/.claims/run"),
-    ):
-        pass
-    assert list((tmp_path / "runs/.claims").iterdir()) == []
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run."""
+    return tmp_path / "run"
 
 
-def test_one_has_it_and_gives_it_back(tmp_path):
-    path = tmp_path / "run"
-    with claim(path) as mine, claim(path) as another:
-        assert (mine, another) == (True, False)
-        assert is_claimed(path)
-    assert list(tmp_path.iterdir()) == []
-    assert not is_claimed(path)
+@pytest.fixture
+def file(tmp_path):
+    """What stands for a claim on it."""
+    (tmp_path / ".claims").mkdir()
+    return tmp_path / ".claims" / "run"
 
 
-def test_gives_it_back_after_an_error(tmp_path):
-    with pytest.raises(RuntimeError), claim(tmp_path / "run"):
+def write_foreign(file, silence=0.0):
+    """The claim of a program on another machine that gave its last sign of life some seconds ago."""
+    file.write_text(json.dumps({"host": "elsewhere", "boot": "another", "pid": 1, "id": "a"}))
+    then = time.time() - silence
+    os.utime(file, (then, then))
+
+
+def test_one_has_it_and_gives_it_back(run, file):
+    with claim(run) as held, claim(run) as another:
+        assert held.is_held()
+        assert another is None
+        assert is_claimed(run)
+    assert list(file.parent.iterdir()) == []
+    assert not is_claimed(run)
+
+
+def test_gives_it_back_after_an_error(run, file):
+    with pytest.raises(RuntimeError), claim(run):
         raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
+    assert list(file.parent.iterdir()) == []
 
 
-def test_a_killed_owners_claim_passes_on(tmp_path):
-    owner = start_holding(tmp_path / "run")
-    with claim(tmp_path / "run") as mine:
-        assert not mine
+def test_a_killed_owners_claim_passes_on_at_once(run):
+    owner = start_holding(run)
+    with claim(run) as held:
+        assert held is None
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
-    assert not is_claimed(tmp_path / "run")
-    with claim(tmp_path / "run") as mine:
-        assert mine
+    assert not is_claimed(run)
+    with claim(run) as held:
+        assert held
+
+
+def test_a_suspended_program_on_this_machine_keeps_it(run, file):
+    owner = start_holding(run)
+    owner.send_signal(signal.SIGSTOP)
+    os.utime(file, (0, 0))
+    with claim(run) as held:
+        assert held is None
+    owner.kill()
+    owner.wait()
 
 
 def test_of_many_that_find_it_abandoned_one_takes_it(tmp_path):
     for attempt in range(3):
-        path = tmp_path / str(attempt)
-        owner = start_holding(path)
+        run = tmp_path / str(attempt)
+        owner = start_holding(run)
         owner.kill()
         owner.wait()
-        racers = start_racers(path, 6)
+        racers = start_racers(run, 6)
         assert ask(racers).count(True) == 1
         for racer in racers:
             racer.communicate("\n")
 
 
-@pytest.mark.parametrize(
-    ("change", "abandoned"),
-    [({}, False), ({"started": "1"}, True), ({"boot": "another"}, True), ({"pid": 4_194_303}, True)],
-)
-def test_what_shows_that_an_owner_here_is_gone(tmp_path, change, abandoned):
-    (tmp_path / "run").write_text(json.dumps({**claims._identity(os.getpid()), **change}))
-    with claim(tmp_path / "run") as mine:
-        assert mine == abandoned
-
-
+@pytest.mark.parametrize("locks", [True, False])
 @pytest.mark.parametrize(("silence", "abandoned"), [(0, False), (500, False), (700, True)])
-def test_an_owner_on_another_machine_is_gone_after_ten_minutes_of_silence(tmp_path, silence, abandoned):
-    (tmp_path / "run").write_text(json.dumps({"host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}))
-    then = time.time() - silence
-    os.utime(tmp_path / "run", (then, then))
-    with claim(tmp_path / "run") as mine:
-        assert mine == abandoned
+def test_an_owner_on_another_machine_is_gone_after_ten_minutes_of_silence(
+    run, file, monkeypatch, locks, silence, abandoned
+):
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    write_foreign(file, silence)
+    assert is_claimed(run) != abandoned
+    with claim(run) as held:
+        assert (held is not None) == abandoned
 
 
-def test_a_clock_that_jumps_back_makes_no_owner_gone(tmp_path):
-    """Nor does it make one that is at work here anybody else's."""
-    (tmp_path / "run").write_text(json.dumps({"host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}))
-    later = time.time() + 86400
-    os.utime(tmp_path / "run", (later, later))
-    with claim(tmp_path / "run") as mine:
-        assert not mine
-    with claim(tmp_path / "another") as mine:
-        os.utime(tmp_path / "another", (later, later))
-        with claim(tmp_path / "another") as too:
-            assert (mine, too) == (True, False)
+def refuse(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
 
 
-def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])
+def test_a_damaged_claim_may_be_one_that_is_being_written(run, file, content):
+    file.write_text(content)
+    with claim(run) as held:
+        assert held is None
+    then = time.time() - 15
+    os.utime(file, (then, then))
+    with claim(run) as held:
+        assert held
+
+
+def test_on_a_disk_without_locks_one_has_it(run, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with claim(run) as held, claim(run) as another:
+        assert held
+        assert another is None
+    assert not is_claimed(run)
+
+
+def test_a_clock_that_jumps_back_makes_no_owner_gone(run, file):
+    write_foreign(file, silence=-86400)
+    with claim(run) as held:
+        assert held is None
+
+
+def test_an_owner_gives_signs_of_life(run, file, monkeypatch):
     monkeypatch.setattr(claims, "_HEARTBEAT", 0.05)
-    with claim(tmp_path / "run"):
-        os.utime(tmp_path / "run", (0, 0))
+    with claim(run):
+        os.utime(file, (0, 0))
         for _ in range(100):
             time.sleep(0.05)
-            if (tmp_path / "run").stat().st_mtime:
+            if file.stat().st_mtime:
                 break
-        assert time.time() - (tmp_path / "run").stat().st_mtime < 60
+        assert time.time() - file.stat().st_mtime < 60
 
 
-def test_a_sign_of_life_that_a_disk_refuses_is_not_the_last(tmp_path, monkeypatch):
+def test_a_sign_of_life_that_a_disk_refuses_is_not_the_last(run, monkeypatch):
     monkeypatch.setattr(claims, "_HEARTBEAT", 0.01)
     beats = []
 
-    def refuse(path):
-        beats.append(path)
+    def refuse(descriptor):
+        beats.append(descriptor)
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(claims.os, "utime", refuse)
-    with claim(tmp_path / "run"):
+    with claim(run):
         wait_until = time.monotonic() + 20
         while len(beats) < 3 and time.monotonic() < wait_until:
             time.sleep(0.01)
     assert len(beats) >= 3
 
 
-def test_a_damaged_claim_is_nobodys(tmp_path):
-    (tmp_path / "run").write_text("{")
-    with claim(tmp_path / "run") as mine:
-        assert mine
+def test_who_lost_a_claim_writes_nothing_more_and_does_not_keep_the_new_owners_alive(run, file, monkeypatch):
+    monkeypatch.setattr(claims, "_HEARTBEAT", 0.01)
+    with claim(run):
+        write_json(run / "history.json", 1)
+        file.unlink()  # as a program on another machine does, after ten minutes of silence
+        write_foreign(file, silence=500)
+        before = file.stat().st_mtime
+        time.sleep(0.2)
+        assert file.stat().st_mtime == before
+        for name in ("history.json", "new.json"):
+            with pytest.raises(ClaimLost, match=r"is no longer this program's.* writes nothing more to it$"):
+                write_json(run / name, 2)
+        file.unlink()  # as the other does when it has finished
+        with pytest.raises(ClaimLost):
+            write_json(run / "history.json", 2)
+        write_foreign(file)
+    assert json.loads(file.read_text())["host"] == "elsewhere"
+    assert [path.name for path in run.iterdir()] == ["history.json"]
+    assert json.loads((run / "history.json").read_text()) == 1
 
 
-def test_runs_are_shared_and_each_is_done_once(tmp_path):
-    """Two programs at once; the one that waits ends when all is done, the other leaves to it what it is at work on."""
-    runs = [Settings(model_type="SmallVGG", output_dir=tmp_path, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
+@pytest.fixture
+def runs(tmp_path):
+    return [Settings(model_type="SmallVGG", output_dir=tmp_path, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """What is done in place of waiting: a list of functions, which are called in turn."""
+    actions = []
+    monkeypatch.setattr(claims.time, "sleep", lambda _: actions.pop(0)())
+    return actions
+
+
+def test_runs_are_shared_and_each_is_done_once(runs, tmp_path, pauses, caplog):
+    """Two programs at once: who has nothing left to do waits until the other has finished."""
+    caplog.set_level("INFO")
     done = []
-    first = claim_runs(runs, lambda settings: settings in done, "first", wait=True)
+    first = claim_runs(runs, lambda settings: settings in done, "first")
     second = claim_runs(runs, lambda settings: settings in done, "second")
     assert (next(first), next(second)) == (runs[0], runs[1])
     done.append(runs[1])
     assert next(second) == runs[2]
     done.append(runs[2])
-    assert list(second) == []  # the first run is the other's
-    done.append(runs[0])
-    assert list(first) == []
+
+    def finish_first():
+        done.append(runs[0])
+        assert list(first) == []
+
+    pauses += [lambda: None, finish_first]
+    assert list(second) == []
+    assert done == [runs[1], runs[2], runs[0]]
     assert list((tmp_path / ".claims").iterdir()) == []
+    assert [message.partition(";")[0] for message in caplog.messages if "waiting" in message] == [
+        "waiting for 1 runs of other programs"
+    ]
 
 
-def test_a_run_that_its_program_gives_up_is_done_by_the_other(tmp_path):
-    runs = [Settings(model_type="SmallVGG", output_dir=tmp_path, learning_rate=rate) for rate in (0.1, 0.2)]
-    first, second = (claim_runs(runs, lambda _: False, name) for name in ("first", "second"))
+def test_a_run_that_its_program_gives_up_is_done_by_the_other(runs, pauses):
+    first, second = (claim_runs(runs[:2], lambda _: False, name) for name in ("first", "second"))
     assert (next(first), next(second)) == (runs[0], runs[1])
-    first.close()
+    pauses.append(first.close)
     assert list(second) == [runs[0]]
+
+
+def test_a_run_of_a_machine_that_died_is_done_after_ten_minutes(runs, file, pauses):
+    claimed = file.with_name(runs[0].run_name)
+    write_foreign(claimed)
+    pauses += [lambda: None, lambda: os.utime(claimed, (0, 0))]
+    assert list(claim_runs(runs[:1], lambda _: False, "sweep")) == runs[:1]
+    assert pauses == []
+
+
+def test_a_run_that_was_taken_over_is_waited_for(runs, file, pauses):
+    claimed, done = file.with_name(runs[0].run_name), []
+
+    def finish():
+        done.append(runs[0])
+        claimed.unlink()
+
+    sweep = claim_runs(runs[:1], lambda settings: settings in done, "sweep")
+    assert next(sweep) == runs[0]
+    claimed.unlink()
+    write_foreign(claimed)
+    pauses.append(finish)
+    assert list(sweep) == []
+
+
+def test_one_run_alone_is_refused_at_once_while_a_program_here_is_at_work_on_it(runs):
+    with (
+        claim_alone(runs[0]),
+        pytest.raises(UserError, match=r"^another program is at work on \S+: wait until it has finished$"),
+        claim_alone(runs[0]),
+    ):
+        pass
+
+
+def test_one_run_alone_waits_for_a_sign_of_life_from_another_machine(runs, file, pauses):
+    claimed = file.with_name(runs[0].run_name)
+    write_foreign(claimed, silence=120)
+    pauses += [lambda: None, lambda: os.utime(claimed)]
+    with pytest.raises(UserError, match="another program is at work"), claim_alone(runs[0]):
+        pass
+
+
+def test_one_run_alone_is_taken_from_a_machine_that_died(runs, file, pauses):
+    claimed = file.with_name(runs[0].run_name)
+    write_foreign(claimed, silence=500)
+    pauses += [lambda: None, lambda: write_foreign(claimed, silence=700)]
+    with claim_alone(runs[0]):
+        assert pauses == []

@@ -2,18 +2,25 @@
 
 import csv
 import json
+import logging
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
+from common import UserError
 from helpers import REPOSITORY
+from pipeline import distributed
+from pipeline.distributed import joined_processes
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 RUN = "SmallResNet_pretrained_False_aug_False_lr_0.0001_wd_0.0001_g_0.9"
 FLAGS = shlex.split("-m SmallResNet -e 3 -b 14 -l 0.0001 -g 0.9 -c --wandb disabled --precision fp32")
@@ -73,6 +80,7 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+@slow
 def test_comes_to_the_same_as_one_process(place, alone):
     output = place / "joined"
     result = torchrun(place, 3, *FLAGS, "-o", output)  # the third has no share of the last batch, of two images
@@ -115,6 +123,7 @@ for one, other in zip(joined.parameters(), plain.parameters()):
 """
 
 
+@slow
 def test_batch_normalisation_is_that_of_the_whole_batch(place):
     (place / "layers.py").write_text(LAYERS)
     result = torchrun(place, 2, REPOSITORY / "src", program="layers.py")
@@ -151,6 +160,7 @@ run_program(main.main)
 """
 
 
+@slow
 def test_on_features_it_comes_to_the_same_too(place, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(WITH_A_FROZEN_MODEL.format(source=str(REPOSITORY / "src")))
@@ -168,7 +178,172 @@ def test_on_features_it_comes_to_the_same_too(place, tmp_path):
     assert len(list((tmp_path / ".cache").glob("features/*.npy"))) == 1
 
 
+@slow
 def test_an_error_is_told_once(place):
     result = torchrun(place, 2, *FLAGS, "-d", "nowhere")
     assert result.stderr.count("error: there is no folder nowhere") == 1
     assert result.returncode != 0
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Sets variables of the environment, in which no launcher's are."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "stdin", None)
+
+    def set_all(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+
+    yield set_all
+    logging.disable(logging.NOTSET)  # which processes do that are not the first
+
+
+SRUN = {
+    "SLURM_JOB_ID": 7, "SLURM_STEP_ID": 1, "SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": 1,
+    "SLURM_LOCALID": 0,
+}  # fmt: skip
+TORCHRUN = {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"WORLD_SIZE": 2}, "WORLD_SIZE is 2, but RANK is not set: start the processes with torchrun"),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
+        ({**TORCHRUN, "RANK": ""}, "WORLD_SIZE is 2, but RANK is not set"),
+        ({**TORCHRUN, "MASTER_PORT": ""}, "WORLD_SIZE is 2, but MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two': must be a whole number from 1"),
+        ({"WORLD_SIZE": 0}, "WORLD_SIZE is '0': must be a whole number from 1"),
+        ({**TORCHRUN, "RANK": 2}, "RANK is '2': must be a whole number from 0 to 1"),
+        ({**TORCHRUN, "RANK": -1}, "RANK is '-1': must be"),
+        ({**TORCHRUN, "LOCAL_RANK": "x"}, "LOCAL_RANK is 'x': must be"),
+        ({**TORCHRUN, "MASTER_PORT": 99999}, "MASTER_PORT is '99999': must be a whole number from 0 to 65535"),
+        ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'"),
+        (
+            {"SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NODELIST": "n1"},
+            "SLURM_STEP_NUM_TASKS is 2, but SLURM_JOB_ID is not",
+        ),
+        ({**SRUN, "SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NUM_TASKS is 2, but SLURM_STEP_NODELIST is not set"),
+        ({**SRUN, "SLURM_PROCID": 2}, "SLURM_PROCID is '2': must be a whole number from 0 to 1"),
+    ],
+)
+def test_variables_that_are_wrong_or_incomplete_are_one_line(variables, given, message):
+    variables(**given)
+    with pytest.raises(UserError) as error, joined_processes():
+        pass
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "notes"),
+    [
+        ({}, 0), ({"WORLD_SIZE": 1}, 0), ({"RANK": 1}, 0), ({"SLURM_STEP_NUM_TASKS": 1}, 0), ({"WORLD_SIZE": ""}, 1),
+        ({"SLURM_STEP_NUM_TASKS": ""}, 1), ({**SRUN, "WORLD_SIZE": 1}, 0), ({"WORLD_SIZE": 1, "RANK": ""}, 0),
+    ],
+)  # fmt: skip
+def test_a_process_by_itself(variables, given, notes, caplog):
+    variables(**given)
+    with joined_processes():
+        assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert [message.endswith("is empty, and counts as not set") for message in caplog.messages] == [True] * notes
+
+
+def test_a_program_started_by_hand_in_an_interactive_step_is_one_process(variables, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    variables(**{**SRUN, "SLURM_PROCID": 0})
+    monkeypatch.setattr(sys, "stdin", os.fdopen(os.openpty()[1]))
+    with joined_processes():
+        assert distributed.world_size() == 1
+    assert "this is one process" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"), ("gpu-07,gpu-09", "gpu-07"), ("gpu[003-007,9],cpu1", "gpu003"), ("r[1-2]n[10-20]", "r1n10"),
+        ("login.cluster.org", "login.cluster.org"), ("a[08,10]-ib,b", "a08-ib"),
+    ],
+)  # fmt: skip
+def test_all_tasks_of_srun_find_the_first_node(variables, nodes, first):
+    variables(**{**SRUN, "SLURM_STEP_NODELIST": nodes})
+    place = distributed._find_place()
+    assert (place.rank, place.size, place.local_rank, place.address, place.port) == (1, 2, 0, first, 20701)
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_do_not_come_are_told_in_one_line(variables, monkeypatch, free_port, rank):
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.5)
+    variables(**{**TORCHRUN, "RANK": rank, "LOCAL_RANK": 0, "MASTER_PORT": free_port})
+    message = r"^the 2 processes do not meet at localhost:\d+ \([^\n]*\): start them"
+    with pytest.raises(UserError, match=message) as error, joined_processes():
+        pass
+    assert ("1 came within 0.5 s" if rank == 0 else "Connection refused") in str(error.value)
+
+
+# Says when it has come to where it waits: for the others to come, or, joined, for the other at a barrier.
+WAIT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import common
+from pipeline import distributed
+
+def main():
+    distributed._GRACE = 1
+    print("ready", flush=True)
+    with distributed.joined_processes():
+        print("joined", flush=True)
+        if distributed.rank() == 0:
+            distributed.wait_for_all()
+        sys.stdin.read()
+
+common.run_program(main)
+"""
+
+
+def start_waiting(port, ranks):
+    processes = []
+    for rank in ranks:
+        changed = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+        own = {name: str(value) for name, value in {**TORCHRUN, **changed}.items()}
+        pipe = subprocess.PIPE
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", WAIT, REPOSITORY / "src"], env={**os.environ, **own},
+                stdin=pipe, stdout=pipe, stderr=pipe, text=True,
+            )
+        )  # fmt: skip
+    return processes
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_process_that_waits_for_others_to_come(variables, free_port, number, status):
+    variables()
+    (process,) = start_waiting(free_port, [0])
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (status, "stopped; the same command goes on from where it was\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_process_that_waits_for_others_within_torch(variables, free_port, number, status):
+    variables()
+    first, other = start_waiting(free_port, [0, 1])
+    for process in (first, other):
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "joined\n"]
+    time.sleep(0.5)  # until it is in the barrier
+    first.send_signal(number)
+    _, errors = first.communicate(timeout=30)
+    assert (first.returncode, errors) == (status, "stopped while waiting for the other processes\n")
+    other.kill()
+    other.communicate()

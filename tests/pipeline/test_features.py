@@ -50,7 +50,7 @@ def make_trainer(folder, tiny_model, tmp_path, monkeypatch):
     def make(name="run", hardware=FP32, freeze_point="conv1", **settings):
         settings = Settings(
             model_type=tiny_model, data_dir=folder, output_dir=tmp_path / name,
-            **{"num_epochs": 4, "batch_size": 8, "learning_rate": 0.01, **settings},
+            **{"num_epochs": 4, "batch_size": 8, "learning_rate": 0.01, "save_every": 0, **settings},
         )  # fmt: skip
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)

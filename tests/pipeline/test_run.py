@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import shlex
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -26,7 +28,7 @@ def settings(make_folder, tiny_model, tmp_path, monkeypatch):
     """Of a short run."""
     monkeypatch.chdir(tmp_path)
     return Settings(
-        model_type=tiny_model, num_epochs=1, batch_size=4, wandb="disabled", no_cache=True,
+        model_type=tiny_model, num_epochs=1, batch_size=4, wandb="disabled", no_cache=True, save_every=0,
         data_dir=make_folder("data", {"A": 6, "B": 6}), test_dir=(make_folder("test", {"A": 2, "B": 2}),),
         output_dir=tmp_path / "saved_models",
     )  # fmt: skip
@@ -41,6 +43,22 @@ def test_a_finished_run_says_whether_its_images_are_still_those(settings, caplog
         assert run(settings) == metrics
         assert caplog.messages == [f"{settings.run_dir} has finished already{note}; --restart begins anew"]
         Image.new("RGB", (20, 20)).save(changed)  # under the same name
+
+
+def test_a_cache_that_another_user_keeps_to_themselves_is_done_without(settings, become_another_user, caplog):
+    settings = replace(settings, no_cache=False, data_dir=Path("data"), test_dir=(Path("test"),))
+    before = os.umask(0o077)
+    try:
+        results = run(replace(settings, output_dir=Path("first")))
+    finally:
+        os.umask(before)
+    for folder in (Path(".cache"), *Path(".cache").iterdir()):
+        folder.chmod(0o755)
+    become_another_user()
+    assert run(replace(settings, output_dir=Path("second"))) == results
+    alone = [message for message in caplog.messages if "are decoded for this run alone" in message]
+    assert len(alone) == 2
+    assert all(message.endswith(".npy: Permission denied") for message in alone)
 
 
 def test_other_settings_are_refused_and_named(settings):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
 
         settings = Settings(
             model_type=tiny_model, data_dir=folder, output_dir=tmp_path / name, wandb="disabled",
-            **{"num_epochs": 6, "batch_size": 8, "learning_rate": 0.01, **settings},
+            **{"num_epochs": 6, "batch_size": 8, "learning_rate": 0.01, "save_every": 0, **settings},
         )  # fmt: skip
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
@@ -216,6 +217,106 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precisio
         assert found.epoch == expected.epoch
         assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
     assert (resumed.folder / "history.csv").read_bytes() == (whole.folder / "history.csv").read_bytes()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that shows the minutes of its `minutes`, and on which an epoch takes four."""
+    clock = SimpleNamespace(minutes=0.0)
+
+    def run_epoch(self, original=Trainer._run_epoch):
+        original(self)
+        clock.minutes += 4
+
+    monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
+    monkeypatch.setattr("pipeline.trainer.time.monotonic", lambda: 60 * clock.minutes)
+    return clock
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The epochs after which the full state is saved from now on."""
+    epochs = []
+
+    def save(self, original=Trainer._save_last):
+        epochs.append(self.epoch)
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_save_last", save)
+    return epochs
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [(10, [3, 6, 8]), (4, [1, 2, 3, 4, 5, 6, 7, 8]), (0, [1, 2, 3, 4, 5, 6, 7, 8]), (math.inf, [8])],
+)
+def test_the_full_state_is_saved_every_few_minutes_and_at_the_end(trainer, clock, saved, minutes, expected):
+    trainer(num_epochs=8, save_every=minutes).fit()
+    assert saved == expected
+
+
+def test_the_full_state_is_saved_on_a_signal(trainer, clock, saved, monkeypatch):
+    def evaluate(*arguments, original=pipeline.trainer.evaluate):
+        if clock.minutes == 4:  # in the second epoch, after its last batch
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.trainer.evaluate", evaluate)
+        with pytest.raises(Terminated):
+            trainer(save_every=10).fit()
+    assert saved == [2]
+    assert trainer().epoch == 2
+
+
+@pytest.mark.parametrize(("killed_in", "resumed_after"), [(2, 0), (4, 3), (6, 3)])
+@pytest.mark.parametrize("recipe", ["default", "one-cycle"])
+def test_a_killed_run_goes_on_from_the_last_saved_state_and_ends_as_if_it_had_not_been(
+    trainer, clock, monkeypatch, recipe, killed_in, resumed_after
+):
+    """What was written after that state, such as checkpoints of epochs that are done once more, is replaced."""
+    settings = {"recipe": recipe, "save_every": 10, "learning_rate": 0.05}
+    whole = trainer("whole", **settings)
+    whole.fit()
+    stop_in_epoch(trainer("killed", **settings), killed_in, monkeypatch)
+    resumed = trainer("killed", **settings)
+    assert resumed.epoch == resumed_after
+    resumed.fit()
+    assert resumed.history == whole.history
+    assert (resumed.folder / "history.csv").read_bytes() == (whole.folder / "history.csv").read_bytes()
+    for name in ("best_val_acc", "best_val_loss", "terminal"):
+        expected, found = weights_of(whole, name), weights_of(resumed, name)
+        assert found.epoch == expected.epoch
+        assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
+
+
+def test_a_state_that_does_not_load_does_not_replace_the_earlier_one(trainer, monkeypatch):
+    """A disk that loses what was written, without a word."""
+    stop_in_epoch(trainer(), 3, monkeypatch)
+
+    def lose(state, file, original=torch.save):
+        original(state, file)
+        if "epoch" in state and "history" in state:
+            file.seek(-2000, os.SEEK_END)
+            file.write(bytes(300))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lose)
+        with pytest.raises(UserError, match=r"last\.pt does not load after it was written .*the earlier one is kept"):
+            trainer().fit()
+    resumed = trainer()
+    assert resumed.epoch == 2
+    assert not list(resumed.folder.glob(".*"))
+    resumed.fit()
+    assert resumed.epoch == 6
+
+
+def test_a_state_is_on_the_disk_before_the_earlier_one_is_lost(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda _: calls.append("sync"))
+    monkeypatch.setattr(os, "replace", lambda *_, original=os.replace: calls.append("rename") or original(*_))
+    save_state({"epoch": 1}, tmp_path / "last.pt")
+    assert calls == ["sync", "rename", "sync"]
 
 
 def test_of_an_epoch_taken_up_by_several_processes_the_first_counts_what_was_done(trainer, monkeypatch):
