@@ -22,7 +22,6 @@ from common import ArgumentParser, UserError, printable, run_program
 from dataset.examining import STORE, Examined, examine, find_unreadable
 from dataset.folders import (
     AUGMENTED,
-    REJECTED,
     canonical,
     check_apart,
     check_known_classes,
@@ -31,6 +30,7 @@ from dataset.folders import (
     image_files,
     own_class_names,
     passed_over,
+    passed_over_beside,
 )
 from dataset.groups import AUGMENTED as SAME_STEM
 from dataset.groups import (
@@ -43,7 +43,7 @@ from dataset.groups import (
     number_groups,
     read_photographs,
 )
-from dataset.moving import alone_in, finish_moves, set_aside
+from dataset.moving import REJECTED, alone_in, finish_moves, set_aside
 from dataset.quality import Rule, find_poor_images
 from dataset.shift import Aspect, in_short, measure_shift
 
@@ -96,7 +96,7 @@ class Report:
 
     Attributes:
         images: how many images that can be read each class of each folder has.
-        unreadable: whatever else lies in the class folders, with the reason.
+        unreadable: whatever else lies in the class folders and beside them, with the reason.
         twins: images that belong with another, and should not be where they are.
         shift: how each test folder differs from the training folder.
         poor: images of low quality, each with its flaws.
@@ -155,6 +155,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         bad |= find_unreadable([path for folder in made for path in image_files(folder)])
         for folder in (*folders, *made):
             bad |= passed_over(folder)
+        bad |= passed_over_beside(directory)
         if found or bad:
             examined[directory] = found
         unreadable |= bad
@@ -211,7 +212,11 @@ def fix(report: Report) -> int:
                     f"{class_folder(directory, name)}: --fix would move {moved[name]} of its {count} images, which "
                     "resemble others; nothing was moved: look at the report, without --fix, and move them by hand"
                 )
-    reasons = {path: why for path, why in report.unreadable.items() if path.is_file() and not path.is_symlink()}
+    reasons = {
+        path: why
+        for path, why in report.unreadable.items()
+        if path.is_file() and not path.is_symlink() and path.parent not in report.images  # but in a class
+    }
     reasons |= {twin.path: f"{twin.kind}: {twin.reason} {twin.of}" for twin in report.twins}
     for directory in report.images:
         set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})

@@ -23,7 +23,6 @@ from common import UserError, available_cores, write_whole
 from dataset.examining import STORE, Examined, examine, find_unreadable, why_unreadable
 from dataset.folders import (
     AUGMENTED,
-    LEFT_OUT,
     augmented_name,
     canonical,
     class_folder,
@@ -33,7 +32,7 @@ from dataset.folders import (
     source_stem,
 )
 from dataset.groups import find_links, find_stems, number_groups, read_photographs
-from dataset.moving import move_file, set_aside
+from dataset.moving import LEFT_OUT, move_file, set_aside
 from dataset.reading import read_image, upright_rgb
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
 

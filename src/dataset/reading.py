@@ -18,7 +18,10 @@ from common import UserError, first_line
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a picture is refused, see below
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that a picture is read in spite of
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy"})
+# Names of files that are taken for images unopened. What a file is, its content says, whatever its name.
+_USUAL_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".npy"})
+NOT_AN_IMAGE = "not an image"
+_ARRAY = b"\x93NUMPY"  # that an .npy file begins with
 # A file is to take no more than a gigabyte: the decoders and what comes after them take up to 12 bytes a pixel.
 Image.MAX_IMAGE_PIXELS = 65_000_000
 _SHARES = {"WEBP": 0.5}  # of that limit: its decoder keeps several copies
@@ -41,16 +44,19 @@ class UnreadableImage(Exception):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Reads a file whole, as it is stored: neither turned nor converted.
+    """Reads a file whole, as it is stored: neither turned nor converted. Its content says what it is, not its name.
 
     An `.npy` file is one image of shape (H, W), (1, H, W) or (3, H, W), uint8 or floating point from 0 to 1.
+
+    Returns:
+        The image. Its `format` is None if it is an array, else that of the picture.
 
     Raises:
         UnreadableImage: it is empty, cut off, no image, larger than the limit of pixels, or of values or colours that
             could mean anything.
     """
     try:
-        if path.suffix.lower() == ".npy":
+        if is_array(path):
             return image_of_array(_load_array(_read_bytes(path)))
         with Image.open(path, formats=_formats()) as image:
             limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
@@ -63,6 +69,29 @@ def read_image(path: Path) -> Image.Image:
         raise
     except Exception as error:  # the readers of the formats raise many kinds on damaged files
         raise UnreadableImage(_reason(path, error)) from error
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file begins as an `.npy` file does."""
+    with path.open("rb") as file:
+        return file.read(len(_ARRAY)) == _ARRAY
+
+
+def has_image_name(path: Path) -> bool:
+    """Whether a file is called as images usually are."""
+    return path.suffix.lower() in _USUAL_SUFFIXES
+
+
+def why_no_image(path: Path) -> str | None:
+    """Why a regular file is not taken for an image, by its first bytes; None if it is."""
+    try:
+        if not is_array(path):
+            Image.open(path, formats=_formats()).close()
+    except Image.DecompressionBombError:  # `read_image` says so
+        pass
+    except Exception as error:  # the readers of the formats raise many kinds on damaged files
+        return _reason(path, error)
+    return None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -142,10 +171,17 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """All that Pillow reads but PostScript, which is a programming language: Pillow would have a program run it."""
+    """All that Pillow reads, and HEIC, which telephones write.
+
+    Not PostScript, which is a programming language: Pillow would have a program run it. Nor what Pillow knows by its
+    first bytes only.
+    """
+    from pillow_heif import register_heif_opener  # of which programs that read no image need not wait
+
+    register_heif_opener()
     Image.init()
     _silence_libtiff()
-    return tuple(name for name in Image.ID if name != "EPS")
+    return tuple(name for name in Image.ID if name not in ("EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"))
 
 
 def _silence_libtiff() -> None:
@@ -214,8 +250,6 @@ def _read_bytes(path: Path) -> bytes:
 
 def _load_array(content: bytes) -> np.ndarray:
     """What `np.load` gives for a small file of the usual kind, in a tenth of the time; any other is left to it."""
-    if not content.startswith(b"\x93NUMPY"):
-        raise ValueError("not an array, or a pickled one")
     start = 10 + int.from_bytes(content[8:10], "little")
     if content[6:8] != b"\x01\x00" or len(content) < start:
         return np.load(io.BytesIO(content), allow_pickle=False)
@@ -239,7 +273,7 @@ def _reason(path: Path, error: Exception) -> str:
     if not os.path.getsize(path):
         return "an empty file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
+        return "not an array, or a pickled one" if path.suffix.lower() == ".npy" else NOT_AN_IMAGE
     if isinstance(error, Image.DecompressionBombError):
         return _over(Image.MAX_IMAGE_PIXELS)
     return first_line(error)

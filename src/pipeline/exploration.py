@@ -25,6 +25,7 @@ from pipeline.tester import class_activation_maps
 
 _log = logging.getLogger(__name__)
 _SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
+_SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) 
 
     def make(place: int) -> Picture:
         path, image = folder.paths[place], folder.read(place)
-        if folder.is_array(place) or path.suffix.lower() not in _SHOWN_BY_BROWSERS or not _is_text(path):
+        shown = image.format in _SHOWN_FORMATS and path.suffix.lower() in _SHOWN_BY_BROWSERS and _is_text(path)
+        if not shown:
             path = directory / f"{place}.png"
             upright_rgb(image).save(path)
         examined = examine_image(path, image)

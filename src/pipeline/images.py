@@ -116,7 +116,8 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
     def decode(places: range) -> int:
         for place in places:
             try:
-                pixels[place] = fit_image(folder.read(place), folder.is_array(place), input_size)
+                image = folder.read(place)
+                pixels[place] = fit_image(image, image.format is None, input_size)
             except UnreadableImage as error:
                 unreadable[place] = str(error)
         return len(places)

@@ -112,7 +112,8 @@ def _decode(file: Path, input_size: tuple[int, int, int]) -> Answer:
     if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's, these do not raise
         return Answer(file, fault="not a regular file")  # a pipe might keep its reader waiting
     try:
-        return Answer(file, fit_image(read_image(file), file.suffix.lower() == ".npy", input_size))
+        image = read_image(file)
+        return Answer(file, fit_image(image, image.format is None, input_size))
     except UnreadableImage as error:
         return Answer(file, fault=str(error))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from common import UserError
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
 from dataset.folders import image_files, read_folder
 from dataset.groups import NEAR_DUPLICATE, Link, Links, find_groups
@@ -80,11 +81,36 @@ def test_names_every_file_that_cannot_be_read(folders):
     assert {path.name: reason for path, reason in audit(dataset, [testing]).unreadable.items()} == {
         "empty.jpg": "an empty file",
         "text.png": "not an image",
-        "notes.txt": "its name does not end as an image's does, so that nobody would read it",
+        "notes.txt": "not an image",
         "cut.jpg": "image file is truncated (1 bytes not processed)",
         "0_aug_0001.jpg": "an empty file",
     } | {"cut.jpg": audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]}
     assert "truncated" in audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]
+
+
+def test_images_in_no_class_are_named_and_stay(folders):
+    dataset, testing = folders
+    (dataset / ".22LR").mkdir()
+    shutil.copy(dataset / "Axe/0.jpg", dataset / ".22LR/0.jpg")
+    shutil.copy(dataset / "Axe/0.jpg", dataset / "loose")
+    before = digests(dataset)
+    report = audit(dataset, [testing])
+    assert [path.name for path in report.unreadable] == [".22LR", "loose"]
+    assert fix(report) == 0
+    assert digests(dataset) == before
+
+
+def test_a_class_that_is_called_rejected_is_audited_and_not_moved_to(folders):
+    dataset, testing = folders
+    for folder in folders:
+        (folder / "Book").rename(folder / "rejected")
+    shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe/same.jpg")
+    report = audit(dataset, [testing])
+    assert report.images[dataset] == {"Axe": 7, "rejected": 6}
+    before = digests(dataset)
+    with pytest.raises(UserError, match=r"dataset/rejected is a class, and the name of the folder that images are"):
+        fix(report)
+    assert digests(dataset) == before
 
 
 def test_test_folders_may_lack_classes_and_images(folders):
