@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import fcntl
 import io
@@ -104,6 +105,25 @@ def say(step: str, text: str) -> None:
 def first_line(error: Exception) -> str:
     """What an error says first, or what it is called."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """The text of a file: UTF-8, or what a byte-order mark at its start says.
+
+    Raises:
+        UnicodeDecodeError: it is neither, and `errors` does not say what to do about it.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors)
+    return content.decode("utf-8-sig", errors)
+
+
+def readable_size(size: float) -> str:
+    """A number of bytes, in the unit that suits it."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size / 1e3:.2f} kB"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -245,17 +265,23 @@ def show_notes() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
+def _prepare_output() -> None:
+    """Has files and pipes get UTF-8, whatever the locale, and a terminal a question mark for what it cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
+
+
 def run_program(
     main: Callable[[], int], when_stopped: str = "stopped; the same command goes on from where it was"
 ) -> None:
     """Runs a program's `main` and exits: 2 and a line on stderr for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
+    _prepare_output()
     show_notes()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # of names that are no text
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         status = 2

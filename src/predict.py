@@ -189,7 +189,8 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
 
 
 def _print_csv(entries: Iterable[Entry], _: Sequence[str]) -> None:
-    sys.stdout.reconfigure(errors="surrogateescape")  # gives any file's name as it is
+    if sys.stdout.encoding.lower() == "utf-8":  # as everywhere but on some terminals
+        sys.stdout.reconfigure(errors="surrogateescape")  # gives any file's name as it is
     writer = csv.DictWriter(sys.stdout, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(entries)

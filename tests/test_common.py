@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from common import UserError, available_cores, link, lock, remove_partial, write_whole
+from common import UserError, available_cores, link, lock, readable_size, remove_partial, write_whole
 from helpers import REPOSITORY
 
 STOPPABLE = """
@@ -56,6 +56,48 @@ def test_who_reads_the_beginning_only_stops_a_program_quietly(tmp_path):
     command = f"set -o pipefail; {sys.executable} {program} | head -1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
+
+
+PRINTS = r"""
+import sys
+sys.path.insert(0, sys.argv[1])
+import logging
+from common import UserError, run_program
+
+def main():
+    print("K\u00e4se \u732b \udcff")
+    logging.getLogger("__main__").warning("\u732b")
+    raise UserError("no \u732b")
+
+run_program(main)
+"""
+LOCALES = [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii:strict"},
+           {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=str)
+def test_files_and_pipes_get_utf_8_whatever_the_locale(locale):
+    command = [sys.executable, "-c", PRINTS, REPOSITORY / "src"]
+    ended = subprocess.run(command, env={**os.environ, **locale}, capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout.decode() == "Käse 猫 ?\n"
+    assert ended.stderr.decode() == "猫\nerror: no 猫\n"
+
+
+def test_a_terminal_gets_a_question_mark_for_what_it_cannot_show():
+    ours, its = os.openpty()
+    command = [sys.executable, "-c", PRINTS, REPOSITORY / "src"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run(command, env=environment, stdout=its, stderr=its, check=False)
+    os.close(its)
+    assert ended.returncode == 2
+    assert os.read(ours, 1000).decode("latin-1").splitlines() == ["Käse ? ?", "?", "error: no ?"]
+    os.close(ours)
+
+
+def test_sizes_in_words():
+    sizes = [readable_size(size) for size in (0, 1_500, 2_346_000, 12_345_678_900, 1.5e12)]
+    assert sizes == ["0.00 kB", "1.50 kB", "2.35 MB", "12.35 GB", "1500.00 GB"]
 
 
 WRITE_AND_DIE = """

@@ -312,6 +312,22 @@ def test_memory_holds_a_few_batches(tiny_model, make_folder):
     batches.close()
 
 
+def test_names_that_the_locale_cannot_express(place, tmp_path):
+    """UTF-8 for files and pipes; a name that is no text is given byte by byte in CSV."""
+    names = ["猫.npy", os.fsdecode(b"\xff.npy")]
+    for name in names:
+        shutil.copy(place / "test" / "one" / "00.npy", tmp_path / name)
+    command = [sys.executable, str(REPOSITORY / "src" / "predict.py"), RUN, tmp_path]
+    for form, expected in (("--csv", "猫.npy,".encode()), ("--csv", b"\xff.npy,"), ("", "猫.npy\n".encode())):
+        ended = subprocess.run(
+            [*command, *filter(None, [form])], cwd=place, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert expected in ended.stdout
+        assert ended.stdout.count(b"\n") == 3
+
+
 # Maps.
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common import write_whole
+from common import readable_size, write_whole
 from pipeline.settings import Settings
 
 _KINDS = ("images", "features", "groups")  # the folders of arrays; `.cache/` holds other things too
@@ -131,7 +131,9 @@ class Cache:
                     leaving.append(other)
                     excess -= sizes[other]
             if excess > 0:
-                raise NoRoom(f"{_gb(size)} are more than is left of {_gb(self.limit)} (--cache-limit)")
+                raise NoRoom(
+                    f"{readable_size(size)} are more than is left of {readable_size(self.limit)} (--cache-limit)"
+                )
             for other in leaving:
                 other.unlink(missing_ok=True)
                 _record_of(other).unlink(missing_ok=True)
@@ -182,7 +184,7 @@ def _allocate(stream: IO[bytes], size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise NoRoom(f"{_gb(size)} are not to be had ({error.strerror})") from error
+        raise NoRoom(f"{readable_size(size)} are not to be had ({error.strerror})") from error
 
 
 def _open(file: Path, shape: tuple[int, ...] | None = None, dtype: DTypeLike | None = None) -> Kept | None:
@@ -346,8 +348,4 @@ def _check_disk(folder: Path, size: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if size > free / 2:
-        raise NoRoom(f"{_gb(size)} are more than half of what is free in {folder} ({_gb(free)})")
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+        raise NoRoom(f"{readable_size(size)} are more than half of what is free in {folder} ({readable_size(free)})")

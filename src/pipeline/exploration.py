@@ -14,7 +14,7 @@ import torch
 from common import UserError
 from dataset.augmentation_data import place_in_square
 from dataset.examining import Examined, examine_image, on_all_cores
-from dataset.folders import ImageFolder, read_folder
+from dataset.folders import ImageFolder, canonical, read_folder
 from dataset.groups import find_links, number_groups
 from dataset.reading import upright_rgb
 from pipeline.checkpoints import read_json
@@ -74,25 +74,30 @@ class TestedImage:
         return self.prediction != self.truth
 
 
-def find_test_sets(run_dir: Path, classes: Sequence[str]) -> list[ImageFolder]:
-    """Lists what a run was tested on, by its `settings.json`; opens no image.
+def find_test_sets(run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = ()) -> list[ImageFolder]:
+    """Lists what a run was tested on; opens no image.
+
+    Args:
+        run_dir: the run's folder.
+        classes: that it was trained on.
+        test_dirs: where the test sets are; by default, where `settings.json` says that they were.
 
     Raises:
-        UserError: a test set is not there, or is of other classes now.
+        UserError: a test set is not there, or is of other classes.
     """
-    names = read_json(run_dir / "settings.json").get("test_dir")
-    if not names or not isinstance(names, list):
+    names = test_dirs or read_json(run_dir / "settings.json").get("test_dir")
+    if not isinstance(names, list) or not names:
         raise UserError(f"{run_dir / 'settings.json'} names no test set: train again with --restart")
     directories = [Path(str(name)) for name in names]
     for directory in directories:
-        if not directory.exists():
+        if not test_dirs and not directory.exists():
             raise UserError(
                 f"there is no {directory}, which {run_dir} was tested on: "
-                "start this in the folder that the run was started in"
+                "name its test images with --test-dir, or start this in the folder that the run was started in"
             )
     folders = [read_folder(directory) for directory in directories]
     for folder in folders:
-        if folder.classes != tuple(classes):
+        if folder.classes != tuple(map(canonical, classes)):
             raise UserError(
                 f"{folder.directory} has the classes {', '.join(folder.classes)} now, "
                 f"and {run_dir} was trained on {', '.join(classes)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import UserError, align, first_free, remove_partial, write_json
+from common import UserError, align, first_free, own_name, remove_partial, write_json
 from dataset.audit import fix_command
 from dataset.folders import ImageFolder
 from models import build_model
@@ -203,13 +204,27 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     differing = [
         f"{name} {earlier.get(name)} there, {value} here"
         for name, value in described.items()
-        if earlier.get(name) != value
+        if not _is_same(name, earlier.get(name), value)
     ]
     if differing:
         raise UserError(
             f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
             "use these, another --output-dir, or --restart"
         )
+
+
+def _is_same(name: str, earlier: Any, value: Any) -> bool:
+    """Whether a setting is what it was. A path is if it leads to the same, or to what was moved and has kept its name.
+
+    That the images themselves are the same is checked by the digests of their contents.
+    """
+    if name == "test_dir" and isinstance(earlier, list) and len(earlier) == len(value):
+        return all(_is_same("data_dir", *pair) for pair in zip(earlier, value, strict=True))
+    if name not in ("data_dir", "weights") or not (isinstance(earlier, str) and isinstance(value, str)):
+        return earlier == value
+    if os.path.exists(earlier):
+        return os.path.realpath(earlier) == os.path.realpath(value)
+    return own_name(Path(earlier)) == own_name(Path(value))
 
 
 def _open_folder(settings: Settings, described: dict[str, Any]) -> str:

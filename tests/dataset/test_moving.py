@@ -53,6 +53,15 @@ def test_names_that_spreadsheets_stumble_over(dataset):
     assert read_rows(dataset / "rejected/log.csv", ["moved_to"])[0]["file"] == f"A/{odd.name}"
 
 
+def test_tables_that_a_spreadsheet_saved(tmp_path):
+    table = tmp_path / "batch.csv"
+    for content in ("class;file\r\nK\u00e4se;1, 2.jpg\r\n", "class\tfile\nK\u00e4se\t1, 2.jpg\n",
+                    'sep=,\nclass,file\nK\u00e4se,"1, 2.jpg"\n'):  # fmt: skip
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            table.write_bytes(content.encode(encoding))
+            assert read_rows(table, ("class", "file")) == [{"class": "K\u00e4se", "file": "1, 2.jpg"}]
+
+
 @pytest.mark.parametrize("moves_done", [0, 1])
 def test_a_broken_off_move_is_finished(dataset, monkeypatch, moves_done):
     done = []

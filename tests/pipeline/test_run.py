@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
 import shlex
+import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -49,6 +52,30 @@ def test_other_settings_are_refused_and_named(settings):
     with pytest.raises(UserError, match=r"num_epochs 1 there, 5 here; seed 100 there, 7 here"):
         run(replace(settings, num_epochs=5, seed=7))
     assert digests(settings.run_dir) == before
+
+
+def test_paths_are_compared_by_what_they_lead_to(settings, tmp_path, caplog):
+    """Spelled otherwise, through a link, or moved: the same images, so the same run."""
+    metrics = run(settings)
+    data, test = settings.data_dir, settings.test_dir[0]
+    (tmp_path / "link").symlink_to(data)
+    for spelled in (os.path.relpath(data), f"{tmp_path}/./test/../data", "link"):
+        assert run(replace(settings, data_dir=Path(spelled), test_dir=(Path(os.path.relpath(test)),))) == metrics
+    (tmp_path / "moved").mkdir()
+    moved = data.rename(tmp_path / "moved/data"), test.rename(tmp_path / "moved/test")
+    caplog.set_level(logging.INFO)
+    assert run(replace(settings, data_dir=moved[0], test_dir=moved[1:])) == metrics
+    assert caplog.messages[-1] == f"{settings.run_dir} has finished already; --restart begins anew"
+
+
+def test_another_folder_is_another_setting(settings, tmp_path):
+    run(settings)
+    other = shutil.copytree(settings.data_dir, tmp_path / "other")
+    with pytest.raises(UserError, match=f"begun with other settings .data_dir {settings.data_dir} there, {other} here"):
+        run(replace(settings, data_dir=other))
+    settings.data_dir.rename(tmp_path / "away")
+    with pytest.raises(UserError, match="begun with other settings"):
+        run(replace(settings, data_dir=other))
 
 
 def test_restart_moves_the_earlier_run_aside(settings):
