@@ -6,6 +6,7 @@ import argparse
 import codecs
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import logging
@@ -27,6 +28,9 @@ _USER_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
+
+
+_LONGEST_NAME, _LONGEST_SUFFIX = 255, 20  # bytes; the former is what most file systems take
 
 
 class UserError(Exception):
@@ -69,11 +73,29 @@ def first_free(path_of: Callable[[int], Path]) -> Path:
     return next(path for number in count(1) if not (path := path_of(number)).exists())
 
 
+def short_name(name: str, spare: int = 0) -> str:
+    """A name that a file can have, also with `spare` more bytes: shortened, and with a digest, where it is too long."""
+    longest = _LONGEST_NAME - spare
+    if len(os.fsencode(name)) <= longest:
+        return name
+    stem, suffix = _split_suffix(name)
+    end = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{suffix}"
+    kept = os.fsencode(stem)[: longest - len(os.fsencode(end))]
+    return kept.decode(errors="ignore") + end
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    stem, suffix = os.path.splitext(name)
+    return (stem, suffix) if len(os.fsencode(suffix)) <= _LONGEST_SUFFIX else (name, "")
+
+
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Gives a path to write to, beside `path`, and renames it to `path` at the end: nobody sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    stem, suffix = _split_suffix(path.name)
+    end = f".{os.getpid()}.partial{suffix}"
+    partial = path.with_name(f".{short_name(stem, len(os.fsencode(end)) + 1)}{end}")
     try:
         yield partial
         os.replace(partial, path)

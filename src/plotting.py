@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#999999"
 
 
+def shortened(text: str, longest: int = 24) -> str:
+    """A name as a figure has room for."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
     """An empty figure of so many inches."""
     import matplotlib

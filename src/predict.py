@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from common import ArgumentParser, UserError, drop_output, printable, run_program
+from common import ArgumentParser, UserError, drop_output, printable, run_program, short_name
 from dataset.folders import find_images
 from dataset.reading import NOT_AN_IMAGE
 from pipeline.settings import add_run_arguments
@@ -46,6 +46,8 @@ def main() -> int:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
         _print(entries, run.classes, arguments.form)
         faults.sum_up()
+        if faults.unwritten:
+            raise faults.unwritten
     if arguments.export:
         _export(run, arguments.export)
     return 1 if faults.count else 0
@@ -95,11 +97,13 @@ class _Faults:
 
     Attributes:
         count: of images, links and folders that were not answered. Files that are no images do not count.
+        unwritten: why a map could not be written, after which no more are drawn.
     """
 
     def __init__(self) -> None:
         self.count = self._others = 0
         self._first_others: list[Path] = []
+        self.unwritten: OSError | None = None
 
     def tell(self, name: object, reason: str | None) -> None:
         self.count += 1
@@ -144,12 +148,15 @@ def predict(
     hidden = True if sys.stdout.isatty() else None  # where the results are shown as they come
     with tqdm(desc="predicting", unit="image", leave=False, disable=hidden) as bar:
         for answers in predict_files(run, files):
-            if cam:
-                draw_maps(run, answers, place)
             for answer in answers:
                 if answer.fault:
                     faults.tell(answer.file, answer.fault)
                 yield _describe(answer, run.classes)
+            if place and not faults.unwritten:
+                try:
+                    draw_maps(run, answers, place)
+                except OSError as error:
+                    faults.unwritten = error  # the answers come first
             bar.update(len(answers))
 
 
@@ -157,7 +164,12 @@ def _place_maps(cam: Path, named: Sequence[Path]) -> Callable[[Path], Path]:
     """Says where a file's map goes: in the same folders, below the deepest one that all named ones lie in."""
     folders = [path if os.path.isdir(path) else path.parent for path in map(Path, map(os.path.abspath, named))]
     common = os.path.commonpath(folders)
-    return lambda file: cam / f"{os.path.relpath(file, common)}.png"
+
+    def place(file: Path) -> Path:
+        path = cam / os.path.relpath(file, common)
+        return path.with_name(short_name(f"{path.name}.png"))
+
+    return place
 
 
 def _describe(answer: Answer, classes: Sequence[str]) -> Entry:

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from common import UserError, available_cores, link, lock, readable_size, remove_partial, write_whole
+from common import UserError, available_cores, link, lock, readable_size, remove_partial, short_name, write_whole
 from helpers import REPOSITORY
 
 STOPPABLE = """
@@ -93,6 +93,30 @@ def test_a_terminal_gets_a_question_mark_for_what_it_cannot_show():
     assert ended.returncode == 2
     assert os.read(ours, 1000).decode("latin-1").splitlines() == ["Käse ? ?", "?", "error: no ?"]
     os.close(ours)
+
+
+LONGEST = ["x" * 251 + ".png", "\u5199" * 83 + ".json", "\u5199" * 85, "x." + "y" * 253, os.fsdecode(b"\xff" * 255)]
+
+
+@pytest.mark.parametrize("name", LONGEST, ids=range(5))
+def test_files_of_the_longest_names_are_written_whole(tmp_path, name):
+    for content in ("first", "second"):
+        with write_whole(tmp_path / name) as partial:
+            partial.write_text(content)
+            remove_partial(tmp_path)  # which is of this program
+            assert len(list(tmp_path.iterdir())) == (1 if content == "first" else 2)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
+
+
+@pytest.mark.parametrize("name", LONGEST, ids=range(5))
+def test_names_are_shortened_where_they_are_too_long(tmp_path, name):
+    assert short_name(name) == name
+    longer = [short_name(f"{part}{name}") for part in ("a", "b", "extra_")]
+    assert len(set(longer)) == 3
+    for other in longer:
+        (tmp_path / other).touch()
+        assert other.endswith((".png", ".json")) == name.endswith((".png", ".json"))
+    assert len(os.fsencode(short_name(name, 100))) <= 155
 
 
 def test_sizes_in_words():

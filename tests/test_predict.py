@@ -341,6 +341,25 @@ def test_maps_lie_in_the_same_folders(ask, photos, tmp_path):
             assert min(image.size) > 300
 
 
+def test_maps_of_files_of_long_names(ask, photos, tmp_path):
+    for name in ("\u5199" * 83 + "1.png", "\u5199" * 83 + "2.png"):
+        shutil.copy(photos / "b.jpg", photos / name)
+    status, output, notes = ask(RUN, photos, "--csv", "--cam", tmp_path / "maps")
+    assert (status, notes, len(output.splitlines())) == (0, [], 1 + 5)
+    drawn = sorted(path.name for path in (tmp_path / "maps").rglob("*.png"))
+    assert [name for name in drawn if len(name) < 50] == ["a.npy.png", "b.jpg.png", "c.png.png"]
+    assert len(drawn) == 5
+
+
+def test_a_map_that_cannot_be_written_costs_no_answer(ask, photos, tmp_path):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "inner").write_text("a file in place of a folder")
+    status, output, notes = ask(RUN, photos, "--json", "--cam", tmp_path / "maps")
+    assert status == 2
+    assert [entry["error"] for entry in json.loads(output)] == [None] * 3
+    assert notes == [f"error: Not a directory: {tmp_path}/maps/inner/deep"] or "inner" in notes[0]
+
+
 def test_maps_of_files_of_the_same_name_are_kept_apart(ask, photos, tmp_path):
     shutil.copytree(photos, tmp_path / "others")
     status, _, _ = ask(RUN, photos / "b.jpg", tmp_path / "others" / "b.jpg", "--cam", tmp_path / "maps")

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, available_cores, own_name, run_program, say
+from common import ArgumentParser, UserError, available_cores, own_name, run_program, say, short_name
 from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder, tell_left_out
 from dataset.reading import UnreadableImage, upright_rgb
 
@@ -202,7 +202,7 @@ def _file_name(folder: ImageFolder, place: int) -> str:
     name = folder.paths[place].name.removesuffix(".npy") + ".npy"  # 1.png and 1.npy stay two
     if folder.inverted[place]:
         name = str(Path(augmented_name(Path(name), 1)).with_suffix(".npy"))
-    return f"{label}{AUGMENTED if folder.augmented[place] else ''}/{name}"
+    return f"{label}{AUGMENTED if folder.augmented[place] else ''}/{short_name(name)}"
 
 
 def _to_array(image: Image.Image) -> np.ndarray:

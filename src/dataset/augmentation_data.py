@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from common import UserError, available_cores, write_whole
+from common import UserError, available_cores, short_name, write_whole
 from dataset.examining import STORE, Examined, examine, find_unreadable, why_unreadable
 from dataset.folders import (
     AUGMENTED,
@@ -30,6 +30,7 @@ from dataset.folders import (
     image_files,
     own_class_names,
     source_stem,
+    stem_of,
 )
 from dataset.groups import find_links, find_stems, number_groups, read_photographs
 from dataset.moving import LEFT_OUT, move_file, set_aside
@@ -235,7 +236,7 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
         for path in image_files(class_folder(extra_dir, name)):
             if why_unreadable(path):
                 continue
-            target = folder / f"{_EXTRA}{path.name}"
+            target = folder / short_name(f"{_EXTRA}{path.name}")
             if not target.exists():
                 with write_whole(target) as partial:
                     shutil.copyfile(path, partial)
@@ -382,7 +383,7 @@ class _Task(NamedTuple):
 
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
     """Which of the numbers from 1 to `count` have no augmented image yet; moves those aside that do not belong."""
-    stems = {path.stem for path in sources}
+    stems = {stem_of(path) for path in sources}
     there, aside = set(), {}
     for path in image_files(class_folder(dataset_dir, name + AUGMENTED)):
         number = int(re.search(r"\d+$", path.stem)[0]) if source_stem(path) else 0

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from common import UserError, own_name, printable
+from common import UserError, own_name, printable, short_name
 from dataset.moving import LEFT_OUT, REJECTED, is_set_aside
 from dataset.reading import (
     has_image_name,
@@ -31,6 +31,7 @@ from dataset.reading import (
 )
 
 AUGMENTED = "_augmented"
+_SPARE = 30  # bytes that the name of an augmented image adds to its source's
 _LITTER = {"Thumbs.db", "desktop.ini"}  # that Windows leaves in folders of images
 _MOST_TOLD = 20  # files left out for one reason that are named one by one
 _HIDDEN = "hidden, since its name begins with a dot: rename it to use it"
@@ -49,8 +50,8 @@ class ImageFolder:
         paths: N files; of an `.npz` file FILE/<label>/<place in it>, which are only names.
         labels: (N,) int64, places in `classes`.
         augmented: (N,) bool, made from another image.
-        sources: N stems of file names: an augmented image's source, any other's own; None where an augmented image's
-            name does not tell.
+        sources: N stems, as `stem_of` gives them: an augmented image's source, any other's own; None where an
+            augmented image's name does not tell.
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
         passed_over: what else lies in the class folders and beside them, each with the reason why it is not used.
@@ -108,7 +109,12 @@ class ImageFolder:
 
 def augmented_name(source: Path, number: int) -> str:
     """The file name of an image made from `source`."""
-    return f"{source.stem}_aug_{number:04d}.jpg"
+    return f"{stem_of(source)}_aug_{number:04d}.jpg"
+
+
+def stem_of(path: Path) -> str:
+    """What images made from this one carry in their names: its name without suffix, shortened where it is very long."""
+    return short_name(path.name if path.suffix[1:].isdecimal() else path.stem, _SPARE)  # scan.001 is not scan.002
 
 
 def source_stem(augmented: Path) -> str | None:
@@ -425,7 +431,9 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
         paths=tuple(paths),
         labels=np.array(labels, dtype=np.int64),
         augmented=np.array(augmented, dtype=bool),
-        sources=tuple(source_stem(path) if made else path.stem for path, made in zip(paths, augmented, strict=True)),
+        sources=tuple(
+            source_stem(path) if made else stem_of(path) for path, made in zip(paths, augmented, strict=True)
+        ),
         inverted=np.zeros(len(paths), dtype=bool),
         passed_over=others,
     )

@@ -24,7 +24,7 @@ from dataset.duplicates import (
     in_order_of_content,
 )
 from dataset.examining import STORE, Examined, examine, examine_image, on_all_cores
-from dataset.folders import ImageFolder, canonical
+from dataset.folders import ImageFolder, canonical, stem_of
 from dataset.reading import UnreadableImage
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows
 
@@ -171,7 +171,7 @@ def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> li
     """
     moved = None if directory == training_dir else set(_read_moved(directory))
     return [
-        (canonical(path.parent.name), path.stem)
+        (canonical(path.parent.name), stem_of(path))
         if moved is None or f"{path.parent.name}/{path.name}" in moved
         else None
         for path in paths

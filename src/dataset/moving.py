@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from common import UserError, lock, write_whole
+from common import UserError, lock, short_name, write_whole
 from dataset.tables import read_rows, write_rows
 
 REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them
@@ -105,5 +105,5 @@ def _free_name(directory: Path, name: str, taken: set[str]) -> str:
     path, free, number = Path(name), name, 1
     while free in taken or (directory / free).exists():
         number += 1
-        free = path.with_name(f"{path.stem}_{number}{path.suffix}").as_posix()
+        free = path.with_name(short_name(f"{path.stem}_{number}{path.suffix}")).as_posix()
     return free

@@ -14,9 +14,9 @@ from common import printable
 from dataset.array_images import DARK_SHARE, ArraySet
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine
-from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem
+from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
 from dataset.reading import read_image, upright_rgb
-from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save_figure
+from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save_figure, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,14 +168,14 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]]) -
     """Images of every augmented class, each beside images that were made from it."""
     rows = []
     for name in list(augmented)[:_CLASSES_SHOWN]:
-        files = {path.stem: path for path in image_files(class_folder(dataset_dir, name))}
+        files = {stem_of(path): path for path in image_files(class_folder(dataset_dir, name))}
         made = Counter(source for path in augmented[name] if (source := source_stem(path)) in files)
         for source, _ in sorted(made.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]:
             of_source = [path for path in augmented[name] if source_stem(path) == source]
             rows.append((name, files[source], of_source[:_AUGMENTED_SHOWN]))
     figure, grid = _picture_grid([name for name, *_ in rows], 1 + _AUGMENTED_SHOWN)
     for axes, (_, source, made) in zip(grid, rows, strict=True):
-        _show(axes[0], resize_or_pad_image(read_image(source)), f"source {printable(source.stem)}")
+        _show(axes[0], resize_or_pad_image(read_image(source)), f"source {shortened(printable(source.stem))}")
         for place, path in enumerate(made):
             _show(axes[1 + place], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
     figure.suptitle("Images, and what augmentation made of them")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from common import link
+from common import link, short_name
 from dataset.tables import write_rows
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint
@@ -121,11 +121,11 @@ class Tester:
     def _draw_scores(
         self, test_set: str, checkpoint: str, suffix: str, scores: Scores, calibration: Calibration
     ) -> None:
-        path = self.folder / "confusion_matrices" / f"cm_{checkpoint}{suffix}.png"
+        path = self.folder / "confusion_matrices" / short_name(f"cm_{checkpoint}{suffix}.png")
         title = f"{self.settings.model_type}, {checkpoint} on {test_set}"
         plot_confusion(scores.confusion, self.classes, f"{title}\naccuracy {scores.accuracy:.1%}", path)
         self.figures.append(path)
-        path = self.folder / "reliability" / f"{checkpoint}{suffix}.png"
+        path = self.folder / "reliability" / short_name(f"{checkpoint}{suffix}.png")
         plot_reliability(calibration, f"{title}\nexpected calibration error {calibration.error:.1%}", path)
         self.figures.append(path)
 
@@ -142,7 +142,8 @@ class Tester:
             numbers[label] += 1
             title = f"true: {self.classes[label]}   predicted: {self.classes[prediction]}"
             title += f" ({probabilities[place, prediction]:.0%} confident{', wrong' if label != prediction else ''})"
-            paths.append(folder / f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png")
+            name = f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png"
+            paths.append(folder / short_name(name))
             figure.save(image.permute(1, 2, 0).numpy(), heatmap, title, paths[-1])
         return paths
 

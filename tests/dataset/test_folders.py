@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from common import UserError
 from dataset import reading
-from dataset.folders import augmented_name, canonical, class_folder, image_files, read_folder, source_stem
+from dataset.folders import augmented_name, canonical, class_folder, image_files, read_folder, source_stem, stem_of
 from dataset.moving import set_aside
 
 
@@ -109,6 +110,28 @@ def test_augmented_images_are_listed_when_asked_for(make_folder):
 def test_an_augmented_images_name_carries_its_source(stem, number):
     source = Path("Axe") / f"{stem}.jpg"
     assert source_stem(Path(augmented_name(source, number))) == source.stem
+
+
+@pytest.mark.parametrize("length", [1, 200, 225, 251])
+def test_also_of_a_source_of_a_long_name(tmp_path, length):
+    folder = tmp_path / "data"
+    for name in ("A", "A_augmented", "B"):
+        (folder / name).mkdir(parents=True)
+    names = ["x" * (length - 1) + end for end in "ab"]
+    for name in names:
+        Image.new("RGB", (9, 9)).save(folder / "A" / f"{name}.jpg")
+        Image.new("RGB", (9, 9)).save(folder / "B" / f"{name}.jpg")
+        made = augmented_name(Path(f"{name}.jpg"), 12_345)
+        assert length > 225 or made == f"{name}_aug_12345.jpg"
+        Image.new("RGB", (9, 9)).save(folder / "A_augmented" / made)
+    listed = read_folder(folder, with_augmented=True)
+    assert sorted(listed.sources[:2]) == sorted(listed.sources[2:4])
+    assert len(set(listed.sources)) == 2
+
+
+def test_images_that_are_numbered_by_their_suffix_have_stems_of_their_own():
+    assert stem_of(Path("scan.001")) == "scan.001"
+    assert source_stem(Path(augmented_name(Path("scan.001"), 7))) == "scan.001"
 
 
 COMPOSED, DECOMPOSED = "K\u00e4se", "Ka\u0308se"

@@ -45,6 +45,16 @@ def test_a_name_that_is_taken_gets_a_number(dataset):
     assert len(read_rows(dataset / "rejected/log.csv", ["moved_to"])) == 2
 
 
+def test_the_longest_names_are_moved_too(dataset):
+    long = dataset / "A" / ("\u5199" * 83 + ".jpg")
+    for text in ("first", "second"):
+        long.write_text(text)
+        set_aside(dataset, "rejected", {long: "is bad"})
+    moved = {name: text for name, text in files(dataset).items() if len(name) > 50}
+    assert sorted(moved.values()) == ["first", "second"]
+    assert moved[f"rejected/A/{long.name}"] == "first"
+
+
 def test_names_that_spreadsheets_stumble_over(dataset):
     odd = dataset / "A" / 'a, "b"\nc\udcff.jpg'
     odd.write_text("odd")

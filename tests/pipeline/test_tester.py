@@ -96,6 +96,20 @@ def test_the_checkpoints_own_validation_is_written(two_sets):
     assert (first["p_B"], second["p_A"]) == ("0.731059", "0.880797")
 
 
+def test_classes_and_test_sets_of_the_longest_names_have_figures(tiny_model, make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classes = ("\u5199" * 84 + "1", "\u5199" * 84 + "2")
+    folders = [make_folder(name, dict.fromkeys(classes, 2)) for name in ("first", "\u5199" * 85)]
+    settings = Settings(model_type=tiny_model, plots=True, fold=None, test_dir=tuple(folders))
+    model = build_model(tiny_model, 2)
+    Checkpoint(tiny_model, classes, 1, model.state_dict()).save(settings.run_dir / "terminal.pt")
+    test_sets = [load_test_set(read_folder(folder), (3, 16, 16)) for folder in folders]
+    drawn = tester.Tester(model, classes, test_sets, settings, CPU)
+    drawn.test()
+    assert len(set(drawn.figures)) == 2 * (2 + 2 * 2)
+    assert all(path.exists() for path in drawn.figures)
+
+
 @pytest.mark.parametrize("two_sets", [True], indirect=True)
 def test_figures_of_every_checkpoint_and_test_set(two_sets):
     two_sets.test()
