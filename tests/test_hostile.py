@@ -303,7 +303,7 @@ def test_classes_with_names_that_cannot_be_shown(make_folder, name):
 
 
 def test_names_in_figures(tmp_path):
-    """Dollar signs are no formulas, and letters that the font lacks are no reason for a warning."""
+    """Dollar signs are no formulas, and letters that the font lacks are no reason for Matplotlib's warning."""
     for title in ("$\\frac$", "中", "100 % & more_"):
         figure = new_figure(2, 2)
         figure.suptitle(title)

@@ -25,7 +25,7 @@ from pipeline.claims import claim_alone
 from pipeline.data import TestSet, TrainingData, load_test_set, load_training_data, read_folders
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
-from pipeline.measures import SCORES, score_classes, wilson_interval
+from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
 from pipeline.settings import Settings
 from pipeline.splits import describe_data, digest_images, load_groups
 from pipeline.tester import Tester
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _MOST_IMBALANCE = 1.5  # of the largest class to the smallest, above which a remedy is named
 _LEAST_AUGMENTED = 0.1  # of the originals, below which augmentation changes little
 _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
+_MOST_NAMED = 30  # classes that a line lists
 
 
 def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False) -> dict[str, Any] | None:
@@ -253,11 +254,12 @@ def _introduce(
     trainable = sum(parameter.numel() for parameter in model.trainable_parameters())
     _log.info("%s on %s: %s trainable parameters", settings.run_dir, hardware, f"{trainable:,}")
     _log.info(
-        "%d images to train on, %d to validate on, %s of the classes %s",
+        "%d images to train on, %d to validate on, %s of the %s %s",
         len(data.train),
         len(data.validation),
         ", ".join(f"{len(test_set.images)} to test on in {test_set.name}" for test_set in test_sets),
-        ", ".join(data.classes),
+        "classes" if len(data.classes) <= _MOST_NAMED else f"{len(data.classes)} classes",
+        ", ".join(data.classes) if len(data.classes) <= _MOST_NAMED else f"{data.classes[0]} to {data.classes[-1]}",
     )
     sizes = data.split.group_sizes(data.folder)
     _log.info(
@@ -348,4 +350,10 @@ def class_tables(metrics: dict[str, Any]) -> str:
             percents = ("-" if share is None else f"{share:.1%}" for share in shares)
             rows.append((name, str(of_class.images), *percents, *(str(count) for count in taken if shown)))
         tables.append(f"{title}\n{align(rows)}")
+        if not shown and (confused := top_confusions(np.array(confusion), _MOST_COLUMNS)):
+            rows = [("most frequent confusions", "as", "images")]
+            rows += [
+                (classes[true], classes[predicted], str(confusion[true][predicted])) for true, predicted in confused
+            ]
+            tables.append(align(rows))
     return "\n\n".join(tables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.metrics import Scores
 from pipeline.settings import Settings
 
 _HEATMAPS_PER_CLASS = 3
+_CLASSES_EXPLAINED = 20
 
 
 class Tester:
@@ -67,13 +69,15 @@ class Tester:
 
     def _write_predictions(self, checkpoint: Checkpoint, name: str) -> None:
         columns = ("file", "truth", "predicted", *(f"p_{label}" for label in self.classes))
-        rows: list[dict[str, str]] = []
-        for test_set in self.test_sets:
-            logits, _ = self._predicted[checkpoint.epoch, test_set.name]
-            rows += self._rows(logits, test_set.files, test_set.labels, test_set.name)
+        rows = chain.from_iterable(
+            self._rows(
+                self._predicted[checkpoint.epoch, test_set.name][0], test_set.files, test_set.labels, test_set.name
+            )
+            for test_set in self.test_sets
+        )
         write_rows(self.folder / f"predictions_{name}.csv", ("set", *columns), rows)
         if self.validation and checkpoint.validation is not None:
-            rows = list(self._rows(checkpoint.validation, self.validation.files, self.validation.labels))
+            rows = self._rows(checkpoint.validation, self.validation.files, self.validation.labels)
             write_rows(self.folder / f"validation_{name}.csv", columns, rows)
 
     def _rows(
@@ -151,13 +155,17 @@ class Tester:
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _HEATMAPS_PER_CLASS) -> list[int]:
     """Places of the images to explain: of each class the first, its first mistake, then others in their order.
 
+    Of more than 20 classes those of the lowest recall are taken.
+
     Args:
         labels: (N,) int.
         predictions: (N,) int.
         per_class: how many of each class, if it has as many.
     """
     chosen: list[int] = []
-    for label in np.unique(labels):
+    classes, members = np.unique(labels, return_inverse=True)
+    recalls = np.bincount(members, predictions == labels) / np.bincount(members)
+    for label in classes[np.sort(np.argsort(recalls, kind="stable")[:_CLASSES_EXPLAINED])].tolist():
         places = np.flatnonzero(labels == label).tolist()
         mistakes = [place for place in places if predictions[place] != label]
         wanted = dict.fromkeys([places[0], *mistakes[:1], *places])  # keeps the order, drops repetitions

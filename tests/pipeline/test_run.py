@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -113,6 +114,21 @@ def test_without_validation_all_images_train_and_the_last_epoch_is_kept(settings
     assert load_run(everything.run_dir, None).checkpoint == "terminal"
     assert "terminal" in results_table(metrics)
     assert class_tables(metrics).startswith("terminal on test")
+
+
+def test_of_many_classes_the_screen_lists_the_most_frequent_confusions():
+    confusion = np.diag(np.full(12, 8))
+    confusion[3, 4], confusion[11, 0] = 2, 5
+    names = [f"class{number}" for number in range(12)]
+    scores = {"accuracy": 0.9, "images": 100, "confusion_matrix": confusion.tolist()}
+    metrics = {"settings": {"classes": names}, "checkpoints": {"terminal": {"test": {"test": scores}}}}
+    of_classes, confused = class_tables(metrics).split("\n\n")
+    assert len(of_classes.splitlines()) == 2 + 12
+    assert "as class0" not in of_classes
+    assert [line.split() for line in confused.splitlines()[1:]] == [
+        ["class11", "class0", "5"],
+        ["class3", "class4", "2"],
+    ]
 
 
 def test_a_run_says_what_it_was_trained_and_tested_on(settings):

@@ -29,6 +29,16 @@ def test_examples_prefer_the_first_and_a_mistake():
     assert choose_examples(labels, predictions) == [0, 4, 1, 6, 7, 8, 11, 12]
 
 
+def test_of_many_classes_those_of_the_lowest_recall_are_explained():
+    labels = np.repeat(np.arange(1000), 4)
+    predictions = labels.copy()
+    worst = np.arange(3, 1000, 50)
+    predictions[4 * worst + 1] = 0
+    chosen = choose_examples(labels, predictions)
+    assert labels[chosen].tolist() == np.repeat(worst, 3).tolist()
+    assert chosen[:3] == [12, 13, 14]
+
+
 @pytest.fixture
 def two_sets(tiny_model, make_folder, tmp_path, monkeypatch, request):
     """A tester over two test sets, with a different checkpoint for each name; the parameter says whether it plots."""
