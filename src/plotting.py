@@ -160,6 +160,6 @@ def _tell_numbers() -> None:
     )
     package = "fonts-noto-cjk" if east_asian else "fonts-noto-core"
     _log.warning(
-        "figures show %s%s: this system has no font with these letters (Debian, Ubuntu: apt install %s)",
+        "figures show %s%s: no font here has glyphs for these letters (Debian, Ubuntu: apt install %s)",
         listed, more, package,
     )  # fmt: skip

@@ -59,7 +59,7 @@ def test_words_in_letters_that_no_font_has_become_numbers(tmp_path, caplog):
     for _ in range(2):
         draw("猫", tmp_path / "figure.png")
     assert caplog.messages == [
-        "figures show #1 for 猫, #2 for 犬, #3 for ネコ: this system has no font with these letters "
+        "figures show #1 for 猫, #2 for 犬, #3 for ネコ: no font here has glyphs for these letters "
         "(Debian, Ubuntu: apt install fonts-noto-cjk)"
     ]
     assert draw("猫", tmp_path / "figure.png").tobytes() == draw("#1", tmp_path / "other.png").tobytes()
