@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, printable, run_program
-from dataset.examining import STORE, Examined, examine, find_unreadable
+from dataset.examining import STORE, Examined, examine, find_highest, find_unreadable, find_white
 from dataset.folders import (
     AUGMENTED,
     canonical,
@@ -45,6 +45,7 @@ from dataset.groups import (
 )
 from dataset.moving import REJECTED, alone_in, finish_moves, set_aside
 from dataset.quality import Rule, find_poor_images
+from dataset.reading import WHITE, white_of
 from dataset.shift import Aspect, in_short, measure_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
@@ -60,6 +61,7 @@ _REASONS = {
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
 
 _POOR = "images of low quality"
+_MOSTLY = 0.9  # the share of files of fewer bits than their dataset above which something is probably wrong
 _REMEDY = "name the folder that belongs to it with --testing-dir (without a value: compare with none)"
 
 
@@ -101,7 +103,7 @@ class Report:
         shift: how each test folder differs from the training folder.
         poor: images of low quality, each with its flaws.
         rules: flaws that are the rule in a class, whose images are not in `poor` for them.
-        notes: a line per class in which resemblance alone makes no duplicate.
+        notes: a line on 16-bit files of fewer bits, and one per class in which resemblance alone makes no duplicate.
     """
 
     images: dict[Path, dict[str, int]]
@@ -144,12 +146,17 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         check_known_classes(dataset_dir, directory, _REMEDY)
     classes = {directory: own_class_names(directory) for directory in testing_dirs if directory.exists()}
     classes[dataset_dir] = class_names(dataset_dir)
+    of_class = {
+        directory: [path for name in names for path in image_files(class_folder(directory, name))]
+        for directory, names in classes.items()
+    }
+    white = find_white(of_class[dataset_dir])
     unreadable: dict[Path, str] = {}
     examined: dict[Path, list[Examined]] = {}
     for directory, names in classes.items():
         folders = [class_folder(directory, name) for name in names]
         made = [class_folder(directory, name + AUGMENTED) for name in names]
-        found, bad = examine([path for folder in folders for path in image_files(folder)])
+        found, bad = examine(of_class[directory], white=white)
         if directory == dataset_dir and not found and not bad:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
         bad |= find_unreadable([path for folder in made for path in image_files(folder)])
@@ -180,8 +187,22 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         },
         poor=poor,
         rules=rules,
-        notes=links.notes,
+        notes=[*_describe_range(of_class, dataset_dir, white), *links.notes],
     )
+
+
+def _describe_range(of_class: Mapping[Path, Sequence[Path]], dataset_dir: Path, white: int) -> Iterator[str]:
+    """Says which part of the 16 bits grey values use, where not all, and what does not fit that."""
+    bits = white.bit_length()
+    if white != WHITE:
+        yield f"16-bit files of {dataset_dir} hold {bits}-bit values: {white} is white, not {WHITE}"
+    for directory, paths in of_class.items():
+        values = [highest for highest in find_highest(paths) if highest]
+        if above := sum(highest > white for highest in values):
+            yield f"{directory}: {above} of {len(values)} 16-bit files have values above {white}, which become white"
+        low = sum(white_of(highest) < white for highest in values)
+        if low > _MOSTLY * len(values):
+            yield f"{directory}: {low} of {len(values)} 16-bit files use less than {bits} bits: of another depth?"
 
 
 def fix_command(dataset_dir: Path, testing_dirs: Sequence[Path]) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores, short_name, write_whole
-from dataset.examining import STORE, Examined, examine, find_unreadable, why_unreadable
+from dataset.examining import STORE, Examined, examine, find_unreadable, find_white, why_unreadable
 from dataset.folders import (
     AUGMENTED,
     augmented_name,
@@ -155,7 +155,7 @@ def draw_testing_batch(
     if not lacking or not per_class:
         return rows
     images = [path for folder in folders.values() for path in image_files(folder)]
-    examined, _ = examine([path for path in images if path not in without])
+    examined, _ = examine([path for path in images if path not in without], white=find_white(images))
     groups = _group_by_class(dataset_dir, examined)
     for name in lacking:
         own = [group for group in groups[name] if {path.parent for path in group} == {folders[name]}]
@@ -364,7 +364,10 @@ def create_augmented_data(
         for number in missing[name]:
             source = _generator(seed, name, number, "source").choice(sources[name])
             of_source[name, source].append(number)
-    tasks = [_Task(dataset_dir, source, name, tuple(numbers), seed) for (name, source), numbers in of_source.items()]
+    white = find_white([path for name in names for path in sources[name]])
+    tasks = [
+        _Task(dataset_dir, source, name, tuple(numbers), seed, white) for (name, source), numbers in of_source.items()
+    ]
     with tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar:
         for count in _work(tasks, cores):
             bar.update(count)
@@ -379,6 +382,7 @@ class _Task(NamedTuple):
     label: str
     numbers: tuple[int, ...]
     seed: int
+    white: int
 
 
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
@@ -413,7 +417,7 @@ def _use_one_thread() -> None:
 
 
 def _write_augmented(task: _Task) -> int:
-    image = resize_or_pad_image(read_image(task.source))
+    image = resize_or_pad_image(read_image(task.source, task.white))
     folder = class_folder(task.dataset_dir, task.label + AUGMENTED)
     for number in task.numbers:
         path = folder / augmented_name(task.source, number)

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from common import UserError, own_name, printable, short_name
 from dataset.moving import LEFT_OUT, REJECTED, is_set_aside
 from dataset.reading import (
+    WHITE,
     has_image_name,
     image_of_array,
     is_array,
@@ -54,6 +55,7 @@ class ImageFolder:
             augmented image's name does not tell.
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
+        white: the value that is white in files of 16-bit values.
         passed_over: what else lies in the class folders and beside them, each with the reason why it is not used.
     """
 
@@ -65,6 +67,7 @@ class ImageFolder:
     sources: tuple[str | None, ...]
     inverted: np.ndarray
     arrays: np.ndarray | None = None
+    white: int = WHITE
     passed_over: Mapping[Path, str] = field(default_factory=dict)
 
     def read(self, place: int) -> Image.Image:
@@ -73,7 +76,7 @@ class ImageFolder:
         Raises:
             UnreadableImage: the message is the reason.
         """
-        image = read_image(self.paths[place]) if self.arrays is None else image_of_array(self.arrays[place])
+        image = read_image(self.paths[place], self.white) if self.arrays is None else image_of_array(self.arrays[place])
         if not self.inverted[place]:
             return image
         inverted = ImageOps.invert(image if image.mode == "L" else upright_rgb(image))

@@ -211,7 +211,7 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
     """The original images that can be read, by their places."""
     originals = np.flatnonzero(~folder.augmented).tolist()
     if folder.arrays is None and not folder.inverted[originals].any():
-        found, _ = examine([folder.paths[place] for place in originals], store)
+        found, _ = examine([folder.paths[place] for place in originals], store, folder.white)
         by_path = {image.path: image for image in found}
         return {place: by_path[folder.paths[place]] for place in originals if folder.paths[place] in by_path}
 

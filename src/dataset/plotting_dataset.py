@@ -13,9 +13,9 @@ import numpy as np
 from common import printable
 from dataset.array_images import DARK_SHARE, ArraySet
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.examining import examine
+from dataset.examining import examine, find_white
 from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
-from dataset.reading import read_image, upright_rgb
+from dataset.reading import WHITE, read_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:
@@ -67,16 +67,18 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
         The PNGs.
     """
     names = class_names(dataset_dir)
-    images = {name: examine(image_files(class_folder(dataset_dir, name)))[0] for name in names}
+    files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
+    white = find_white([path for paths in files.values() for path in paths])
+    images = {name: examine(files[name], white=white)[0] for name in names}
     forms = {name: [image.size for image in members] for name, members in images.items()}
     figures = {
         "class_sizes": draw_class_sizes(sizes),
         "image_formats": draw_formats(forms, {name: Counter(i.form for i in images[name]) for name in names}),
-        "original_padded_images": draw_padded({name: [i.path for i in images[name]] for name in names}),
+        "original_padded_images": draw_padded({name: [i.path for i in images[name]] for name in names}, white),
     }
     augmented = {name: image_files(class_folder(dataset_dir, name + AUGMENTED)) for name in names}
     if any(augmented.values()):
-        figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a})
+        figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a}, white)
     paths = _save_all(figures, figures_dir)
     if "augmented_images" not in figures:
         (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # it would show another dataset's
@@ -167,13 +169,13 @@ def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[
     return figure
 
 
-def draw_padded(paths: Mapping[str, Sequence[Path]]) -> Figure:
+def draw_padded(paths: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
     """Images of every class as they are, each beside what the models get."""
     names = list(paths)[:_CLASSES_SHOWN]
     figure, grid = _picture_grid(names, 2 * _EXAMPLES)
     for row, name in zip(grid, names, strict=True):
         for place, path in enumerate(_spread(paths[name], _EXAMPLES)):
-            image = upright_rgb(read_image(path))
+            image = upright_rgb(read_image(path, white))
             _show(row[2 * place], _shrink(image), f"{image.width}x{image.height}")
             padded = resize_or_pad_image(image)
             _show(row[2 * place + 1], padded, f"{padded.width}x{padded.height}")
@@ -181,7 +183,7 @@ def draw_padded(paths: Mapping[str, Sequence[Path]]) -> Figure:
     return figure
 
 
-def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]]) -> Figure:
+def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
     """Images of every augmented class, each beside images that were made from it."""
     rows = []
     for name in list(augmented)[:_CLASSES_SHOWN]:
@@ -192,7 +194,7 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]]) -
             rows.append((name, files[source], of_source[:_AUGMENTED_SHOWN]))
     figure, grid = _picture_grid([name for name, *_ in rows], 1 + _AUGMENTED_SHOWN)
     for axes, (_, source, made) in zip(grid, rows, strict=True):
-        _show(axes[0], resize_or_pad_image(read_image(source)), f"source {short_label(printable(source.stem))}")
+        _show(axes[0], resize_or_pad_image(read_image(source, white)), f"source {short_label(printable(source.stem))}")
         for place, path in enumerate(made):
             _show(axes[1 + place], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
     figure.suptitle("Images, and what augmentation made of them")

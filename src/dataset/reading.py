@@ -21,6 +21,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that a picture i
 # Names of files that are taken for images unopened. What a file is, its content says, whatever its name.
 _USUAL_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".npy"})
 NOT_AN_IMAGE = "not an image"
+WHITE = 65535  # the value that is white in files of 16-bit values, unless a dataset uses a part of the range only
+_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and microscopes use of the 16
 _ARRAY = b"\x93NUMPY"  # that an .npy file begins with
 # A file is to take no more than a gigabyte: the decoders and what comes after them take up to 12 bytes a pixel.
 Image.MAX_IMAGE_PIXELS = 65_000_000
@@ -43,10 +45,14 @@ class UnreadableImage(Exception):
     """The file is not an image that can be read; the message is the reason, in a few words."""
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, white: int = WHITE) -> Image.Image:
     """Reads a file whole, as it is stored: neither turned nor converted. Its content says what it is, not its name.
 
     An `.npy` file is one image of shape (H, W), (1, H, W) or (3, H, W), uint8 or floating point from 0 to 1.
+
+    Args:
+        path: the file.
+        white: the 16-bit value that `upright_rgb` is to make white.
 
     Returns:
         The image. Its `format` is None if it is an array, else that of the picture.
@@ -62,13 +68,75 @@ def read_image(path: Path) -> Image.Image:
             limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
             if image.width * image.height > limit:  # Pillow itself only warns below twice its limit
                 raise UnreadableImage(_over(limit))
+            if white != WHITE and _is_deep_colour(image):
+                return _read_deep_colour(path, image, white)
+            deep = image.mode.startswith("I") or _is_deep_colour(image)
             image.load()
             _check_values(image)
+            if deep:
+                image.info["white"] = white
             return image
     except UnreadableImage:
         raise
     except Exception as error:  # the readers of the formats raise many kinds on damaged files
         raise UnreadableImage(_reason(path, error)) from error
+
+
+def highest_value(path: Path) -> int:
+    """The highest value of a file of 16-bit values; 0 for any other file, and for one that cannot be read.
+
+    Of colours, of which Pillow keeps the upper 8 bits, it is the highest that these allow.
+    """
+    try:
+        if is_array(path):
+            return 0
+        with Image.open(path, formats=_formats()) as image:
+            colour = _is_deep_colour(image)
+            if not (colour or image.mode.startswith("I")):
+                return 0
+        if not colour:
+            return read_image(path).getextrema()[1]
+        channels = read_image(path).getextrema()[: 1 if image.mode == "LA" else 3]  # without transparency
+        return max(highest for _, highest in channels) << 8 | 255
+    except Exception:  # `read_image` says why
+        return 0
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a file, of which the start was read, has 16 bits per colour, or per grey value beside transparency."""
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile) for tile in image.tile)
+
+
+def _read_deep_colour(path: Path, opened: Image.Image, white: int) -> Image.Image:
+    """Reads 16 bits per colour by OpenCV and scales them: Pillow would keep the upper 8 only.
+
+    Args:
+        path: the file.
+        opened: the same, of which Pillow has read the start.
+        white: the value that becomes 255.
+    """
+    import cv2  # of which most datasets have no need
+
+    values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # (H, W, 3 or 4) as BGR(A)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise UnreadableImage("a picture of 16 bits per colour that is damaged")
+    scaled = (np.arange(WHITE + 1) * 255 / white).round().clip(0, 255).astype(np.uint8)[values[..., :3]]
+    image = Image.fromarray(np.ascontiguousarray(scaled[..., ::-1]))
+    if values.shape[2] == 4:
+        image.putalpha(Image.fromarray((values[..., 3] >> 8).astype(np.uint8)))
+    image.format = opened.format
+    if exif := opened.getexif():
+        image.info["exif"] = exif.tobytes()
+    image.info["white"] = white
+    return image
+
+
+def white_of(highest: int) -> int:
+    """The value that is white where 16-bit values reach the highest one: the end of the range that is in use.
+
+    Of files of other values the highest one is 0.
+    """
+    return next(2**bits - 1 for bits in _DEPTHS if highest < 2**bits) if highest else WHITE
 
 
 def is_array(path: Path) -> bool:
@@ -97,12 +165,12 @@ def why_no_image(path: Path) -> str | None:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF data says, lays transparency on white, and scales other grey values to 8 bits.
 
-    These are 16-bit integers and, in floating point, values from 0 to 1.
+    These are 16-bit integers, of which `read_image` knows the white one, and, in floating point, values from 0 to 1.
     """
     if (turn := _TURNS.get(_orientation(image))) is not None:
         image = image.transpose(turn)
         # It is upright now; Pillow keeps the EXIF data, by which it would be turned once more.
-        image.info = {name: value for name, value in image.info.items() if name == "transparency"}
+        image.info = {name: value for name, value in image.info.items() if name in ("transparency", "white")}
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rgb = Image.new("RGB", image.size)
@@ -124,7 +192,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         image = image_of_array(np.asarray(image))
     elif image.mode.startswith("I"):  # Pillow would cut 16-bit values off at 255
-        grey = np.asarray(image).astype(np.float32) / 257
+        grey = np.asarray(image).astype(np.float32) / (image.info.get("white", WHITE) / 255)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")

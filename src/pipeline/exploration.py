@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
         Mistakes first, the most confident one at the head; then right answers, the least confident one first.
     """
     tested: list[TestedImage] = []
-    for number, folder in enumerate(folders):
+    for number, folder in enumerate(replace(folder, white=run.white) for folder in folders):
         test_set = load_test_set(folder, run.model.input_size)
         loader = make_loader(test_set.images, BATCH)
         logits, _ = predict(run.model, loader, run.hardware, f"testing on {test_set.name}")

@@ -22,7 +22,7 @@ from pipeline import distributed
 from pipeline.cache import Cache
 from pipeline.checkpoints import read_json
 from pipeline.claims import claim_alone
-from pipeline.data import TestSet, TrainingData, load_test_set, load_training_data, read_folders
+from pipeline.data import TestSet, TrainingData, find_range, load_test_set, load_training_data, read_folders
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
@@ -75,6 +75,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         model = build_model(
             settings.model_type, len(classes), settings.pretrained, settings.weights, settings.freeze_to
         )
+        folders = find_range(folders, cache)
         groups = load_groups(folders[:1], cache)  # without the test sets, on which the folds must not depend
         images = describe_data(folders, cache)
         _check_overlap(images, settings, folders)
@@ -86,7 +87,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         return None
     test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
     with nullcontext() if claimed else claim_alone(settings):
-        run_id = _open_folder(settings, described)
+        run_id = _open_folder(settings, {**described, "white": folders[0].white})
         distributed.wait_for_all()
         _introduce(settings, hardware, model, data, test_sets)
         for note in (*groups.notes, *_notes_on_classes(settings, data)):

@@ -475,3 +475,23 @@ def test_fix_moves_any_number_of_identical_copies(tmp_path):
                 Image.fromarray(noise).resize((60, 48), Image.Resampling.BICUBIC).save(path)
     assert fix(audit(tmp_path, [])) == 24
     assert audit(tmp_path, []).clean
+
+
+def test_sixteen_bit_files_of_fewer_bits_are_named(folders):
+    dataset, testing = folders
+    generator = np.random.default_rng(0)
+    for folder, most in ((dataset, 4096), (testing, 65536)):
+        for path in (path for label in ("Axe", "Book") for path in image_files(folder / label)):
+            path.unlink()
+            blocks = generator.integers(0, most, (6, 6)).repeat(8, axis=0).repeat(8, axis=1)
+            Image.fromarray(blocks.astype(np.uint16)).save(path.with_suffix(".png"))
+    report = audit(dataset, [testing])
+    assert report.notes == [
+        f"16-bit files of {dataset} hold 12-bit values: 4095 is white, not 65535",
+        f"{testing}: 12 of 12 16-bit files have values above 4095, which become white",
+    ]
+    assert report.notes[0] in list(describe(report))
+    assert audit(testing, []).notes == []
+    assert audit(testing, [dataset]).notes == [
+        f"{dataset}: 12 of 12 16-bit files use less than 16 bits: of another depth?"
+    ]

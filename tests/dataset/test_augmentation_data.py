@@ -28,6 +28,7 @@ from dataset.augmentation_data import (
 )
 from dataset.examining import examine
 from dataset.folders import image_files, source_stem
+from dataset.reading import read_image
 from dataset.tables import read_rows, write_rows
 from helpers import digests
 
@@ -420,6 +421,17 @@ class TestAugmentation:
         assert create_augmented_data(dataset) == {"B": 0, composed: 0}
         assert len(image_files(dataset / f"{composed}_augmented")) == 3
         assert reduce_classes(dataset, 3) == {"B": 4, composed: 1}
+
+    def test_sixteen_bit_images_are_scaled_by_their_range(self, tmp_path, monkeypatch):
+        for name, count in (("A", 1), ("B", 3)):
+            (tmp_path / "data" / name).mkdir(parents=True)
+            for number in range(count):
+                values = np.full((30, 30), 3000 if name == "A" else 4000, np.uint16)
+                Image.fromarray(values).save(tmp_path / "data" / name / f"{number}.png")
+        monkeypatch.setattr("dataset.augmentation_data.augment", lambda image, *_: image)
+        assert create_augmented_data(tmp_path / "data") == {"A": 2, "B": 0}
+        for path in image_files(tmp_path / "data" / "A_augmented"):
+            assert np.asarray(read_image(path))[112, 112] == pytest.approx(3000 * 255 / 4095, abs=1)
 
     def test_images_of_the_longest_names_are_sources_too(self, make_dataset):
         dataset = make_dataset({"A": 2, "B": 4})

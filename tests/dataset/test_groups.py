@@ -268,7 +268,7 @@ class TestFolders:
             save(draw(12), tmp_path / "train/A_augmented" / f"{name}.jpg")  # looks like an image of the other class
         looked = []
         original = groups.examine
-        monkeypatch.setattr(groups, "examine", lambda paths, store: looked.extend(paths) or original(paths, store))
+        monkeypatch.setattr(groups, "examine", lambda paths, *how: looked.extend(paths) or original(paths, *how))
         folder = read_folder(tmp_path / "train", with_augmented=True)
         numbers = number_by_name([folder], find_groups([folder], None))
         together = ["A/0.png", "A/0.jpg", "A_augmented/0_aug_0001.jpg", "A_augmented/0_aug_0002.jpg"]

@@ -18,7 +18,7 @@ from dataset.folders import augmented_name
 from dataset.tables import read_rows
 from helpers import digests
 from pipeline.data import read_folders
-from pipeline.prediction import load_run
+from pipeline.prediction import load_run, predict_files
 from pipeline.run import class_tables, results_table, run
 from pipeline.settings import Settings
 from pipeline.splits import digest_images
@@ -129,6 +129,31 @@ def test_of_many_classes_the_screen_lists_the_most_frequent_confusions():
         ["class11", "class0", "5"],
         ["class3", "class4", "2"],
     ]
+
+
+def test_a_run_keeps_the_range_of_its_images_for_others(settings, tmp_path):
+    """The same answers on the test images, one at a time, as in the test; 16-bit files of 12 bits."""
+    generator = np.random.default_rng(0)
+    for place in (settings.data_dir, *settings.test_dir):
+        for path in place.rglob("*.png"):
+            light = 2000 if path.parent.name == "A" else 0
+            Image.fromarray(generator.integers(light, light + 2000, (20, 24)).astype(np.uint16)).save(path)
+    metrics = run(replace(settings, precision="fp32"))
+    assert json.loads((settings.run_dir / "settings.json").read_text())["white"] == 4095
+    loaded = load_run(settings.run_dir, "terminal")
+    (test_dir,) = settings.test_dir
+    rows = {row["file"]: row for row in read_rows(settings.run_dir / "predictions_terminal.csv", ["file"])}
+    for batch in predict_files(loaded, sorted(test_dir.rglob("*.png"))):
+        for answer in batch:
+            row = rows["/".join(answer.file.parts[-2:])]
+            assert answer.probabilities[0] == pytest.approx(float(row["p_A"]), abs=1e-5)
+            assert answer.image.max() > 100 or answer.file.parent.name == "B"
+    assert run(replace(settings, precision="fp32")) == metrics
+    (settings.run_dir / "settings.json").write_text(
+        json.dumps({"model_type": "Tiny", "precision": "fp32", "white": -1})
+    )
+    with pytest.raises(UserError, match=r"settings.json is damaged"):
+        load_run(settings.run_dir, "terminal")
 
 
 def test_a_run_says_what_it_was_trained_and_tested_on(settings):
