@@ -38,6 +38,7 @@ from dataset.groups import (
     PHOTOGRAPH,
     PIXELS,
     Links,
+    file_key,
     find_links,
     find_stems,
     number_groups,
@@ -252,7 +253,7 @@ def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tup
     for directory, members in examined.items():
         known = read_photographs(directory, dataset_dir)
         ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
-        photographs += [known.get(f"{image.path.parent.name}/{image.path.name}") for image in ordered]
+        photographs += [known.get(file_key(image.path)) for image in ordered]
         stems += find_stems([image.path for image in ordered], directory, dataset_dir)
         images += ordered
     labels = [canonical(image.path.parent.name) for image in images]

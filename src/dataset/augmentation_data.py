@@ -32,7 +32,7 @@ from dataset.folders import (
     source_stem,
     stem_of,
 )
-from dataset.groups import find_links, find_stems, number_groups, read_photographs
+from dataset.groups import file_key, find_links, find_stems, number_groups, read_photographs
 from dataset.moving import LEFT_OUT, move_file, set_aside
 from dataset.reading import read_image, upright_rgb
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
@@ -177,7 +177,7 @@ def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str
     found = find_links(
         examined,
         labels,
-        [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined],
+        [photographs.get(file_key(image.path)) for image in examined],
         find_stems([image.path for image in examined], dataset_dir, dataset_dir),
         STORE,
     )
