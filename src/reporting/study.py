@@ -129,7 +129,7 @@ def write_reports(study: Study, path: Path) -> None:
             )
             parts.append(f"{model}, trained on {trained}, tested on {tested}\n\n{report}")
     with write_whole(path) as partial:
-        partial.write_text("\n".join(parts))
+        partial.write_text("\n".join(parts), encoding="utf-8")
 
 
 def draw_curves(study: Study, path: Path) -> None:
