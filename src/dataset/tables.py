@@ -29,7 +29,7 @@ def read_rows(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
         # None is DictReader's key for what a row has beyond the columns.
         if known and all(None not in row and all(_is_inside(row[column]) for column in columns) for row in rows):
             return rows
-    except (csv.Error, KeyError, TypeError):
+    except (csv.Error, KeyError, TypeError, UnicodeDecodeError):
         pass
     raise UserError(f"{table} is damaged: fix or delete it; deleting it loses the history")
 

@@ -72,6 +72,13 @@ def test_tables_that_a_spreadsheet_saved(tmp_path):
             assert read_rows(table, ("class", "file")) == [{"class": "K\u00e4se", "file": "1, 2.jpg"}]
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\xfe\xff\xd8", b"\xef\xbb\xbf", b"# comment", b"sep=;\n"])
+def test_tables_that_are_none(tmp_path, content):
+    (tmp_path / "batch.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"batch.csv is damaged: fix or delete it"):
+        read_rows(tmp_path / "batch.csv", ("class", "file"))
+
+
 @pytest.mark.parametrize("moves_done", [0, 1])
 def test_a_broken_off_move_is_finished(dataset, monkeypatch, moves_done):
     done = []

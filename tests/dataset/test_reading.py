@@ -14,6 +14,7 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 import hostile
 from dataset.augmentation_data import resize_or_pad_image
@@ -265,6 +266,9 @@ def write_large(kind, path):
         Image.new("I;16", (SIDE, SIDE), 999).save(path, "TIFF")
     elif kind == "floating point":
         Image.new("F", (SIDE, SIDE), 0.5).save(path, "TIFF")
+    elif kind == "HEIC":
+        register_heif_opener()
+        Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 99)).save(path, "HEIF", quality=30)
     elif kind == "WebP":
         image = Image.new("RGBA", (SIDE, SIDE // 2), (9, 9, 9, 99))
         image.save(path, "WEBP", lossless=True, method=0, quality=0, exif=exif)
@@ -274,7 +278,7 @@ def write_large(kind, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["progressive CMYK", "turned, with alpha", "sixteen bits", "floating point", "WebP", "array"]
+    "kind", ["progressive CMYK", "turned, with alpha", "sixteen bits", "floating point", "WebP", "HEIC", "array"]
 )
 def test_the_largest_images_take_less_than_a_gigabyte(tmp_path, kind):
     path = tmp_path / f"image.{'npy' if kind == 'array' else 'jpg'}"
