@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import logging
@@ -27,6 +29,9 @@ _USER_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
+
+
+_LONGEST_NAME, _LONGEST_SUFFIX = 255, 20  # bytes; the former is what most file systems take
 
 
 class UserError(Exception):
@@ -69,6 +74,22 @@ def first_free(path_of: Callable[[int], Path]) -> Path:
     return next(path for number in count(1) if not (path := path_of(number)).exists())
 
 
+def short_name(name: str, spare: int = 0) -> str:
+    """A name that a file can have, also with `spare` more bytes: shortened, and with a digest, where it is too long."""
+    longest = _LONGEST_NAME - spare
+    if len(os.fsencode(name)) <= longest:
+        return name
+    stem, suffix = _split_suffix(name)
+    end = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{suffix}"
+    kept = os.fsencode(stem)[: longest - len(os.fsencode(end))]
+    return kept.decode(errors="ignore") + end
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    stem, suffix = os.path.splitext(name)
+    return (stem, suffix) if len(os.fsencode(suffix)) <= _LONGEST_SUFFIX else (name, "")
+
+
 @contextmanager
 def write_whole(path: Path, sync: bool = False) -> Iterator[Path]:
     """Give a path to write to, beside `path`, and rename it to `path` at the end: nobody sees half a file.
@@ -79,7 +100,9 @@ def write_whole(path: Path, sync: bool = False) -> Iterator[Path]:
             power failure. This can take a second, so files that can be made again do without.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    stem, suffix = _split_suffix(path.name)
+    end = f".{os.getpid()}.partial{suffix}"
+    partial = path.with_name(f".{short_name(stem, len(os.fsencode(end)) + 1)}{end}")
     try:
         yield partial
         if sync:
@@ -149,6 +172,25 @@ def command(program: str, *arguments: object) -> str:
 def first_line(error: Exception) -> str:
     """What an error says first, or what it is called."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """The text of a file: UTF-8, or what a byte-order mark at its start says.
+
+    Raises:
+        UnicodeDecodeError: it is neither, and `errors` does not say what to do about it.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors)
+    return content.decode("utf-8-sig", errors)
+
+
+def readable_size(size: float) -> str:
+    """A number of bytes, in the unit that suits it."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size / 1e3:.2f} kB"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -290,17 +332,23 @@ def show_notes() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
+def _prepare_output() -> None:
+    """Has files and pipes get UTF-8, whatever the locale, and a terminal a question mark for what it cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
+
+
 def run_program(
     main: Callable[[], int], when_stopped: str = "stopped; the same command goes on from where it was"
 ) -> None:
     """Runs a program's `main` and exits: 2 and a line on stderr for a user's error, 130 for Ctrl-C, 143 for SIGTERM."""
+    _prepare_output()
     show_notes()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # of names that are no text
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         status = 2

@@ -40,7 +40,7 @@ def main() -> int:
     from pipeline.prediction import load_run
 
     run = load_run(arguments.run, arguments.checkpoint)
-    folders = find_test_sets(arguments.run, run.classes)
+    folders = find_test_sets(arguments.run, run.classes, arguments.test_dir)
     results = sys.stdout
     with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints notes
         _start_fiftyone()
@@ -62,6 +62,10 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Opens the FiftyOne App on a trained run's test images, mistakes first.")
     add_run_arguments(parser)
+    parser.add_argument(
+        "-t", "--test-dir", type=Path, nargs="+", default=[], metavar="DIR",
+        help="the test images, a folder a class or an .npz file (default: what the run was tested on)",
+    )  # fmt: skip
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="open no browser, only print the App's address"
     )

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from common import ArgumentParser, UserError, drop_output, printable, run_program
+from common import ArgumentParser, UserError, drop_output, printable, run_program, short_name
 from dataset.folders import find_images
+from dataset.reading import NOT_AN_IMAGE
 from pipeline.settings import add_run_arguments
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Entry = dict[str, Any]  # what is told of a file: a value for each of these, None where there is none
+_MOST_NAMED = 20  # files that are no images
 _COLUMNS = ("file", "class", "confidence", "runner_up", "runner_up_confidence", "error")
 
 
@@ -34,6 +36,7 @@ def main() -> int:
     files = find_files(arguments.files, faults)
     first = list(islice(files, 1))
     if arguments.files and not first:
+        faults.sum_up()
         raise UserError(f"there is no image in {_list(arguments.files)}")
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.prediction import load_run
@@ -43,6 +46,8 @@ def main() -> int:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
         _print(entries, run.classes, arguments.form)
         faults.sum_up()
+        if faults.unwritten:
+            raise faults.unwritten
     if arguments.export:
         _export(run, arguments.export)
     return 1 if faults.count else 0
@@ -51,12 +56,12 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = ArgumentParser(
         description="Asks a trained run what images show.",
-        epilog="status: 0; 1 if a file could not be read, the others being answered; 2 for an error of the user's",
+        epilog="status: 0; 1 if an image was not answered, the others being; 2 for an error of the user's",
     )
     add_run_arguments(parser)
     parser.add_argument(
         "files", type=Path, nargs="*", metavar="FILE_OR_FOLDER",
-        help="images, and folders of images, which are searched whole but for what is hidden and links out of them",
+        help="images, and folders of images, which are searched whole; what is not used in them is named",
     )  # fmt: skip
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const=_print_json, help="print a JSON list")
@@ -88,25 +93,47 @@ def _list(names: Sequence[Path]) -> str:
 
 
 class _Faults:
-    """Tells of what cannot be read, and counts it."""
+    """Names what is not answered, and counts it.
+
+    Attributes:
+        count: of images, links and folders that were not answered. Files that are no images do not count.
+        unwritten: why a map could not be written, after which no more are drawn.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self._others = 0
+        self._first_others: list[Path] = []
+        self.unwritten: OSError | None = None
 
     def tell(self, name: object, reason: str | None) -> None:
         self.count += 1
-        _log.warning("%s: %s", printable(name), reason)
+        _log.warning("%s: %s", printable(name), printable(reason))
+
+    def pass_over(self, path: Path, reason: str) -> None:
+        """Names what a folder holds besides images; of many files that are no images, a few, in the end."""
+        if reason != NOT_AN_IMAGE:
+            self.tell(path, reason)
+            return
+        self._others += 1
+        if self._others <= _MOST_NAMED:
+            self._first_others.append(path)
 
     def sum_up(self) -> None:
+        if self._others > _MOST_NAMED:
+            first = printable(self._first_others[0])
+            _log.warning("%d files that are no images were passed over, such as %s", self._others, first)
+        else:
+            for path in self._first_others:
+                _log.warning("%s: %s: passed over", printable(path), NOT_AN_IMAGE)
         if self.count:
-            _log.warning("%d could not be read", self.count)
+            _log.warning("%d were not answered", self.count)
 
 
 def find_files(names: Iterable[Path], faults: _Faults) -> Iterator[Path]:
     """The named files, and the images in the named folders; nothing is listed before it is asked for."""
     for name in names:
         if os.path.isdir(name):
-            yield from find_images(name, lambda error: faults.tell(error.filename, error.strerror))
+            yield from find_images(name, faults.pass_over)
         else:
             yield name
 
@@ -121,12 +148,15 @@ def predict(
     hidden = True if sys.stdout.isatty() else None  # where the results are shown as they come
     with tqdm(desc="predicting", unit="image", leave=False, disable=hidden) as bar:
         for answers in predict_files(run, files):
-            if cam:
-                draw_maps(run, answers, place)
             for answer in answers:
                 if answer.fault:
                     faults.tell(answer.file, answer.fault)
                 yield _describe(answer, run.classes)
+            if place and not faults.unwritten:
+                try:
+                    draw_maps(run, answers, place)
+                except OSError as error:
+                    faults.unwritten = error  # the answers come first
             bar.update(len(answers))
 
 
@@ -134,7 +164,12 @@ def _place_maps(cam: Path, named: Sequence[Path]) -> Callable[[Path], Path]:
     """Says where a file's map goes: in the same folders, below the deepest one that all named ones lie in."""
     folders = [path if os.path.isdir(path) else path.parent for path in map(Path, map(os.path.abspath, named))]
     common = os.path.commonpath(folders)
-    return lambda file: cam / f"{os.path.relpath(file, common)}.png"
+
+    def place(file: Path) -> Path:
+        path = cam / os.path.relpath(file, common)
+        return path.with_name(short_name(f"{path.name}.png"))
+
+    return place
 
 
 def _describe(answer: Answer, classes: Sequence[str]) -> Entry:
@@ -166,7 +201,8 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
 
 
 def _print_csv(entries: Iterable[Entry], _: Sequence[str]) -> None:
-    sys.stdout.reconfigure(errors="surrogateescape")  # gives any file's name as it is
+    if sys.stdout.encoding.lower() == "utf-8":  # as everywhere but on some terminals
+        sys.stdout.reconfigure(errors="surrogateescape")  # gives any file's name as it is
     writer = csv.DictWriter(sys.stdout, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(entries)

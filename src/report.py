@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from common import ArgumentParser, UserError, check_least, run_program
+from common import ArgumentParser, UserError, check_least, run_program, short_name
 from plotting import save_figure
 from reporting.comparison import TOP, Report, make_reports
 from reporting.figures import draw_runs
@@ -150,7 +150,7 @@ def _figure_folders(reports: Sequence[Report], directory: Path) -> list[Path]:
         return [directory]
     folders: list[Path] = []
     for report in reports:
-        name = re.sub(r"[^\w.-]+", "_", report.title)[:_LONGEST_NAME].strip("_.")
+        name = short_name(re.sub(r"[^\w.-]+", "_", report.title)[:_LONGEST_NAME].strip("_."), spare=10)
         candidates = (directory / (name if number == 1 else f"{name}_{number}") for number in count(1))
         folders.append(next(folder for folder in candidates if folder not in folders))
     return folders

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.reading import read_image
+
 WIDTH, HEIGHT = 64, 48
 COLOURS = np.array([[(200, 40, 40), (40, 180, 40)], [(40, 40, 200), (255, 255, 255)]], np.uint8)  # of the quarters
 GREYS = np.array([[0, 90], [180, 255]], np.uint8)
@@ -92,6 +94,14 @@ def write_coloured(folder: Path) -> list[Path]:
     save("cmyk.tif", _to_cmyk(rgb))
     save("plain.bmp", rgb)
     save("a bitmap.jpg", rgb, format="BMP")  # the name is wrong about the format
+    save("a picture.npy", rgb, format="PNG")
+    save("no suffix", rgb, format="PNG")
+    save("a picture.txt", rgb, format="PNG")
+    save("plain.ppm", rgb)
+    save("plain.jfif", rgb, format="JPEG", **good)
+    read_image(folder / "plain.ppm")  # registers HEIC with Pillow
+    save("photo.heic", rgb, format="HEIF", quality=100, chroma=444)
+    save("exif 6.HEIC", rgb.transpose(_UNDO[6]), format="HEIF", quality=100, chroma=444, exif=exif_of(6).tobytes())
     for name in ("-rf.png", "ünï→.png", "new\nline.png", "CASE.png", "case.png", "Case.PNG", os.fsdecode(b"\xff.png")):
         save(name, rgb)
     np.save(folder / "array.npy", np.asarray(rgb).transpose(2, 0, 1))
@@ -133,6 +143,7 @@ def write_refused(folder: Path) -> dict[Path, str]:
     Image.fromarray(np.full((HEIGHT, WIDTH), 1e6, np.float32)).save(folder / "floating point out of range.tif")
     Image.fromarray(np.full((HEIGHT, WIDTH), 10**6, np.int32)).save(folder / "thirty-two bits.tif")
     (folder / "postscript.png").write_text(POSTSCRIPT)
+    (folder / "damaged.heic").write_bytes(b"\0\0\0\x18ftypheic")
     np.save(folder / "objects.npy", np.array([print], dtype=object), allow_pickle=True)
     (folder / "pickle.npy").write_bytes(pickle.dumps([1, 2]))
     np.save(folder / "nan.npy", np.full((28, 28), np.nan))
@@ -152,6 +163,7 @@ def write_refused(folder: Path) -> dict[Path, str]:
         "floating point out of range.tif": "outside 0 to 1",
         "thirty-two bits.tif": "32-bit",
         "postscript.png": "not an image",
+        "damaged.heic": "",
         "objects.npy": "pickled objects",
         "pickle.npy": "pickled",
         "nan.npy": "not finite",
@@ -179,16 +191,22 @@ def write_passed_over(folder: Path, outside: Path) -> tuple[dict[Path, str], lis
     (folder / "inner").mkdir()
     picture().save(folder / "inner" / "deep.png")
     os.mkfifo(folder / "pipe.png")
-    (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "notes").write_text("not a picture")
+    picture().save(folder / ".hidden.png")
+    (folder / ".hidden").mkdir()
+    picture().save(folder / ".hidden" / "deep.png")
     reasons = {
         **dict.fromkeys(("link out.png", "broken link.png", "loop.png", "folder of links.png", "up"), "a link"),
         "inner": "a folder",
         "pipe.png": "not a regular file",
-        "photo.heic": "its name does not end as an image's does",
+        "notes": "not an image",
+        ".hidden.png": "hidden",
+        ".hidden": "hidden",
     }
-    picture().save(folder / ".hidden.png")
-    (folder / "Thumbs.db").write_bytes(b"\xd0\xcf")
-    return {folder / name: reason for name, reason in reasons.items()}, [folder / ".hidden.png", folder / "Thumbs.db"]
+    silent = [folder / name for name in ("Thumbs.db", "._photo.jpg")]
+    for path in silent:  # that Windows and macOS leave behind
+        path.write_bytes(b"\xd0\xcf")
+    return {folder / name: reason for name, reason in reasons.items()}, silent
 
 
 def write_ordinary(folder: Path, count: int, side: int = 40) -> list[Path]:

@@ -11,7 +11,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from common import UserError, available_cores, guard_writes, link, lock, remove_partial, write_json, write_whole
+from common import (
+    UserError,
+    available_cores,
+    guard_writes,
+    link,
+    lock,
+    readable_size,
+    remove_partial,
+    short_name,
+    write_json,
+    write_whole,
+)
 from helpers import REPOSITORY
 
 STOPPABLE = """
@@ -115,6 +126,72 @@ def test_a_guard_keeps_files_below_its_folder_as_they_are(tmp_path):
             write_json(tmp_path / "run" / "inner" / "metrics.json", 1)
     assert not list((tmp_path / "run" / "inner").iterdir())
     write_json(tmp_path / "run" / "metrics.json", 1)
+
+
+PRINTS = r"""
+import sys
+sys.path.insert(0, sys.argv[1])
+import logging
+from common import UserError, run_program
+
+def main():
+    print("K\u00e4se \u732b \udcff")
+    logging.getLogger("__main__").warning("\u732b")
+    raise UserError("no \u732b")
+
+run_program(main)
+"""
+LOCALES = [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii:strict"},
+           {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=str)
+def test_files_and_pipes_get_utf_8_whatever_the_locale(locale):
+    command = [sys.executable, "-c", PRINTS, REPOSITORY / "src"]
+    ended = subprocess.run(command, env={**os.environ, **locale}, capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout.decode() == "Käse 猫 ?\n"
+    assert ended.stderr.decode() == "猫\nerror: no 猫\n"
+
+
+def test_a_terminal_gets_a_question_mark_for_what_it_cannot_show():
+    ours, its = os.openpty()
+    command = [sys.executable, "-c", PRINTS, REPOSITORY / "src"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run(command, env=environment, stdout=its, stderr=its, check=False)
+    os.close(its)
+    assert ended.returncode == 2
+    assert os.read(ours, 1000).decode("latin-1").splitlines() == ["Käse ? ?", "?", "error: no ?"]
+    os.close(ours)
+
+
+LONGEST = ["x" * 251 + ".png", "\u5199" * 83 + ".json", "\u5199" * 85, "x." + "y" * 253, os.fsdecode(b"\xff" * 255)]
+
+
+@pytest.mark.parametrize("name", LONGEST, ids=range(5))
+def test_files_of_the_longest_names_are_written_whole(tmp_path, name):
+    for content in ("first", "second"):
+        with write_whole(tmp_path / name) as partial:
+            partial.write_text(content)
+            remove_partial(tmp_path)  # which is of this program
+            assert len(list(tmp_path.iterdir())) == (1 if content == "first" else 2)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
+
+
+@pytest.mark.parametrize("name", LONGEST, ids=range(5))
+def test_names_are_shortened_where_they_are_too_long(tmp_path, name):
+    assert short_name(name) == name
+    longer = [short_name(f"{part}{name}") for part in ("a", "b", "extra_")]
+    assert len(set(longer)) == 3
+    for other in longer:
+        (tmp_path / other).touch()
+        assert other.endswith((".png", ".json")) == name.endswith((".png", ".json"))
+    assert len(os.fsencode(short_name(name, 100))) <= 155
+
+
+def test_sizes_in_words():
+    sizes = [readable_size(size) for size in (0, 1_500, 2_346_000, 12_345_678_900, 1.5e12)]
+    assert sizes == ["0.00 kB", "1.50 kB", "2.35 MB", "12.35 GB", "1500.00 GB"]
 
 
 WRITE_AND_DIE = """

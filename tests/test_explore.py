@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image
 
 import explore as program
-from common import run_program
+from common import UserError, run_program
 from dataset.reading import read_image, upright_rgb
 from helpers import REPOSITORY, imported_for_help
 from models import build_model
@@ -136,6 +136,20 @@ def test_heatmaps_lie_over_the_picture_without_the_padding(explored):
         assert heatmap == pytest.approx(part * 255, abs=1)
 
 
+def test_test_images_may_be_elsewhere_now(place, tmp_path, monkeypatch):
+    """Also where the settings name none, or such as are there no longer."""
+    monkeypatch.chdir(tmp_path)
+    run = load_run(place / "run", "best_val_acc")
+    moved = shutil.copytree(place / "pictures", tmp_path / "moved" / "pictures")
+    (folder,) = find_test_sets(place / "run", run.classes, [moved])
+    assert len(folder.paths) == 13
+    assert folder.paths[0].parents[1] == moved
+    with pytest.raises(UserError, match="there is no folder elsewhere"):
+        find_test_sets(place / "run", run.classes, [Path("elsewhere")])
+    with pytest.raises(UserError, match=r"moved has the classes pictures now|moved has a single class"):
+        find_test_sets(place / "run", run.classes, [tmp_path / "moved"])
+
+
 def test_near_duplicates_share_a_number_within_their_set(tiny_model, make_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
@@ -164,7 +178,10 @@ def test_near_duplicates_share_a_number_within_their_set(tiny_model, make_folder
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"test_dir": ["nowhere"]}, "there is no nowhere, which run was tested on: start this in the folder"),
+        (
+            {"test_dir": ["nowhere"]},
+            "there is no nowhere, which run was tested on: name its test images with --test-dir",
+        ),
         ({}, "settings.json names no test set"),
         ({"test_dir": "test"}, "settings.json names no test set"),
         ({"test_dir": ["others"]}, "others has the classes one, three now, and run was trained on one, two"),

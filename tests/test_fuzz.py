@@ -377,7 +377,7 @@ def test_logs_of_moves(tmp_path_factory, data):
 def test_a_log_without_its_columns(tmp_path):
     for text in ("a,b\n1,2\n", "file\nx\n", "file,moved_to\n/etc/x,y\n", "file,moved_to\nx\n"):
         (tmp_path / "log.csv").write_text(text)
-        with pytest.raises(UserError, match=r"log\.csv is damaged: mend it by hand"):
+        with pytest.raises(UserError, match=r"log\.csv is damaged: fix or delete it"):
             read_rows(tmp_path / "log.csv", ("file", "moved_to"))
 
 

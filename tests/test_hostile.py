@@ -22,7 +22,7 @@ import array_study
 import hostile
 from array_study import PLANS, Plan, derive_sets, run_study
 from common import UserError, printable
-from dataset.folders import image_files, passed_over, read_folder, tell_left_out
+from dataset.folders import image_files, own_class_names, passed_over, read_folder, tell_left_out
 from helpers import REPOSITORY, digests
 from plotting import new_figure, save_figure
 
@@ -63,8 +63,13 @@ def write_dataset(place: Path) -> Dataset:
     for name in ("data/B", "test/A", "test/B"):
         hostile.write_ordinary(place / name, 6)
     (place / "data" / "round").symlink_to("..")
-    (place / "data" / "lost").symlink_to("nowhere")
-    return Dataset(place, usable, {**refused, **over}, silent)
+    beside = {place / "data" / "round": "a link to a folder that it lies in"}
+    for name, reason in {"loose.png": "in no folder of a class", ".22LR/1.png": "hidden"}.items():
+        path = place / "data" / name
+        path.parent.mkdir(exist_ok=True)
+        hostile.picture().save(path)
+        beside[path if path.parent.name == "data" else path.parent] = reason
+    return Dataset(place, usable, {**refused, **over, **beside}, silent)
 
 
 @pytest.fixture
@@ -118,13 +123,19 @@ def test_training_and_asking(dataset):
     assert ended.returncode == 1
     entries = json.loads(ended.stdout)
     answered = {entry["file"] for entry in entries if not entry["error"]}
-    inner = dataset.place / "data" / "A" / "inner" / "deep.png"
-    others = (dataset.place / "data" / "B").iterdir()
-    expected = {os.fspath(path.relative_to(dataset.place)) for path in (*dataset.usable, inner, *others)}
+    data = dataset.place / "data"
+    more = [data / "loose.png", data / "A" / "inner" / "deep.png", data / "A" / "folder of links.png" / "outside.png"]
+    everything = (*dataset.usable, *more, *(data / "B").iterdir())
+    expected = {os.fspath(path.relative_to(dataset.place)) for path in everything}
     assert answered == expected
-    refused = [path for path in dataset.told if path.is_file() and not path.is_symlink() and path.suffix != ".heic"]
-    assert len(ended.stderr.splitlines()) == len(refused) + 1
-    assert ended.stderr.splitlines()[-1] == f"{len(refused)} could not be read"
+    searched = {path for path in (*more, *(path.parent for path in more))}
+    named = {path: reason for path, reason in dataset.told.items() if path not in searched}
+    lines = ended.stderr.splitlines()
+    for path in named:
+        start_of_line = f"{printable(path.relative_to(dataset.place))}: "
+        assert sum(line.startswith(start_of_line) for line in lines) == 1, path
+    assert len(lines) == len(named) + 1
+    assert lines[-1] == f"{len(named) - 1} were not answered"  # but for a text
 
 
 def test_a_sweep_tells_of_each_file_once(dataset):
@@ -163,7 +174,8 @@ def test_auditing_and_setting_aside(dataset):
     assert Counter(hashes(dataset.place / "data")) - before == Counter()  # nothing is lost
     assert digests(dataset.place / "outside") == outside
     remaining = [path for path in dataset.told if os.path.lexists(path)]
-    assert all(path.is_symlink() or not path.is_file() for path in remaining)
+    in_class = [path for path in remaining if path.parent.name != "data"]
+    assert all(path.is_symlink() or not path.is_file() for path in in_class)
 
 
 def hashes(folder: Path) -> list[str]:
@@ -222,18 +234,34 @@ def test_sets_made_from_others(array_sets, capfd):
 
 
 def test_links_to_folders_are_followed_where_a_class_is_expected(make_folder, tmp_path):
-    """A common way to lay data out. Links to files are not, nor is what leads back to the dataset."""
+    """A common way to lay data out. Links to files are not, nor is what leads back to the dataset: both are named."""
     make_folder("elsewhere", {"Axe": 2, "Book": 3})
     (tmp_path / "data").mkdir()
     for name in ("Axe", "Book"):
         (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
-    for name, target in {"round": ".", "up": "..", "lost": "nowhere", "self": "self"}.items():
+    for name, target in {"round": ".", "up": ".."}.items():
         (tmp_path / "data" / name).symlink_to(target)
     (tmp_path / "elsewhere" / "Axe" / "again.png").symlink_to("0000.png")
     folder = read_folder(tmp_path / "data")
     assert folder.classes == ("Axe", "Book")
     assert [path.name for path in folder.paths] == ["0000.png", "0001.png", "0000.png", "0001.png", "0002.png"]
-    assert list(folder.passed_over) == [tmp_path / "data" / "Axe" / "again.png"]
+    assert [path.relative_to(tmp_path / "data").as_posix() for path in folder.passed_over] == [
+        "round",
+        "up",
+        "Axe/again.png",
+    ]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "Fox"])
+def test_a_link_to_nowhere_is_an_error(make_folder, target):
+    """A class whose disk is not mounted must not be overlooked."""
+    folder = make_folder("data", {"Axe": 2, "Book": 3})
+    (folder / "Fox").symlink_to(target)
+    for function in (read_folder, own_class_names):
+        with pytest.raises(UserError, match=rf"data/Fox is a link to {target}, which cannot be reached: mount"):
+            function(folder)
+    (folder / "Fox").rename(folder / ".#Fox")  # as editors lock a file
+    assert read_folder(folder).classes == ("Axe", "Book")
 
 
 def test_a_class_of_links_says_why_it_is_empty(make_folder, tmp_path):
@@ -250,8 +278,20 @@ def test_files_are_told_of_once(tmp_path, caplog):
     for _ in range(2):
         tell_left_out(tmp_path, passed_over(tmp_path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"left out: {tmp_path}/a.txt: its name does not end as an image's does, so that nobody would read it",
+        f"left out: {tmp_path}/a.txt: an empty file",
         f"left out of {tmp_path}: 1",
+    ]
+
+
+def test_of_many_files_left_out_for_one_reason_the_first_is_named(tmp_path, caplog):
+    for number in range(1000):
+        (tmp_path / f"{number:04d}.txt").write_text("0 0.5 0.5 0.1 0.1")
+    (tmp_path / "a.png").mkdir()
+    tell_left_out(tmp_path, passed_over(tmp_path))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out: 1000 files, such as {tmp_path}/0000.txt: not an image",
+        f"left out: {tmp_path}/a.png: a folder in the folder of a class, which is not looked into",
+        f"left out of {tmp_path}: 1001",
     ]
 
 
@@ -263,7 +303,7 @@ def test_classes_with_names_that_cannot_be_shown(make_folder, name):
 
 
 def test_names_in_figures(tmp_path):
-    """Dollar signs are no formulas, and letters that the font lacks are no reason for a warning."""
+    """Dollar signs are no formulas, and letters that the font lacks are no reason for Matplotlib's warning."""
     for title in ("$\\frac$", "中", "100 % & more_"):
         figure = new_figure(2, 2)
         figure.suptitle(title)

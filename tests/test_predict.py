@@ -16,6 +16,7 @@ from PIL import Image
 import predict as program
 from common import available_cores, run_program
 from dataset.folders import read_folder
+from dataset.reading import read_image
 from helpers import REPOSITORY, imported_for_help, start
 from models import build_model
 from pipeline import export, prediction
@@ -76,7 +77,6 @@ def photos(tmp_path):
     Image.new("RGB", (60, 20), "red").save(folder / "b.jpg")
     Image.new("L", (9, 30), 90).save(folder / "inner" / "deep" / "c.png")
     np.save(folder / "a.npy", np.full((28, 28), 0.5))
-    (folder / "notes.txt").write_text("none")
     return folder
 
 
@@ -163,7 +163,7 @@ def test_bad_files_are_told_and_the_others_answered(ask, photos):
         f"{photos}/0.jpg: an empty file",
         f"{photos}/z.npy: an array of 5x5 pixels, where the model takes 28x28",
         f"{photos}/inner/x?y.png: not an image",
-        "4 could not be read",
+        "4 were not answered",
     ]
     entries = json.loads(output)
     assert [entry["error"] is None for entry in entries] == [False, False, True, True, False, False, True]
@@ -177,24 +177,77 @@ def test_bad_files_are_told_and_the_others_answered(ask, photos):
 
 def test_nothing_but_bad_files(ask, photos):
     (photos / "0.jpg").write_bytes(b"")
+    (photos / "notes.txt").write_text("none")
     status, output, notes = ask(RUN, photos / "0.jpg", photos / "notes.txt", "--csv")
-    assert (status, notes[2:]) == (1, ["2 could not be read"])
+    assert (status, notes[2:]) == (1, ["2 were not answered"])
     assert [row["error"] for row in csv.DictReader(io.StringIO(output))] == ["an empty file", "not an image"]
 
 
-def test_what_is_hidden_and_links_out_of_the_folder_are_left_alone(ask, photos, place):
+def test_images_are_known_by_their_content(ask, photos):
+    """As in training, testing and the audit."""
+    shutil.copy(photos / "b.jpg", photos / "b.heic")
+    shutil.copy(photos / "b.jpg", photos / "b.jfif")
+    shutil.copy(photos / "b.jpg", photos / "b")
+    shutil.copy(photos / "a.npy", photos / "c.txt")
+    Image.open(photos / "b.jpg").save(photos / "d.ppm")
+    read_image(photos / "b.jpg")  # registers HEIC with Pillow
+    Image.open(photos / "b.jpg").save(photos / "e", format="HEIF")
+    status, output, notes = ask(RUN, photos, "--json")
+    assert (status, notes) == (0, [])
+    entries = {os.path.relpath(entry["file"], photos): entry for entry in json.loads(output)}
+    assert list(entries) == ["a.npy", "b", "b.heic", "b.jfif", "b.jpg", "c.txt", "d.ppm", "e", "inner/deep/c.png"]
+    assert len({entries[name]["confidence"] for name in ("b", "b.heic", "b.jfif", "b.jpg", "d.ppm")}) == 1
+    assert entries["c.txt"]["confidence"] == entries["a.npy"]["confidence"]
+
+
+def test_what_is_not_answered_in_a_folder_is_named(ask, photos, place):
     (photos / ".hidden").mkdir()
     shutil.copy(photos / "b.jpg", photos / ".hidden" / "d.jpg")
     shutil.copy(photos / "b.jpg", photos / ".e.jpg")
-    (photos / "out.npy").symlink_to(place / "test" / "one" / "00.npy")
-    (photos / "out").symlink_to(place / "test")
+    (photos / ".git").mkdir()
+    (photos / ".git" / "HEAD").write_text("none")
+    (photos / "notes.txt").write_text("none")
     (photos / "round").symlink_to(photos)
+    (photos / "again").symlink_to("inner")
     (photos / "itself.jpg").symlink_to("itself.jpg")
     (photos / "within.jpg").symlink_to("b.jpg")
     status, output, notes = ask(RUN, photos, "--json")
-    assert (status, notes) == (0, [])
+    hidden, link = "hidden, since its name begins with a dot: rename it to use it", "a link, which is not followed: "
+    searched = "a link to a folder that is searched already, or around it"
+    assert [note.removeprefix(f"{photos}/").partition("put the file")[0] for note in notes] == [
+        f".e.jpg: {hidden}", f".hidden: {hidden}", f"itself.jpg: {link}", f"within.jpg: {link}", f"again: {searched}",
+        f"round: {searched}", "notes.txt: not an image: passed over", "6 were not answered",
+    ]  # fmt: skip
+    assert status == 1
     names = [os.path.relpath(entry["file"], photos) for entry in json.loads(output)]
-    assert names == ["a.npy", "b.jpg", "within.jpg", "inner/deep/c.png"]
+    assert names == ["a.npy", "b.jpg", "inner/deep/c.png"]
+
+
+def test_files_that_are_no_images_are_named_and_no_fault(ask, photos):
+    (photos / "notes.txt").write_text("none")
+    status, _, notes = ask(RUN, photos, "--json")
+    assert (status, notes) == (0, [f"{photos}/notes.txt: not an image: passed over"])
+    for number in range(1000):
+        (photos / f"{number:03d}.txt").write_text("0 0.5 0.5 0.2 0.2")
+    status, _, notes = ask(RUN, photos, "--json")
+    assert (status, notes) == (0, [f"1001 files that are no images were passed over, such as {photos}/000.txt"])
+
+
+def test_links_to_folders_are_followed_as_in_training(ask, photos, place):
+    (photos / "linked").mkdir()
+    for name in CLASSES:
+        (photos / "linked" / name).symlink_to(place / "test" / name)
+    (photos / "linked" / "zoo").symlink_to(place / "test" / "one")
+    _, output, _ = ask(RUN, "test", "--json")
+    status, linked, notes = ask(RUN, photos / "linked", "--json")
+    assert notes == [f"{photos}/linked/zoo: a link to a folder that is searched already, or around it",
+                     "1 were not answered"]  # fmt: skip
+    assert status == 1
+    expected, answers = (
+        [(entry["file"].split("/")[-2:], entry["class"]) for entry in json.loads(text)] for text in (output, linked)
+    )
+    assert answers == expected
+    assert len(answers) == 45
 
 
 def test_a_name_that_the_system_refuses_does_not_end_the_program(ask, photos):
@@ -210,7 +263,7 @@ def test_a_named_link_or_hidden_folder_is_taken_and_a_pipe_is_not(ask, photos):
     os.mkfifo(photos.parent / "pipe.jpg")
     status, output, notes = ask(RUN, photos.parent / "link", photos.parent / "pipe.jpg")
     assert (status, len(output.splitlines())) == (1, 1 + 3)
-    assert notes == [f"{photos.parent}/pipe.jpg: not a regular file", "1 could not be read"]
+    assert notes == [f"{photos.parent}/pipe.jpg: not a regular file", "1 were not answered"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
@@ -219,7 +272,7 @@ def test_a_folder_that_cannot_be_listed_is_told(ask, photos):
     status, output, notes = ask(RUN, photos)
     (photos / "inner").chmod(0o700)
     assert (status, len(output.splitlines())) == (1, 1 + 2)
-    assert notes == [f"{photos}/inner: Permission denied", "1 could not be read"]
+    assert notes == [f"{photos}/inner: Permission denied", "1 were not answered"]
 
 
 def test_takes_the_checkpoint_that_is_named(ask, place):
@@ -259,6 +312,22 @@ def test_memory_holds_a_few_batches(tiny_model, make_folder):
     batches.close()
 
 
+def test_names_that_the_locale_cannot_express(place, tmp_path):
+    """UTF-8 for files and pipes; a name that is no text is given byte by byte in CSV."""
+    names = ["猫.npy", os.fsdecode(b"\xff.npy")]
+    for name in names:
+        shutil.copy(place / "test" / "one" / "00.npy", tmp_path / name)
+    command = [sys.executable, str(REPOSITORY / "src" / "predict.py"), RUN, tmp_path]
+    for form, expected in (("--csv", "猫.npy,".encode()), ("--csv", b"\xff.npy,"), ("", "猫.npy\n".encode())):
+        ended = subprocess.run(
+            [*command, *filter(None, [form])], cwd=place, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert expected in ended.stdout
+        assert ended.stdout.count(b"\n") == 3
+
+
 # Maps.
 
 
@@ -270,6 +339,25 @@ def test_maps_lie_in_the_same_folders(ask, photos, tmp_path):
     for name in drawn:
         with Image.open(tmp_path / "maps" / name) as image:
             assert min(image.size) > 300
+
+
+def test_maps_of_files_of_long_names(ask, photos, tmp_path):
+    for name in ("\u5199" * 83 + "1.png", "\u5199" * 83 + "2.png"):
+        shutil.copy(photos / "b.jpg", photos / name)
+    status, output, notes = ask(RUN, photos, "--csv", "--cam", tmp_path / "maps")
+    assert (status, notes, len(output.splitlines())) == (0, [], 1 + 5)
+    drawn = sorted(path.name for path in (tmp_path / "maps").rglob("*.png"))
+    assert [name for name in drawn if len(name) < 50] == ["a.npy.png", "b.jpg.png", "c.png.png"]
+    assert len(drawn) == 5
+
+
+def test_a_map_that_cannot_be_written_costs_no_answer(ask, photos, tmp_path):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "inner").write_text("a file in place of a folder")
+    status, output, notes = ask(RUN, photos, "--json", "--cam", tmp_path / "maps")
+    assert status == 2
+    assert [entry["error"] for entry in json.loads(output)] == [None] * 3
+    assert notes == [f"error: Not a directory: {tmp_path}/maps/inner/deep"] or "inner" in notes[0]
 
 
 def test_maps_of_files_of_the_same_name_are_kept_apart(ask, photos, tmp_path):
@@ -387,5 +475,5 @@ def test_a_reader_that_has_seen_enough_is_no_error(place):
 
 def test_help_does_not_wait_for_heavy_imports():
     text, imported = imported_for_help("predict", {"torch", "matplotlib", "wandb"})
-    assert "status: 0; 1 if a file could not be read" in text
+    assert "status: 0; 1 if an image was not answered" in text
     assert imported == set()

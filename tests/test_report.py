@@ -34,7 +34,7 @@ from reporting.comparison import (
 )
 from reporting.figures import draw_runs
 from reporting.results import read_models, read_table, write_table
-from reporting.runs import GROUPS, RANKED_BY, SCORE_COLUMNS, Hyperparameters, Run
+from reporting.runs import GROUPS, RANKED_BY, SCORE_COLUMNS, Hyperparameters, Run, read_number
 from reporting.structured import to_json
 from reporting.tables import as_document, as_report, make_tables
 from synthetic_runs import write_run
@@ -182,6 +182,25 @@ def test_reads_what_it_has_written(models_dir, tmp_path):
     runs, _ = read_models(models_dir)
     write_table(runs, tmp_path / "t.csv")
     assert read_table(tmp_path / "t.csv") == (runs, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_reads_tables_as_spreadsheets_save_them(models_dir, tmp_path, encoding, separator):
+    """With a mark at the start, other separators, decimal commas, comments, and the ends of lines of Windows."""
+    runs, _ = read_models(models_dir)
+    write_table(runs, tmp_path / "t.csv")
+    header, *rows = csv.reader((tmp_path / "t.csv").read_text().splitlines())
+    if separator != ",":
+        rows = [[cell.replace(".", ",") if read_number(cell) is not None else cell for cell in row] for row in rows]
+    with (tmp_path / "t.csv").open("w", newline="", encoding=encoding) as file:
+        file.write(f"sep={separator}\r\n# of the spring\r\n")
+        csv.writer(file, delimiter=separator).writerows([header, ["# the best ones"], *rows])
+    assert read_table(tmp_path / "t.csv") == (runs, [])
+    with (tmp_path / "t.csv").open("a", newline="", encoding=encoding.replace("16", "16-le")) as file:
+        csv.writer(file, delimiter=separator).writerow(["9", "odd"])
+    _, (note,) = read_table(tmp_path / "t.csv")
+    assert f"t.csv line {len(rows) + 5} " in note or f"t.csv line {len(rows) + 5}:" in note
 
 
 def test_a_second_call_changes_no_file(program, models_dir, tmp_path):

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, available_cores, own_name, run_program, say
+from common import ArgumentParser, UserError, available_cores, own_name, run_program, say, short_name
 from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder, tell_left_out
 from dataset.reading import UnreadableImage, upright_rgb
 
@@ -202,7 +202,7 @@ def _file_name(folder: ImageFolder, place: int) -> str:
     name = folder.paths[place].name.removesuffix(".npy") + ".npy"  # 1.png and 1.npy stay two
     if folder.inverted[place]:
         name = str(Path(augmented_name(Path(name), 1)).with_suffix(".npy"))
-    return f"{label}{AUGMENTED if folder.augmented[place] else ''}/{name}"
+    return f"{label}{AUGMENTED if folder.augmented[place] else ''}/{short_name(name)}"
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
@@ -248,13 +248,19 @@ def _as_file(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def _read_folder(source: Path) -> ImageFolder:
+    from dataset.examining import in_own_range
+
+    return in_own_range(read_folder(source))
+
+
 def load_set(source: Path) -> ArraySet:
     """Reads a folder of class folders, or an `.npz` file, leaving out images that are unlike most in size.
 
     Raises:
         UserError: as `read_folder`, or none of its images can be read.
     """
-    folder = read_folder(source)
+    folder = _read_folder(source)
     images = {place: np.asarray(_to_grey(image)) for place, image in _read_all(folder).items()}
     if not images:
         raise UserError(f"{source} has no readable image")
@@ -343,9 +349,9 @@ def main() -> int:
     if arguments.command == "digits":
         write_digits(arguments.directory)
     elif arguments.command == "invert":
-        write_set(with_inversions(read_folder(arguments.set)), arguments.out)
+        write_set(with_inversions(_read_folder(arguments.set)), arguments.out)
     elif arguments.command == "white":
-        write_set(white_background(read_folder(arguments.set), arguments.dark_share), arguments.out)
+        write_set(white_background(_read_folder(arguments.set), arguments.dark_share), arguments.out)
     else:
         inspect(arguments.sets, arguments.out)
     return 0

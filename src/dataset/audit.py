@@ -18,10 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, command, printable, run_program
-from dataset.examining import STORE, Examined, examine, find_unreadable
+from dataset.examining import STORE, Examined, examine, find_highest, find_unreadable, find_white
 from dataset.folders import (
     AUGMENTED,
-    REJECTED,
     canonical,
     check_apart,
     check_known_classes,
@@ -30,6 +29,7 @@ from dataset.folders import (
     image_files,
     own_class_names,
     passed_over,
+    passed_over_beside,
 )
 from dataset.groups import AUGMENTED as SAME_STEM
 from dataset.groups import (
@@ -37,13 +37,15 @@ from dataset.groups import (
     PHOTOGRAPH,
     PIXELS,
     Links,
+    file_key,
     find_links,
     find_stems,
     number_groups,
     read_photographs,
 )
-from dataset.moving import alone_in, finish_moves, set_aside
+from dataset.moving import REJECTED, alone_in, finish_moves, set_aside
 from dataset.quality import Rule, find_poor_images
+from dataset.reading import WHITE, white_of
 from dataset.shift import Aspect, in_short, measure_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
@@ -59,6 +61,7 @@ _REASONS = {
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
 
 _POOR = "images of low quality"
+_MOSTLY = 0.9  # the share of files of fewer bits than their dataset above which something is probably wrong
 _REMEDY = "name the folder that belongs to it with --testing-dir (without a value: compare with none)"
 
 
@@ -95,12 +98,12 @@ class Report:
 
     Attributes:
         images: how many images that can be read each class of each folder has.
-        unreadable: whatever else lies in the class folders, with the reason.
+        unreadable: whatever else lies in the class folders and beside them, with the reason.
         twins: images that belong with another, and should not be where they are.
         shift: how each test folder differs from the training folder.
         poor: images of low quality, each with its flaws.
         rules: flaws that are the rule in a class, whose images are not in `poor` for them.
-        notes: a line per class in which resemblance alone makes no duplicate.
+        notes: a line on 16-bit files of fewer bits, and one per class in which resemblance alone makes no duplicate.
     """
 
     images: dict[Path, dict[str, int]]
@@ -143,17 +146,23 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         check_known_classes(dataset_dir, directory, _REMEDY)
     classes = {directory: own_class_names(directory) for directory in testing_dirs if directory.exists()}
     classes[dataset_dir] = class_names(dataset_dir)
+    of_class = {
+        directory: [path for name in names for path in image_files(class_folder(directory, name))]
+        for directory, names in classes.items()
+    }
+    white = find_white(of_class[dataset_dir])
     unreadable: dict[Path, str] = {}
     examined: dict[Path, list[Examined]] = {}
     for directory, names in classes.items():
         folders = [class_folder(directory, name) for name in names]
         made = [class_folder(directory, name + AUGMENTED) for name in names]
-        found, bad = examine([path for folder in folders for path in image_files(folder)])
+        found, bad = examine(of_class[directory], white=white)
         if directory == dataset_dir and not found and not bad:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
         bad |= find_unreadable([path for folder in made for path in image_files(folder)])
         for folder in (*folders, *made):
             bad |= passed_over(folder)
+        bad |= passed_over_beside(directory)
         if found or bad:
             examined[directory] = found
         unreadable |= bad
@@ -178,8 +187,22 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         },
         poor=poor,
         rules=rules,
-        notes=links.notes,
+        notes=[*_describe_range(of_class, dataset_dir, white), *links.notes],
     )
+
+
+def _describe_range(of_class: Mapping[Path, Sequence[Path]], dataset_dir: Path, white: int) -> Iterator[str]:
+    """Says which part of the 16 bits grey values use, where not all, and what does not fit that."""
+    bits = white.bit_length()
+    if white != WHITE:
+        yield f"16-bit files of {dataset_dir} hold {bits}-bit values: {white} is white, not {WHITE}"
+    for directory, paths in of_class.items():
+        values = [highest for highest in find_highest(paths) if highest]
+        if above := sum(highest > white for highest in values):
+            yield f"{directory}: {above} of {len(values)} 16-bit files have values above {white}, which become white"
+        low = sum(white_of(highest) < white for highest in values)
+        if low > _MOSTLY * len(values):
+            yield f"{directory}: {low} of {len(values)} 16-bit files use less than {bits} bits: of another depth?"
 
 
 def fix_command(dataset_dir: Path, testing_dirs: Sequence[Path]) -> str:
@@ -209,7 +232,11 @@ def fix(report: Report) -> int:
                     f"{class_folder(directory, name)}: --fix would move {moved[name]} of its {count} images, which "
                     "resemble others; nothing was moved: look at the report, without --fix, and move them by hand"
                 )
-    reasons = {path: why for path, why in report.unreadable.items() if path.is_file() and not path.is_symlink()}
+    reasons = {
+        path: why
+        for path, why in report.unreadable.items()
+        if path.is_file() and not path.is_symlink() and path.parent not in report.images  # but in a class
+    }
     reasons |= {twin.path: f"{twin.kind}: {twin.reason} {twin.of}" for twin in report.twins}
     for directory in report.images:
         set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
@@ -224,7 +251,7 @@ def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tup
     for directory, members in examined.items():
         known = read_photographs(directory, dataset_dir)
         ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
-        photographs += [known.get(f"{image.path.parent.name}/{image.path.name}") for image in ordered]
+        photographs += [known.get(file_key(image.path)) for image in ordered]
         stems += find_stems([image.path for image in ordered], directory, dataset_dir)
         images += ordered
     labels = [canonical(image.path.parent.name) for image in images]

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from common import UserError, available_cores, write_whole
-from dataset.examining import STORE, Examined, examine, find_unreadable, why_unreadable
+from common import UserError, available_cores, short_name, write_whole
+from dataset.examining import STORE, Examined, examine, find_unreadable, find_white, why_unreadable
 from dataset.folders import (
     AUGMENTED,
-    LEFT_OUT,
     augmented_name,
     canonical,
     class_folder,
@@ -31,9 +30,10 @@ from dataset.folders import (
     image_files,
     own_class_names,
     source_stem,
+    stem_of,
 )
-from dataset.groups import find_links, find_stems, number_groups, read_photographs
-from dataset.moving import move_file, set_aside
+from dataset.groups import file_key, find_links, find_stems, number_groups, read_photographs
+from dataset.moving import LEFT_OUT, move_file, set_aside
 from dataset.reading import read_image, upright_rgb
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
 
@@ -155,7 +155,7 @@ def draw_testing_batch(
     if not lacking or not per_class:
         return rows
     images = [path for folder in folders.values() for path in image_files(folder)]
-    examined, _ = examine([path for path in images if path not in without])
+    examined, _ = examine([path for path in images if path not in without], white=find_white(images))
     groups = _group_by_class(dataset_dir, examined)
     for name in lacking:
         own = [group for group in groups[name] if {path.parent for path in group} == {folders[name]}]
@@ -177,7 +177,7 @@ def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str
     found = find_links(
         examined,
         labels,
-        [photographs.get(f"{image.path.parent.name}/{image.path.name}") for image in examined],
+        [photographs.get(file_key(image.path)) for image in examined],
         find_stems([image.path for image in examined], dataset_dir, dataset_dir),
         STORE,
     )
@@ -236,7 +236,7 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
         for path in image_files(class_folder(extra_dir, name)):
             if why_unreadable(path):
                 continue
-            target = folder / f"{_EXTRA}{path.name}"
+            target = folder / short_name(f"{_EXTRA}{path.name}")
             if not target.exists():
                 with write_whole(target) as partial:
                     shutil.copyfile(path, partial)
@@ -364,7 +364,10 @@ def create_augmented_data(
         for number in missing[name]:
             source = _generator(seed, name, number, "source").choice(sources[name])
             of_source[name, source].append(number)
-    tasks = [_Task(dataset_dir, source, name, tuple(numbers), seed) for (name, source), numbers in of_source.items()]
+    white = find_white([path for name in names for path in sources[name]])
+    tasks = [
+        _Task(dataset_dir, source, name, tuple(numbers), seed, white) for (name, source), numbers in of_source.items()
+    ]
     with tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar:
         for count in _work(tasks, cores):
             bar.update(count)
@@ -379,11 +382,12 @@ class _Task(NamedTuple):
     label: str
     numbers: tuple[int, ...]
     seed: int
+    white: int
 
 
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
     """Which of the numbers from 1 to `count` have no augmented image yet; moves those aside that do not belong."""
-    stems = {path.stem for path in sources}
+    stems = {stem_of(path) for path in sources}
     there, aside = set(), {}
     for path in image_files(class_folder(dataset_dir, name + AUGMENTED)):
         number = int(re.search(r"\d+$", path.stem)[0]) if source_stem(path) else 0
@@ -413,7 +417,7 @@ def _use_one_thread() -> None:
 
 
 def _write_augmented(task: _Task) -> int:
-    image = resize_or_pad_image(read_image(task.source))
+    image = resize_or_pad_image(read_image(task.source, task.white))
     folder = class_folder(task.dataset_dir, task.label + AUGMENTED)
     for number in task.numbers:
         path = folder / augmented_name(task.source, number)

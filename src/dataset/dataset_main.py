@@ -29,8 +29,6 @@ from dataset.augmentation_data import (
 )
 from dataset.folders import (
     AUGMENTED,
-    LEFT_OUT,
-    REJECTED,
     canonical,
     check_apart,
     check_known_classes,
@@ -40,7 +38,7 @@ from dataset.folders import (
     own_class_names,
     tell_left_out,
 )
-from dataset.moving import alone_in
+from dataset.moving import LEFT_OUT, REJECTED, alone_in
 from dataset.plotting_dataset import ClassSizes, plot_dataset
 from dataset.preparedataset import CLASSES, fetch
 from dataset.sample import write_sample

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,8 @@ from tqdm import tqdm
 
 from common import available_cores, write_whole
 from dataset.duplicates import SIDE, Fingerprint, fingerprint
-from dataset.reading import UnreadableImage, read_image, upright_rgb
+from dataset.folders import ImageFolder
+from dataset.reading import WHITE, UnreadableImage, highest_value, read_image, upright_rgb, white_of
 
 STORE = Path(".cache/examined")
 THUMBNAIL = 32
@@ -51,6 +53,7 @@ class Examined:
         intensities: (256,) share of pixels of each grey value.
         fingerprint: what near-duplicates are found by.
         sharpness: the Laplacian by the gradient, root mean squares, at 128 pixels; contrast cancels out.
+        white: the 16-bit value that was taken for white; 0 for files of other values, which have none.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class Examined:
     intensities: np.ndarray
     fingerprint: Fingerprint
     sharpness: float
+    white: int = 0
 
 
 # The fields of `Examined` that are stored: type and shape per image. A new field needs a line here.
@@ -73,22 +77,30 @@ _FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "fingerprint.thumbnail": ("u1", (SIDE, SIDE)),
     "fingerprint.size": ("i4", (2,)),
     "sharpness": ("f8", ()),
+    "white": ("i4", ()),
 }
-_VERSION = 2  # of how the fields are computed; a store of another version is not used
+_VERSION = 3  # of how the fields are computed; a store of another version is not used
 _FORMAT = json.dumps([_VERSION, _FIELDS]).encode()
 
 
-def examine(paths: Sequence[Path], store: Path | None = STORE) -> tuple[list[Examined], dict[Path, str]]:
+def examine(
+    paths: Sequence[Path], store: Path | None = STORE, white: int = WHITE
+) -> tuple[list[Examined], dict[Path, str]]:
     """Looks at every file, and remembers what it saw until the file changes.
 
     Args:
         paths: N files.
         store: a folder for what is remembered beyond this process; None keeps nothing on disk.
+        white: the 16-bit value that is white.
 
     Returns:
         What is known of those that can be read, in their order, and why the others cannot.
     """
-    results = _remember(paths, store, lambda entry: entry.image or entry.reason or None, _examine, "examining", True)
+
+    def recall(entry: _Entry) -> Examined | str | None:
+        return entry.image if entry.image and entry.image.white in (0, white) else entry.reason or None
+
+    results = _remember(paths, store, recall, partial(_examine, white=white), "examining", True)
     examined = [
         result if result.path == path else replace(result, path=path)
         for path, result in zip(paths, results, strict=True)
@@ -101,6 +113,24 @@ def find_unreadable(paths: Sequence[Path], store: Path | None = STORE) -> dict[P
     """Why some of the files cannot be read; takes no time for those that were read before."""
     reasons = _remember(paths, store, lambda entry: entry.reason, _try_to_read, "reading")
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+
+
+def find_white(paths: Sequence[Path], store: Path | None = STORE) -> int:
+    """The 16-bit value that is white in a dataset: the end of the range that its files use.
+
+    Cameras and microscopes write 10, 12 or 14 bits into files of 16.
+    """
+    return white_of(max(find_highest(paths, store), default=0))
+
+
+def find_highest(paths: Sequence[Path], store: Path | None = STORE) -> list[int]:
+    """The highest 16-bit value of each file; 0 for files of other values. Of these only the start is read."""
+    return _remember(paths, store, lambda entry: entry.highest, _find_highest, "looking")
+
+
+def in_own_range(folder: ImageFolder, store: Path | None = STORE) -> ImageFolder:
+    """The same folder, with its 16-bit values scaled by the range that they use."""
+    return folder if folder.arrays is not None else replace(folder, white=find_white(folder.paths, store))
 
 
 def why_unreadable(path: Path) -> str | None:
@@ -133,6 +163,7 @@ def examine_image(path: Path, stored: Image.Image) -> Examined:
         path=path,
         size=image.size,
         form=f"{stored.format or 'array'} {stored.mode}",
+        white=stored.info.get("white", 0),
         pixels=_digest_pixels(image),
         thumbnail=np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
         intensities=np.asarray(grey.histogram(), dtype=np.float32) / (grey.width * grey.height),
@@ -169,12 +200,14 @@ class _Entry:
         version: size, time of modification, time of change and inode of the file.
         reason: why it cannot be read as an image, or "" if it can be; None if unknown.
         digest: of the file's content; None if unknown.
+        highest: its highest 16-bit value, or 0 if it has other values; None if unknown.
         image: what it looks like; None if unknown, or only known on disk.
     """
 
     version: tuple[int, ...]
     reason: str | None = None
     digest: bytes | None = None
+    highest: int | None = None
     image: Examined | None = None
 
 
@@ -232,9 +265,9 @@ def _find_entry(folder: str, name: str) -> _Entry:
     return entries[name]
 
 
-def _examine(path: Path, entry: _Entry) -> None:
+def _examine(path: Path, entry: _Entry, white: int) -> None:
     try:
-        entry.image = examine_image(path, read_image(path))
+        entry.image = examine_image(path, read_image(path, white))
         entry.reason = ""
     except UnreadableImage as error:
         entry.reason = str(error)
@@ -246,6 +279,10 @@ def _try_to_read(path: Path, entry: _Entry) -> None:
         entry.reason = ""
     except UnreadableImage as error:
         entry.reason = str(error)
+
+
+def _find_highest(path: Path, entry: _Entry) -> None:
+    entry.highest = highest_value(path)
 
 
 def _digest_content(path: Path, entry: _Entry) -> None:
@@ -300,12 +337,18 @@ def _load(file: Path) -> dict[str, _Entry]:
             versions,
             json.loads(archive["reasons"].tobytes()),
             archive["digested"].tolist(),
+            archive["highest"].tolist(),
             range(0, len(digests), _DIGEST),
             strict=True,
         )
         return {
-            name: _Entry(version, reason, digests[start : start + _DIGEST] if digested else None)
-            for name, version, reason, digested, start in columns
+            name: _Entry(
+                version,
+                reason,
+                digests[start : start + _DIGEST] if digested else None,
+                highest if highest >= 0 else None,
+            )
+            for name, version, reason, digested, highest, start in columns
         }
     return {}
 
@@ -375,6 +418,7 @@ def _save(file: Path, folder: str, images: bool) -> None:
                 reasons=np.frombuffer(json.dumps([entry.reason for entry in entries.values()]).encode(), np.uint8),
                 digested=np.array([entry.digest is not None for entry in entries.values()], bool),
                 digests=np.frombuffer(digests, f"V{_DIGEST}"),
+                highest=np.array([-1 if entry.highest is None else entry.highest for entry in entries.values()], "i4"),
             )
             known.changed = False
         if images and known.examined:

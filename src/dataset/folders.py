@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -17,12 +18,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from common import UserError, own_name, printable
-from dataset.reading import IMAGE_SUFFIXES, image_of_array, load_archive, read_image, upright_rgb
+from common import UserError, own_name, printable, short_name
+from dataset.moving import LEFT_OUT, REJECTED, is_set_aside
+from dataset.reading import (
+    WHITE,
+    has_image_name,
+    image_of_array,
+    is_array,
+    load_archive,
+    read_image,
+    upright_rgb,
+    why_no_image,
+)
 
 AUGMENTED = "_augmented"
-REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them, and is no class
+_SPARE = 30  # bytes that the name of an augmented image adds to its source's
 _LITTER = {"Thumbs.db", "desktop.ini"}  # that Windows leaves in folders of images
+_MOST_TOLD = 20  # files left out for one reason that are named one by one
+_HIDDEN = "hidden, since its name begins with a dot: rename it to use it"
+_LINK = "a link, which is not followed: put the file itself there, or make the whole folder a link"
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
 
@@ -37,11 +51,12 @@ class ImageFolder:
         paths: N files; of an `.npz` file FILE/<label>/<place in it>, which are only names.
         labels: (N,) int64, places in `classes`.
         augmented: (N,) bool, made from another image.
-        sources: N stems of file names: an augmented image's source, any other's own; None where an augmented image's
-            name does not tell.
+        sources: N stems, as `stem_of` gives them: an augmented image's source, any other's own; None where an
+            augmented image's name does not tell.
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
-        passed_over: what else lies in the class folders, each with the reason why it is not used.
+        white: the value that is white in files of 16-bit values.
+        passed_over: what else lies in the class folders and beside them, each with the reason why it is not used.
     """
 
     directory: Path
@@ -52,6 +67,7 @@ class ImageFolder:
     sources: tuple[str | None, ...]
     inverted: np.ndarray
     arrays: np.ndarray | None = None
+    white: int = WHITE
     passed_over: Mapping[Path, str] = field(default_factory=dict)
 
     def read(self, place: int) -> Image.Image:
@@ -60,10 +76,12 @@ class ImageFolder:
         Raises:
             UnreadableImage: the message is the reason.
         """
-        image = read_image(self.paths[place]) if self.arrays is None else image_of_array(self.arrays[place])
-        if self.inverted[place]:
-            return ImageOps.invert(image if image.mode == "L" else upright_rgb(image))
-        return image
+        image = read_image(self.paths[place], self.white) if self.arrays is None else image_of_array(self.arrays[place])
+        if not self.inverted[place]:
+            return image
+        inverted = ImageOps.invert(image if image.mode == "L" else upright_rgb(image))
+        inverted.format = image.format
+        return inverted
 
     @property
     def name(self) -> str:
@@ -76,7 +94,7 @@ class ImageFolder:
 
     def is_array(self, place: int) -> bool:
         """Whether an image is stored as numbers, and not as a picture."""
-        return self.arrays is not None or self.paths[place].suffix.lower() == ".npy"
+        return self.arrays is not None or is_array(self.paths[place])
 
     def subset(self, places: Sequence[int] | np.ndarray) -> ImageFolder:
         """The same with the images at these places only, in this order."""
@@ -94,7 +112,12 @@ class ImageFolder:
 
 def augmented_name(source: Path, number: int) -> str:
     """The file name of an image made from `source`."""
-    return f"{source.stem}_aug_{number:04d}.jpg"
+    return f"{stem_of(source)}_aug_{number:04d}.jpg"
+
+
+def stem_of(path: Path) -> str:
+    """What images made from this one carry in their names: its name without suffix, shortened where it is very long."""
+    return short_name(path.name if path.suffix[1:].isdecimal() else path.stem, _SPARE)  # scan.001 is not scan.002
 
 
 def source_stem(augmented: Path) -> str | None:
@@ -197,12 +220,12 @@ def _class_folders(directory: Path) -> dict[str, Path]:
     """The folders of classes and of augmented images in a directory, by their canonical names.
 
     Raises:
-        UserError: two of them have the same.
+        UserError: two of them have the same name, or a link leads nowhere.
     """
-    entries = [entry for entry in sorted(directory.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     folders: dict[str, Path] = {}
-    for folder in entries:
-        if folder.name in (REJECTED, LEFT_OUT) or _leads_back(folder):
+    for folder in sorted(directory.iterdir()):
+        _check_link(folder)
+        if not folder.is_dir() or _why_no_class(folder) is not None:
             continue
         other = folders.setdefault(canonical(folder.name), folder)
         if other != folder:
@@ -213,10 +236,46 @@ def _class_folders(directory: Path) -> dict[str, Path]:
     return folders
 
 
-def _leads_back(folder: Path) -> bool:
-    """Whether it is a link to the folder that it lies in, or to one around that."""
+def _check_link(path: Path) -> None:
+    """Raises UserError for a visible link to nowhere: a class whose disk is not mounted must not be overlooked."""
+    if path.is_symlink() and not os.path.exists(path) and not path.name.startswith("."):
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, which cannot be reached: mount or restore that, "
+            "or remove the link"
+        )
+
+
+def _why_no_class(folder: Path) -> str | None:
+    """Why a folder in a dataset is not a class: "" if that is as it should be; None if it is one."""
+    if folder.name.startswith("."):
+        return _HIDDEN
+    if folder.name in (REJECTED, LEFT_OUT) and is_set_aside(folder) and not _holds_images(folder):
+        return ""
     around = folder.parent.resolve()
-    return folder.is_symlink() and folder.resolve() in (around, *around.parents)
+    if folder.is_symlink() and folder.resolve() in (around, *around.parents):
+        return "a link to a folder that it lies in"
+    return None
+
+
+def passed_over_beside(directory: Path) -> dict[Path, str]:
+    """What holds images in a dataset's folder and belongs to no class, each with the reason; sorted by name."""
+    reasons = {}
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            reason = _why_no_class(path)
+            if reason and (reason != _HIDDEN or _holds_images(path)):
+                reasons[path] = reason
+        elif path.name not in _LITTER and path.is_file() and not why_no_image(path):
+            reasons[path] = "an image in no folder of a class"
+    return reasons
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether an image, visible or hidden, lies right in a folder. A folder that cannot be listed has none."""
+    try:
+        return any(path.is_file() and not why_no_image(path) for path in folder.iterdir())
+    except OSError:
+        return False
 
 
 def image_files(directory: Path) -> list[Path]:
@@ -228,65 +287,116 @@ def image_files(directory: Path) -> list[Path]:
 
 
 def passed_over(directory: Path) -> dict[Path, str]:
-    """What else is visible right in a folder, sorted by name, each with the reason why nobody would read it."""
+    """What else is right in a folder, sorted by name, each with the reason why it is not used."""
     return _sort_out(directory)[1]
 
 
 def _sort_out(directory: Path) -> tuple[list[Path], dict[Path, str]]:
     """What `image_files` gives, and `passed_over`."""
-    reasons = {path: _why_passed_over(path, entry) for path, entry in _entries(directory)}
-    images = [path for path, reason in reasons.items() if not reason]
-    return images, {path: reason for path, reason in reasons.items() if reason}
-
-
-def _entries(directory: Path) -> list[tuple[Path, os.DirEntry[str]]]:
     if not directory.is_dir():
-        return []
+        return [], {}
+    images, folders, others = _list(directory)
+    for folder in folders:
+        others[folder] = _LINK if folder.is_symlink() else "a folder in the folder of a class, which is not looked into"
+    return images, dict(sorted(others.items()))
+
+
+def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
+    """What is in a folder, sorted by name: images, visible folders and links to such, and the rest with the reasons.
+
+    What is hidden is passed over without a reason where it holds no images.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    images: list[Path] = []
+    folders: list[Path] = []
+    others: dict[Path, str] = {}
     with os.scandir(directory) as entries:  # tells files from folders without asking after each
-        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _LITTER]
-    return [(directory / entry.name, entry) for entry in sorted(visible, key=lambda entry: entry.name)]
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = directory / entry.name
+            if entry.name.startswith("."):
+                if ".partial" not in entry.name and _has_image(path, entry):
+                    others[path] = _HIDDEN
+            elif entry.name in _LITTER:
+                continue
+            elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(path)):
+                folders.append(path)
+            elif reason := _why_passed_over(path, entry):
+                others[path] = reason
+            else:
+                images.append(path)
+    return images, folders, others
 
 
-def _has_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def _has_image(path: Path, entry: os.DirEntry[str]) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return _holds_images(path)
+    return entry.is_file(follow_symlinks=False) and not why_no_image(path)
 
 
 def _why_passed_over(path: Path, entry: os.DirEntry[str]) -> str | None:
     if entry.is_symlink():
-        return "a link, which is not followed: put the file itself there, or make the whole folder a link"
-    if entry.is_dir(follow_symlinks=False):
-        return "a folder in the folder of a class, which is not looked into"
-    if not entry.is_file(follow_symlinks=False):
+        return _LINK
+    if not entry.is_file():
         return "not a regular file"
-    return None if _has_image_name(path) else "its name does not end as an image's does, so that nobody would read it"
+    return None if has_image_name(path) else why_no_image(path)
 
 
 def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
-    """Names each file that is not used, once in a program's life, with the reason, and says how many they are."""
-    told = [path for path in reasons if os.path.abspath(path) not in _told]
-    for path in told:
-        _log.warning("left out: %s: %s", printable(path), printable(reasons[path]))
-    if told:
-        _log.warning("left out of %s: %d", printable(directory), len(told))
-    _told.update(map(os.path.abspath, told))
+    """Names each file that is not used, once in a program's life, with the reason, and says how many they are.
+
+    Of many files with the same reason it names the first.
+    """
+    by_reason: dict[str, list[Path]] = defaultdict(list)
+    for path, reason in reasons.items():
+        if os.path.abspath(path) not in _told:
+            by_reason[reason].append(path)
+    for reason, told in by_reason.items():
+        if len(told) > _MOST_TOLD:
+            _log.warning("left out: %d files, such as %s: %s", len(told), printable(told[0]), printable(reason))
+        else:
+            for path in told:
+                _log.warning("left out: %s: %s", printable(path), printable(reason))
+        _told.update(map(os.path.abspath, told))
+    if by_reason:
+        _log.warning("left out of %s: %d", printable(directory), sum(map(len, by_reason.values())))
 
 
-def find_images(directory: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
+def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) -> Iterator[Path]:
     """The image files in a folder and in the folders in it, each folder's own sorted by name and before those.
 
-    What is hidden is left out. A link is followed to a file in the folder, and nowhere else.
+    Which files are images, and which links are followed, is as in a dataset: links to folders are, unless what they
+    lead to is searched anyway.
 
     Args:
         directory: the folder.
-        on_error: is called for each folder that cannot be listed.
+        on_passed_over: is called with whatever else there is, and the reason why it is not used.
     """
-    root = os.path.join(os.path.realpath(directory), "")
-    for folder, names, _ in os.walk(directory, onerror=on_error):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for path, entry in _entries(Path(folder)):
-            inside = not entry.is_symlink() or os.path.realpath(path).startswith(root)
-            if _has_image_name(path) and inside and os.path.isfile(path):
-                yield path
+    root = Path(os.path.realpath(directory))
+    searched = {root}
+    waiting = [directory]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            images, folders, others = _list(folder)
+        except OSError as error:
+            on_passed_over(folder, error.strerror)
+            continue
+        for path, reason in others.items():
+            on_passed_over(path, reason)
+        yield from images
+        inner = []
+        for path in folders:
+            target = Path(os.path.realpath(path))
+            if not path.is_symlink():
+                inner.append(path)
+            elif target in searched or root in target.parents or target in root.parents:
+                on_passed_over(path, "a link to a folder that is searched already, or around it")
+            else:
+                searched.add(target)
+                inner.append(path)
+        waiting += reversed(inner)
 
 
 def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
@@ -306,7 +416,7 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
     paths: list[Path] = []
     labels: list[int] = []
     augmented: list[bool] = []
-    others: dict[Path, str] = {}
+    others = passed_over_beside(directory)
     for label, name in enumerate(classes):
         originals, unused = _sort_out(folders[name])
         if not originals:
@@ -324,7 +434,9 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
         paths=tuple(paths),
         labels=np.array(labels, dtype=np.int64),
         augmented=np.array(augmented, dtype=bool),
-        sources=tuple(source_stem(path) if made else path.stem for path, made in zip(paths, augmented, strict=True)),
+        sources=tuple(
+            source_stem(path) if made else stem_of(path) for path, made in zip(paths, augmented, strict=True)
+        ),
         inverted=np.zeros(len(paths), dtype=bool),
         passed_over=others,
     )

@@ -6,6 +6,7 @@ one was made from the other, or if both may be what a third was made from; or if
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from dataset.duplicates import (
     in_order_of_content,
 )
 from dataset.examining import STORE, Examined, examine, examine_image, on_all_cores
-from dataset.folders import ImageFolder, canonical
+from dataset.folders import ImageFolder, canonical, stem_of
 from dataset.reading import UnreadableImage
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows
 
@@ -159,7 +160,7 @@ def find_photographs(folder: ImageFolder, training_dir: Path) -> list[str | None
     """The source photograph of each image, as far as a table tells it; None for augmented images."""
     known = read_photographs(folder.directory, training_dir)
     return [
-        None if augmented else known.get(f"{path.parent.name}/{path.name}")
+        None if augmented else known.get(file_key(path))
         for path, augmented in zip(folder.paths, folder.augmented.tolist(), strict=True)
     ]
 
@@ -171,15 +172,18 @@ def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> li
     """
     moved = None if directory == training_dir else set(_read_moved(directory))
     return [
-        (canonical(path.parent.name), path.stem)
-        if moved is None or f"{path.parent.name}/{path.name}" in moved
-        else None
+        (canonical(path.parent.name), stem_of(path)) if moved is None or file_key(path) in moved else None
         for path in paths
     ]
 
 
+def file_key(path: Path) -> str:
+    """The class and the name of a file, by which tables and folders are compared: a disk may spell both otherwise."""
+    return f"{canonical(path.parent.name)}/{unicodedata.normalize('NFC', path.name)}"
+
+
 def read_photographs(directory: Path, training_dir: Path) -> dict[str, str]:
-    """The source photographs of the patches of Open Images in a folder, by `<class>/<file>`.
+    """The source photographs of the patches of Open Images in a folder, by `file_key`.
 
     Test images that were moved out of the training folder are found in its table.
 
@@ -194,13 +198,14 @@ def read_photographs(directory: Path, training_dir: Path) -> dict[str, str]:
 
 
 def _read_table(directory: Path) -> dict[str, str]:
-    return {row["file"]: row["image_id"] for row in _read_rows(directory / OPEN_IMAGES, ("file", "image_id"))}
+    rows = _read_rows(directory / OPEN_IMAGES, ("file", "image_id"))
+    return {file_key(Path(row["file"])): row["image_id"] for row in rows}
 
 
 def _read_moved(directory: Path) -> list[str]:
-    """The files, as `<class>/<file>`, that were moved to a test folder out of the training folder."""
+    """The files, by `file_key`, that were moved to a test folder out of the training folder."""
     rows = _read_rows(directory / TESTING_BATCH, ("class", "file"))
-    return [f"{row['class']}/{row['file']}" for row in rows]
+    return [file_key(Path(row["class"], row["file"])) for row in rows]
 
 
 def _read_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -211,7 +216,7 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
     """The original images that can be read, by their places."""
     originals = np.flatnonzero(~folder.augmented).tolist()
     if folder.arrays is None and not folder.inverted[originals].any():
-        found, _ = examine([folder.paths[place] for place in originals], store)
+        found, _ = examine([folder.paths[place] for place in originals], store, folder.white)
         by_path = {image.path: image for image in found}
         return {place: by_path[folder.paths[place]] for place in originals if folder.paths[place] in by_path}
 
@@ -230,7 +235,7 @@ def _find_sources(folders: Sequence[ImageFolder], number: int) -> list[Hashable 
     folder = folders[number]
     moved = set(_read_moved(folder.directory)) if number else set()
     return [
-        source and (number * (f"{path.parent.name}/{path.name}" not in moved), folder.classes[label], source)
+        source and (number * (file_key(path) not in moved), folder.classes[label], source)
         for path, label, source in zip(folder.paths, folder.labels.tolist(), folder.sources, strict=True)
     ]
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from common import UserError, lock, write_whole
+from common import UserError, lock, short_name, write_whole
 from dataset.tables import read_rows, write_rows
 
+REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them
 _LOG, _PENDING = "log.csv", ".pending.csv"
 _FILES = ("file", "moved_to")
 _COLUMNS = (*_FILES, "reason")
@@ -48,14 +49,25 @@ def move_file(source: Path, target: Path) -> None:
         source.unlink()
 
 
+def is_set_aside(folder: Path) -> bool:
+    """Whether `set_aside` made a folder, by the log that it keeps there."""
+    return (folder / _LOG).is_file() or (folder / _PENDING).is_file()
+
+
 def set_aside(directory: Path, place: str, reasons: Mapping[Path, str]) -> None:
     """Moves files to the same place below `<directory>/<place>`, and logs where each was, and why it was moved.
 
     Args:
         directory: a folder with a sub-folder a class.
         place: `REJECTED` or `LEFT_OUT`.
-        reasons: files below the directory, each with the reason.
+        reasons: files in the sub-folders, each with the reason.
+
+    Raises:
+        UserError: that place is a folder of somebody else's, such as a class of this name.
     """
+    aside = directory / place
+    if reasons and aside.is_dir() and any(aside.iterdir()) and not is_set_aside(aside):
+        raise UserError(f"{aside} is a class, and the name of the folder that images are to be moved to: rename it")
     finish_moves(directory, place)
     taken: set[str] = set()
     rows = []
@@ -93,5 +105,5 @@ def _free_name(directory: Path, name: str, taken: set[str]) -> str:
     path, free, number = Path(name), name, 1
     while free in taken or (directory / free).exists():
         number += 1
-        free = path.with_name(f"{path.stem}_{number}{path.suffix}").as_posix()
+        free = path.with_name(short_name(f"{path.stem}_{number}{path.suffix}")).as_posix()
     return free

@@ -13,10 +13,10 @@ import numpy as np
 from common import printable
 from dataset.array_images import DARK_SHARE, ArraySet
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.examining import examine
-from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem
-from dataset.reading import read_image, upright_rgb
-from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save_figure
+from dataset.examining import examine, find_white
+from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
+from dataset.reading import WHITE, read_image, upright_rgb
+from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,10 @@ _LARGEST_SHOWN = 1000  # pixels of the longer side, about
 _SOURCES = 2  # of a class, whose augmented images are shown
 _AUGMENTED_SHOWN = 5  # of a source
 _CLASSES_SHOWN = 6  # in a figure of pictures
+_FORMATS_SHOWN = 12  # classes, in a figure of the images' sizes
+_CLASSES_NUMBERED = 20  # up to which each bar has its number
+_ARRAY_CLASSES_SHOWN = 20
+_WIDEST = 14  # inches
 _IN_A_ROW = 5  # images of a class, from the start of an array set, from its middle and from its end
 _GAP = "#a9c4de"  # between array images, so that neither black nor white ones run into it
 
@@ -63,16 +67,18 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
         The PNGs.
     """
     names = class_names(dataset_dir)
-    images = {name: examine(image_files(class_folder(dataset_dir, name)))[0] for name in names}
+    files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
+    white = find_white([path for paths in files.values() for path in paths])
+    images = {name: examine(files[name], white=white)[0] for name in names}
     forms = {name: [image.size for image in members] for name, members in images.items()}
     figures = {
         "class_sizes": draw_class_sizes(sizes),
         "image_formats": draw_formats(forms, {name: Counter(i.form for i in images[name]) for name in names}),
-        "original_padded_images": draw_padded({name: [i.path for i in images[name]] for name in names}),
+        "original_padded_images": draw_padded({name: [i.path for i in images[name]] for name in names}, white),
     }
     augmented = {name: image_files(class_folder(dataset_dir, name + AUGMENTED)) for name in names}
     if any(augmented.values()):
-        figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a})
+        figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a}, white)
     paths = _save_all(figures, figures_dir)
     if "augmented_images" not in figures:
         (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # it would show another dataset's
@@ -97,8 +103,9 @@ def _save_all(figures: Mapping[str, Figure], figures_dir: Path) -> list[Path]:
 
 
 def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
-    """Bars of each class: as it was found, and what became of it."""
-    figure = new_figure(max(6.5, 1.6 * len(sizes) + 2), 4.5)
+    """Bars of each class: as it was found, and what became of it. Where classes are many, without numbers."""
+    many = len(sizes) > _CLASSES_NUMBERED
+    figure = new_figure(_WIDEST if many else max(6.5, 1.6 * len(sizes) + 2), 4.5)
     axes = figure.subplots()
     places = np.arange(len(sizes))
     width = 0.27
@@ -109,14 +116,18 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
     )
     for offset, parts in stacks:
         bottom = np.zeros(len(sizes), dtype=int)
-        for field, label, colour in parts:
+        for field, text, colour in parts:
             heights = np.array([getattr(size, field) for size in sizes.values()])
-            axes.bar(places + offset, heights, width, bottom, color=colour, label=label, edgecolor="white")
+            axes.bar(
+                places + offset, heights, width, bottom, color=colour, label=text, edgecolor=None if many else "white"
+            )
             bottom += heights
         for place, total, size in zip(places, bottom, sizes.values(), strict=True):
+            if many:
+                break
             text = f"{size.kept}+{size.augmented}" if len(parts) > 1 and size.augmented else f"{total}"
             axes.text(place + offset, total, text, ha="center", va="bottom", fontsize=9 if len(sizes) <= 8 else 7)
-    axes.set_xticks(places, sizes)
+    name_ticks(axes.xaxis, list(sizes), rotation=90 if many else 0, fontsize=7 if many else None)
     axes.set(ylabel="images", title="Class sizes before and after")
     axes.set_ylim(0, 1.08 * max(max(size.found, size.kept + size.augmented) for size in sizes.values()))
     axes.spines[["top", "right"]].set_visible(False)
@@ -125,7 +136,12 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
 
 
 def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[str, Counter[str]]) -> Figure:
-    """Dots at the widths and heights of the images; above them, how many different ones, and of which file formats."""
+    """Dots at the widths and heights of the images; above them, how many different ones, and of which file formats.
+
+    Of many classes the first ones are drawn.
+    """
+    count = len(sizes)
+    sizes = dict(list(sizes.items())[:_FORMATS_SHOWN])
     columns = min(3, len(sizes))
     rows = -(-len(sizes) // columns)
     figure = new_figure(3.7 * columns + 0.6, 4.1 * rows + 0.7)
@@ -138,7 +154,7 @@ def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[
         axes.plot(limits, limits, color=GREY, linewidth=0.8, zorder=0)
         axes.scatter(*zip(*counted, strict=True), areas, BLUE, alpha=0.35 if len(counted) > 200 else 0.6, linewidths=0)
         files = ", ".join(f"{count} {form}" for form, count in forms[name].most_common(3))
-        axes.set_title(f"{name}: {len(members)} images, {len(counted)} sizes\n{files}", fontsize=10)
+        axes.set_title(f"{short_label(name)}: {len(members)} images, {len(counted)} sizes\n{files}", fontsize=10)
         axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
         axes.grid(alpha=0.3)
         _use_plain_numbers(axes)
@@ -146,17 +162,20 @@ def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[
         axes.set_visible(False)
     figure.supxlabel("width in pixels, logarithmic")
     figure.supylabel("height in pixels, logarithmic")
-    figure.suptitle("Sizes of the images: a dot a size, larger where several images have it; on the line: squares")
+    some = f" ({len(sizes)} of {count} classes)" if count > len(sizes) else ""
+    figure.suptitle(
+        f"Sizes of the images{some}: a dot a size, larger where several images have it; on the line: squares"
+    )
     return figure
 
 
-def draw_padded(paths: Mapping[str, Sequence[Path]]) -> Figure:
+def draw_padded(paths: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
     """Images of every class as they are, each beside what the models get."""
     names = list(paths)[:_CLASSES_SHOWN]
     figure, grid = _picture_grid(names, 2 * _EXAMPLES)
     for row, name in zip(grid, names, strict=True):
         for place, path in enumerate(_spread(paths[name], _EXAMPLES)):
-            image = upright_rgb(read_image(path))
+            image = upright_rgb(read_image(path, white))
             _show(row[2 * place], _shrink(image), f"{image.width}x{image.height}")
             padded = resize_or_pad_image(image)
             _show(row[2 * place + 1], padded, f"{padded.width}x{padded.height}")
@@ -164,18 +183,18 @@ def draw_padded(paths: Mapping[str, Sequence[Path]]) -> Figure:
     return figure
 
 
-def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]]) -> Figure:
+def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
     """Images of every augmented class, each beside images that were made from it."""
     rows = []
     for name in list(augmented)[:_CLASSES_SHOWN]:
-        files = {path.stem: path for path in image_files(class_folder(dataset_dir, name))}
+        files = {stem_of(path): path for path in image_files(class_folder(dataset_dir, name))}
         made = Counter(source for path in augmented[name] if (source := source_stem(path)) in files)
         for source, _ in sorted(made.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]:
             of_source = [path for path in augmented[name] if source_stem(path) == source]
             rows.append((name, files[source], of_source[:_AUGMENTED_SHOWN]))
     figure, grid = _picture_grid([name for name, *_ in rows], 1 + _AUGMENTED_SHOWN)
     for axes, (_, source, made) in zip(grid, rows, strict=True):
-        _show(axes[0], resize_or_pad_image(read_image(source)), f"source {printable(source.stem)}")
+        _show(axes[0], resize_or_pad_image(read_image(source, white)), f"source {short_label(printable(source.stem))}")
         for place, path in enumerate(made):
             _show(axes[1 + place], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
     figure.suptitle("Images, and what augmentation made of them")
@@ -189,7 +208,7 @@ def _picture_grid(names: Sequence[str], columns: int) -> tuple[Figure, np.ndarra
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     for row, name in zip(grid, names, strict=True):
-        row[0].set_ylabel(name, fontsize=12)
+        row[0].set_ylabel(short_label(name), fontsize=12)
     return figure, grid
 
 
@@ -222,7 +241,7 @@ def draw_array_examples(sets: Sequence[ArraySet]) -> Figure:
     """Images of every class: a column of panels a set, with the first, the middle and the last ones."""
     names = _all_classes(sets)
     cell = 0.42
-    longest = max(map(len, names))
+    longest = max(len(short_label(name)) for name in names)
     figure = new_figure(
         len(sets) * (cell * _IN_A_ROW + 0.25) + 0.6 + 0.08 * longest, 3 * (cell * len(names) + 0.2) + 0.8
     )
@@ -235,7 +254,7 @@ def draw_array_examples(sets: Sequence[ArraySet]) -> Figure:
             )
         column[0].set_title(f"{array_set.name}\n{len(array_set.pixels):,} images", fontsize=11)
     for axes, title in zip(grid[:, 0], ("first", "middle", "last"), strict=True):
-        axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        name_ticks(axes.yaxis, names, np.arange(len(names)) + 0.5)
         axes.set_ylabel(title, fontsize=11)
     figure.suptitle("Examples of each class")
     return figure
@@ -275,7 +294,7 @@ def draw_means(sets: Sequence[ArraySet]) -> Figure:
     """The mean and the variance image of each class, of values from 0 to 1: a row a set; below, the numbers."""
     names = _all_classes(sets)
     cell = 0.75 if len(names) <= 6 else 0.55
-    longest, longest_set = max(map(len, names)), max(len(array_set.name) for array_set in sets)
+    longest, longest_set = max(len(short_label(name)) for name in names), max(len(array_set.name) for array_set in sets)
     upright = longest > 10 * cell  # or the names would run into one another
     figure = new_figure(
         max(4.5, 2 * (cell * len(names) + 0.2)) + 0.9 + 0.08 * longest_set,
@@ -298,7 +317,7 @@ def draw_means(sets: Sequence[ArraySet]) -> Figure:
     for column, image, (title, label) in zip(grid.T, shown, explained, strict=True):
         column[0].xaxis.set_label_position("top")
         column[0].xaxis.tick_top()
-        column[0].set_xticks(np.arange(len(names)) + 0.5, names, rotation=90 if upright else 0)
+        name_ticks(column[0].xaxis, names, np.arange(len(names)) + 0.5, rotation=90 if upright else 0)
         column[0].set_xlabel(title, fontsize=12)
         column[0].tick_params(length=0)
         figure.colorbar(image, cax=column[-1], orientation="horizontal").set_label(label, fontsize=9)
@@ -306,7 +325,8 @@ def draw_means(sets: Sequence[ArraySet]) -> Figure:
 
 
 def _all_classes(sets: Sequence[ArraySet]) -> list[str]:
-    return sorted(set().union(*(array_set.labels.tolist() for array_set in sets)))
+    """The classes of some sets, of many the first ones."""
+    return sorted(set().union(*(array_set.labels.tolist() for array_set in sets)))[:_ARRAY_CLASSES_SHOWN]
 
 
 def _choose_part(images: np.ndarray, part: int) -> list[np.ndarray | None]:

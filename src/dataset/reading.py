@@ -18,7 +18,12 @@ from common import UserError, first_line
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such a picture is refused, see below
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that a picture is read in spite of
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy"})
+# Names of files that are taken for images unopened. What a file is, its content says, whatever its name.
+_USUAL_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".npy"})
+NOT_AN_IMAGE = "not an image"
+WHITE = 65535  # the value that is white in files of 16-bit values, unless a dataset uses a part of the range only
+_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and microscopes use of the 16
+_ARRAY = b"\x93NUMPY"  # that an .npy file begins with
 # A file is to take no more than a gigabyte: the decoders and what comes after them take up to 12 bytes a pixel.
 Image.MAX_IMAGE_PIXELS = 65_000_000
 _SHARES = {"WEBP": 0.5}  # of that limit: its decoder keeps several copies
@@ -40,24 +45,36 @@ class UnreadableImage(Exception):
     """The file is not an image that can be read; the message is the reason, in a few words."""
 
 
-def read_image(path: Path) -> Image.Image:
-    """Reads a file whole, as it is stored: neither turned nor converted.
+def read_image(path: Path, white: int = WHITE) -> Image.Image:
+    """Reads a file whole, as it is stored: neither turned nor converted. Its content says what it is, not its name.
 
     An `.npy` file is one image of shape (H, W), (1, H, W) or (3, H, W), uint8 or floating point from 0 to 1.
+
+    Args:
+        path: the file.
+        white: the 16-bit value that `upright_rgb` is to make white.
+
+    Returns:
+        The image. Its `format` is None if it is an array, else that of the picture.
 
     Raises:
         UnreadableImage: it is empty, cut off, no image, larger than the limit of pixels, or of values or colours that
             could mean anything.
     """
     try:
-        if path.suffix.lower() == ".npy":
+        if is_array(path):
             return image_of_array(_load_array(_read_bytes(path)))
         with Image.open(path, formats=_formats()) as image:
             limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
             if image.width * image.height > limit:  # Pillow itself only warns below twice its limit
                 raise UnreadableImage(_over(limit))
+            if white != WHITE and _is_deep_colour(image):
+                return _read_deep_colour(path, image, white)
+            deep = image.mode.startswith("I") or _is_deep_colour(image)
             image.load()
             _check_values(image)
+            if deep:
+                image.info["white"] = white
             return image
     except UnreadableImage:
         raise
@@ -65,15 +82,95 @@ def read_image(path: Path) -> Image.Image:
         raise UnreadableImage(_reason(path, error)) from error
 
 
+def highest_value(path: Path) -> int:
+    """The highest value of a file of 16-bit values; 0 for any other file, and for one that cannot be read.
+
+    Of colours, of which Pillow keeps the upper 8 bits, it is the highest that these allow.
+    """
+    try:
+        if is_array(path):
+            return 0
+        with Image.open(path, formats=_formats()) as image:
+            colour = _is_deep_colour(image)
+            if not (colour or image.mode.startswith("I")):
+                return 0
+        if not colour:
+            return read_image(path).getextrema()[1]
+        channels = read_image(path).getextrema()[: 1 if image.mode == "LA" else 3]  # without transparency
+        return max(highest for _, highest in channels) << 8 | 255
+    except Exception:  # `read_image` says why
+        return 0
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a file, of which the start was read, has 16 bits per colour, or per grey value beside transparency."""
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile) for tile in image.tile)
+
+
+def _read_deep_colour(path: Path, opened: Image.Image, white: int) -> Image.Image:
+    """Reads 16 bits per colour by OpenCV and scales them: Pillow would keep the upper 8 only.
+
+    Args:
+        path: the file.
+        opened: the same, of which Pillow has read the start.
+        white: the value that becomes 255.
+    """
+    import cv2  # of which most datasets have no need
+
+    values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # (H, W, 3 or 4) as BGR(A)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise UnreadableImage("a picture of 16 bits per colour that is damaged")
+    scaled = (np.arange(WHITE + 1) * 255 / white).round().clip(0, 255).astype(np.uint8)[values[..., :3]]
+    image = Image.fromarray(np.ascontiguousarray(scaled[..., ::-1]))
+    if values.shape[2] == 4:
+        image.putalpha(Image.fromarray((values[..., 3] >> 8).astype(np.uint8)))
+    image.format = opened.format
+    if exif := opened.getexif():
+        image.info["exif"] = exif.tobytes()
+    image.info["white"] = white
+    return image
+
+
+def white_of(highest: int) -> int:
+    """The value that is white where 16-bit values reach the highest one: the end of the range that is in use.
+
+    Of files of other values the highest one is 0.
+    """
+    return next(2**bits - 1 for bits in _DEPTHS if highest < 2**bits) if highest else WHITE
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file begins as an `.npy` file does."""
+    with path.open("rb") as file:
+        return file.read(len(_ARRAY)) == _ARRAY
+
+
+def has_image_name(path: Path) -> bool:
+    """Whether a file is called as images usually are."""
+    return path.suffix.lower() in _USUAL_SUFFIXES
+
+
+def why_no_image(path: Path) -> str | None:
+    """Why a regular file is not taken for an image, by its first bytes; None if it is."""
+    try:
+        if not is_array(path):
+            Image.open(path, formats=_formats()).close()
+    except Image.DecompressionBombError:  # `read_image` says so
+        pass
+    except Exception as error:  # the readers of the formats raise many kinds on damaged files
+        return _reason(path, error)
+    return None
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF data says, lays transparency on white, and scales other grey values to 8 bits.
 
-    These are 16-bit integers and, in floating point, values from 0 to 1.
+    These are 16-bit integers, of which `read_image` knows the white one, and, in floating point, values from 0 to 1.
     """
     if (turn := _TURNS.get(_orientation(image))) is not None:
         image = image.transpose(turn)
         # It is upright now; Pillow keeps the EXIF data, by which it would be turned once more.
-        image.info = {name: value for name, value in image.info.items() if name == "transparency"}
+        image.info = {name: value for name, value in image.info.items() if name in ("transparency", "white")}
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rgb = Image.new("RGB", image.size)
@@ -95,7 +192,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         image = image_of_array(np.asarray(image))
     elif image.mode.startswith("I"):  # Pillow would cut 16-bit values off at 255
-        grey = np.asarray(image).astype(np.float32) / 257
+        grey = np.asarray(image).astype(np.float32) / (image.info.get("white", WHITE) / 255)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
@@ -142,10 +239,17 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """All that Pillow reads but PostScript, which is a programming language: Pillow would have a program run it."""
+    """All that Pillow reads, and HEIC, which telephones write.
+
+    Not PostScript, which is a programming language: Pillow would have a program run it. Nor what Pillow knows by its
+    first bytes only.
+    """
+    from pillow_heif import register_heif_opener  # of which programs that read no image need not wait
+
+    register_heif_opener()
     Image.init()
     _silence_libtiff()
-    return tuple(name for name in Image.ID if name != "EPS")
+    return tuple(name for name in Image.ID if name not in ("EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"))
 
 
 def _silence_libtiff() -> None:
@@ -214,8 +318,6 @@ def _read_bytes(path: Path) -> bytes:
 
 def _load_array(content: bytes) -> np.ndarray:
     """What `np.load` gives for a small file of the usual kind, in a tenth of the time; any other is left to it."""
-    if not content.startswith(b"\x93NUMPY"):
-        raise ValueError("not an array, or a pickled one")
     start = 10 + int.from_bytes(content[8:10], "little")
     if content[6:8] != b"\x01\x00" or len(content) < start:
         return np.load(io.BytesIO(content), allow_pickle=False)
@@ -239,7 +341,7 @@ def _reason(path: Path, error: Exception) -> str:
     if not os.path.getsize(path):
         return "an empty file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
+        return "not an array, or a pickled one" if path.suffix.lower() == ".npy" else NOT_AN_IMAGE
     if isinstance(error, Image.DecompressionBombError):
         return _over(Image.MAX_IMAGE_PIXELS)
     return first_line(error)

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common import UserError, write_whole
+from common import UserError, readable_size, write_whole
 from pipeline.settings import Settings
 
 _KINDS = ("images", "features", "groups", "baseline")  # the folders of arrays; `.cache/` holds other things too
@@ -139,7 +139,9 @@ class Cache:
                     leaving.append(other)
                     excess -= sizes[other]
             if excess > 0:
-                raise NoRoom(f"{_gb(size)} are more than is left of {_gb(self.limit)} (--cache-limit)")
+                raise NoRoom(
+                    f"{readable_size(size)} are more than is left of {readable_size(self.limit)} (--cache-limit)"
+                )
             for other in leaving:
                 other.unlink(missing_ok=True)
                 _record_of(other).unlink(missing_ok=True)
@@ -345,8 +347,4 @@ def _check_disk(folder: Path, size: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if size > free / 2:
-        raise NoRoom(f"{_gb(size)} are more than half of what is free in {folder} ({_gb(free)})")
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+        raise NoRoom(f"{readable_size(size)} are more than half of what is free in {folder} ({readable_size(free)})")

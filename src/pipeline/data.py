@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import UserError
+from dataset.examining import STORE, find_highest, in_own_range
 from dataset.folders import ImageFolder, check_apart, read_folder
+from dataset.reading import WHITE
 from pipeline import distributed
 from pipeline.cache import SHARED, Cache
 from pipeline.images import DecodedImages, decode_images
@@ -20,6 +23,7 @@ from pipeline.settings import FOLDS
 from pipeline.splits import Split, digest_split, load_groups, split_folder
 
 _COPIED_AT_ONCE = 256  # images, on their way to a device
+_log = logging.getLogger(__name__)
 
 
 class ImageBatches(Dataset):
@@ -216,6 +220,28 @@ def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bo
                     if (extra := set(f.classes) - set(other.classes))]  # fmt: skip
             raise UserError(f"{data_dir} and {folder.directory} differ in their classes: {'; '.join(only)}")
     return [training, *testing]
+
+
+def find_range(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
+    """The same folders, with 16-bit values scaled by the range that the training images use, the first folder.
+
+    Args:
+        folders: the training folder, followed by the test folders.
+        cache: whether what is found may be kept.
+    """
+    store = None if cache.directory is None else STORE
+    training = in_own_range(folders[0], store)
+    if training.white != WHITE:
+        bits = training.white.bit_length()
+        _log.info("%s has %d-bit values in files of 16 bits: %d is white", training.directory, bits, training.white)
+        for folder in folders[1:]:
+            highest = max(find_highest(folder.paths, store), default=0) if folder.arrays is None else 0
+            if highest > training.white:
+                _log.warning(
+                    "%s has values up to %d, which become white: %s has %d bits", folder.directory, highest,
+                    training.directory, bits,
+                )  # fmt: skip
+    return [training, *(replace(folder, white=training.white) for folder in folders[1:])]
 
 
 def load_training_data(

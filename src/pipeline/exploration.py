@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from common import UserError
 from dataset.augmentation_data import place_in_square
 from dataset.examining import Examined, examine_image, on_all_cores
-from dataset.folders import ImageFolder, read_folder
+from dataset.folders import ImageFolder, canonical, read_folder
 from dataset.groups import find_links, number_groups
 from dataset.reading import upright_rgb
 from pipeline.checkpoints import read_json
@@ -25,6 +25,7 @@ from pipeline.tester import class_activation_maps
 
 _log = logging.getLogger(__name__)
 _SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
+_SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP"}
 
 
 @dataclass(frozen=True)
@@ -73,25 +74,30 @@ class TestedImage:
         return self.prediction != self.truth
 
 
-def find_test_sets(run_dir: Path, classes: Sequence[str]) -> list[ImageFolder]:
-    """Lists what a run was tested on, by its `settings.json`; opens no image.
+def find_test_sets(run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = ()) -> list[ImageFolder]:
+    """Lists what a run was tested on; opens no image.
+
+    Args:
+        run_dir: the run's folder.
+        classes: that it was trained on.
+        test_dirs: where the test sets are; by default, where `settings.json` says that they were.
 
     Raises:
-        UserError: a test set is not there, or is of other classes now.
+        UserError: a test set is not there, or is of other classes.
     """
-    names = read_json(run_dir / "settings.json").get("test_dir")
-    if not names or not isinstance(names, list):
+    names = test_dirs or read_json(run_dir / "settings.json").get("test_dir")
+    if not isinstance(names, list) or not names:
         raise UserError(f"{run_dir / 'settings.json'} names no test set: train again with --restart")
     directories = [Path(str(name)) for name in names]
     for directory in directories:
-        if not directory.exists():
+        if not test_dirs and not directory.exists():
             raise UserError(
                 f"there is no {directory}, which {run_dir} was tested on: "
-                "start this in the folder that the run was started in"
+                "name its test images with --test-dir, or start this in the folder that the run was started in"
             )
     folders = [read_folder(directory) for directory in directories]
     for folder in folders:
-        if folder.classes != tuple(classes):
+        if folder.classes != tuple(map(canonical, classes)):
             raise UserError(
                 f"{folder.directory} has the classes {', '.join(folder.classes)} now, "
                 f"and {run_dir} was trained on {', '.join(classes)}"
@@ -111,7 +117,7 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
         Mistakes first, the most confident one at the head; then right answers, the least confident one first.
     """
     tested: list[TestedImage] = []
-    for number, folder in enumerate(folders):
+    for number, folder in enumerate(replace(folder, white=run.white) for folder in folders):
         test_set = load_test_set(folder, run.model.input_size)
         loader = make_loader(test_set.images, BATCH)
         logits, _ = predict(run.model, loader, run.hardware, f"testing on {test_set.name}")
@@ -142,7 +148,8 @@ def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) 
 
     def make(place: int) -> Picture:
         path, image = folder.paths[place], folder.read(place)
-        if folder.is_array(place) or path.suffix.lower() not in _SHOWN_BY_BROWSERS or not _is_text(path):
+        shown = image.format in _SHOWN_FORMATS and path.suffix.lower() in _SHOWN_BY_BROWSERS and _is_text(path)
+        if not shown:
             path = directory / f"{place}.png"
             upright_rgb(image).save(path)
         examined = examine_image(path, image)

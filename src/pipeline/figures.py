@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.measures import Calibration, wilson_interval
-from plotting import BLUE, GREY, VERMILION, new_figure, save_figure
+from pipeline.measures import Calibration, top_confusions, wilson_interval
+from plotting import BLUE, GREY, VERMILION, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CLASSES_WRITTEN = 30  # up to which a confusion matrix has its numbers written in
+_CONFUSIONS_LISTED = 30
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -54,6 +58,8 @@ def _plot_curve(
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
     """Draws a confusion matrix: counts, and the share of each true class as colour.
 
+    Of more than 30 classes only the colours are drawn, and beside them the most frequent confusions are listed.
+
     Args:
         confusion: (C, C); rows are true classes.
         classes: C names.
@@ -61,24 +67,37 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
         path: the PNG to write.
     """
     count = len(classes)
-    side = max(4.5, 0.55 * count + 2.5)
-    figure = new_figure(side + 1, side)
-    axes = figure.subplots()
+    written = count <= _CLASSES_WRITTEN
+    side = max(4.5, 0.55 * count + 2.5) if written else 12
+    figure = new_figure(side + (1 if written else 5), side)
+    axes = figure.subplots() if written else _list_confusions(figure, confusion, classes)
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(count, count):
+    for row, column in np.ndindex(count, count) if written else ():
         text = f"{confusion[row, column]}"
         if count <= 12:
             text += f"\n{shares[row, column]:.0%}"
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=11 if count <= 12 else 8)
-    rotation = 0 if max(map(len, classes)) * count <= 40 else 90
-    axes.set_xticks(range(count), classes, rotation=rotation)
-    axes.set_yticks(range(count), classes)
     axes.set(xlabel="predicted", ylabel="true", title=title)
+    rotation = 0 if max(len(short_label(name)) for name in classes) * count <= 40 else 90
+    name_ticks(axes.xaxis, classes, rotation=rotation)
+    name_ticks(axes.yaxis, classes)
     figure.colorbar(picture, ax=axes, label="share of the true class", format="{x:.0%}", shrink=0.8)
     save_figure(figure, path)
+
+
+def _list_confusions(figure: Figure, confusion: np.ndarray, classes: Sequence[str]) -> Axes:
+    """Lists the most frequent confusions on the right of a figure; returns the axes on the left."""
+    axes, beside = figure.subplots(1, 2, width_ratios=(3, 1))
+    lines = [
+        f"{confusion[pair]} of {confusion[pair[0]].sum()} {' as '.join(short_label(classes[place]) for place in pair)}"
+        for pair in top_confusions(confusion, _CONFUSIONS_LISTED)
+    ]
+    beside.axis("off")
+    beside.text(0, 1, "\n".join(["most frequent confusions", "", *(lines or ["none"])]), va="top", fontsize=10)
+    return axes
 
 
 def plot_reliability(calibration: Calibration, title: str, path: Path) -> None:

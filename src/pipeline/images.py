@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common import UserError, available_cores
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.folders import ImageFolder, tell_left_out
-from dataset.reading import UnreadableImage
+from dataset.reading import WHITE, UnreadableImage
 from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes, release, take
 
 _BLOCK = 16  # images that a thread is given at once: handing one over takes as long as reading a small array
@@ -90,13 +90,18 @@ def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
 
 
 def file_versions(folder: ImageFolder) -> str:
-    """A digest of the paths, sizes, times and inodes of a folder's files: it changes when a file does."""
+    """A digest of the paths, sizes, times and inodes of a folder's files, and of how they are read.
+
+    It changes when a file does.
+    """
     digest = hashlib.sha256()
     here = os.getcwd()
     archive = None if folder.arrays is None else _version(folder.paths[0].parents[1])  # FILE/label/number
     for path in folder.paths:
         digest.update(os.fsencode(f"\0{os.path.join(here, path)}\0{archive or _version(path)}"))
     digest.update(folder.inverted.tobytes())
+    if folder.white != WHITE:
+        digest.update(str(folder.white).encode())
     return digest.hexdigest()
 
 
@@ -116,7 +121,8 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
     def decode(places: range) -> int:
         for place in places:
             try:
-                pixels[place] = fit_image(folder.read(place), folder.is_array(place), input_size)
+                image = folder.read(place)
+                pixels[place] = fit_image(image, image.format is None, input_size)
             except UnreadableImage as error:
                 unreadable[place] = str(error)
         return len(places)

@@ -25,6 +25,18 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))
 
 
+def top_confusions(confusion: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """The places, (true, predicted), of the largest numbers off the diagonal of a confusion matrix, largest first.
+
+    Args:
+        confusion: (C, C) counts; rows are true classes.
+        most: how many places; fewer where fewer classes are confused.
+    """
+    mistakes = confusion - np.diag(np.diag(confusion))
+    places = np.argsort(-mistakes, axis=None, kind="stable")[:most].tolist()
+    return [divmod(place, len(confusion)) for place in places if mistakes.flat[place]]
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of the mean of what at least two numbers are a sample of, by Student's t."""
     from scipy.stats import t  # takes a second to import

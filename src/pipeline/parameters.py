@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common import UserError, write_whole
+from common import UserError, decode_text, write_whole
 from models import ALIASES
 from pipeline.settings import Settings, read_model
 
@@ -50,7 +50,7 @@ FIELDS: dict[str, Callable[[str], Any]] = {
 
 
 def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
-    """Reads a parameter file; empty lines are passed over.
+    """Reads a parameter file; empty lines, and such that begin with `#`, are passed over.
 
     Args:
         path: the file.
@@ -60,16 +60,23 @@ def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
         UserError: a line is malformed; the message names file, line and field.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = decode_text(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
-    return [_read_line(line, f"{path}:{number}", others) for number, line in enumerate(lines, 1) if line.strip()]
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8: save it as such"
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    return [
+        _read_line(line, f"{path}:{number}", others)
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
 
 
 def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
     texts = line.split()
     if len(texts) != len(FIELDS):
-        raise UserError(f"{where}: {len(texts)} fields, not the {len(FIELDS)} that are needed: {' '.join(FIELDS)}")
+        raise UserError(
+            f"{where}: {len(texts)} fields, not the {len(FIELDS)} that are needed, between spaces: {' '.join(FIELDS)}"
+        )
     values = {}
     for (name, read), text in zip(FIELDS.items(), texts, strict=True):
         try:

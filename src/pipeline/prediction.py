@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from common import UserError, available_cores
-from dataset.reading import UnreadableImage, read_image
+from dataset.reading import WHITE, UnreadableImage, read_image
 from models import build_model, is_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
@@ -37,6 +37,7 @@ class TrainedRun:
     classes: tuple[str, ...]
     hardware: Hardware
     checkpoint: str = CHECKPOINTS[0]
+    white: int = WHITE  # among 16-bit values, in the images that it was trained on
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     model_type, precision = str(settings.get("model_type")), settings.get("precision")
     if not is_model(model_type) or precision not in ("fp32", "bf16"):
         raise UserError(f"{file} names no model or no precision that there is: train again with --restart")
+    white = settings.get("white", WHITE)  # which runs of earlier versions lack
+    if not isinstance(white, int) or not 0 < white <= WHITE:
+        raise UserError(f"{file} is damaged: train again with --restart")
     if checkpoint is None:
         checkpoint = next((name for name in CHECKPOINTS if (run_dir / f"{name}.pt").exists()), CHECKPOINTS[0])
     file = run_dir / f"{checkpoint}.pt"
@@ -85,34 +89,35 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     model = build_model(model_type, len(loaded.classes), image_size=settings.get("image_size"))
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
-    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware, checkpoint)
+    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware, checkpoint, white)
 
 
 def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:
     """Answers on files in their order, a batch at a time. Only a few batches of images are in memory."""
-    decoded = _decode_ahead(files, run.model.input_size)
+    decoded = _decode_ahead(files, run.model.input_size, run.white)
     while batch := list(islice(decoded, BATCH)):
         yield _answer(run, batch)
 
 
-def _decode_ahead(files: Iterable[Path], input_size: tuple[int, int, int]) -> Iterator[Answer]:
+def _decode_ahead(files: Iterable[Path], input_size: tuple[int, int, int], white: int) -> Iterator[Answer]:
     """The files with their images, in their order, on all cores: Pillow lets go of the interpreter."""
     cores = available_cores()
     pending: deque[Future[Answer]] = deque()
     with ThreadPoolExecutor(cores) as pool:
         for file in files:
-            pending.append(pool.submit(_decode, file, input_size))
+            pending.append(pool.submit(_decode, file, input_size, white))
             if len(pending) >= _AHEAD + cores:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _decode(file: Path, input_size: tuple[int, int, int]) -> Answer:
+def _decode(file: Path, input_size: tuple[int, int, int], white: int) -> Answer:
     if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's, these do not raise
         return Answer(file, fault="not a regular file")  # a pipe might keep its reader waiting
     try:
-        return Answer(file, fit_image(read_image(file), file.suffix.lower() == ".npy", input_size))
+        image = read_image(file, white)
+        return Answer(file, fit_image(image, image.format is None, input_size))
     except UnreadableImage as error:
         return Answer(file, fault=str(error))
 

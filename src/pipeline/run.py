@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import UserError, align, first_free, remove_partial, write_json
+from common import UserError, align, first_free, own_name, remove_partial, write_json
 from dataset.audit import fix_command
 from dataset.folders import ImageFolder
 from models import build_model
@@ -22,10 +23,10 @@ from pipeline.baseline import score_baseline
 from pipeline.cache import Cache
 from pipeline.checkpoints import read_json
 from pipeline.claims import claim_alone
-from pipeline.data import TestSet, TrainingData, load_test_set, load_training_data, read_folders
+from pipeline.data import TestSet, TrainingData, find_range, load_test_set, load_training_data, read_folders
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
-from pipeline.measures import SCORES, score_classes, wilson_interval
+from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
 from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 from pipeline.splits import describe_data, digest_images, load_groups
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 _MOST_IMBALANCE = 1.5  # of the largest class to the smallest, above which a remedy is named
 _LEAST_AUGMENTED = 0.1  # of the originals, below which augmentation changes little
 _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
+_MOST_NAMED = 30  # classes that a line lists
 
 
 def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False) -> dict[str, Any] | None:
@@ -80,6 +82,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
             settings.freeze_to,
             settings.image_size,
         )
+        folders = find_range(folders, cache)
         groups = load_groups(folders[:1], cache)  # without the test sets, on which the folds must not depend
         images = describe_data(folders, cache)
         _check_overlap(images, settings, folders)
@@ -91,7 +94,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         return None
     test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
     with nullcontext() if claimed else claim_alone(settings):
-        run_id = _open_folder(settings, described)
+        run_id = _open_folder(settings, {**described, "white": folders[0].white})
         distributed.wait_for_all()
         _introduce(settings, hardware, model, data, test_sets)
         for note in (*groups.notes, *_notes_on_classes(settings, data)):
@@ -216,13 +219,27 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     differing = [
         f"{name} {earlier.get(name)} there, {value} here"
         for name, value in described.items()
-        if earlier.get(name) != value
+        if not _is_same(name, earlier.get(name), value)
     ]
     if differing:
         raise UserError(
             f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
             "use these, another --output-dir, or --restart"
         )
+
+
+def _is_same(name: str, earlier: Any, value: Any) -> bool:
+    """Whether a setting is what it was. A path is if it leads to the same, or to what was moved and has kept its name.
+
+    That the images themselves are the same is checked by the digests of their contents.
+    """
+    if name == "test_dir" and isinstance(earlier, list) and len(earlier) == len(value):
+        return all(_is_same("data_dir", *pair) for pair in zip(earlier, value, strict=True))
+    if name not in ("data_dir", "weights") or not (isinstance(earlier, str) and isinstance(value, str)):
+        return earlier == value
+    if os.path.exists(earlier):
+        return os.path.realpath(earlier) == os.path.realpath(value)
+    return own_name(Path(earlier)) == own_name(Path(value))
 
 
 def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
@@ -251,11 +268,12 @@ def _introduce(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _log.info("%s on %s: %s parameters", settings.run_dir, hardware, f"{parameters:,}")
     _log.info(
-        "%d images to train on, %d to validate on, %s of the classes %s",
+        "%d images to train on, %d to validate on, %s of the %s %s",
         len(data.train),
         len(data.validation),
         ", ".join(f"{len(test_set.images)} to test on in {test_set.name}" for test_set in test_sets),
-        ", ".join(data.classes),
+        "classes" if len(data.classes) <= _MOST_NAMED else f"{len(data.classes)} classes",
+        ", ".join(data.classes) if len(data.classes) <= _MOST_NAMED else f"{data.classes[0]} to {data.classes[-1]}",
     )
     sizes = data.split.group_sizes(data.folder)
     _log.info(
@@ -346,4 +364,10 @@ def class_tables(metrics: dict[str, Any]) -> str:
             percents = ("-" if share is None else f"{share:.1%}" for share in shares)
             rows.append((name, str(of_class.images), *percents, *(str(count) for count in taken if shown)))
         tables.append(f"{title}\n{align(rows)}")
+        if not shown and (confused := top_confusions(np.array(confusion), _MOST_COLUMNS)):
+            rows = [("most frequent confusions", "as", "images")]
+            rows += [
+                (classes[true], classes[predicted], str(confusion[true][predicted])) for true, predicted in confused
+            ]
+            tables.append(align(rows))
     return "\n\n".join(tables)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from common import link
+from common import link, short_name
 from dataset.tables import write_rows
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint
@@ -24,6 +25,7 @@ from pipeline.metrics import Scores
 from pipeline.settings import Settings
 
 _HEATMAPS_PER_CLASS = 3
+_CLASSES_EXPLAINED = 20
 
 
 class Tester:
@@ -74,13 +76,15 @@ class Tester:
 
     def _write_predictions(self, checkpoint: Checkpoint, name: str) -> None:
         columns = ("file", "truth", "predicted", *(f"p_{label}" for label in self.classes))
-        rows: list[dict[str, str]] = []
-        for test_set in self.test_sets:
-            logits, _ = self._predicted[checkpoint.epoch, test_set.name]
-            rows += self._rows(logits, test_set.files, test_set.labels, test_set.name)
+        rows = chain.from_iterable(
+            self._rows(
+                self._predicted[checkpoint.epoch, test_set.name][0], test_set.files, test_set.labels, test_set.name
+            )
+            for test_set in self.test_sets
+        )
         write_rows(self.folder / f"predictions_{name}.csv", ("set", *columns), rows)
         if self.validation and checkpoint.validation is not None:
-            rows = list(self._rows(checkpoint.validation, self.validation.files, self.validation.labels))
+            rows = self._rows(checkpoint.validation, self.validation.files, self.validation.labels)
             write_rows(self.folder / f"validation_{name}.csv", columns, rows)
 
     def _rows(
@@ -128,11 +132,11 @@ class Tester:
     def _draw_scores(
         self, test_set: str, checkpoint: str, suffix: str, scores: Scores, calibration: Calibration
     ) -> None:
-        path = self.folder / "confusion_matrices" / f"cm_{checkpoint}{suffix}.png"
+        path = self.folder / "confusion_matrices" / short_name(f"cm_{checkpoint}{suffix}.png")
         title = f"{self.settings.model_type}, {checkpoint} on {test_set}"
         plot_confusion(scores.confusion, self.classes, f"{title}\naccuracy {scores.accuracy:.1%}", path)
         self.figures.append(path)
-        path = self.folder / "reliability" / f"{checkpoint}{suffix}.png"
+        path = self.folder / "reliability" / short_name(f"{checkpoint}{suffix}.png")
         plot_reliability(calibration, f"{title}\nexpected calibration error {calibration.error:.1%}", path)
         self.figures.append(path)
 
@@ -149,7 +153,8 @@ class Tester:
             numbers[label] += 1
             title = f"true: {self.classes[label]}   predicted: {self.classes[prediction]}"
             title += f" ({probabilities[place, prediction]:.0%} confident{', wrong' if label != prediction else ''})"
-            paths.append(folder / f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png")
+            name = f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}{suffix}.png"
+            paths.append(folder / short_name(name))
             figure.save(image.permute(1, 2, 0).numpy(), heatmap, title, paths[-1])
         return paths
 
@@ -157,13 +162,17 @@ class Tester:
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _HEATMAPS_PER_CLASS) -> list[int]:
     """Places of the images to explain: of each class the first, its first mistake, then others in their order.
 
+    Of more than 20 classes those of the lowest recall are taken.
+
     Args:
         labels: (N,) int.
         predictions: (N,) int.
         per_class: how many of each class, if it has as many.
     """
     chosen: list[int] = []
-    for label in np.unique(labels):
+    classes, members = np.unique(labels, return_inverse=True)
+    recalls = np.bincount(members, predictions == labels) / np.bincount(members)
+    for label in classes[np.sort(np.argsort(recalls, kind="stable")[:_CLASSES_EXPLAINED])].tolist():
         places = np.flatnonzero(labels == label).tolist()
         mistakes = [place for place in places if predictions[place] != label]
         wanted = dict.fromkeys([places[0], *mistakes[:1], *places])  # keeps the order, drops repetitions

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import UserError, first_free, write_whole
+from common import UserError, decode_text, first_free, write_whole
+from dataset.tables import parse_table
 from pipeline.settings import CHECKPOINTS
 from reporting.runs import (
     CHECKPOINT,
@@ -72,10 +73,8 @@ def read_table(file: Path) -> tuple[list[Run], list[str]]:
 def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
     """Return the columns of a table, and its rows with the line that each ends on."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            columns = list(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
+        columns, rows = parse_table(decode_text(file.read_bytes()), _COLUMNS)
+        rows = [(line, row) for line, row in rows if not str(row[columns[0]]).startswith("#")]
     except FileNotFoundError:
         raise UserError(f"there is no file {file}") from None
     except (csv.Error, UnicodeDecodeError) as error:

@@ -30,9 +30,9 @@ _DIGITS = 8  # of a digest
 
 
 def read_number(value: Any) -> float | None:
-    """Return a finite number, read from text or JSON; None for anything else."""
+    """Return a finite number, read from JSON or from text, also with a decimal comma; None for anything else."""
     try:
-        number = float(value)
+        number = float(value.replace(",", ".") if isinstance(value, str) else value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import UserError, write_whole
-from plotting import BLUE, VERMILION, new_figure, save_figure
+from plotting import BLUE, VERMILION, name_ticks, new_figure, save_figure
 from reporting.tables import Table
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ PUBLISHED = {
 ROWS = tuple(PUBLISHED)
 STUDIED = ("SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet")
 HALVES = {"TEST": ("TEST_black", "TEST_white")}  # sets that are tested on in parts
+_CLASSES_WRITTEN = 30  # up to which a confusion matrix has its numbers written in
 _HALF_ROWS = tuple((trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ()))
 
 
@@ -128,7 +129,7 @@ def write_reports(study: Study, path: Path) -> None:
             )
             parts.append(f"{model}, trained on {trained}, tested on {tested}\n\n{report}")
     with write_whole(path) as partial:
-        partial.write_text("\n".join(parts))
+        partial.write_text("\n".join(parts), encoding="utf-8")
 
 
 def draw_curves(study: Study, path: Path) -> None:
@@ -179,7 +180,7 @@ def _read_history(history: Path, column: str) -> list[float]:
 def draw_confusions(study: Study, path: Path) -> None:
     """Draws a confusion matrix of all seeds together for every row and model: shares of each true class."""
     count = len(study.classes)
-    side = max(2.4, 0.4 * count)
+    side = max(2.4, 0.4 * min(count, _CLASSES_WRITTEN))
     figure = new_figure(side * len(STUDIED) + 1, side * len(ROWS) + 0.6)
     panels = figure.subplots(len(ROWS), len(STUDIED), squeeze=False)
     for row, (trained, tested) in zip(panels, ROWS, strict=True):
@@ -187,12 +188,12 @@ def draw_confusions(study: Study, path: Path) -> None:
             confusion = study.confusions(trained, tested, model).sum(axis=0)
             shares = confusion / confusion.sum(axis=1, keepdims=True).clip(1)
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-            for (true, predicted), share in np.ndenumerate(shares):
+            for (true, predicted), share in np.ndenumerate(shares) if count <= _CLASSES_WRITTEN else ():
                 colour = "white" if share > 0.6 else "black"
                 axes.text(predicted, true, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
-            axes.set_xticks(range(count), study.classes)
-            axes.set_yticks(range(count), study.classes)
             axes.set_xlabel("predicted")
+            name_ticks(axes.xaxis, study.classes)
+            name_ticks(axes.yaxis, study.classes)
         row[0].set_ylabel(f"{trained} / {tested}\ntrue class")
     for axes, model in zip(panels[0], STUDIED, strict=True):
         axes.set_title(model)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from common import UserError
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
 from dataset.folders import image_files, read_folder
 from dataset.groups import NEAR_DUPLICATE, Link, Links, find_groups
@@ -80,11 +81,36 @@ def test_names_every_file_that_cannot_be_read(folders):
     assert {path.name: reason for path, reason in audit(dataset, [testing]).unreadable.items()} == {
         "empty.jpg": "an empty file",
         "text.png": "not an image",
-        "notes.txt": "its name does not end as an image's does, so that nobody would read it",
+        "notes.txt": "not an image",
         "cut.jpg": "image file is truncated (1 bytes not processed)",
         "0_aug_0001.jpg": "an empty file",
     } | {"cut.jpg": audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]}
     assert "truncated" in audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]
+
+
+def test_images_in_no_class_are_named_and_stay(folders):
+    dataset, testing = folders
+    (dataset / ".22LR").mkdir()
+    shutil.copy(dataset / "Axe/0.jpg", dataset / ".22LR/0.jpg")
+    shutil.copy(dataset / "Axe/0.jpg", dataset / "loose")
+    before = digests(dataset)
+    report = audit(dataset, [testing])
+    assert [path.name for path in report.unreadable] == [".22LR", "loose"]
+    assert fix(report) == 0
+    assert digests(dataset) == before
+
+
+def test_a_class_that_is_called_rejected_is_audited_and_not_moved_to(folders):
+    dataset, testing = folders
+    for folder in folders:
+        (folder / "Book").rename(folder / "rejected")
+    shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe/same.jpg")
+    report = audit(dataset, [testing])
+    assert report.images[dataset] == {"Axe": 7, "rejected": 6}
+    before = digests(dataset)
+    with pytest.raises(UserError, match=r"dataset/rejected is a class, and the name of the folder that images are"):
+        fix(report)
+    assert digests(dataset) == before
 
 
 def test_test_folders_may_lack_classes_and_images(folders):
@@ -449,3 +475,23 @@ def test_fix_moves_any_number_of_identical_copies(tmp_path):
                 Image.fromarray(noise).resize((60, 48), Image.Resampling.BICUBIC).save(path)
     assert fix(audit(tmp_path, [])) == 24
     assert audit(tmp_path, []).clean
+
+
+def test_sixteen_bit_files_of_fewer_bits_are_named(folders):
+    dataset, testing = folders
+    generator = np.random.default_rng(0)
+    for folder, most in ((dataset, 4096), (testing, 65536)):
+        for path in (path for label in ("Axe", "Book") for path in image_files(folder / label)):
+            path.unlink()
+            blocks = generator.integers(0, most, (6, 6)).repeat(8, axis=0).repeat(8, axis=1)
+            Image.fromarray(blocks.astype(np.uint16)).save(path.with_suffix(".png"))
+    report = audit(dataset, [testing])
+    assert report.notes == [
+        f"16-bit files of {dataset} hold 12-bit values: 4095 is white, not 65535",
+        f"{testing}: 12 of 12 16-bit files have values above 4095, which become white",
+    ]
+    assert report.notes[0] in list(describe(report))
+    assert audit(testing, []).notes == []
+    assert audit(testing, [dataset]).notes == [
+        f"{dataset}: 12 of 12 16-bit files use less than 16 bits: of another depth?"
+    ]

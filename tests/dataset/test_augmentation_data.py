@@ -28,6 +28,7 @@ from dataset.augmentation_data import (
 )
 from dataset.examining import examine
 from dataset.folders import image_files, source_stem
+from dataset.reading import read_image
 from dataset.tables import read_rows, write_rows
 from helpers import digests
 
@@ -296,6 +297,14 @@ class TestTestingBatch:
         create_testing_batch(tmp_path / "stopped/dataset", tmp_path / "stopped/testing", 4)
         assert digests(tmp_path / "stopped") == digests(tmp_path / "undisturbed")
 
+    def test_own_images_of_the_longest_names_are_copied_once(self, make_dataset, tmp_path):
+        extra, testing = make_dataset({"A": 1}, directory=tmp_path / "extra"), tmp_path / "testing"
+        (image,) = image_files(extra / "A")
+        for end in "12":
+            shutil.copy(image, extra / "A" / ("x" * 250 + f"{end}.jpg"))
+        assert add_extra_testing(extra, testing) == {"A": 3}
+        assert add_extra_testing(extra, testing) == {"A": 0}
+
     def test_own_images_are_copied_once(self, make_dataset, tmp_path):
         extra, testing = make_dataset({"A": 2, "B": 1}, directory=tmp_path / "extra"), tmp_path / "testing"
         before = digests(extra)
@@ -412,6 +421,26 @@ class TestAugmentation:
         assert create_augmented_data(dataset) == {"B": 0, composed: 0}
         assert len(image_files(dataset / f"{composed}_augmented")) == 3
         assert reduce_classes(dataset, 3) == {"B": 4, composed: 1}
+
+    def test_sixteen_bit_images_are_scaled_by_their_range(self, tmp_path, monkeypatch):
+        for name, count in (("A", 1), ("B", 3)):
+            (tmp_path / "data" / name).mkdir(parents=True)
+            for number in range(count):
+                values = np.full((30, 30), 3000 if name == "A" else 4000, np.uint16)
+                Image.fromarray(values).save(tmp_path / "data" / name / f"{number}.png")
+        monkeypatch.setattr("dataset.augmentation_data.augment", lambda image, *_: image)
+        assert create_augmented_data(tmp_path / "data") == {"A": 2, "B": 0}
+        for path in image_files(tmp_path / "data" / "A_augmented"):
+            assert np.asarray(read_image(path))[112, 112] == pytest.approx(3000 * 255 / 4095, abs=1)
+
+    def test_images_of_the_longest_names_are_sources_too(self, make_dataset):
+        dataset = make_dataset({"A": 2, "B": 4})
+        for end, path in enumerate(image_files(dataset / "A")):
+            path.rename(path.with_name("\u5199" * 83 + f"{end}{path.suffix}"))
+        assert create_augmented_data(dataset) == {"A": 2, "B": 0}
+        before = digests(dataset)
+        assert create_augmented_data(dataset) == {"A": 0, "B": 0}
+        assert digests(dataset) == before
 
     def test_brings_every_class_up_to_the_largest(self, make_dataset):
         dataset = make_dataset({"A": 3, "B": 9, "C": 7})

@@ -2,15 +2,20 @@
 
 import shutil
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
+from dataset.array_images import ArraySet
 from dataset.dataset_main import measure_classes
 from dataset.folders import image_files
-from dataset.plotting_dataset import draw_class_sizes
+from dataset.plotting_dataset import ClassSizes, draw_array_examples, draw_class_sizes, draw_formats, draw_means
 from dataset.sample import draw_numbered
 from helpers import digests, start
+from plotting import save_figure
 
 COUNTS = {"Axe": 7, "Book": 16, "Hammer": 6}
 ARGUMENTS = ("--max-per-class", 12, "--testing-per-class", 3, "--figures-dir", "figures")
@@ -187,3 +192,18 @@ def test_bad_arguments(tmp_path, arguments, message):
     assert result.stderr.startswith(f"error: {message}")
     assert len(result.stderr.splitlines()) == 1
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("count", [30, 1000])
+def test_figures_of_many_classes_stay_small(count, tmp_path):
+    names = [f"class {number:04d}" for number in range(count)]
+    array_set = ArraySet("TRAIN", np.array(names), np.zeros((count, 28, 28), np.uint8))
+    for figure in (
+        draw_class_sizes(dict.fromkeys(names, ClassSizes(9, 5, 3, 1))),
+        draw_formats({name: [(28, 28)] for name in names}, {name: Counter(["PNG L"]) for name in names}),
+        draw_array_examples([array_set]),
+        draw_means([array_set]),
+    ):
+        assert max(figure.get_size_inches()) < 35
+        assert len(figure.findobj(Text)) < 700
+        save_figure(figure, tmp_path / "figure.png")

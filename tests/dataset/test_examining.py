@@ -82,7 +82,7 @@ class TestStore:
         store = Path("store")
         first, unreadable = examine(images, store)
         digests = content_digests(images, store)
-        assert len(opened) == 8
+        assert len(opened) == 12  # to see whether it is an array, to read it, and for the digest
         opened.clear()
         forget()
         second, unreadable_again = examine(images, store)
@@ -153,7 +153,7 @@ class TestStore:
         forget()
         opened.clear()
         examine(images, None)
-        assert len(opened) == 4
+        assert len(opened) == 8
 
     def test_what_was_only_read_is_remembered_too_and_files_that_are_gone_are_not(self, images, tmp_path, opened):
         store = tmp_path / "store"
@@ -230,3 +230,28 @@ def test_equal_pixels_have_equal_digests(tmp_path):
     assert pixels[0] == pixels[1] == pixels[2]
     assert len({*pixels[2:]}) == 3
     assert {len(digest) for digest in pixels} == {16}
+
+
+def test_the_range_of_values_is_known_until_a_file_changes(tmp_path, monkeypatch):
+    paths = [tmp_path / "photos" / f"{number}.png" for number in range(3)]
+    paths[0].parent.mkdir()
+    Image.new("RGB", (9, 9)).save(paths[0])
+    for path, value in zip(paths[1:], (700, 4000), strict=True):
+        Image.fromarray(np.full((9, 9), value, np.uint16)).save(path)
+    store = tmp_path / "store"
+    assert examining.find_highest(paths, store) == [0, 700, 4000]
+    assert [examining.find_white(paths[:count], store) for count in (0, 1, 2, 3)] == [65535, 65535, 1023, 4095]
+    levels = []
+    for white in (65535, 4095, 4095):
+        examined, _ = examining.examine(paths, store, white)
+        levels.append([int(image.intensities.argmax()) for image in examined])
+        assert [image.white for image in examined] == [0, white, white]
+    assert levels == [[0, 3, 16], [0, 44, 249], [0, 44, 249]]
+    with monkeypatch.context() as patch:
+        patch.setattr(examining, "_known", {})
+        for name in ("highest_value", "read_image"):
+            patch.setattr(examining, name, None)
+        assert examining.find_highest(paths, store) == [0, 700, 4000]
+        assert [image.white for image in examining.examine(paths, store, 4095)[0]] == [0, 4095, 4095]
+    Image.fromarray(np.full((9, 9), 60000, np.uint16)).save(paths[1])
+    assert examining.find_white(paths, store) == 65535

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from common import UserError
 from dataset import reading
-from dataset.folders import augmented_name, canonical, class_folder, read_folder, source_stem
+from dataset.folders import augmented_name, canonical, class_folder, image_files, read_folder, source_stem, stem_of
+from dataset.moving import set_aside
 
 
 def test_lists_classes_and_images_in_a_fixed_order(make_folder):
@@ -35,10 +37,61 @@ def test_leaves_other_files_alone(make_folder):
 
 def test_a_class_without_images_says_what_it_has_instead(make_folder):
     directory = make_folder("data", {"A": 2, "B": 1})
-    (directory / "A/notes.txt").touch()
-    (directory / "B/0000.png").rename(directory / "B/0000.heic")
-    with pytest.raises(UserError, match=r"B has no images: .*B/0000\.heic: its name does not end as an image's does"):
+    (directory / "B/0000.png").unlink()
+    (directory / "B/notes.txt").write_text("text")
+    with pytest.raises(UserError, match=r"B has no images: .*B/notes\.txt: not an image"):
         read_folder(directory)
+
+
+@pytest.mark.parametrize("name", ["0000", "0000.txt", "0000.heic", "0000.jfif", "0000.npy", "0000.tar.gz"])
+def test_content_says_what_is_an_image_and_not_its_name(make_folder, name):
+    directory = make_folder("data", {"A": 2, "B": 1})
+    path = (directory / "B/0000.png").rename(directory / "B" / name)
+    np.save(directory / "A/array.npy", np.zeros((4, 4)))
+    (directory / "A/array.npy").rename(directory / "A/array")
+    listed = read_folder(directory)
+    assert listed.paths[-1] == path
+    assert [listed.is_array(place) for place in range(4)] == [False, False, True, False]
+    assert [listed.read(place).format for place in range(4)] == ["PNG", "PNG", None, "PNG"]
+    assert listed.passed_over == {}
+
+
+@pytest.mark.parametrize("name", ["rejected", "left_out", "accepted"])
+def test_a_folder_of_images_is_a_class_whatever_its_name(make_folder, name):
+    """Unless this project moved images there."""
+    directory = make_folder("data", {"A": 2, name: 2})
+    assert read_folder(directory).classes == ("A", name)
+    if name != "accepted":
+        with pytest.raises(UserError, match=f"data/{name} is a class, and the name of the folder that images are"):
+            set_aside(directory, name, {directory / "A/0000.png": "why not"})
+        assert read_folder(directory).classes == ("A", name)
+        assert len(image_files(directory / "A")) == 2
+
+
+@pytest.mark.parametrize("name", ["rejected", "left_out"])
+def test_a_folder_of_images_that_were_moved_aside_is_no_class(make_folder, name):
+    directory = make_folder("data", {"A": 2, "B": 2, "C": 2})
+    set_aside(directory, name, {directory / "A/0000.png": "why not"})
+    listed = read_folder(directory)
+    assert (listed.classes, len(listed.paths), listed.passed_over) == (("A", "B", "C"), 5, {})
+    (directory / name / "log.csv").rename(directory / name / ".pending.csv")  # as the next move would begin
+    assert read_folder(directory).classes == ("A", "B", "C")
+
+
+def test_images_that_belong_to_no_class_are_named(make_folder):
+    directory = make_folder("data", {"A": 2, "B": 2, ".22LR": 2, ".cache": 1, ".git": 1})
+    (directory / ".cache/0000.png").rename(directory / "loose.png")
+    (directory / ".git/0000.png").write_text("no image")
+    (directory / "notes.txt").write_text("no image")
+    (directory / "A/.0001.99.partial.png").write_bytes((directory / "loose.png").read_bytes())
+    (directory / "A/0001.png").rename(directory / "A/.0001.png")
+    found = read_folder(directory).passed_over
+    hidden = "hidden, since its name begins with a dot: rename it to use it"
+    assert {path.relative_to(directory).as_posix(): reason for path, reason in found.items()} == {
+        ".22LR": hidden,
+        "loose.png": "an image in no folder of a class",
+        "A/.0001.png": hidden,
+    }
 
 
 def test_augmented_images_are_listed_when_asked_for(make_folder):
@@ -57,6 +110,28 @@ def test_augmented_images_are_listed_when_asked_for(make_folder):
 def test_an_augmented_images_name_carries_its_source(stem, number):
     source = Path("Axe") / f"{stem}.jpg"
     assert source_stem(Path(augmented_name(source, number))) == source.stem
+
+
+@pytest.mark.parametrize("length", [1, 200, 225, 251])
+def test_also_of_a_source_of_a_long_name(tmp_path, length):
+    folder = tmp_path / "data"
+    for name in ("A", "A_augmented", "B"):
+        (folder / name).mkdir(parents=True)
+    names = ["x" * (length - 1) + end for end in "ab"]
+    for name in names:
+        Image.new("RGB", (9, 9)).save(folder / "A" / f"{name}.jpg")
+        Image.new("RGB", (9, 9)).save(folder / "B" / f"{name}.jpg")
+        made = augmented_name(Path(f"{name}.jpg"), 12_345)
+        assert length > 225 or made == f"{name}_aug_12345.jpg"
+        Image.new("RGB", (9, 9)).save(folder / "A_augmented" / made)
+    listed = read_folder(folder, with_augmented=True)
+    assert sorted(listed.sources[:2]) == sorted(listed.sources[2:4])
+    assert len(set(listed.sources)) == 2
+
+
+def test_images_that_are_numbered_by_their_suffix_have_stems_of_their_own():
+    assert stem_of(Path("scan.001")) == "scan.001"
+    assert source_stem(Path(augmented_name(Path("scan.001"), 7))) == "scan.001"
 
 
 COMPOSED, DECOMPOSED = "K\u00e4se", "Ka\u0308se"

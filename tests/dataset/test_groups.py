@@ -268,7 +268,7 @@ class TestFolders:
             save(draw(12), tmp_path / "train/A_augmented" / f"{name}.jpg")  # looks like an image of the other class
         looked = []
         original = groups.examine
-        monkeypatch.setattr(groups, "examine", lambda paths, store: looked.extend(paths) or original(paths, store))
+        monkeypatch.setattr(groups, "examine", lambda paths, *how: looked.extend(paths) or original(paths, *how))
         folder = read_folder(tmp_path / "train", with_augmented=True)
         numbers = number_by_name([folder], find_groups([folder], None))
         together = ["A/0.png", "A/0.jpg", "A_augmented/0_aug_0001.jpg", "A_augmented/0_aug_0002.jpg"]
@@ -330,6 +330,22 @@ class TestFolders:
         assert numbers["train/B/1.jpg"] == numbers["test/A/2.jpg"]
         assert numbers["train/A/0.jpg"] == numbers["other/A/9.jpg"]
         assert len(set(numbers.values())) == len(numbers) - 3
+
+    def test_tables_and_folders_may_spell_names_otherwise(self, tmp_path):
+        """Composed or decomposed, as disks of Linux and macOS do, and with a space at the end of a class."""
+        train, test = tmp_path / "train", tmp_path / "test"
+        composed, decomposed = "K\u00e4se/K\u00e4se 1.jpg", "Ka\u0308se /Ka\u0308se 1.jpg"
+        for number, name in enumerate((decomposed, "B/1.jpg", "B/2.jpg")):
+            save(draw(number), train / name)
+        save(draw(9), test / decomposed.replace("1", "2"))
+        rows = [(composed, "p"), ("B/1.jpg", "p"), (composed.replace("1", "2"), "q"), ("B/2.jpg", "q")]
+        write_rows(train / OPEN_IMAGES, ("file", "image_id"), [{"file": f, "image_id": i} for f, i in rows])
+        write_rows(test / TESTING_BATCH, ("class", "file"), [{"class": "K\u00e4se", "file": "K\u00e4se 2.jpg"}])
+        folders = [read_folder(train), _read_test_folder(test)]
+        numbers = number_by_name(folders, find_groups(folders, None))
+        assert numbers[f"train/{decomposed}"] == numbers["train/B/1.jpg"]
+        assert numbers[f"test/{decomposed.replace('1', '2')}"] == numbers["train/B/2.jpg"]
+        assert numbers["train/B/1.jpg"] != numbers["train/B/2.jpg"]
 
     def test_what_was_made_from_an_image_that_is_tested_on(self, tmp_path):
         """Its source was moved to the test folder; the augmented image stayed."""

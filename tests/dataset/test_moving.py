@@ -45,12 +45,38 @@ def test_a_name_that_is_taken_gets_a_number(dataset):
     assert len(read_rows(dataset / "rejected/log.csv", ["moved_to"])) == 2
 
 
+def test_the_longest_names_are_moved_too(dataset):
+    long = dataset / "A" / ("\u5199" * 83 + ".jpg")
+    for text in ("first", "second"):
+        long.write_text(text)
+        set_aside(dataset, "rejected", {long: "is bad"})
+    moved = {name: text for name, text in files(dataset).items() if len(name) > 50}
+    assert sorted(moved.values()) == ["first", "second"]
+    assert moved[f"rejected/A/{long.name}"] == "first"
+
+
 def test_names_that_spreadsheets_stumble_over(dataset):
     odd = dataset / "A" / 'a, "b"\nc\udcff.jpg'
     odd.write_text("odd")
     set_aside(dataset, "rejected", {odd: "x"})
     assert (dataset / "rejected" / "A" / odd.name).read_text() == "odd"
     assert read_rows(dataset / "rejected/log.csv", ["moved_to"])[0]["file"] == f"A/{odd.name}"
+
+
+def test_tables_that_a_spreadsheet_saved(tmp_path):
+    table = tmp_path / "batch.csv"
+    for content in ("class;file\r\nK\u00e4se;1, 2.jpg\r\n", "class\tfile\nK\u00e4se\t1, 2.jpg\n",
+                    'sep=,\nclass,file\nK\u00e4se,"1, 2.jpg"\n'):  # fmt: skip
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            table.write_bytes(content.encode(encoding))
+            assert read_rows(table, ("class", "file")) == [{"class": "K\u00e4se", "file": "1, 2.jpg"}]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\xfe\xff\xd8", b"\xef\xbb\xbf", b"# comment", b"sep=;\n"])
+def test_tables_that_are_none(tmp_path, content):
+    (tmp_path / "batch.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"batch.csv is damaged: fix or delete it"):
+        read_rows(tmp_path / "batch.csv", ("class", "file"))
 
 
 @pytest.mark.parametrize("moves_done", [0, 1])

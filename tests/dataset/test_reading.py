@@ -3,18 +3,22 @@
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 import hostile
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.reading import UnreadableImage, read_image, upright_rgb
+from dataset.reading import UnreadableImage, highest_value, read_image, upright_rgb, white_of
 from helpers import REPOSITORY
 
 
@@ -130,6 +134,61 @@ def test_images_of_every_kind_look_as_they_should(tmp_path, capfd, write, expect
     assert capfd.readouterr() == ("", "")  # of the decoders' own messages
 
 
+def write_deep(path, values):
+    """Values (H, W) or (H, W, 3) of up to 16 bits."""
+    if values.ndim == 2:
+        Image.fromarray(values).save(path)
+    else:
+        cv2.imwrite(str(path), np.ascontiguousarray(values[..., ::-1]))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3)], ids=["grey", "colour"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_sixteen_bit_files_of_fewer_bits(tmp_path, suffix, shape, bits):
+    values = np.random.default_rng(bits).integers(0, 2**bits, shape).astype(np.uint16)
+    values.flat[0] = 2**bits - 1
+    path = write_deep(tmp_path / f"deep.{suffix}", values)
+    assert white_of(highest_value(path)) == 2**bits - 1
+    image = read_image(path, 2**bits - 1)
+    assert image.format == {"png": "PNG", "tif": "TIFF"}[suffix]
+    found = np.asarray(upright_rgb(image)).astype(float)
+    expected = values.astype(float) * 255 / (2**bits - 1)
+    if bits < 16 or len(shape) == 2:
+        assert np.abs(found - (expected[..., None] if len(shape) == 2 else expected)).max() <= 0.5
+    else:
+        assert np.abs(found - expected).max() <= 1  # Pillow's own reading, which rounds down
+
+
+def test_values_above_white_are_white_and_transparency_stays(tmp_path):
+    path = write_deep(tmp_path / "deep.png", np.array([[0, 4095, 60000]], np.uint16))
+    assert np.asarray(upright_rgb(read_image(path, 4095)))[0, :, 0].tolist() == [0, 255, 255]
+    colours = np.array([[(4095, 0, 0, 65535), (4095, 0, 0, 0)]], np.uint16)
+    cv2.imwrite(str(path), cv2.cvtColor(colours, cv2.COLOR_RGBA2BGRA))
+    assert np.asarray(upright_rgb(read_image(path, 4095)))[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+def test_deep_files_are_turned_upright_too(tmp_path):
+    for values in (np.full((20, 40), 900, np.uint16), np.full((20, 40, 3), 900, np.uint16)):
+        path = write_deep(tmp_path / "deep.png", values)
+        content = path.read_bytes()
+        exif = hostile.exif_of(6).tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+        path.write_bytes(content[:33] + chunk + content[33:])  # behind the header
+        assert upright_rgb(read_image(path, 1023)).size == (20, 40)
+
+
+def test_other_files_have_no_such_values(tmp_path):
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "photo.jpg")
+    np.save(tmp_path / "array.npy", np.ones((4, 4)))
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "cut.png").write_bytes(write_deep(tmp_path / "deep.png", np.eye(40, dtype=np.uint16)).read_bytes()[:60])
+    for name in ("photo.jpg", "array.npy", "text.png", "cut.png", "missing.png"):
+        assert highest_value(tmp_path / name) == 0
+    assert white_of(0) == 65535
+
+
 def test_half_transparent_colours_are_mixed_with_white(tmp_path):
     Image.new("RGBA", (4, 3000), (200, 0, 0, 51)).save(tmp_path / "image.png")
     found = np.asarray(upright_rgb(read_image(tmp_path / "image.png"))).reshape(-1, 3)
@@ -207,6 +266,9 @@ def write_large(kind, path):
         Image.new("I;16", (SIDE, SIDE), 999).save(path, "TIFF")
     elif kind == "floating point":
         Image.new("F", (SIDE, SIDE), 0.5).save(path, "TIFF")
+    elif kind == "HEIC":
+        register_heif_opener()
+        Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 99)).save(path, "HEIF", quality=30)
     elif kind == "WebP":
         image = Image.new("RGBA", (SIDE, SIDE // 2), (9, 9, 9, 99))
         image.save(path, "WEBP", lossless=True, method=0, quality=0, exif=exif)
@@ -216,7 +278,7 @@ def write_large(kind, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["progressive CMYK", "turned, with alpha", "sixteen bits", "floating point", "WebP", "array"]
+    "kind", ["progressive CMYK", "turned, with alpha", "sixteen bits", "floating point", "WebP", "HEIC", "array"]
 )
 def test_the_largest_images_take_less_than_a_gigabyte(tmp_path, kind):
     path = tmp_path / f"image.{'npy' if kind == 'array' else 'jpg'}"

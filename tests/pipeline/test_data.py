@@ -1,18 +1,23 @@
 """Batches hold what they should, in the order that they should."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common import UserError
 from dataset.folders import read_folder
+from pipeline.cache import Cache
 from pipeline.data import (
     BatchOrder,
     ImageBatches,
     ResidentBatches,
     bring_near,
+    find_range,
     load_test_set,
     load_training_data,
     make_loader,
@@ -160,3 +165,48 @@ def test_names_of_classes_may_be_composed_otherwise(make_folder):
     test_set = load_test_set(folders[1], (3, 16, 16))
     assert test_set.labels.tolist() == [0, 0, 1, 1]
     assert test_set.paths[2] == testing / "Ka\u0308se/0000.png"
+
+
+def write_stripes(directory, depth, count=8, brightest=0):
+    """Two classes of 16-bit grey images: stripes across and down, of values around a quarter of this depth."""
+    generator = np.random.default_rng(len(directory.name))
+    for name in ("across", "down"):
+        (directory / name).mkdir(parents=True)
+        for number in range(count):
+            stripes = np.tile((np.arange(28) // 4 % 2)[:, None], (1, 28)) * 2.0 ** (depth - 5)
+            values = 2 ** (depth - 2) + (stripes if name == "across" else stripes.T)
+            values = (values + generator.normal(0, 2 ** (depth - 9), (28, 28))).round()
+            values[0, 0] = max(values[0, 0], brightest)
+            Image.fromarray(values.astype(np.uint16)).save(directory / name / f"{number}.png")
+    return directory
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_sixteen_bit_files_are_scaled_by_the_range_of_the_training_images(tmp_path, monkeypatch, caplog, cached):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    training, testing = write_stripes(tmp_path / "train", 12), write_stripes(tmp_path / "test", 12, brightest=5000)
+    deep = write_stripes(tmp_path / "deep", 16)
+    cache = Cache() if cached else Cache(directory=None)
+    for _ in range(2):
+        caplog.clear()
+        folders = find_range(read_folders(training, (testing, deep), with_augmented=False), cache)
+        assert [folder.white for folder in folders] == [4095] * 3
+        assert caplog.messages[:2] == [
+            f"{training} has 12-bit values in files of 16 bits: 4095 is white",
+            f"{testing} has values up to 5000, which become white: {training} has 12 bits",
+        ]
+    images, _ = load_test_set(folders[0], (3, 28, 28), cache).images.__getitems__([0])
+    stripes = images[0, 0].float().mean(dim=1)
+    assert stripes[4:8].mean() - stripes[:4].mean() == pytest.approx(128 * 255 / 4095, abs=1)
+    plain = read_folders(deep, (tmp_path / "train",), with_augmented=False)
+    assert [folder.white for folder in find_range(plain, cache)] == [65535] * 2
+    assert (tmp_path / ".cache").exists() == cached
+
+
+def test_another_range_is_decoded_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = read_folder(write_stripes(tmp_path / "train", 12))
+    dark = load_test_set(folder, (3, 28, 28)).images.decoded.pixels.max()
+    light = load_test_set(replace(folder, white=4095), (3, 28, 28)).images.decoded.pixels.max()
+    assert light > 10 * dark

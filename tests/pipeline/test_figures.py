@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from pipeline import figures
 from pipeline.measures import Calibration
@@ -49,3 +50,23 @@ def test_no_legend_hides_a_point(drawn, tmp_path):
             assert figure.bbox.y0 <= place.y0
             others = [*places[:number], *(axes.get_tightbbox() for axes in all_axes if axes.get_legend() is None)]
             assert not any(place.overlaps(other) for other in (*others, *(axes.bbox for axes in all_axes)))
+
+
+@pytest.mark.parametrize("count", [31, 300, 1000])
+def test_a_large_confusion_matrix_is_an_image_with_a_list_of_confusions(drawn, tmp_path, count):
+    confusion = np.diag(np.full(count, 9))
+    confusion[5, 7], confusion[2, 1] = 4, 3
+    names = [f"class {number}" for number in range(count)]
+    figures.plot_confusion(confusion, names, "title", tmp_path / "confusion.png")
+    (figure,) = drawn
+    assert (figure.get_size_inches() <= 20).all()
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert len(texts) < 300
+    (listed,) = (text.splitlines() for text in texts if text.startswith("most frequent confusions"))
+    assert listed[2:] == ["4 of 13 class 5 as class 7", "3 of 12 class 2 as class 1"]
+    FigureCanvasAgg(figure).draw()
+
+
+def test_a_small_confusion_matrix_has_its_numbers(drawn, tmp_path):
+    figures.plot_confusion(np.diag([7, 8]), ["a", "b"], "title", tmp_path / "confusion.png")
+    assert {"7\n100%", "8\n100%", "0\n0%", "a", "b"} <= {text.get_text() for text in drawn[0].findobj(Text)}

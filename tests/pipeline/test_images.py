@@ -40,9 +40,9 @@ def decoded(monkeypatch):
     """The files that are decoded from now on."""
     files = []
 
-    def read_image(path, original=folders.read_image):
+    def read_image(path, white, original=folders.read_image):
         files.append(path)
-        return original(path)
+        return original(path, white)
 
     monkeypatch.setattr(folders, "read_image", read_image)
     return files
@@ -106,7 +106,7 @@ def test_without_a_cache_or_room_in_it_images_are_decoded_for_this_program(folde
 
 def test_no_room_anywhere(folder, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**4, 10**4, 0))
-    with pytest.raises(UserError, match=r"data, decoded, finds no room: 0\.00 GB are more than half"):
+    with pytest.raises(UserError, match=r"data, decoded, finds no room: 24\.58 kB are more than half"):
         decode_images(folder, COLOUR, Cache(None))
 
 
@@ -150,8 +150,8 @@ def test_a_change_is_noticed(directory, folder, cache, decoded, change):
 
 @pytest.mark.parametrize("change", ["content", "deleted"])
 def test_a_change_while_images_are_read_is_refused(folder, cache, monkeypatch, change):
-    def read_image(path, original=folders.read_image):
-        image = original(path)
+    def read_image(path, white, original=folders.read_image):
+        image = original(path, white)
         if path == folder.paths[5]:
             if change == "deleted":
                 folder.paths[2].unlink()
@@ -199,7 +199,7 @@ def test_a_folder_without_a_readable_image(folder, cache):
 
 
 def test_a_failure_leaves_no_half_written_cache(folder, cache, monkeypatch):
-    def interrupt(path):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(folders, "read_image", interrupt)

@@ -13,6 +13,7 @@ from pipeline.measures import (
     mcnemar_test,
     paired_interval,
     score_classes,
+    top_confusions,
 )
 
 
@@ -122,3 +123,10 @@ def test_the_expected_best_of_one_run_is_its_accuracy():
     for accuracy, images in ((0.0, 7), (0.3, 105), (1.0, 7), (0.25, 10**9)):
         assert expected_best(accuracy, images, 1) == pytest.approx(accuracy)
     assert expected_best(1.0, 7, 100) == 1
+
+
+def test_top_confusions():
+    confusion = np.array([[9, 1, 0], [5, 9, 2], [0, 5, 9]])
+    assert top_confusions(confusion, 3) == [(1, 0), (2, 1), (1, 2)]
+    assert top_confusions(confusion, 10) == [(1, 0), (2, 1), (1, 2), (0, 1)]
+    assert top_confusions(np.diag([3, 4]), 10) == []

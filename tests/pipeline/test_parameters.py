@@ -73,7 +73,10 @@ def test_spellings_of_true_and_false(parameter_file, yes, no):
         (LINE.replace(" 0.1 ", " 0,1 "), "learning_rate 0,1: must be a number"),
         (LINE.replace(" 0.1 ", " nan "), "-l/--learning-rate nan: must be a number above 0"),
         (LINE.replace(" false", " 2"), "data_augmentation 2: must be True or False"),
-        (LINE + " x", "10 fields, not the 9 that are needed: model_type pretrained num_epochs batch_size"),
+        (
+            LINE + " x",
+            "10 fields, not the 9 that are needed, between spaces: model_type pretrained num_epochs batch_size",
+        ),
         ("VGG", "1 fields, not the 9"),
     ],
 )
@@ -83,6 +86,19 @@ def test_a_malformed_line(parameter_file, line, message):
         read_parameters(path, OTHERS)
     assert str(caught.value).startswith(f"{path}:3: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_files_as_editors_of_windows_save_them(tmp_path, encoding, end):
+    lines = ["# first try: größer", LINE.replace(" ", "\t"), "  # another", "", LINE.replace("0.1", "0.2")]
+    (tmp_path / "runs.txt").write_bytes(end.join(lines).encode(encoding))
+    assert [settings.learning_rate for settings in read_parameters(tmp_path / "runs.txt", OTHERS)] == [0.1, 0.2]
+
+
+def test_a_malformed_line_is_numbered_with_the_comments(parameter_file):
+    with pytest.raises(UserError, match=r"runs.txt:3: 1 fields, not the 9 that are needed, between spaces: model_type"):
+        read_parameters(parameter_file("# comment", LINE, LINE.replace(" ", ",")), OTHERS)
 
 
 def test_files_that_are_no_text(tmp_path):

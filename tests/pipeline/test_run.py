@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,7 +18,7 @@ from dataset.folders import augmented_name
 from dataset.tables import read_rows
 from helpers import digests
 from pipeline.data import read_folders
-from pipeline.prediction import load_run
+from pipeline.prediction import load_run, predict_files
 from pipeline.run import class_tables, results_table, run
 from pipeline.settings import Settings
 from pipeline.splits import digest_images
@@ -69,6 +71,30 @@ def test_other_settings_are_refused_and_named(settings):
     assert digests(settings.run_dir) == before
 
 
+def test_paths_are_compared_by_what_they_lead_to(settings, tmp_path, caplog):
+    """Spelled otherwise, through a link, or moved: the same images, so the same run."""
+    metrics = run(settings)
+    data, test = settings.data_dir, settings.test_dir[0]
+    (tmp_path / "link").symlink_to(data)
+    for spelled in (os.path.relpath(data), f"{tmp_path}/./test/../data", "link"):
+        assert run(replace(settings, data_dir=Path(spelled), test_dir=(Path(os.path.relpath(test)),))) == metrics
+    (tmp_path / "moved").mkdir()
+    moved = data.rename(tmp_path / "moved/data"), test.rename(tmp_path / "moved/test")
+    caplog.set_level(logging.INFO)
+    assert run(replace(settings, data_dir=moved[0], test_dir=moved[1:])) == metrics
+    assert caplog.messages[-1] == f"{settings.run_dir} has finished already; --restart begins anew"
+
+
+def test_another_folder_is_another_setting(settings, tmp_path):
+    run(settings)
+    other = shutil.copytree(settings.data_dir, tmp_path / "other")
+    with pytest.raises(UserError, match=f"begun with other settings .data_dir {settings.data_dir} there, {other} here"):
+        run(replace(settings, data_dir=other))
+    settings.data_dir.rename(tmp_path / "away")
+    with pytest.raises(UserError, match="begun with other settings"):
+        run(replace(settings, data_dir=other))
+
+
 def test_restart_moves_the_earlier_run_aside(settings):
     run(settings)
     before = digests(settings.run_dir)
@@ -104,6 +130,46 @@ def test_without_validation_all_images_train_and_the_last_epoch_is_kept(settings
     assert load_run(everything.run_dir, None).checkpoint == "terminal"
     assert "terminal" in results_table(metrics)
     assert class_tables(metrics).startswith("terminal on test")
+
+
+def test_of_many_classes_the_screen_lists_the_most_frequent_confusions():
+    confusion = np.diag(np.full(12, 8))
+    confusion[3, 4], confusion[11, 0] = 2, 5
+    names = [f"class{number}" for number in range(12)]
+    scores = {"accuracy": 0.9, "images": 100, "confusion_matrix": confusion.tolist()}
+    metrics = {"settings": {"classes": names}, "checkpoints": {"terminal": {"test": {"test": scores}}}}
+    of_classes, confused = class_tables(metrics).split("\n\n")
+    assert len(of_classes.splitlines()) == 2 + 12
+    assert "as class0" not in of_classes
+    assert [line.split() for line in confused.splitlines()[1:]] == [
+        ["class11", "class0", "5"],
+        ["class3", "class4", "2"],
+    ]
+
+
+def test_a_run_keeps_the_range_of_its_images_for_others(settings, tmp_path):
+    """The same answers on the test images, one at a time, as in the test; 16-bit files of 12 bits."""
+    generator = np.random.default_rng(0)
+    for place in (settings.data_dir, *settings.test_dir):
+        for path in place.rglob("*.png"):
+            light = 2000 if path.parent.name == "A" else 0
+            Image.fromarray(generator.integers(light, light + 2000, (20, 24)).astype(np.uint16)).save(path)
+    metrics = run(replace(settings, precision="fp32"))
+    assert json.loads((settings.run_dir / "settings.json").read_text())["white"] == 4095
+    loaded = load_run(settings.run_dir, "terminal")
+    (test_dir,) = settings.test_dir
+    rows = {row["file"]: row for row in read_rows(settings.run_dir / "predictions_terminal.csv", ["file"])}
+    for batch in predict_files(loaded, sorted(test_dir.rglob("*.png"))):
+        for answer in batch:
+            row = rows["/".join(answer.file.parts[-2:])]
+            assert answer.probabilities[0] == pytest.approx(float(row["p_A"]), abs=1e-5)
+            assert answer.image.max() > 100 or answer.file.parent.name == "B"
+    assert run(replace(settings, precision="fp32")) == metrics
+    (settings.run_dir / "settings.json").write_text(
+        json.dumps({"model_type": "Tiny", "precision": "fp32", "white": -1})
+    )
+    with pytest.raises(UserError, match=r"settings.json is damaged"):
+        load_run(settings.run_dir, "terminal")
 
 
 def test_a_run_says_what_it_was_trained_and_tested_on(settings):

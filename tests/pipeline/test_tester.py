@@ -29,6 +29,16 @@ def test_examples_prefer_the_first_and_a_mistake():
     assert choose_examples(labels, predictions) == [0, 4, 1, 6, 7, 8, 11, 12]
 
 
+def test_of_many_classes_those_of_the_lowest_recall_are_explained():
+    labels = np.repeat(np.arange(1000), 4)
+    predictions = labels.copy()
+    worst = np.arange(3, 1000, 50)
+    predictions[4 * worst + 1] = 0
+    chosen = choose_examples(labels, predictions)
+    assert labels[chosen].tolist() == np.repeat(worst, 3).tolist()
+    assert chosen[:3] == [12, 13, 14]
+
+
 @pytest.fixture
 def two_sets(tiny_model, make_folder, tmp_path, monkeypatch, request):
     """A tester over two test sets, with a different checkpoint for each name; the parameter says whether it plots."""
@@ -94,6 +104,20 @@ def test_the_checkpoints_own_validation_is_written(two_sets):
     assert (first["truth"], second["truth"]) == ("A", "B")
     assert (first["predicted"], second["predicted"]) == ("B", "A")
     assert (first["p_B"], second["p_A"]) == ("0.731059", "0.880797")
+
+
+def test_classes_and_test_sets_of_the_longest_names_have_figures(tiny_model, make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classes = ("\u5199" * 84 + "1", "\u5199" * 84 + "2")
+    folders = [make_folder(name, dict.fromkeys(classes, 2)) for name in ("first", "\u5199" * 85)]
+    settings = Settings(model_type=tiny_model, plots=True, fold=None, test_dir=tuple(folders))
+    model = build_model(tiny_model, 2)
+    Checkpoint(tiny_model, classes, 1, model.state_dict()).save(settings.run_dir / "terminal.pt")
+    test_sets = [load_test_set(read_folder(folder), (3, 16, 16)) for folder in folders]
+    drawn = tester.Tester(model, classes, test_sets, settings, CPU)
+    drawn.test()
+    assert len(set(drawn.figures)) == 2 * (2 + 2 * 2)
+    assert all(path.exists() for path in drawn.figures)
 
 
 @pytest.mark.parametrize("two_sets", [True], indirect=True)
