@@ -22,7 +22,7 @@ def test_defaults():
         "model_type": "VGG", "pretrained": False, "num_epochs": 30, "batch_size": 32, "learning_rate": 1e-4,
         "weight_decay": 1e-4, "gamma": 0.99, "val_freq": 1, "early_stopping_patience": 20, "data_augmentation": False,
         "data_dir": "dataset", "test_dir": ["dataset_testing"], "seed": 100, "precision": "auto", "recipe": "default",
-        "weights": None, "freeze_to": None, "folds": 5, "fold": 0, "balance": False,
+        "weights": None, "freeze_to": None, "image_size": None, "folds": 5, "fold": 0, "balance": False,
     }  # fmt: skip
     assert parse("-m", "VGG").output_dir == Path("saved_models")
     assert parse("-m", "VGG").wandb == "auto"
@@ -57,8 +57,18 @@ def test_help_names_every_flag_and_default(tmp_path):
     text = " ".join(start("main.py", "--help", cwd=tmp_path).stdout.split())
     for field in dataclasses.fields(Settings):
         assert all(f"{flag} " in text or f"{flag}," in text for flag in field.metadata["flags"])
-    for default in ("30", "32", "0.0001", "0.99", "dataset", "dataset_testing", "saved_models", "100", "auto"):
-        assert f"(default: {default})" in text
+    for default in (
+        "30, ",
+        "32)",
+        "0.0001, ",
+        "0.99)",
+        "dataset)",
+        "dataset_testing)",
+        "saved_models)",
+        "100)",
+        "auto)",
+    ):
+        assert f"(default: {default}" in text
 
 
 def test_help_does_not_wait_for_heavy_imports():
@@ -115,7 +125,7 @@ def _copy_folder(source, target):
 
 
 BAD_ARGUMENTS = [
-    (["-m", "AlexNet"], "unknown model 'AlexNet': choose VGG, VGGAdapted, CustomVGG, ResNet18, CNNBasic"),
+    (["-m", "AlexNet"], "unknown model 'AlexNet': choose VGG, VGGAdapted, CustomVGG, ResNet18, EfficientNetLite0"),
     ([], "-m/--model-type"),
     (["-m", "VGG", "-e", "0"], "-e/--num-epochs 0: must be at least 1"),
     (["-m", "VGG", "-e", "many"], "-e/--num-epochs"),
@@ -133,7 +143,12 @@ BAD_ARGUMENTS = [
     (["-m", "VGG", "--weights", "w.pth"], "--weights w.pth: must be used together with -p"),
     (["-m", "VGG", "--freeze-to", "conv2"], "--freeze-to conv2: must be used together with -p"),
     (["-m", "ResNet18", "-t", "a/test", "b/test"], "folders of different names"),
-    (["-m", "ResNet18", "-p"], "trained from scratch"),
+    (["-m", "ResNet18", "-p", "--weights", "nowhere.pth"], "cannot read --weights nowhere.pth"),
+    (["-m", "timm/"], "unknown model 'timm/'"),
+    (["-m", "timm/mobilenetv3_smal_100"], "did you mean mobilenetv3_small_100"),
+    (["-m", "VGG", "--image-size", "64"], "--image-size 64: VGG takes images of 224x224 pixels only"),
+    (["-m", "ResNet18", "--image-size", "16"], "--image-size 16: must be at least 32"),
+    (["-m", "ResNet18", "--recipe", "finetune"], "--recipe finetune: must be used together with -p"),
     (["-m", "CNNBasic", "-p"], "trained from scratch"),
     (["-m", "VGG", "-p", "--weights", "nowhere.pth"], "cannot read --weights nowhere.pth"),
     (["-m", "CustomVGG", "-p", "--freeze-to", "conv5"], "cannot be frozen to conv5"),

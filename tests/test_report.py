@@ -174,7 +174,7 @@ def test_reads_and_writes_the_runs_of_a_folder(program, models_dir):
     assert [float(cell) for cell in rows[2][3:20]] == pytest.approx(
         [0.6, 0.1, 0.59, 0.5, 0.2, 0.49, 0.4, 0.3, 0.39, 0.9, 0.01, 0.8, 0.6, 0.02, 0.4, 105, 100]
     )
-    assert rows[2][20:] == ["", "first", *[""] * 6]
+    assert rows[2][20:] == ["", "first", *[""] * 7]
     assert "ResNet18: best 2 of 2" in out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -25,7 +27,8 @@ def load_torchvision(name: str, url: str, weights: Path | None) -> dict[str, Ten
         return read_weights(weights)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     try:
-        state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        with redirect_stdout(sys.stderr):  # where torch.hub says that it downloads
+            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except OSError as error:
         raise UserError(
             f"cannot download the pretrained weights of {name} ({error}): get {url} on a machine with internet, "

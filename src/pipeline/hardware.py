@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from common import available_cores
 from models import is_of_timm
 from models.base import Classifier
 
-_M_MMAP_THRESHOLD = -3  # glibc's name and number for: blocks from this size on are mapped one by one
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's numbers of these settings
 
 
 @dataclass(frozen=True)
@@ -52,26 +51,24 @@ class Hardware:
 
 
 def set_up_torch() -> None:
-    """What every program has torch told before it computes: which cores are there, TF32, when to free memory."""
-    _return_freed_memory()
+    """What every program has torch told before it computes: which cores are there, TF32, what to do with freed memory."""
+    _keep_freed_memory()
     if available_cores() < torch.get_num_threads():
         torch.set_num_threads(available_cores())
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 
 
-def _return_freed_memory() -> None:
-    """Has the C library give freed tensors back to the system at once, where it is glibc.
+def _keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next batch, where it is glibc.
 
-    Left to itself it keeps them in a heap that the tensors of later batches fit into badly, and much more is resident
-    than is in use (`tests/pipeline/test_memory.py` measures it). The price is that memory is mapped anew: in huge
-    pages, which torch asks for if it is told before it takes its first large block, that is a fraction of the work.
-    Blocks below 16 MB stay in the heap: of those many are not torch's, and to map them anew took a tenth of the time.
+    Otherwise it maps and unmaps large tensors in every step, which costs up to a third of the time of a step. The heap
+    holds somewhat more than is in use (`tests/pipeline/test_memory.py` measures it).
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 24)
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

@@ -128,7 +128,7 @@ class Settings:
         "--compile", False, "train by torch.compile, whose start takes up to a minute", describes_run=False)
     recipe: str | None = _option(
         "--recipe", None, "how to train, where numbers do not say (pipeline/recipes.py; default: finetune with -p for "
-        "all models but VGG's, else default)", choices=tuple(RECIPES))
+        "all models but VGG's, else default)", choices=tuple(RECIPES), type=str)
     image_size: int | None = _option(
         "--image-size", None, "side of the images in pixels (default: the model's own)", type=int, metavar="N")
     weights: Path | None = _option(

