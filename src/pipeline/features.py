@@ -20,7 +20,7 @@ from pipeline.hardware import Hardware
 from pipeline.images import DecodedImages
 
 _BATCH = 32  # not the run's: the last bits may depend on it, and all runs share the features
-_FORM = 1  # to be raised when the same layers and images come to give other bytes
+_FORM = 2  # to be raised when the same layers and images come to give other bytes
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +52,7 @@ class FeatureBatches(ImageBatches):
 def compute_features(
     model: Classifier, freeze_point: str, data: TrainingData, hardware: Hardware, cache: Cache
 ) -> TrainingData | None:
-    """Compute the output of the layers up to a freeze point, in evaluation mode, for all images of a run, or find it.
+    """Compute the output of the layers up to a freeze point, in evaluation mode, for a folder's images, or find it.
 
     Of joined processes, the first one computes and the others find.
 
@@ -67,8 +67,7 @@ def compute_features(
         The data with features in place of images, for `BehindFrozen`. None, and a line says why, if they do not fit on
         the disk.
     """
-    places = np.concatenate([data.train.places, data.validation.places])
-    frozen = _Frozen(model, freeze_point, data.train.decoded, places, hardware)
+    frozen = _Frozen(model, freeze_point, data.train.decoded, hardware)
     rows, reason = None, "another process has no features"
     with distributed.first_alone():
         try:
@@ -82,26 +81,21 @@ def compute_features(
     _log.info(
         "features: the output of the layers up to %s for %d images, %.2f GB",
         freeze_point,
-        len(places),
+        len(rows),
         rows.nbytes / 1e9,
     )
-    labels = data.train.labels[places].numpy()
-    of_train, of_validation = np.split(np.arange(len(places)), [len(data.train)])
-    return replace(
-        data,
-        train=FeatureBatches(rows, labels, of_train),
-        validation=FeatureBatches(rows, labels, of_validation),
+    train, validation = (
+        FeatureBatches(rows, batches.labels.numpy(), batches.places) for batches in (data.train, data.validation)
     )
+    return replace(data, train=train, validation=validation)
 
 
 class _Frozen:
     """The layers up to a freeze point, and the images that they are to be run on."""
 
-    def __init__(
-        self, model: Classifier, freeze_point: str, images: DecodedImages, places: np.ndarray, hardware: Hardware
-    ) -> None:
+    def __init__(self, model: Classifier, freeze_point: str, images: DecodedImages, hardware: Hardware) -> None:
         self.layers, _ = model.split(freeze_point)
-        self.model, self.images, self.places, self.hardware = model, images, places, hardware
+        self.model, self.images, self.hardware = model, images, hardware
 
     def find_or_compute(self, cache: Cache) -> np.memmap:
         """The features of all images, as rows.
@@ -113,13 +107,12 @@ class _Frozen:
         name = f"features/{self._key()}"
         if kept := cache.find(name):
             return kept.array
-        rows = _to_rows(self._run(self.places[:2]))
-        return cache.get(name, (len(self.places), *rows.shape[1:]), rows.dtype, self._fill).array
+        rows = _to_rows(self._run(np.arange(2)))
+        return cache.get(name, (len(self.images.pixels), *rows.shape[1:]), rows.dtype, self._fill).array
 
     def _key(self) -> str:
         """All that the features depend on: images, weights, how layers compute, and how they round."""
         digest = hashlib.sha256(f"{_FORM} {self.images.key} {self.model.mean} {self.model.std}".encode())
-        digest.update(self.places.tobytes())
         digest.update(f"{self.hardware.device.type} {self.hardware.precision} channels last".encode())
         for name, layer in self.layers.named_modules():
             digest.update(f"\0{name} {type(layer)} {layer.extra_repr()}".encode())
@@ -137,7 +130,7 @@ class _Frozen:
     def _fill(self, rows: np.memmap) -> Notes:
         with tqdm(desc="computing features", total=len(rows), unit="image", disable=distributed.bar_hidden()) as bar:
             for start in range(0, len(rows), _BATCH):
-                places = self.places[start : start + _BATCH]
+                places = np.arange(start, min(start + _BATCH, len(rows)))
                 rows[start : start + len(places)] = _to_rows(self._run(places))
                 release(rows)
                 bar.update(len(places))

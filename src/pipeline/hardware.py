@@ -51,7 +51,7 @@ class Hardware:
 
 
 def set_up_torch() -> None:
-    """What every program has torch told before it computes: which cores are there, TF32, what to do with freed memory."""
+    """What every program sets before it computes: the number of cores, TF32, what becomes of freed memory."""
     _keep_freed_memory()
     if available_cores() < torch.get_num_threads():
         torch.set_num_threads(available_cores())
