@@ -137,8 +137,7 @@ def test_a_finished_run_names_the_figures_that_it_has(copy):
 
 def test_a_run_that_another_program_is_at_work_on_is_left_alone(copy):
     before = snapshot(copy / "saved_models" / RUN)
-    (copy / "saved_models/.claims").mkdir(exist_ok=True)
-    with claim(copy / "saved_models/.claims" / RUN):
+    with claim(copy / "saved_models" / RUN):
         result = start(*TRAIN, "-c", "--restart", cwd=copy)
     assert result.returncode == 2
     assert result.stderr == f"error: another program is at work on saved_models/{RUN}: wait until it has finished\n"

@@ -171,7 +171,7 @@ def test_on_features_it_comes_to_the_same_too(place, tmp_path):
         features.unlink()
     result = torchrun(tmp_path, 2, *flags, "-o", "joined", program=program)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("trains on features") == 1
+    assert result.stderr.count("features: the output of the layers") == 1
     assert np.array(history(tmp_path / "joined", run)) == pytest.approx(
         np.array(history(tmp_path / "alone", run)), rel=1e-3
     )

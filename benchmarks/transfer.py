@@ -1,0 +1,200 @@
+"""From a folder of photographs to a tested model, with the same pretrained weights: fastai's `fine_tune`, and timm.
+
+Each side is one program: it starts, reads the photographs, trains an EfficientNet-Lite0 from ImageNet weights, and
+prints its accuracy on test photographs that nobody trained on. All have the same split, in which the project's groups
+are not divided. Near-duplicates and leaks are moved out first, as `audit.py --fix` does. They take turns, with another
+seed in each; what is compared is the whole time of the program.
+
+The sides use what their documentation gives: fastai `vision_learner(...).fine_tune(5)` with its default learning rates
+and `aug_transforms()`, timm's loader with its default augmentation, AdamW and a cosine schedule for 5 epochs. The
+project runs `main.py -m EfficientNetLite0 -p`, with `--freeze-to backbone` on an empty cache, and so once more.
+
+Needs `pip install fastai`; without it that side is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from measuring import median, parse_with_photographs, stage_photographs, three_digits, write_results  # isort: skip
+from common import ArgumentParser, available_cores, check_least, run_program
+
+NETWORK = "tf_efficientnet_lite0"
+SIZE, BATCH_SIZE, EPOCHS = 224, 32, 5
+MEAN = STD = (0.5, 0.5, 0.5)
+MAIN = Path(__file__).resolve().parents[1] / "src/main.py"
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--side"]:
+        side, place, seed = sys.argv[2:]
+        print(json.dumps(PEERS[side](Path(place), int(seed))))
+        return 0
+    parser = ArgumentParser(description="Measures fine-tuning by others beside this project's.")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    arguments = parse_with_photographs(parser)
+    check_least(arguments, repeats=1)
+    peers = [side for side in PEERS if find_spec(side)]
+    measured: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        counts = stage(arguments.data, place)
+        for seed in range(1, arguments.repeats + 1):
+            for side, run in {**PROJECT, **{side: run_peer for side in peers}}.items():
+                begin = time.perf_counter()
+                accuracy = run(place, side, seed)
+                result = {"accuracy": accuracy, "seconds": time.perf_counter() - begin}
+                measured.setdefault(side, []).append(result)
+                print(f"{seed}/{arguments.repeats} {side}: {accuracy:.1%} in {result['seconds']:.0f} s", flush=True)
+    sides = {
+        side: {
+            "accuracies": [three_digits(one["accuracy"]) for one in all_],
+            "mean accuracy": three_digits(sum(one["accuracy"] for one in all_) / len(all_)),
+            "seconds": median(one["seconds"] for one in all_),
+        }
+        for side, all_ in measured.items()
+    }
+    write_results("transfer", {"network": NETWORK, "epochs": EPOCHS, "images": counts, "sides": sides})
+    return 0
+
+
+def stage(data: Path, place: Path) -> dict[str, int]:
+    """Copies the photographs, cleans them, and lays the split out as `others/train` and `others/validation`.
+
+    Returns:
+        How many images train, validate and test.
+    """
+    from dataset.audit import audit, fix
+    from dataset.folders import read_folder
+    from pacing import split_all
+
+    dataset_dir, testing_dir = stage_photographs(data, place, augmented=False)
+    fix(audit(dataset_dir, [testing_dir]))
+    folder = read_folder(dataset_dir)
+    split = split_all(folder)
+    for name, places in (("train", split.train), ("validation", split.validation)):
+        for number in places:
+            target = place / "others" / name / folder.name_of(number)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(folder.paths[number], target)
+    tests = len(read_folder(testing_dir).paths)
+    return {"train": len(split.train), "validation": len(split.validation), "test": tests}
+
+
+def run_project(place: Path, side: str, seed: int) -> float:
+    """Test accuracy of `main.py`, started as a user starts it."""
+    frozen = ["--freeze-to", "backbone"] if "head" in side else []
+    if "again" not in side:
+        shutil.rmtree(place / ".cache", ignore_errors=True)
+    output = place / "runs" / side / str(seed)
+    command = [sys.executable, MAIN, "-m", "EfficientNetLite0", "-p", *frozen, "--seed", seed, "-o", output]
+    subprocess.run([*map(str, command), "--wandb", "disabled"], cwd=place, check=True, capture_output=True)
+    [metrics] = output.glob("*/metrics.json")
+    return json.loads(metrics.read_text())["checkpoints"]["best_val_acc"]["test"]["dataset_testing"]["accuracy"]
+
+
+PROJECT = dict.fromkeys(("project, head alone", "project, head alone, again", "project"), run_project)
+
+
+def run_peer(place: Path, side: str, seed: int) -> float:
+    """Test accuracy of another side."""
+    command = [sys.executable, __file__, "--side", side, place, seed]
+    result = subprocess.run(list(map(str, command)), cwd=place, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def load_weights() -> dict[str, Any]:
+    """ImageNet weights of the network, by timm's names."""
+    from models import build_model
+
+    return build_model("EfficientNetLite0", 2, pretrained=True).backbone.state_dict()
+
+
+def run_fastai(place: Path, seed: int) -> float:
+    """Fastai's `fine_tune`, with a backbone of timm."""
+    import torch
+    from fastai.vision.all import (
+        ImageDataLoaders,
+        Normalize,
+        Resize,
+        ResizeMethod,
+        aug_transforms,
+        get_image_files,
+        set_seed,
+        vision_learner,
+    )  # fmt: skip
+
+    set_seed(seed)
+    loaders = ImageDataLoaders.from_folder(
+        place / "others", train="train", valid="validation", bs=BATCH_SIZE, seed=seed, num_workers=available_cores(),
+        item_tfms=Resize(SIZE, method=ResizeMethod.Pad, pad_mode="zeros"),
+        batch_tfms=[*aug_transforms(), Normalize.from_stats(MEAN, STD)],
+    )  # fmt: skip
+    learner = vision_learner(loaders, NETWORK, pretrained=False, normalize=False)
+    body = learner.model[0].model
+    body.load_state_dict({name: value for name, value in load_weights().items() if name in body.state_dict()})
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(EPOCHS)
+        files = get_image_files(place / "dataset_testing")
+        probabilities, labels = learner.get_preds(dl=loaders.test_dl(files, with_labels=True))
+    return float((probabilities.argmax(dim=1) == torch.as_tensor(labels)).float().mean())
+
+
+def run_timm(place: Path, seed: int) -> float:
+    """A plain loop on timm's model, loader, optimizer and schedule: all layers at once."""
+    import timm
+    import torch
+    from timm.data import create_dataset, create_loader
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import CosineLRScheduler
+    from torch.nn.functional import cross_entropy
+
+    torch.manual_seed(seed)
+
+    def load(folder: Path, training: bool) -> Any:
+        return create_loader(
+            create_dataset("", root=str(folder), split="", search_split=False), (3, SIZE, SIZE), BATCH_SIZE,
+            is_training=training, mean=MEAN, std=STD, crop_pct=1.0, crop_mode="border", num_workers=available_cores(),
+            use_prefetcher=False, device=torch.device("cpu"),
+        )  # fmt: skip
+
+    train = load(place / "others" / "train", True)
+    model = timm.create_model(NETWORK, num_classes=len(train.dataset.reader.class_to_idx))
+    model.load_state_dict(load_weights(), strict=False)
+    model.to(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.01)
+    scheduler = CosineLRScheduler(optimizer, t_initial=EPOCHS * len(train), t_in_epochs=False)
+    step = 0
+    for _ in range(EPOCHS):
+        model.train()
+        for images, labels in train:
+            loss = cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            scheduler.step_update(step)
+    model.eval()
+    right = count = 0
+    with torch.inference_mode():
+        for images, labels in load(place / "dataset_testing", False):
+            right += int((model(images).argmax(dim=1) == labels).sum())
+            count += len(labels)
+    return right / count
+
+
+PEERS: dict[str, Callable[[Path, int], float]] = {"fastai": run_fastai, "timm": run_timm}
+
+
+if __name__ == "__main__":
+    run_program(main)
