@@ -318,7 +318,7 @@ class TestJobs:
 
     def test_a_job_at_its_time_limit_goes_on_where_it_was(self, cluster, place, submit):
         """Slurm looks every 30 seconds: it gives the signal 25 to 55 seconds after the start, of one minute."""
-        epochs = 1 + round(70 / seconds_an_epoch(place))
+        epochs = 1 + round(110 / seconds_an_epoch(place))  # measured while other tests run, it may train faster later
         job = submit("--time=1", "--signal=B:USR1@5", "run_cluster.sh", *NINE[:2], epochs, *NINE[3:])
         slurm.wait_until(lambda: cluster.show(job)[0]["Restarts"] == "1", 90, "the job's return to the queue")
         cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # once is enough
