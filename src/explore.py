@@ -64,7 +64,7 @@ def _parse() -> argparse.Namespace:
     add_run_arguments(parser)
     parser.add_argument(
         "-t", "--test-dir", type=Path, nargs="+", default=[], metavar="DIR",
-        help="the test images, a folder a class or an .npz file (default: what the run was tested on)",
+        help="the test images, one folder per class or an .npz file (default: what the run was tested on)",
     )  # fmt: skip
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="open no browser, only print the App's address"

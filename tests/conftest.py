@@ -81,6 +81,18 @@ def become_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         folder.chmod(0o700)
 
 
+@pytest.fixture(scope="session")
+def backbone_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights of timm's `test_efficientnet`, in place of those of ImageNet."""
+    import timm
+    import torch
+
+    torch.manual_seed(3)
+    file = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), file)
+    return file
+
+
 @pytest.fixture
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a registered model of a few hundred weights, for tests of everything but architectures."""

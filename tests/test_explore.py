@@ -90,18 +90,18 @@ def test_a_cache_that_another_user_keeps_to_themselves_is_done_without(place, be
     save_run(tmp_path, ["arrays"])
     run = load_run(Path("run"), "best_val_acc")
 
-    def test(pictures):
+    def explore(pictures):
         tested = test_again(run, find_test_sets(Path("run"), run.classes), pictures)
         return [(each.path, each.confidence) for each in tested]
 
     for name in ("first", "second"):
         Path(name).mkdir()
         Path(name).chmod(0o777)
-    expected = test(Path("first"))
+    expected = explore(Path("first"))
     for file in Path(".cache").rglob("*.*"):
         file.chmod(0o600)
     become_another_user()
-    assert test(Path("second")) == expected
+    assert explore(Path("second")) == expected
     assert "the images of arrays are decoded for this run alone: .cache/images" in caplog.text
 
 

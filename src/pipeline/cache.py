@@ -183,7 +183,7 @@ def _make_nameless(size: int, shape: tuple[int, ...], dtype: DTypeLike, fill: Ca
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """Turn what the system refuses into `NoRoom`: whoever wanted an array can do without the cache."""
+    """Turn what the system refuses into `NoRoom`: a program that needs an array can do without the cache."""
     try:
         yield
     except OSError as error:

@@ -98,7 +98,7 @@ def _find_place() -> _Place:
     nodes = _text("SLURM_STEP_NODELIST")  # such as gpu[03-05,9],cpu1, whose first is gpu03
     first_node = re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).split(",")[0]
     job = _number("SLURM_JOB_ID") * 100 + _number("SLURM_STEP_ID")
-    port = 20000 + job % 10000  # all must come to the same one
+    port = 20000 + job % 10000  # the same in all processes
     return _Place(_number("SLURM_PROCID", most=size - 1), size, _number("SLURM_LOCALID"), first_node, port)
 
 

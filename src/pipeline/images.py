@@ -80,7 +80,7 @@ def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, i
         return cache.get(f"images/{key}", shape, np.uint8, fill)
     except NoRoom as reason:
         if cache.directory is None:
-            raise UserError(f"{folder.directory}, decoded, finds no room: {reason}") from None
+            raise UserError(f"{folder.directory}, decoded, does not fit: {reason}") from None
         _log.warning("the images of %s are decoded for this run alone: %s", folder.directory, reason)
         return _decode_or_find(key, folder, input_size, Cache(directory=None))
 

@@ -56,7 +56,7 @@ class Trainer:
 
     Everything that the rest of a run depends on is in `last.pt`: a run goes on from there, with identical results. It
     is written at the end of an epoch, but not more often than every `save_every` minutes, at the end of the run, and
-    after a batch if the program is told to stop. Random numbers are drawn anew in each epoch, from the seed and the
+    after a batch if the program is told to stop. Random numbers are drawn in each epoch from the seed and the
     epoch's number.
     """
 

@@ -25,15 +25,6 @@ def original():
     return network.eval()
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file of random weights of the small network."""
-    torch.manual_seed(3)
-    file = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(timm.create_model("test_efficientnet").state_dict(), file)
-    return file
-
-
 @pytest.fixture
 def offline(monkeypatch):
     """No download succeeds, and none is tried for a minute."""
@@ -96,15 +87,15 @@ def test_by_default_nothing_is_frozen():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_weights_of_a_file(weights):
-    model = build_model(SMALL, 3, pretrained=True, weights=weights)
-    state = torch.load(weights, weights_only=True)
+def test_weights_of_a_file(backbone_weights):
+    model = build_model(SMALL, 3, pretrained=True, weights=backbone_weights)
+    state = torch.load(backbone_weights, weights_only=True)
     assert torch.equal(model.backbone.conv_stem.weight, state["conv_stem.weight"])
 
 
-def test_a_file_of_another_network_is_refused(weights):
+def test_a_file_of_another_network_is_refused(backbone_weights):
     with pytest.raises(UserError, match="does not hold the weights of timm's test_vit"):
-        build_model("timm/test_vit", 3, pretrained=True, weights=weights)
+        build_model("timm/test_vit", 3, pretrained=True, weights=backbone_weights)
 
 
 def test_without_internet_one_line_names_the_file_and_the_flag(offline):

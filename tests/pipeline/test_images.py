@@ -106,7 +106,7 @@ def test_without_a_cache_or_room_in_it_images_are_decoded_for_this_program(folde
 
 def test_no_room_anywhere(folder, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**4, 10**4, 0))
-    with pytest.raises(UserError, match=r"data, decoded, finds no room: 24\.58 kB are more than half"):
+    with pytest.raises(UserError, match=r"data, decoded, does not fit: 24\.58 kB are more than half"):
         decode_images(folder, COLOUR, Cache(None))
 
 

@@ -4,7 +4,6 @@ import signal
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 import pipeline.trainer
@@ -25,23 +24,14 @@ CPU = Hardware(torch.device("cpu"), "fp32")
 MODEL = "timm/test_efficientnet"  # made by timm for tests
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file of random weights, in place of those of ImageNet."""
-    torch.manual_seed(3)
-    file = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(timm.create_model("test_efficientnet").state_dict(), file)
-    return file
-
-
 @pytest.fixture
-def make_trainer(make_folder, weights, tmp_path, monkeypatch):
+def make_trainer(make_folder, backbone_weights, tmp_path, monkeypatch):
     """Makes a trainer of a small backbone on images of two classes."""
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 21, "B": 12})
 
     def make(name="run", **settings):
-        chosen = {"pretrained": True, "weights": weights, "num_epochs": 3, "batch_size": 8, "image_size": 64}
+        chosen = {"pretrained": True, "weights": backbone_weights, "num_epochs": 3, "batch_size": 8, "image_size": 64}
         chosen |= settings
         settings = Settings(
             model_type=MODEL, data_dir=folder, output_dir=tmp_path / name, wandb="disabled", **chosen
