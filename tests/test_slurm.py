@@ -326,9 +326,10 @@ class TestJobs:
         log = (place / "logs" / f"image-run-{job}.log").read_text()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
         assert log.count("goes back into the queue") == log.count("\ngoing on ") == 1
-        assert epochs_in(log) == list(range(1, epochs + 1)), "each epoch was to be trained once"
+        trained = epochs_in(log)  # fewer where the run stops early
+        assert trained == list(range(1, trained[-1] + 1)), "each epoch was to be trained once"
         with (place / "saved_models" / run_name(0.001, "ResNet18") / "history.csv").open() as file:
-            assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs + 1))
+            assert [int(row["epoch"]) for row in csv.DictReader(file)] == trained
         assert finished(place) == {run_name(0.001, "ResNet18")}
 
 
