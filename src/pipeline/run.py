@@ -41,7 +41,9 @@ _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 _MOST_NAMED = 30  # classes that a line lists
 
 
-def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False) -> dict[str, Any] | None:
+def run(
+    settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False, until: int | None = None
+) -> dict[str, Any] | None:
     """Trains and tests; goes on where an earlier call was stopped, and does nothing where one has finished.
 
     Of joined processes (`pipeline.distributed`) all train, and the first one tests and writes.
@@ -51,9 +53,10 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         folders: the images to train on and one or more sets to test on, of the same classes, where they are derived
             from what lies in the folders that the settings name.
         claimed: whether the caller has claimed the run; else it is claimed here.
+        until: the epoch after which to pause, without testing; another call goes on.
 
     Returns:
-        What `metrics.json` holds; None from a process that is not the first.
+        What `metrics.json` holds; None from a process that is not the first, and where the run pauses.
 
     Raises:
         UserError: something in the settings, the folders or the weights does not fit, and no folder has been made; or
@@ -89,7 +92,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         data = load_training_data(folders[0], model.input_size, cache, groups.numbers[0], settings.folds, settings.fold)
     if not distributed.is_first():
         distributed.wait_for_all()  # until there is a folder
-        Trainer(model, data, settings, hardware, logger=None).fit()
+        Trainer(model, data, settings, hardware, logger=None).fit(until)
         distributed.leave()
         return None
     test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
@@ -103,8 +106,10 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         try:
             trainer = Trainer(model, data, settings, hardware, logger)  # which refuses to go on with other images
             data.split.write(data.folder, settings.run_dir / "split.csv")
-            trainer.fit()
+            trainer.fit(until)
             distributed.leave()
+            if not trainer.finished:
+                return None
             tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
             metrics = _gather(settings, described, model, data, trainer, tester.test())
             metrics |= {
