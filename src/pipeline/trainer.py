@@ -72,9 +72,8 @@ class Trainer:
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
         self.model = hardware.place(model, training=True)
-        # A fitted head on pretrained layers is worth keeping in the average; random first weights are not.
-        decay, warm_up = self.recipe.averaging, not self.recipe.fit_head
-        self.averaged = MovingAverage(self.model, decay, warm_up) if decay else None
+        batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
+        self.averaged = self._make_average(batches)
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.classes, self.digest = data.classes, data.digest
         self.validates = len(data.validation) > 0
@@ -87,7 +86,6 @@ class Trainer:
             amsgrad=self.recipe.amsgrad,
             fused=True,
         )
-        batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
         self.scheduler = self._make_scheduler(batches, rates)
         self.epoch = 0  # finished ones
         self.unfinished: dict[str, Any] | None = None  # what an epoch came to that was stopped within
@@ -139,6 +137,12 @@ class Trainer:
         trained = freeze_first(layers, self.recipe.trained)
         _log.info("fine-tuning the last %d of %d layers", len(trained), len(layers))
         return trained, growing_rates(len(trained), rate, self.recipe.first_rate)
+
+    def _make_average(self, batches: int) -> MovingAverage | None:
+        """Args: the number of batches in an epoch."""
+        if share := self.recipe.first_share:
+            return MovingAverage(self.model, share ** (1 / (self.settings.num_epochs * batches)), warm_up=0)
+        return MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
 
     def _make_scheduler(self, batches: int, rates: Sequence[float]) -> LRScheduler:
         """Args: the number of batches in an epoch, and the highest learning rate of each group of parameters."""
