@@ -22,7 +22,7 @@ from pathlib import Path
 from common import ArgumentParser, UserError, check_least, run_program, short_name
 from plotting import save_figure
 from reporting.comparison import TOP, Report, make_reports
-from reporting.figures import draw_runs
+from reporting.figures import draw_grid, draw_runs
 from reporting.results import MOST_IMAGES, read_models, read_table, write_table
 from reporting.runs import Run, shown
 from reporting.structured import to_json
@@ -132,12 +132,16 @@ def _is_count(number: float) -> bool:
 
 
 def draw_figures(report: Report, directory: Path, subtitle: str = "") -> None:
-    """Draw the best runs of each group of an experiment, and the best run of each group, into a folder."""
+    """Draw into a folder: the best runs of each group of an experiment, its learning rates and weight decays, and the
+    best run of each group."""
     below = "".join(f"\n{line}" for line in textwrap.wrap(subtitle, _TITLE_WIDTH))
     for group, members in report.groups.items():
         title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} runs by test accuracy"
-        file = re.sub(r"[^\w.-]", "_", group) + "_top5.png"
-        save_figure(draw_runs(members[:TOP], title + below), directory / file)
+        name = re.sub(r"[^\w.-]", "_", group)
+        save_figure(draw_runs(members[:TOP], title + below), directory / f"{name}_top5.png")
+        grid = draw_grid(members, f"{shown(group)}: mean test accuracy of {len(members)} runs{below}")
+        if grid:
+            save_figure(grid, directory / f"{name}_lr_wd.png")
     if report.best:
         some = f"of the best {TOP} groups" if len(report.best) > TOP else "of each group"
         title = f"Best run {some} by test accuracy"

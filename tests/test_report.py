@@ -1,6 +1,7 @@
 """The report: what it reads, how it ranks, what it calls chance, and what it writes."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -32,7 +34,7 @@ from reporting.comparison import (
     rank_by_test,
     rank_by_validation,
 )
-from reporting.figures import draw_runs
+from reporting.figures import draw_grid, draw_runs
 from reporting.results import read_models, read_table, write_table
 from reporting.runs import GROUPS, RANKED_BY, SCORE_COLUMNS, Hyperparameters, Run, read_number
 from reporting.structured import to_json
@@ -651,10 +653,43 @@ def test_bars_have_heights_percentages_and_intervals():
     assert [bar.get_height() for bar in axes.patches] == [0.8, 0.6, 0.7, 0.5]
     assert texts(figure) == (["gamma 0.95", "gamma 0.99"], ["80.0%", "60.0%", "70.0%", "50.0%"])
     assert axes.get_title() == "Title\nall: from scratch, not augmented, lr 0.001, wd 0.01"
-    first, second = axes.containers[1], axes.containers[3]
+    first, second = [each for each in axes.containers if isinstance(each, ErrorbarContainer)][:2]
     for container, shares in ((first, (0.8, 0.6)), (second, (0.7, 0.5))):
         ends = [segment[:, 1] for segment in container[2][0].get_segments()]
         assert ends == [pytest.approx(wilson_interval(share, 100)) for share in shares]
+
+
+def test_equal_accuracies_have_one_bar():
+    figure = draw_runs([make_run(run_name(), 0.8, 0.8), make_run(run_name(gamma=0.99), 0.6, 0.6)], "Title")
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.8, 0.6]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "test accuracy, also per class",
+        "95% interval",
+    ]
+
+
+def test_chance_and_the_number_of_test_images_are_told():
+    runs = [dataclasses.replace(make_run(run_name(), 0.8, images=50), classes=("a", "b", "c", "d"))]
+    figure = draw_runs(runs, "Title")
+    (axes,) = figure.axes
+    (chance,) = [line for line in axes.lines if line.get_label() == "chance"]
+    assert list(chance.get_ydata()) == [0.25, 0.25]
+    assert axes.get_ylabel() == "on 50 test images"
+
+
+def test_a_grid_has_the_mean_of_each_cell():
+    runs = [
+        make_run(run_name(lr=rate, wd=decay, gamma=gamma), accuracy)
+        for rate, decay, gamma, accuracy in ((0.1, 0.01, 0.9, 0.5), (0.1, 0.01, 0.8, 0.7), (0.01, 0.02, 0.9, 0.4))
+    ]
+    figure = draw_grid(runs, "Title")
+    cells = [text.get_text() for text in figure.axes[0].texts]
+    assert cells == ["no run", "60.0%\n2 runs", "40.0%\n1 run", "no run"]
+    labels = [
+        [label.get_text() for label in axis.get_ticklabels()] for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis)
+    ]
+    assert labels == [["0.01", "0.1"], ["0.01", "0.02"]]
+    assert draw_grid(runs[:2], "Title") is None
 
 
 def test_the_percentage_of_a_low_bar_stands_above_its_interval():
@@ -714,7 +749,8 @@ def test_more_than_a_thousand_runs(program, tmp_path):
     assert effects["gamma", 0.98]["median"] == pytest.approx(0.8 / 105)
     assert effects["learning_rate", 0.01]["median"] == pytest.approx(-1.5 / 105)
     assert effects["weight_decay", 0.01]["median"] == pytest.approx(0)
-    assert {path.name for path in Path("f").iterdir()} == FIGURES | {"overall_top5.png"}
+    grids = {name.replace("top5", "lr_wd") for name in FIGURES}
+    assert {path.name for path in Path("f").iterdir()} == FIGURES | grids | {"overall_top5.png"}
     for path in Path("f").iterdir():
         with Image.open(path) as image:
             image.load()

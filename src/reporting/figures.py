@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.measures import wilson_interval
-from plotting import BLUE, ORANGE, new_figure
-from reporting.runs import Run, shown
+from plotting import BLUE, GREY, ORANGE, new_figure
+from reporting.runs import Run, count_runs, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,28 +25,69 @@ _LABEL_LINES = 8
 def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Figure:
     """Bars of test accuracy and per-class accuracy of up to five runs, each with its 95 % interval.
 
+    Where the two are equal in all runs, as with classes of one size, there is one bar for both.
+
     Args:
         runs: from left to right, with a known number of test images.
         title: stands above.
         with_groups: name each run's group and all of its settings, instead of those that not all runs share.
     """
     shared = {} if with_groups or len(runs) == 1 else _shared_phrases(runs)
-    figure = new_figure(1.8 * max(len(runs), 3) + 1.2, 5.6)
+    width = max(len(runs), 2)
+    figure = new_figure(1.8 * width + 1.2, 5.6)
     axes = figure.subplots()
-    for side, label, colour in ((-1, "test accuracy", BLUE), (1, "test per-class accuracy", ORANGE)):
-        scores = [run.accuracy if side < 0 else run.per_class_accuracy for run in runs]
-        _draw_bars(axes, side * _BAR / 2, scores, [run.test_images for run in runs], label, colour)
+    images = [run.test_images for run in runs]
+    accuracies, per_class = [run.accuracy for run in runs], [run.per_class_accuracy for run in runs]
+    if all(other is not None and abs(one - other) < 1e-9 for one, other in zip(accuracies, per_class, strict=True)):
+        _draw_bars(axes, 0, accuracies, images, "test accuracy, also per class", BLUE)
+    else:
+        _draw_bars(axes, -_BAR / 2, accuracies, images, "test accuracy", BLUE)
+        _draw_bars(axes, _BAR / 2, per_class, images, "test per-class accuracy", ORANGE)
+    axes.errorbar([], [], [], ecolor="black", elinewidth=1, capsize=4, fmt="none", label="95% interval")
+    if classes := runs[0].classes:
+        axes.axhline(1 / len(classes), color=GREY, linestyle="--", linewidth=1, label="chance")
     labels = [_label(run, shared, with_groups) for run in runs]
     axes.set_xticks(range(len(runs)), labels)
-    middle, reach = (len(runs) - 1) / 2, max(len(runs), 3) / 2 + 0.1
+    middle, reach = (len(runs) - 1) / 2, width / 2 + 0.1
     axes.set(xlim=(middle - reach, middle + reach), ylim=(0, 1), yticks=np.linspace(0, 1, 11))
+    axes.set_ylabel(f"on {' or '.join(map(str, sorted(set(images))))} test images")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     subtitle = f"all: {', '.join(shared.values())}" if shared else ""
     axes.set_title("\n".join(filter(None, (title, subtitle))), fontsize=11)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4 if len(runs) > 2 else 2, frameon=False)
+    return figure
+
+
+def draw_grid(runs: Sequence[Run], title: str) -> Figure | None:
+    """Mean test accuracy at each learning rate and weight decay, over all other settings.
+
+    Returns:
+        None where there are no two values of each.
+    """
+    cells = defaultdict(list)
+    for run in runs:
+        if told := run.hyperparameters:
+            cells[told.weight_decay, told.learning_rate].append(run.accuracy)
+    decays, rates = (sorted({pair[place] for pair in cells}) for place in (0, 1))
+    if min(len(decays), len(rates)) < 2:
+        return None
+    means = np.array([[np.mean(cells.get((decay, rate), np.nan)) for rate in rates] for decay in decays])
+    figure = new_figure(1.1 * len(rates) + 3, 0.8 * len(decays) + 2)
+    axes = figure.subplots()
+    drawn = axes.imshow(means, cmap="Blues", aspect="auto", origin="lower")
+    middle = (np.nanmin(means) + np.nanmax(means)) / 2
+    for (row, column), mean in np.ndenumerate(means):
+        count = len(cells.get((decays[row], rates[column]), ()))
+        text = f"{mean:.1%}\n{count} run{'s' * (count > 1)}" if count else "no run"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if mean > middle else "black")
+    axes.set_xticks(range(len(rates)), map(str, rates))
+    axes.set_yticks(range(len(decays)), map(str, decays))
+    axes.set(xlabel="learning rate", ylabel="weight decay")
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(drawn, ax=axes, label="mean test accuracy").ax.yaxis.set_major_formatter("{x:.0%}")
     return figure
 
 
@@ -59,8 +101,7 @@ def _draw_bars(
     ends = np.array([wilson_interval(scores[place], images[place]) for place in present]).reshape(-1, 2)
     axes.bar(places, heights, _BAR, color=colour, edgecolor="white", label=label)
     axes.errorbar(
-        places, heights, np.abs(ends.T - heights), fmt="none", ecolor="black", elinewidth=1, capsize=4,
-        label="95% interval" if offset > 0 else None,
+        places, heights, np.abs(ends.T - heights), fmt="none", ecolor="black", elinewidth=1, capsize=4
     )  # fmt: skip
     for place, height, (low, high) in zip(places, heights, ends, strict=True):
         foot = 0.02 if low > 0.08 else high + 0.02  # clear of the error bar and of the figure's upper edge
@@ -80,6 +121,7 @@ def _label(run: Run, shared: Collection[str], with_group: bool) -> str:
     """Return what tells a run from the others, one line per setting, shortened if necessary."""
     lines = [shown(run.group)] if with_group else []
     lines += [phrase for name, phrase in run.phrases().items() if name not in shared]
+    lines += [f"mean of {count_runs(run.members)}"] if run.members else []
     folded = [part for line in lines for part in textwrap.wrap(line, _LABEL_WIDTH)]
     if len(folded) > _LABEL_LINES:
         folded = [*folded[: _LABEL_LINES - 1], "..."]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
 from textwrap import indent
 from typing import NamedTuple
 
 from common import align
 from pipeline.measures import mean_interval, wilson_interval
 from pipeline.settings import CHECKPOINTS
-from reporting.comparison import TOP, Choice, Comparison, Effect, Report, list_classes
+from pipeline.timing import read_processor_time
+from reporting.comparison import TOP, Choice, Comparison, Effect, Report, list_classes, rank_by_validation
 from reporting.predictions import OutOfFold
 from reporting.runs import CHECKPOINT, Run, count_runs, one_line, shown
 
@@ -22,6 +24,7 @@ _PUBLISHED_CLASSES = {"Axe", "Book", "Hammer"}
 
 # Scores that are averaged over runs.
 _VALIDATION = ("val_accuracy", "val_per_class_accuracy")
+_MOST_MEANS = 20  # rows of a table of means
 _BY_CHECKPOINT = tuple(f"test_accuracy_{checkpoint}" for checkpoint in CHECKPOINTS)
 
 
@@ -38,7 +41,7 @@ def make_tables(report: Report, with_published: bool = False) -> Iterator[Table]
     """Make the tables of one experiment; published accuracies are added only if it has the same classes."""
     with_published = with_published and set(report.about.classes) in (set(), _PUBLISHED_CLASSES)
     yield _runs_table(report)
-    yield from _mean_tables(report.repeated, with_published)
+    yield from _mean_tables(rank_by_validation(report.repeated), with_published)
     if report.final:
         yield _final_table(report.final)
     if report.folds:
@@ -65,7 +68,7 @@ def _runs_table(report: Report) -> Table:
     details = "; ".join(filter(None, known))
     remark = (
         f"Trained on {run.data or 'unknown data'}{f' ({details})' if details else ''}, tested on"
-        f" {run.test_set or 'unknown images'} ({run.test_images} images).{_baselines(report)}"
+        f" {run.test_set or 'unknown images'} ({run.test_images} images).{_baselines(report)}{_processor_time(report)}"
     )
     return Table("Runs", ("group", "runs"), [(group, str(count)) for group, count in counts.items()], remark)
 
@@ -79,27 +82,37 @@ def _baselines(report: Report) -> str:
     return f" Baselines: {chance}logistic regression on colours and gradients {accuracies}."
 
 
+def _processor_time(report: Report) -> str:
+    seconds = [read_processor_time(single.folder) for single in report.singles if single.folder]
+    known = [value for value in seconds if value]
+    if not known:
+        return ""
+    return f" Processor time of {len(known)} runs: {sum(known) / 60:.0f} minutes, {median(known):.1f} s a run (median)."
+
+
 def count_trained(runs: Iterable[Run]) -> int:
     """Count trained runs: one per seed and fold."""
     return sum(len(run.singles) for run in runs)
 
 
 def _mean_tables(repeated: Sequence[Run], with_published: bool) -> Iterator[Table]:
-    """Yield tables of means over seeds and folds, if there are any."""
+    """Yield tables of means over seeds and folds, if there are any, best first by validation."""
     if not repeated:
         return
     folded = any(len({member.fold for member in run.members}) > 1 for run in repeated)
     over = "seeds and folds" if folded else "seeds"
+    some = repeated[:_MOST_MEANS]
+    which = f": best {len(some)} of {len(repeated)} in validation" if len(some) < len(repeated) else ""
     header = ("group", "settings", "runs" if folded else "seeds", "test accuracy", "95% interval",
               "in validation", "in validation, per class")  # fmt: skip
-    rows = [(run.group, _mean_row(run, folded)) for run in repeated]
+    rows = [(run.group, _mean_row(run, folded)) for run in some]
     remark = _MEANS_REMARK.format(over=over) + (_FOLDED_REMARK if folded else "")
-    yield Table(f"Means over {over}", *_beside_published(header, rows, with_published), remark)
+    yield Table(f"Means over {over}{which}", *_beside_published(header, rows, with_published), remark)
     rows = [
         (shown(run.group), _settings(run), *(_percent(run.scores.get(column)) for column in _BY_CHECKPOINT))
-        for run in repeated
+        for run in some
     ]
-    yield Table(f"Test accuracy by checkpoint, means over {over}", ("group", "settings", *CHECKPOINTS), rows)
+    yield Table(f"Test accuracy by checkpoint, means over {over}{which}", ("group", "settings", *CHECKPOINTS), rows)
 
 
 def _mean_row(run: Run, folded: bool) -> tuple[str, ...]:

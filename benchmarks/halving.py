@@ -1,0 +1,145 @@
+"""What successive halving saves, and how often it misses the best run: simulated on the histories of finished runs.
+
+The runs of a sweep that trained all of them to the end are given to `sweep.py`'s halving again and again, some of them
+at a time, drawn at random. Each time it trains a share of the epochs, and ends with a run that may not be the one that
+the whole sweep would have picked, which is the one of the highest validation accuracy, averaged over classes.
+
+Made-up histories show harder cases: the accuracy that a run comes to and how fast it comes there are independent
+("independent"), or slow runs come to more ("slow ones win").
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from measuring import three_digits, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, UserError, check_least, run_program
+from pipeline.halving import Halving, best_scores
+from pipeline.logger import read_history
+
+EPOCHS = 80
+COUNT = 160  # made-up runs
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What halving wants to know of a run.
+
+    Attributes:
+        test_accuracy: of `best_val_acc`; None for a made-up one.
+    """
+
+    run_dir: Path
+    run_name: str
+    seed: int
+    fold: int
+    test_accuracy: float | None = None
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Simulates successive halving on the histories of finished runs.")
+    parser.add_argument("--models-dir", type=Path, nargs="*", default=[], metavar="DIR", help="has a folder per run")
+    parser.add_argument("--runs", type=int, default=30, metavar="N", help="of each sweep (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=300, metavar="N", help="sweeps (default: %(default)s)")
+    arguments = parser.parse_args()
+    check_least(arguments, runs=2, repeats=1)
+    sweeps = {directory.name: read_runs(directory) for directory in arguments.models_dir}
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for kind in ("independent", "slow ones win"):
+            sweeps[kind] = list(make_up(Path(place), kind))
+        for name, runs in sweeps.items():
+            for halving in (Halving(3, 3), Halving(2, 5), Halving(3, 9)):
+                label = f"{name}, eta {halving.eta}, first rung {halving.min_epochs}"
+                results[label] = simulate(runs, halving, arguments.runs, arguments.repeats)
+                print(f"{label}: {describe(results[label])}", flush=True)
+    write_results("halving", {"runs of a sweep": arguments.runs, "sweeps": arguments.repeats, "of": results})
+    return 0
+
+
+def read_runs(directory: Path) -> list[FinishedRun]:
+    """The finished runs of a folder."""
+    runs = []
+    for file in sorted(directory.glob("*/metrics.json")):
+        metrics = json.loads(file.read_text())
+        settings, tested = metrics["settings"], metrics["checkpoints"]["best_val_acc"]["test"]
+        accuracy = next(iter(tested.values()))["accuracy"]
+        runs.append(FinishedRun(file.parent, metrics["run"], settings["seed"], settings["fold"], accuracy))
+    if not runs:
+        raise UserError(f"no finished runs in {directory}")
+    return runs
+
+
+def make_up(place: Path, kind: str) -> Iterator[FinishedRun]:
+    """Runs whose accuracy rises to a limit, with noise."""
+    generator = np.random.default_rng(1)
+    for number in range(COUNT):
+        slowness = generator.uniform(0, 1)
+        limit = 0.5 + 0.4 * (slowness if kind == "slow ones win" else generator.uniform(0, 1))
+        epochs = np.arange(1, EPOCHS + 1)
+        accuracies = limit * (1 - np.exp(-epochs / (1 + 30 * slowness))) + generator.normal(0, 0.02, EPOCHS)
+        run = FinishedRun(place / kind / str(number), str(number), 0, 0)
+        run.run_dir.mkdir(parents=True)
+        with (run.run_dir / "history.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["epoch", "val_loss", "val_per_class_loss", "val_per_class_accuracy"])
+            rows.writerows([epoch, 0, 0, accuracy] for epoch, accuracy in zip(epochs, accuracies, strict=True))
+        yield run
+
+
+def simulate(runs: Sequence[FinishedRun], halving: Halving, count: int, repeats: int) -> dict[str, Any]:
+    """Sweeps of some of the runs, drawn at random."""
+    epochs = {run.run_dir: len(read_history(run.run_dir)) for run in runs}
+    rungs = halving.rungs(max(epochs.values()))
+    generator = np.random.default_rng(0)
+    shares, missed, lost, lost_in_test = [], [], [], []
+    for _ in range(repeats):
+        some = [runs[place] for place in generator.choice(len(runs), min(count, len(runs)), replace=False)]
+        alive, trained = some, dict.fromkeys((run.run_dir for run in some), 0)
+        for rung in [*rungs, max(epochs.values())]:
+            trained |= {run.run_dir: min(rung, epochs[run.run_dir]) for run in alive}
+            if rung in rungs:
+                alive = halving.survivors(alive, rung)
+        best, found = pick(some), pick(alive)
+        shares.append(sum(trained.values()) / sum(epochs[run.run_dir] for run in some))
+        missed.append(best is not found)
+        lost.append(accuracy_of(best) - accuracy_of(found))
+        if best.test_accuracy is not None:
+            lost_in_test.append(best.test_accuracy - found.test_accuracy)
+    results = {
+        "share of the epochs": shares,
+        "misses": missed,
+        "lost in validation": lost,
+        "lost in test": lost_in_test,
+    }
+    return {name: three_digits(fmean(values)) for name, values in results.items() if values}
+
+
+def accuracy_of(run: FinishedRun) -> float:
+    """The highest in validation, averaged over classes."""
+    return -best_scores(run.run_dir, EPOCHS)[0]
+
+
+def pick(runs: Sequence[FinishedRun]) -> FinishedRun:
+    """The best one in validation."""
+    return min(runs, key=lambda run: (*best_scores(run.run_dir, EPOCHS), run.run_name))
+
+
+def describe(result: dict[str, float]) -> str:
+    """One line."""
+    text = f"trains {result['share of the epochs']:.0%} of the epochs, misses the best run in {result['misses']:.0%}"
+    text += f", {100 * result['lost in validation']:.1f} points lost in validation"
+    return text + (f", {100 * result['lost in test']:.1f} in test" if "lost in test" in result else "")
+
+
+if __name__ == "__main__":
+    run_program(main)
