@@ -78,12 +78,6 @@ def compute_features(
     if distributed.sum_over_processes(lacking).item():
         _log.info("the frozen layers run again for each batch: %s", reason)
         return None
-    _log.info(
-        "features: the output of the layers up to %s for %d images, %.2f GB",
-        freeze_point,
-        len(rows),
-        rows.nbytes / 1e9,
-    )
     return [FeatureBatches(rows, part.labels.numpy(), part.places) for part in batches]
 
 
@@ -92,7 +86,7 @@ class _Frozen:
 
     def __init__(self, model: Classifier, freeze_point: str, images: DecodedImages, hardware: Hardware) -> None:
         self.layers, _ = model.split(freeze_point)
-        self.model, self.images, self.hardware = model, images, hardware
+        self.freeze_point, self.model, self.images, self.hardware = freeze_point, model, images, hardware
 
     def find_or_compute(self, cache: Cache) -> np.memmap:
         """The features of all images, as rows.
@@ -105,7 +99,12 @@ class _Frozen:
         if kept := cache.find(name):
             return kept.array
         rows = _to_rows(self._run(np.arange(2)))
-        return cache.get(name, (len(self.images.pixels), *rows.shape[1:]), rows.dtype, self._fill).array
+        features = cache.get(name, (len(self.images.pixels), *rows.shape[1:]), rows.dtype, self._fill).array
+        _log.info(
+            "features: the output of the layers up to %s for %d images, %.2f GB",
+            self.freeze_point, len(features), features.nbytes / 1e9,
+        )  # fmt: skip
+        return features
 
     def _key(self) -> str:
         """All that the features depend on: images, weights, how layers compute, and how they round."""

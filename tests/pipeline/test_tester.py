@@ -177,6 +177,30 @@ def test_a_small_grey_image_is_drawn_grey_and_large(tmp_path):
     assert areas[0] == pytest.approx(3 * areas[1], rel=0.1)
 
 
+@pytest.mark.parametrize("two_sets", [False], indirect=True)
+def test_frozen_layers_run_once_on_a_test_image(two_sets, monkeypatch):
+    """For all checkpoints, whose frozen layers are the same, and with the results that the whole model gives."""
+    frozen = two_sets.model
+    for name in CHECKPOINTS:
+        file = two_sets.folder / f"{name}.pt"
+        checkpoint = Checkpoint.load(file, two_sets.settings.model_type)
+        same = {key: value for key, value in frozen.state_dict().items() if key.startswith("features")}
+        Checkpoint(
+            two_sets.settings.model_type, ("A", "B"), checkpoint.epoch, {**checkpoint.weights, **same}, None
+        ).save(file)
+    seen = []
+
+    frozen.features[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    results = two_sets.test()
+    assert sum(seen) == (2 + 8) * 2, "two images show the shape of the features of each set"
+    monkeypatch.setattr(tester, "compute_features", lambda *_: None)
+    whole = tester.Tester(frozen, ("A", "B"), two_sets.test_sets, two_sets.settings, CPU).test()
+    for name in CHECKPOINTS:
+        for found, expected in zip(results[name]["test"].values(), whole[name]["test"].values(), strict=True):
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert found["confusion_matrix"] == expected["confusion_matrix"]
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
 @pytest.mark.parametrize(
     "name",
