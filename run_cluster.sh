@@ -20,4 +20,4 @@ source src/cluster.sh
 
 [ $# -eq 9 ] || refuse "$# arguments, not 9" "$usage"
 activate_environment
-run_resumable python src/sweep.py /dev/stdin <<<"$*" # which checks them, as a line of a parameter file
+run_resumable python src/sweep.py /dev/stdin --verbose <<<"$*" # which checks them, as a line of a parameter file

@@ -6,6 +6,7 @@ TRAIN3, the images of TEST with a white background. Without a folder of sets the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common import ArgumentParser, UserError, check_least, run_program, write_json
+from common import ArgumentParser, UserError, add_verbose, check_least, hush_runs, run_program, write_json
 from dataset.array_images import SETS, white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
 from pipeline.claims import claim_runs
@@ -32,6 +33,7 @@ from reporting.study import (
 )
 from reporting.tables import as_document
 
+_log = logging.getLogger(__name__)
 _CHECKPOINT = "best_val_acc"
 _BATCH_SIZE = 64
 _DIGITS = Path(".cache/digits")
@@ -93,11 +95,13 @@ def main() -> int:
         "--published", action="store_true", help="beside what was published for the symbols of the README"
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    add_verbose(parser)
     common = ["precision", "wandb", "no_cache", "cache_limit"]
     Settings.add_flags(parser, ["output_dir", *common])
     parser.set_defaults(output_dir=Path("saved_models/array_study"), wandb="disabled")
     arguments = parser.parse_args()
     check_least(arguments, seeds=1)
+    hush_runs(arguments.verbose)
     sets = derive_sets(arguments.data_dir or _write_digits())
     folder = arguments.output_dir / arguments.recipe
     given = {name: getattr(arguments, name) for name in common}
@@ -168,7 +172,13 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
     }
     for settings in claim_runs(list(runs.values()), results, "study"):
         with processor_time(settings.run_dir):
-            run(settings, folders(settings), claimed=True)
+            metrics = run(settings, folders(settings), claimed=True)
+        tested = metrics["checkpoints"][_CHECKPOINT]["test"]
+        _log.info(
+            "run %d of %d: %s on %s, seed %d: %s",
+            list(runs.values()).index(settings) + 1, len(runs), settings.model_type, settings.data_dir.name,
+            settings.seed, ", ".join(f"{name} {scores['accuracy']:.1%}" for name, scores in tested.items()),
+        )  # fmt: skip
 
     outcomes: dict[tuple[str, str], list[Outcome]] = {(trained, model): [] for _, trained, model in runs}
     for (_, trained, model), settings in runs.items():

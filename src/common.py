@@ -339,6 +339,18 @@ def _prepare_output() -> None:
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Give a program of many runs the flag `--verbose`, which `hush_runs` heeds."""
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell each epoch of each run")
+
+
+def hush_runs(verbose: bool) -> None:
+    """Show only warnings of what a run tells, unless a program is verbose."""
+    if not verbose:
+        for module in ("run", "trainer", "features", "logger"):
+            logging.getLogger(f"pipeline.{module}").setLevel(logging.WARNING)
+
+
 def run_program(
     main: Callable[[], int], when_stopped: str = "stopped; the same command goes on from where it was"
 ) -> None:

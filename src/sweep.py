@@ -6,6 +6,7 @@ import argparse
 import gc
 import json
 import logging
+import os
 import traceback
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -14,18 +15,30 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import ArgumentParser, UserError, check_least, first_line, printable, run_program, write_json
+from common import (
+    ArgumentParser,
+    UserError,
+    add_verbose,
+    align,
+    check_least,
+    first_line,
+    hush_runs,
+    printable,
+    run_program,
+    write_json,
+)
 from pipeline.claims import ClaimLost, claim_runs, is_claimed
 from pipeline.halving import Halving
 from pipeline.logger import read_history
 from pipeline.parameters import FLAGS, read_parameters, write_parameters
 from pipeline.settings import Settings
-from pipeline.timing import processor_time
+from pipeline.timing import processor_time, read_processor_time
 
 if TYPE_CHECKING:
     from dataset.folders import ImageFolder
 
 _log = logging.getLogger(__name__)
+_MOST_ROWS = 20  # of the closing table
 _STALE = "finished, on OTHER IMAGES than are there now"
 
 
@@ -50,7 +63,12 @@ def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
         _log.warning("%d runs have %s: they are not trained again", stale, _STALE)
     title = "sweep" if until is None else f"sweep to epoch {until}"
     with closing(claim_runs(runs, partial(_has_reached, until=until), title)) as claimed:
-        failed = sum(not _try(settings, until) for settings in claimed)
+        failed = 0
+        for settings in claimed:
+            outcome = _try(settings, until)
+            failed += outcome is None
+            place = f"run {runs.index(settings) + 1} of {len(runs)}"
+            _log.info("%s: %s: %s", place, _shown(settings, runs), outcome or "failed")
     if failed:
         _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
     return not failed
@@ -115,8 +133,16 @@ def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
     return tuple(read_folders(data_dir, test_dirs, with_augmented))
 
 
-def _try(settings: Settings, until: int | None) -> bool:
+def _shown(settings: Settings, runs: Sequence[Settings]) -> str:
+    """A run's folder, in the folder that those of all runs are in."""
+    return os.path.relpath(settings.run_dir, os.path.commonpath([run.output_dir for run in runs]))
+
+
+def _try(settings: Settings, until: int | None) -> str | None:
     """Do a run, and record why it failed if it does.
+
+    Returns:
+        What it came to, in a few words; None if it failed.
 
     Raises:
         UserError: the GPU failed.
@@ -127,12 +153,11 @@ def _try(settings: Settings, until: int | None) -> bool:
 
     try:
         with processor_time(settings.run_dir):
-            run(settings, claimed=True, until=until)
+            metrics = run(settings, claimed=True, until=until)
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
     except ClaimLost as error:
-        _log.warning("%s", error)
-        return True  # `claim_runs` waits for the program that has it now
+        return str(error)  # `claim_runs` waits for the program that has it now
     except Exception as error:
         reason = first_line(error)
         trace = None if isinstance(error, UserError) else traceback.format_exc()
@@ -143,13 +168,39 @@ def _try(settings: Settings, until: int | None) -> bool:
                 "the same command goes on with the others"
             ) from error
         _log.warning("%s failed: %s", settings.run_name, reason)
-        return False
+        return None
     finally:
         gc.collect()
         with suppress(RuntimeError):  # of a GPU that failed
             torch.cuda.empty_cache()  # does nothing where there is no GPU
     _record_of(settings).unlink(missing_ok=True)
-    return True
+    seconds = f"{read_processor_time(settings.run_dir):.1f} s of processor time"
+    return f"{_summarise(metrics)}, {seconds}" if metrics else f"pauses, {seconds}"
+
+
+def _summarise(metrics: dict[str, Any]) -> str:
+    checkpoint, results = next(iter(metrics["checkpoints"].items()))
+    validated = results.get("val")
+    in_validation = f"in validation {validated['per_class_accuracy']:.1%} per class, " if validated else ""
+    tested = next(iter(results["test"].values()))["accuracy"]
+    return f"{in_validation}in testing {tested:.1%} ({checkpoint}, epoch {results['epoch']})"
+
+
+def closing_table(runs: Sequence[Settings]) -> str:
+    """The finished runs, the best in validation first; of many, the first ones."""
+    found = []
+    for settings in runs:
+        with suppress(UserError):
+            if metrics := _results(settings):
+                _, results = next(iter(metrics["checkpoints"].items()))
+                validated = (results.get("val") or {}).get("per_class_accuracy")
+                tested = next(iter(results["test"].values()))["accuracy"]
+                found.append((-(validated or 0), _shown(settings, runs), validated, tested))
+    rows = [("run", "validation per class", "test accuracy")]
+    for _, name, validated, tested in sorted(found)[:_MOST_ROWS]:
+        rows.append((name, "-" if validated is None else f"{validated:.1%}", f"{tested:.1%}"))
+    rest = len(found) - _MOST_ROWS
+    return align(rows) + (f"\nand {rest} more: src/report.py compares them all" if rest > 0 else "")
 
 
 def _record_of(settings: Settings) -> Path:
@@ -276,6 +327,7 @@ def main() -> int:
         "--min-epochs", type=int, default=3, metavar="N",
         help="with --halving: epochs after which runs are first compared (default: %(default)s)",
     )  # fmt: skip
+    add_verbose(parser)
     Settings.add_flags(parser, FLAGS)
     arguments = parser.parse_args()
     if arguments.write_parameters:
@@ -295,7 +347,10 @@ def main() -> int:
             state = f"stopped by halving after epoch {epoch}" if epoch else describe_state(settings)
             print(f"{settings.run_dir}: {state}")
         return 0
-    return 0 if (sweep_by_halving(runs, halving) if halving else sweep(runs)) else 1
+    hush_runs(arguments.verbose)
+    none_failed = sweep_by_halving(runs, halving) if halving else sweep(runs)
+    print(closing_table(runs))
+    return 0 if none_failed else 1
 
 
 def _vary(runs: Sequence[Settings], arguments: argparse.Namespace) -> Sequence[Settings]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import threading
 import time
@@ -383,6 +384,25 @@ class TestProgram:
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert digests(place) == before
+
+
+def test_a_line_for_each_run_and_a_table_at_the_end(make_folder, tmp_path):
+    make_folder("dataset", {"A": 6, "B": 6})
+    make_folder("dataset_testing", {"A": 2, "B": 2})
+    lines = [f"SmallVGG False 2 4 {rate} 0.01 0.95 False False" for rate in (0.001, 0.01)]
+    (tmp_path / "runs.txt").write_text("\n".join(lines) + "\n")
+    command = ("sweep.py", "runs.txt", "--wandb", "disabled")
+    result = start(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    told = re.findall(r"^run (\d of 2): (\S+): in validation [\d.]+% per class, in testing ", result.stderr, re.M)
+    names = [f"SmallVGG_pretrained_False_aug_False_lr_{rate}_wd_0.01_g_0.95" for rate in (0.001, 0.01)]
+    assert told == [("1 of 2", names[0]), ("2 of 2", names[1])]
+    assert "epoch 1/2" not in result.stderr
+    header, *rows = result.stdout.splitlines()
+    assert header.split() == ["run", "validation", "per", "class", "test", "accuracy"]
+    assert sorted(row.split()[0] for row in rows) == names
+    result = start(*command, "-o", "others", "-v", cwd=tmp_path)
+    assert result.stderr.count("epoch 2/2") == 2
 
 
 def test_a_line_and_its_flags_make_the_settings():
