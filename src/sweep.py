@@ -157,7 +157,8 @@ def _try(settings: Settings, until: int | None) -> str | None:
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
     except ClaimLost as error:
-        return str(error)  # `claim_runs` waits for the program that has it now
+        _log.warning("%s", error)
+        return "taken over"  # `claim_runs` waits for the program that has it now
     except Exception as error:
         reason = first_line(error)
         trace = None if isinstance(error, UserError) else traceback.format_exc()
