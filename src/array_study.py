@@ -170,7 +170,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
     }
     for settings in claim_runs(list(runs.values()), results, "study"):
         with _timed(settings.run_dir / "seconds.json"):
-            run(settings, folders(settings), claimed=True)
+            run(settings, folders(settings), claimed=True, keep_state=False)
 
     outcomes: dict[tuple[str, str], list[Outcome]] = {(trained, model): [] for _, trained, model in runs}
     for (_, trained, model), settings in runs.items():

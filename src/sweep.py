@@ -90,7 +90,7 @@ def _try(settings: Settings) -> bool:
     from pipeline.run import run
 
     try:
-        run(settings, claimed=True)
+        run(settings, claimed=True, keep_state=False)
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
     except ClaimLost as error:

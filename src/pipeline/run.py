@@ -41,8 +41,12 @@ _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 _MOST_NAMED = 30  # classes that a line lists
 
 
-def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False) -> dict[str, Any] | None:
+def run(
+    settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False, keep_state: bool = True
+) -> dict[str, Any] | None:
     """Trains and tests; goes on where an earlier call was stopped, and does nothing where one has finished.
+
+    A finished run is trained further if the settings ask for more epochs and its learning-rate schedule allows it.
 
     Of joined processes (`pipeline.distributed`) all train, and the first one tests and writes.
 
@@ -51,6 +55,7 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
         folders: the images to train on and one or more sets to test on, of the same classes, where they are derived
             from what lies in the folders that the settings name.
         claimed: whether the caller has claimed the run; else it is claimed here.
+        keep_state: whether a finished run keeps what it takes to train it further, several times its weights.
 
     Returns:
         What `metrics.json` holds; None from a process that is not the first.
@@ -101,7 +106,8 @@ def run(settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool =
             _log.warning("%s", note)
         logger = Logger(settings, described, model.group, run_id)
         try:
-            trainer = Trainer(model, data, settings, hardware, logger)  # which refuses to go on with other images
+            trainer = Trainer(model, data, settings, hardware, logger, keep_state)  # refuses to go on with other images
+            _record_epochs(settings)
             data.split.write(data.folder, settings.run_dir / "split.csv")
             trainer.fit()
             distributed.leave()
@@ -168,7 +174,8 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict
     file = settings.run_dir / "metrics.json"
     if file.exists():
         metrics = _read_metrics(file, folders, settings.checkpoints)
-        if metrics.get("plots") or not settings.plots:
+        as_long = metrics["settings"].get("num_epochs") == settings.num_epochs
+        if as_long and (metrics.get("plots") or not settings.plots):
             return metrics
     return None
 
@@ -216,16 +223,33 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
         raise UserError(
             f"{run_dir} was trained by an earlier version, on another split: another --output-dir, or --restart"
         )
-    differing = [
-        f"{name} {earlier.get(name)} there, {value} here"
+    differing = {
+        name: f"{name} {earlier.get(name)} there, {value} here"
         for name, value in described.items()
         if not _is_same(name, earlier.get(name), value)
-    ]
-    if differing:
+    }
+    if differing.keys() == {"num_epochs"} and _is_less(earlier.get("num_epochs"), described["num_epochs"]):
+        if why := _why_not_longer(earlier, described):
+            raise UserError(f"{run_dir} cannot be trained further: {why}: another --output-dir, or --restart")
+    elif differing:
         raise UserError(
-            f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
+            f"{run_dir} was begun with other settings ({'; '.join(differing.values())}): "
             "use these, another --output-dir, or --restart"
         )
+
+
+def _is_less(earlier: Any, number: int) -> bool:
+    return isinstance(earlier, int) and earlier < number
+
+
+def _why_not_longer(earlier: dict[str, Any], described: dict[str, Any]) -> str | None:
+    """Why more epochs would not give the results of a run that was begun with so many; None if they do."""
+    last, recipe, val_freq = earlier["num_epochs"], described["recipe"], described["val_freq"]
+    if RECIPES[recipe].one_cycle:
+        return f"the one-cycle learning rate of recipe {recipe} was planned for {last} epochs"
+    if last % val_freq and described["fold"] is not None:
+        return f"it validated after epoch {last} because that was its last, which is no multiple of -f {val_freq}"
+    return None
 
 
 def _is_same(name: str, earlier: Any, value: Any) -> bool:
@@ -260,6 +284,14 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
     run_id = secrets.token_hex(4)
     write_json(file, {**described, "wandb_run_id": run_id})
     return run_id
+
+
+def _record_epochs(settings: Settings) -> None:
+    """Writes the number of epochs of a run that is trained further to its settings."""
+    file = settings.run_dir / "settings.json"
+    earlier = read_json(file)
+    if earlier["num_epochs"] != settings.num_epochs:
+        write_json(file, {**earlier, "num_epochs": settings.num_epochs})
 
 
 def _introduce(
