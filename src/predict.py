@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common import ArgumentParser, UserError, drop_output, printable, run_program, short_name
 from dataset.folders import find_images
 from dataset.reading import NOT_AN_IMAGE
-from pipeline.settings import add_run_arguments
+from pipeline.settings import add_run_arguments, find_run
 
 if TYPE_CHECKING:
     from pipeline.prediction import Answer, TrainedRun
@@ -41,7 +41,7 @@ def main() -> int:
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.prediction import load_run
 
-    run = load_run(arguments.run, arguments.checkpoint)
+    run = load_run(*find_run(arguments.run, arguments.checkpoint))
     if first:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
         _print(entries, run.classes, arguments.form)

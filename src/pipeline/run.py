@@ -28,7 +28,7 @@ from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
 from pipeline.recipes import RECIPES
-from pipeline.settings import Settings
+from pipeline.settings import REPLACED, Settings
 from pipeline.splits import describe_data, digest_images, load_groups
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
@@ -270,7 +270,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
     """Makes the run's folder, or moves an earlier one aside and makes it; returns the id of the run in wandb."""
     folder = settings.run_dir
     if settings.restart and folder.exists():
-        aside = first_free(lambda number: settings.output_dir / "replaced" / f"{folder.name}_{number}")
+        aside = first_free(lambda number: settings.output_dir / REPLACED / f"{folder.name}_{number}")
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
         _log.info("the earlier run is now %s", aside)
