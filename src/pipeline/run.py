@@ -39,6 +39,7 @@ _MOST_IMBALANCE = 1.5  # of the largest class to the smallest, above which a rem
 _LEAST_AUGMENTED = 0.1  # of the originals, below which augmentation changes little
 _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 _MOST_NAMED = 30  # classes that a line lists
+_MOST_CONFUSIONS = 3  # that a line lists
 
 
 def run(
@@ -88,7 +89,9 @@ def run(
             settings.image_size,
         )
         folders = find_range(folders, cache)
-        groups = load_groups(folders[:1], cache)  # without the test sets, on which the folds must not depend
+        # Without test folders, on which the folds must not depend; with the part of this folder that is held out.
+        held_out = next((folder for folder in folders[1:] if folder.part), None)
+        groups = load_groups(folders if held_out else folders[:1], cache)
         images = describe_data(folders, cache)
         _check_overlap(images, settings, folders)
         data = load_training_data(folders[0], model.input_size, cache, groups.numbers[0], settings.folds, settings.fold)
@@ -108,7 +111,7 @@ def run(
         try:
             trainer = Trainer(model, data, settings, hardware, logger, keep_state)  # refuses to go on with other images
             _record_epochs(settings)
-            data.split.write(data.folder, settings.run_dir / "split.csv")
+            data.split.write(data.folder, settings.run_dir / "split.csv", held_out, groups.numbers[-1])
             trainer.fit()
             distributed.leave()
             tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
@@ -151,7 +154,8 @@ def _check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence
         return
     found = ", ".join(f"{count} with those in {name}" for name, count in overlaps.items())
     message = f"images to train on share a group with test images, which makes scores too high: {found}"
-    if all(folder.directory.is_dir() for folder in folders):  # and not archives, or sets that are derived
+    as_they_are = not any(folder.part or folder.validates is not None for folder in folders)
+    if as_they_are and all(folder.directory.is_dir() for folder in folders):  # and not archives, or derived sets
         message += f"; this moves them out of training: {fix_command(settings.data_dir, settings.test_dir)}"
     if settings.strict:
         raise UserError(f"{message} (--strict)")
@@ -323,6 +327,8 @@ def _notes_on_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
     train, augmented = data.split.train, data.folder.augmented
     if settings.data_augmentation and not augmented.any():
         yield f"{settings.data_dir} has no <Class>_augmented folder with images: -a changes nothing"
+    elif data.folder.validates is not None and len(data.split.left_out):
+        yield f"{len(data.split.left_out)} images left out of training: they share a group with validation images"
     elif settings.data_augmentation:
         left_out, count = len(data.split.left_out), augmented.sum()
         yield f"{left_out} of {count} augmented images left out, since their sources validate or are not known"
@@ -403,3 +409,15 @@ def class_tables(metrics: dict[str, Any]) -> str:
             ]
             tables.append(align(rows))
     return "\n\n".join(tables)
+
+
+def describe_confusions(metrics: dict[str, Any]) -> Iterator[str]:
+    """What the first checkpoint confuses most often, a line for each test set."""
+    checkpoint, classes = next(iter(metrics["checkpoints"])), metrics["settings"]["classes"]
+    for test_set, scores in metrics["checkpoints"][checkpoint]["test"].items():
+        confusion = np.array(scores["confusion_matrix"])
+        told = [
+            f"{confusion[true, taken]} of {confusion[true].sum()} {classes[true]} as {classes[taken]}"
+            for true, taken in top_confusions(confusion, _MOST_CONFUSIONS)
+        ]
+        yield f"most frequent confusions on {test_set}: {', '.join(told) or 'none'}"

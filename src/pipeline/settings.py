@@ -196,11 +196,15 @@ class Settings:
         return cls.from_flags(vars(parser.parse_args(arguments)))
 
     @classmethod
-    def add_flags(cls, parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-        """Gives a parser the flags of some of the fields."""
+    def add_flags(cls, parser: argparse.ArgumentParser, names: Sequence[str], **defaults: str) -> None:
+        """Gives a parser the flags of some of the fields, some of them with other defaults than the fields'."""
         for name in names:
             metadata = cls.__dataclass_fields__[name].metadata
-            parser.add_argument(*metadata["flags"], dest=name, **metadata["argument"])
+            argument = dict(metadata["argument"])
+            if name in defaults:
+                help = argument["help"].removesuffix(" (default: %(default)s)") + " (default: %(default)s)"
+                argument |= {"default": defaults[name], "help": help, "required": False}
+            parser.add_argument(*metadata["flags"], dest=name, **argument)
 
     @classmethod
     def from_flags(cls, values: Mapping[str, Any]) -> Settings:
@@ -234,7 +238,10 @@ class Settings:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives a parser what names a trained run and one of its checkpoints."""
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="the run's folder, a checkpoint file in it, or a folder that holds one run"
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="the run's folder, a checkpoint file in it, or a folder that holds one run",
     )
     parser.add_argument(
         "--checkpoint", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: the first of these that the run has)"

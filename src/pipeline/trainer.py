@@ -338,7 +338,7 @@ class Trainer:
         """Height and width of the images that the epoch trains on, in pixels."""
         full, sizes = self.model.input_size[1], self.recipe.sizes
         share = sizes[self.epoch * len(sizes) // self.settings.num_epochs]
-        return full if share == 1 else max(_STEP, round(full * share / _STEP) * _STEP)
+        return full if share == 1 or not self.model.any_size else max(_STEP, round(full * share / _STEP) * _STEP)
 
     def _check_finite(self, scores: RunningScores, rates: Sequence[float]) -> None:
         """Stops where it went wrong: once weights are no numbers, nothing good comes of them.

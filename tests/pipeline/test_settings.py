@@ -52,7 +52,7 @@ def test_of_several_runs_one_must_be_named(make_run):
 
 def test_a_checkpoint_is_named_once(make_run):
     run = make_run("run")
-    with pytest.raises(UserError, match="terminal.pt names a checkpoint, and --checkpoint best_val_acc another"):
+    with pytest.raises(UserError, match=r"terminal\.pt names a checkpoint, and --checkpoint best_val_acc another"):
         find_run(run / "terminal.pt", "best_val_acc")
 
 
