@@ -418,12 +418,18 @@ def read_labelled(directory: Path, classes: Sequence[str]) -> ImageFolder:
     Raises:
         UserError: as `read_folder`, or the folder has another class.
     """
+    if directory.is_dir():
+        _check_known(directory, class_names(directory, 1), classes)  # before a folder around them is looked into
     folder = read_folder(directory, least_classes=1)
-    if unknown := sorted(set(folder.classes) - set(classes)):
-        known = ", ".join(classes[:_MOST_TOLD]) + ", ..." * (len(classes) > _MOST_TOLD)
-        raise UserError(f"{directory} has a class {unknown[0]}, which is none of {known}: name a folder of these")
+    _check_known(directory, folder.classes, classes)
     places = np.array([classes.index(name) for name in folder.classes], dtype=np.int64)
     return replace(folder, classes=tuple(classes), labels=places[folder.labels])
+
+
+def _check_known(directory: Path, names: Sequence[str], classes: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in classes]:
+        known = ", ".join(classes[:_MOST_TOLD]) + ", ..." * (len(classes) > _MOST_TOLD)
+        raise UserError(f"{directory} has a class {unknown[0]}, which is none of {known}: name a folder of these")
 
 
 def read_folder(directory: Path, with_augmented: bool = False, least_classes: int = 2) -> ImageFolder:

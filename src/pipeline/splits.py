@@ -162,8 +162,8 @@ def split_folder(
         folds, validation = possible, originals[numbers == fold]
     train = originals[~np.isin(groups[originals], groups[validation])]
     if folder.validates is not None:
-        for side in (train, validation):
-            _check_classes(folder, side, groups, least=1)
+        _check_classes(folder, validation, groups, least=1)
+        _check_left(folder, train, "validation")
     augmented = np.flatnonzero(readable & folder.augmented)
     train = np.sort(np.concatenate([train, augmented[np.isin(groups[augmented], groups[train])]]))
     left_out = np.setdiff1d(np.flatnonzero(readable), np.concatenate([train, validation]))
@@ -205,9 +205,24 @@ def find_held_out(folder: ImageFolder, run_dir: Path) -> ImageFolder:
 
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
-    """The training folder without the images that share a group with a test image, and the test folders."""
+    """The training folder without the images that share a group with a test image, and the test folders.
+
+    Raises:
+        UserError: nothing is left of a class.
+    """
     numbers, *tested = load_groups(folders, cache).numbers
-    return [folders[0].subset(np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))), *folders[1:]]
+    kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
+    training = folders[0].subset(kept)
+    trains = np.full(len(kept), True) if training.validates is None else ~training.validates
+    _check_left(training, np.flatnonzero(trains), "test")
+    return [training, *folders[1:]]
+
+
+def _check_left(folder: ImageFolder, places: np.ndarray, side: str) -> None:
+    """Raises UserError where these places have no image of a class."""
+    for label, name in enumerate(folder.classes):
+        if label not in folder.labels[places]:
+            raise UserError(f"{folder.directory}: all images of {name} to train on share a group with {side} images")
 
 
 def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
