@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import ArgumentParser, command, own_name, run_program, say
+from common import ArgumentParser, UserError, command, own_name, run_program, say
 from dataset.layout import Layout, find_layout, join_validation
 from pipeline.settings import Settings
 
@@ -27,6 +27,7 @@ _MOST_COUNTED = 30  # classes whose images a line counts one by one
 
 def main() -> int:
     arguments = _parse()
+    _check_apart(arguments.folder, arguments.output_dir)
     layout = find_layout(arguments.folder)
     folders = _read(layout)
     # torch takes seconds to import: --help and errors do not wait for it
@@ -63,7 +64,19 @@ def _parse() -> argparse.Namespace:
         "-o", "--output-dir", type=Path, metavar="DIR",
         help="where the run's own folder goes (default: saved_models/ and FOLDER's own name)",
     )  # fmt: skip
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.output_dir = arguments.output_dir or Path("saved_models", own_name(arguments.folder).removesuffix(".npz"))
+    return arguments
+
+
+def _check_apart(folder: Path, output_dir: Path) -> None:
+    """Raises UserError where results, or what else appears in the current folder, would lie among the classes."""
+    for place in (Path.cwd(), output_dir):
+        if place.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{place} lies in {folder}, whose folders are classes: start this in another folder, and with another "
+                "--output-dir if you name one"
+            )
 
 
 def _make_settings(arguments: argparse.Namespace, layout: Layout) -> Settings:
@@ -73,7 +86,7 @@ def _make_settings(arguments: argparse.Namespace, layout: Layout) -> Settings:
     pretrained = has_weights(arguments.model_type)
     return Settings(
         **{name: getattr(arguments, name) for name in _FLAGS},
-        output_dir=arguments.output_dir or Path("saved_models", own_name(arguments.folder).removesuffix(".npz")),
+        output_dir=arguments.output_dir,
         pretrained=pretrained,
         recipe=None if pretrained else "scratch",
         data_dir=arguments.folder if layout.validation else layout.training,

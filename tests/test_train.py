@@ -231,6 +231,16 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(train, make_folder, fau
     assert not Path("saved_models").exists()
 
 
+@pytest.mark.parametrize("arguments", [(".",), ("photos", "-o", "photos/models")], ids=["here", "output"])
+def test_results_must_not_lie_among_the_classes(train, make_folder, arguments):
+    make_folder("photos", {"A": 5, "B": 5})
+    before = digests(Path("."))
+    status, _, (*_, line) = train(*arguments)
+    assert status == 2
+    assert "whose folders are classes: start this in another folder" in line
+    assert digests(Path(".")) == before
+
+
 def test_help_does_not_wait_for_heavy_imports():
     text, imported = imported_for_help("train", {"torch", "matplotlib", "wandb"})
     assert "(default: EfficientNetLite0)" in " ".join(text.split())
