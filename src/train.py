@@ -38,6 +38,8 @@ def main() -> int:
     settings = _make_settings(arguments, layout)
     for line in _audit(layout, folders[0]):
         say("audit", line)
+    for folder in layout.unused:
+        say("split", f"{folder} is none of train, val and test: it is not used")
     folders = _divide(layout, folders)
     with joined_processes():
         metrics = run(settings, folders)

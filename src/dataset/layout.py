@@ -21,11 +21,13 @@ class Layout:
         training: what is trained on.
         validation: what validates; None for a part of the training images.
         testing: what is tested on; None for a part of the training images, which is held out.
+        unused: visible folders beside these.
     """
 
     training: Path
     validation: Path | None = None
     testing: Path | None = None
+    unused: tuple[Path, ...] = ()
 
     @property
     def others(self) -> list[Path]:
@@ -46,7 +48,11 @@ def find_layout(path: Path) -> Layout:
     training, validation, testing = (_find_side(path, names) for names in (_TRAINING, _VALIDATION, _TESTING))
     if training is None or image_files(training):
         return Layout(path)
-    return Layout(training, validation, testing) if testing else Layout(training, None, validation)
+    beside = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    unused = tuple(folder for folder in beside if folder not in (training, validation, testing))
+    if not testing:
+        validation, testing = None, validation
+    return Layout(training, validation, testing, unused)
 
 
 def _find_side(directory: Path, names: tuple[str, ...]) -> Path | None:

@@ -31,6 +31,11 @@ def test_sides_are_known_by_their_names(tmp_path, folders, training, validation,
     assert find_layout(tmp_path / "photos") == Layout(place(training), place(validation), place(testing))
 
 
+def test_folders_beside_the_sides_are_named(tmp_path):
+    write_images(tmp_path / "photos", dict.fromkeys(["train/cat", "test/cat", "cat", ".hidden"], 1))
+    assert find_layout(tmp_path / "photos").unused == (tmp_path / "photos" / "cat",)
+
+
 def test_what_is_no_folder_is_taken_as_it_is(tmp_path):
     assert find_layout(tmp_path / "mine.npz") == Layout(tmp_path / "mine.npz")
 
