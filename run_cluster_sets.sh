@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # All runs of a parameter file: sbatch run_cluster_sets.sh 7
 # The whole experiment: sbatch --array=1-35 run_cluster_sets.sh
+# Flags of src/sweep.py may follow, and a file may stand for the number: sbatch run_cluster_sets.sh mine.txt -d photos
+# Are the arguments right? On the login node: bash run_cluster_sets.sh --check 7
 # Partition and GPUs come from sbatch's flags, or from SBATCH_PARTITION and SBATCH_GPUS.
 #SBATCH --job-name=image-sets
 #SBATCH --output=logs/%x-%j.log
@@ -10,7 +12,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
-usage="usage: sbatch run_cluster_sets.sh N, or sbatch --array=1-35 run_cluster_sets.sh"
+usage="usage: sbatch run_cluster_sets.sh N|FILE [FLAG...], or sbatch --array=1-35 run_cluster_sets.sh [FLAG...]"
 
 # Slurm runs a copy of this script that lies elsewhere.
 repository="$(dirname "$0")"
@@ -19,10 +21,19 @@ cd "$repository"
 # shellcheck source=/dev/null
 source src/cluster.sh
 
-[ $# -le 1 ] || refuse "$# arguments, not 1" "$usage"
-number="${1:-${SLURM_ARRAY_TASK_ID:-}}"
-[ -n "$number" ] || refuse "no parameter file is named" "$usage"
-file="parameters/hyperparameters_$number.txt"
+look=()
+if [ "${1:-}" = --check ]; then
+  look=(--dry-run)
+  shift
+fi
+name="${SLURM_ARRAY_TASK_ID:-}"
+if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
+  name="${1:-$name}"
+  shift
+fi
+[ -n "$name" ] || refuse "no parameter file is named" "$usage"
+file="$name"
+[[ "$name" =~ [^0-9] ]] || file="parameters/hyperparameters_$name.txt"
 [ -f "$file" ] || refuse "there is no $file" "$usage"
 activate_environment
-run_resumable python src/sweep.py "$file"
+run_resumable python src/sweep.py "$file" "$@" "${look[@]}"

@@ -90,8 +90,13 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
         if cut:
             data = _cut(data, cut)
             hardware.place(model, training=True)
-            compute_features(model, model.frozen_to, _cut(data, 8), hardware, Cache.of(settings))  # warms up
-            seconds = _seconds(lambda: compute_features(model, model.frozen_to, data, hardware, Cache.of(settings)))
+
+            def compute(part: Any) -> None:
+                sides = (part.train, part.validation)
+                compute_features(model, model.frozen_to, sides, hardware, Cache.of(settings))
+
+            compute(_cut(data, 8))  # warms up
+            seconds = _seconds(lambda: compute(data))
             prepared = seconds / (len(data.train) + len(data.validation))
         trainer = Trainer(model, data, settings, hardware, logger=None)
         train = trainer.train_loader = Timed(trainer.train_loader, batches)

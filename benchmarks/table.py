@@ -250,6 +250,29 @@ def _sweep(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
+def _transfer(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    def show(side: str) -> str:
+        values = results["sides"][side]
+        return f"{side} {values['seconds']:g} s, {values['mean accuracy']:.1%}"
+
+    own = [side for side in results["sides"] if side.startswith("project")]
+    count = results["images"]["train"] + results["images"]["validation"]
+    return (
+        f"EfficientNetLite0 from {count:,} photographs to a tested model: whole programs, and mean test accuracy",
+        "; ".join(show(side).removeprefix("project").lstrip(", ") for side in own),
+        "; ".join(show(side) for side in results["sides"] if side not in own),
+    )
+
+
+def _batch_augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    rates = results[RATES]
+    return (
+        f"random crop, flip and colours of batches of {results['batch']} photographs, {results['side']} pixels square",
+        f"{rates['project']:g} images/s",
+        f"torchvision's v2 transforms, image by image: {rates['torchvision']:g} images/s",
+    )
+
+
 ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "start": _start,
     "training": _training,
@@ -263,10 +286,12 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "peers": _peers,
     "filter_detections": _filter_detections,
     "augmentation": _augmentation,
+    "batch_augmentation": _batch_augmentation,
     "near_duplicates": _near_duplicates,
     "groups": _groups,
     "shortcut": _shortcut,
     "sweep": _sweep,
+    "transfer": _transfer,
 }
 
 

@@ -41,14 +41,21 @@ def main() -> int:
         print(json.dumps(PEERS[side](Path(place), int(seed))))
         return 0
     parser = ArgumentParser(description="Measures fine-tuning by others beside this project's.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--per-class",
+        type=int,
+        default=100,
+        metavar="N",
+        help="photographs at most, of each class (default: %(default)s)",
+    )
     arguments = parse_with_photographs(parser)
-    check_least(arguments, repeats=1)
+    check_least(arguments, repeats=1, per_class=10)
     peers = [side for side in PEERS if find_spec(side)]
     measured: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        counts = stage(arguments.data, place)
+        counts = stage(arguments.data, place, arguments.per_class)
         for seed in range(1, arguments.repeats + 1):
             for side, run in {**PROJECT, **{side: run_peer for side in peers}}.items():
                 begin = time.perf_counter()
@@ -68,18 +75,21 @@ def main() -> int:
     return 0
 
 
-def stage(data: Path, place: Path) -> dict[str, int]:
+def stage(data: Path, place: Path, per_class: int) -> dict[str, int]:
     """Copies the photographs, cleans them, and lays the split out as `others/train` and `others/validation`.
 
     Returns:
         How many images train, validate and test.
     """
     from dataset.audit import audit, fix
-    from dataset.folders import read_folder
+    from dataset.folders import image_files, read_folder
     from pacing import split_all
 
     dataset_dir, testing_dir = stage_photographs(data, place, augmented=False)
     fix(audit(dataset_dir, [testing_dir]))
+    for label in dataset_dir.iterdir():
+        for surplus in image_files(label)[per_class:]:
+            surplus.unlink()
     folder = read_folder(dataset_dir)
     split = split_all(folder)
     for name, places in (("train", split.train), ("validation", split.validation)):

@@ -6,10 +6,7 @@ TRAIN3, the images of TEST with a white background. Without a folder of sets the
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from dataset.array_images import SETS, white_background, with_inversions, write_
 from dataset.folders import ImageFolder
 from pipeline.claims import claim_runs
 from pipeline.settings import Settings
+from pipeline.timing import processor_time, read_processor_time
 from reporting.study import (
     HALVES,
     ROWS,
@@ -169,7 +167,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         for model in STUDIED
     }
     for settings in claim_runs(list(runs.values()), results, "study"):
-        with _timed(settings.run_dir / "seconds.json"):
+        with processor_time(settings.run_dir):
             run(settings, folders(settings), claimed=True, keep_state=False)
 
     outcomes: dict[tuple[str, str], list[Outcome]] = {(trained, model): [] for _, trained, model in runs}
@@ -182,7 +180,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
     return Study(
         sets["TRAIN"].classes,
         outcomes,
-        sum(_read_seconds(settings.run_dir / "seconds.json") for settings in runs.values()),
+        sum(read_processor_time(settings.run_dir) for settings in runs.values()),
     )
 
 
@@ -214,25 +212,6 @@ def _make_settings(
         seed=seed,
         **common,
     )
-
-
-@contextmanager
-def _timed(file: Path) -> Iterator[None]:
-    """Adds the processor's seconds that a run takes to those that it took before it was interrupted."""
-    begin = time.process_time()
-    try:
-        yield
-    finally:
-        seconds = _read_seconds(file) + time.process_time() - begin
-        if file.parent.exists():
-            write_json(file, seconds)
-
-
-def _read_seconds(file: Path) -> float:
-    try:
-        return float(json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError, TypeError, OverflowError, RecursionError):  # not yet there, or damaged
-        return 0.0
 
 
 if __name__ == "__main__":

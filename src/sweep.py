@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import logging
@@ -11,36 +10,37 @@ import traceback
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import ArgumentParser, UserError, first_line, printable, run_program, write_json
+from common import ArgumentParser, UserError, check_least, first_line, printable, run_program, write_json
 from pipeline.claims import ClaimLost, claim_runs, is_claimed
-from pipeline.parameters import read_parameters, write_parameters
+from pipeline.halving import Halving
+from pipeline.logger import read_history
+from pipeline.parameters import FLAGS, read_parameters, write_parameters
 from pipeline.settings import Settings
+from pipeline.timing import processor_time
 
 if TYPE_CHECKING:
     from dataset.folders import ImageFolder
 
 _log = logging.getLogger(__name__)
 _STALE = "finished, on OTHER IMAGES than are there now"
-# What a parameter line does not say, and a sweep's flags do.
-_FLAGS = [
-    "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
-    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "wandb", "no_cache", "cache_limit",
-    "save_every",
-]  # fmt: skip
 
 
-def sweep(runs: Sequence[Settings]) -> bool:
+def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
     """Train and test each run that has not finished, and wait for those that other programs are at work on.
 
     A run that fails is recorded in its folder, as `failed.json`, and the sweep goes on; the next sweep tries it again,
     after the others.
 
+    Args:
+        runs: in the order in which to train them.
+        until: the epoch after which those pause that have more.
+
     Returns:
-        Whether none of them failed; all others have finished.
+        Whether none of them failed; all others have finished, or trained so far.
 
     Raises:
         UserError: the GPU failed, so that no other run would succeed in this process.
@@ -48,18 +48,54 @@ def sweep(runs: Sequence[Settings]) -> bool:
     runs = sorted(runs, key=lambda settings: _record_of(settings).exists())
     if stale := sum(describe_state(settings) == _STALE for settings in runs):
         _log.warning("%d runs have %s: they are not trained again", stale, _STALE)
-    with closing(claim_runs(runs, _has_finished, "sweep")) as claimed:
-        failed = sum(not _try(settings) for settings in claimed)
+    title = "sweep" if until is None else f"sweep to epoch {until}"
+    with closing(claim_runs(runs, partial(_has_reached, until=until), title)) as claimed:
+        failed = sum(not _try(settings, until) for settings in claimed)
     if failed:
         _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
     return not failed
 
 
-def _has_finished(settings: Settings) -> bool:
+def sweep_by_halving(runs: Sequence[Settings], halving: Halving) -> bool:
+    """The same, but most runs stop early: see `pipeline.halving`."""
+    none_failed = True
+    for rung in halving.rungs(_most_epochs(runs)):
+        none_failed &= sweep(runs, until=rung)
+        count = len(runs)
+        runs = _survivors(runs, halving, rung)
+        _log.info("%d of %d runs go on after epoch %d", len(runs), count, rung)
+    return sweep(runs) and none_failed
+
+
+def _survivors(runs: Sequence[Settings], halving: Halving, rung: int) -> list[Settings]:
+    return halving.survivors([settings for settings in runs if not _record_of(settings).exists()], rung)
+
+
+def _stopped_by_halving(runs: Sequence[Settings], halving: Halving) -> dict[Settings, int]:
+    """The runs that have stopped, and after which epoch."""
+    stopped = {}
+    for rung in halving.rungs(_most_epochs(runs)):
+        if not all(_has_reached(settings, rung) or _record_of(settings).exists() for settings in runs):
+            break
+        kept = _survivors(runs, halving, rung)
+        stopped |= {settings: rung for settings in runs if settings not in kept}
+        runs = kept
+    return stopped
+
+
+def _most_epochs(runs: Sequence[Settings]) -> int:
+    return max(settings.num_epochs for settings in runs)
+
+
+def _has_reached(settings: Settings, until: int | None) -> bool:
+    """Whether a run has finished, or trained so far."""
+    from pipeline.checkpoints import saved_epoch
+
     try:
-        return _results(settings) is not None
+        finished = _results(settings) is not None
     except UserError:
         return False  # to be told by the run itself
+    return finished or (until is not None and saved_epoch(settings.run_dir / "last.pt") >= until)
 
 
 def _results(settings: Settings) -> dict[str, Any] | None:
@@ -79,7 +115,7 @@ def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
     return tuple(read_folders(data_dir, test_dirs, with_augmented))
 
 
-def _try(settings: Settings) -> bool:
+def _try(settings: Settings, until: int | None) -> bool:
     """Do a run, and record why it failed if it does.
 
     Raises:
@@ -90,7 +126,8 @@ def _try(settings: Settings) -> bool:
     from pipeline.run import run
 
     try:
-        run(settings, claimed=True, keep_state=False)
+        with processor_time(settings.run_dir):
+            run(settings, claimed=True, until=until, keep_state=False)
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
     except ClaimLost as error:
@@ -143,7 +180,7 @@ def describe_state(settings: Settings) -> str:
     if _record_of(settings).exists():
         return f"failed: {_read_reason(_record_of(settings))}"
     if (settings.run_dir / "last.pt").exists():
-        return f"interrupted after epoch {_count_epochs(settings.run_dir / 'history.csv')}"
+        return f"interrupted after epoch {_count_epochs(settings.run_dir)}"
     return "to do"
 
 
@@ -161,14 +198,11 @@ def _read_reason(record: Path) -> str:
         return f"{record} is damaged"
 
 
-def _count_epochs(history: Path) -> int | str:
+def _count_epochs(run_dir: Path) -> int | str:
     try:
-        with history.open(newline="") as file:
-            return len(list(csv.DictReader(file)))
-    except FileNotFoundError:  # which is written at the end of the first
-        return 0
-    except (ValueError, csv.Error):
-        return f"?, {history} is damaged"
+        return len(read_history(run_dir))
+    except UserError as error:
+        return f"?, {first_line(error)}"
 
 
 def _read_all(arguments: argparse.Namespace) -> list[Settings]:
@@ -177,13 +211,22 @@ def _read_all(arguments: argparse.Namespace) -> list[Settings]:
     Raises:
         UserError: a line is malformed, or two lines of the same name differ.
     """
-    others = {name: getattr(arguments, name) for name in _FLAGS}
-    runs: dict[str, Settings] = {}
+    others = {name: getattr(arguments, name) for name in FLAGS}
+    runs: dict[Path, Settings] = {}
     for path in arguments.files:
         for settings in read_parameters(path, others):
-            if runs.setdefault(settings.run_name, settings) != settings:
+            if runs.setdefault(settings.run_dir, settings) != settings:
                 raise UserError(f"{path}: two lines for {settings.run_name} differ in what its name does not say")
     return list(runs.values())
+
+
+def _seed_all(runs: Sequence[Settings], seeds: Sequence[int]) -> list[Settings]:
+    """Each run once for each seed."""
+    return [
+        replace(settings, seed=seed, output_dir=settings.output_dir / f"seed_{seed}")
+        for settings in runs
+        for seed in dict.fromkeys(seeds)
+    ]
 
 
 def _fold_all(runs: Sequence[Settings]) -> list[Settings]:
@@ -209,31 +252,66 @@ def main() -> int:
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="a run a line, such as in parameters/")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and how far each is, and train none")
     parser.add_argument(
-        "--write-parameters", type=Path, metavar="DIR", help="write the files of the experiment's 1040 runs, and end"
+        "--write-parameters",
+        type=Path,
+        metavar="DIR",
+        help="write the files of the 1040 runs, and of 480 of EfficientNetLite0, and end",
     )
     parser.add_argument(
         "--all-folds", action="store_true",
         help="train each run once per fold, in fold_0/, fold_1/, ... of the output folder, for report.py to pool",
     )  # fmt: skip
-    Settings.add_flags(parser, _FLAGS)
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N",
+        help="train each run once per seed, in seed_N/ of the output folder, for report.py to average",
+    )  # fmt: skip
+    parser.add_argument(
+        "--halving", action="store_true", help="stop most runs early: the best in validation go on (successive halving)"
+    )
+    parser.add_argument(
+        "--eta", type=int, default=3, metavar="N",
+        help="with --halving: one run of N goes on, and trains for N times the epochs (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-epochs", type=int, default=3, metavar="N",
+        help="with --halving: epochs after which runs are first compared (default: %(default)s)",
+    )  # fmt: skip
+    Settings.add_flags(parser, FLAGS)
     arguments = parser.parse_args()
     if arguments.write_parameters:
         print(f"{write_parameters(arguments.write_parameters)} files in {arguments.write_parameters}")
         return 0
     if not arguments.files:
         raise UserError("no parameter file is named (--help lists the flags)")
-    runs = _read_all(arguments)
+    check_least(arguments, eta=2, min_epochs=1)
+    runs = _vary(_read_all(arguments), arguments)
+    halving = Halving(arguments.eta, arguments.min_epochs) if arguments.halving else None
+    if halving and arguments.fold is None:
+        raise UserError("--halving compares runs in validation, and --fold none leaves no images for it")
+    if arguments.dry_run:
+        stopped = _stopped_by_halving(runs, halving) if halving else {}
+        for settings in runs:
+            epoch = stopped.get(settings)
+            state = f"stopped by halving after epoch {epoch}" if epoch else describe_state(settings)
+            print(f"{settings.run_dir}: {state}")
+        return 0
+    return 0 if (sweep_by_halving(runs, halving) if halving else sweep(runs)) else 1
+
+
+def _vary(runs: Sequence[Settings], arguments: argparse.Namespace) -> Sequence[Settings]:
+    """The runs with each seed and fold that is asked for.
+
+    Raises:
+        UserError: two flags exclude each other, or the images do not fit.
+    """
     for settings in runs:
         _folders_of(settings)  # says what is wrong
-    if arguments.all_folds:
-        if arguments.fold != Settings.fold:
-            raise UserError("--fold and --all-folds exclude each other")
-        runs = _fold_all(runs)
-    if arguments.dry_run:
-        for settings in runs:
-            print(f"{settings.run_dir.relative_to(arguments.output_dir)}: {describe_state(settings)}")
-        return 0
-    return 0 if sweep(runs) else 1
+    for one, many in (("seed", "seeds"), ("fold", "all_folds")):
+        if getattr(arguments, many) and getattr(arguments, one) != getattr(Settings, one):
+            raise UserError(f"--{one} and --{many.replace('_', '-')} exclude each other")
+    if arguments.seeds:
+        runs = _seed_all(runs, arguments.seeds)
+    return _fold_all(runs) if arguments.all_folds else runs
 
 
 if __name__ == "__main__":

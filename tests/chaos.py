@@ -138,6 +138,10 @@ PROGRAMS = {
         ["-c", _SWEEP_AND_REPORT, str(REPOSITORY / "src"), "runs.txt", "-d", "sets/TRAIN", "-t", "sets/TEST",
          "--precision", "bf16", "--save-every", "0.02"],
     ),
+    "halving": Program(
+        ["-c", _SWEEP_AND_REPORT, str(REPOSITORY / "src"), "runs.txt", "-d", "sets/TRAIN", "-t", "sets/TEST",
+         "--precision", "bf16", "--halving", "--eta", "2", "--min-epochs", "1"],
+    ),
     "array_study": Program(["-c", _SHORT_STUDY, str(REPOSITORY / "src"), "sets", "--seeds", "1"]),
 }  # fmt: skip
 

@@ -37,6 +37,7 @@ from pipeline.parameters import FIELDS, read_parameters
 from pipeline.prediction import load_run
 from pipeline.run import _open_folder, class_tables, results_table, run
 from pipeline.settings import CHECKPOINTS, Settings
+from pipeline.timing import read_processor_time
 from pipeline.trainer import Trainer
 from report import settle_test_images
 from reporting.comparison import make_reports
@@ -204,7 +205,7 @@ def test_what_a_sweep_says_of_a_run(trained, own, data):
     (own.run_dir / "failed.json").unlink()
     seconds = own.run_dir / "seconds.json"
     seconds.write_bytes(damage(b"12.25", data.draw(damages)))
-    assert isinstance(array_study._read_seconds(seconds), float)
+    assert isinstance(read_processor_time(own.run_dir), float)
 
 
 def same(one: object, other: object) -> bool:

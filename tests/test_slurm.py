@@ -77,8 +77,9 @@ class TestScripts:
             (("run_cluster.sh", *NINE, "more"), "10 arguments, not 9"),
             (("run_cluster_sets.sh",), "no parameter file is named"),
             (("run_cluster_sets.sh", ""), "no parameter file is named"),
-            (("run_cluster_sets.sh", "36"), "there is no parameters/hyperparameters_36.txt"),
-            (("run_cluster_sets.sh", "1", "2"), "2 arguments, not 1"),
+            (("run_cluster_sets.sh", "--check"), "no parameter file is named"),
+            (("run_cluster_sets.sh", "99"), "there is no parameters/hyperparameters_99.txt"),
+            (("run_cluster_sets.sh", "--check", "mine.txt"), "there is no mine.txt"),
             (("setup_conda.sh", "a", "b"), "2 arguments, not 1"),
             (("setup_conda.sh", "--help"), "--help is no name for an environment"),
         ],
@@ -126,6 +127,26 @@ class TestScripts:
         indexed = call("run_cluster_sets.sh", cwd=place, SLURM_ARRAY_TASK_ID="12")
         assert named.stdout == "parameters/hyperparameters_7.txt\n"
         assert indexed.stdout == "parameters/hyperparameters_12.txt\n"
+
+    def test_flags_and_files_reach_the_sweep(self, place, stand_in):
+        stand_in("print(*sys.argv[1:], sep='|')")
+        for name in ("parameters/hyperparameters_7.txt", "my runs.txt"):
+            (place / name).touch()
+        mine = call("run_cluster_sets.sh", "my runs.txt", "-d", "my photos", "--halving", cwd=place)
+        assert mine.stdout == "my runs.txt|-d|my photos|--halving\n"
+        indexed = call("run_cluster_sets.sh", "--halving", cwd=place, SLURM_ARRAY_TASK_ID="7")
+        assert indexed.stdout == "parameters/hyperparameters_7.txt|--halving\n"
+        checked = call("run_cluster_sets.sh", "--check", "7", "-o", "there", cwd=place)
+        assert checked.stdout == "parameters/hyperparameters_7.txt|-o|there|--dry-run\n"
+
+    def test_a_check_finds_what_is_wrong_before_a_job_is_queued(self, place):
+        (place / "runs.txt").write_text("VGG True 80 32 0.001 0.01 2 False False\n")
+        for arguments, message in (
+            (("runs.txt",), "error: runs.txt:1: -g/--gamma 2.0: must be above 0 and at most 1\n"),
+            (("runs.txt", "--seed", "x"), "error: argument --seed: invalid int value: 'x' (--help lists the flags)\n"),
+        ):
+            result = call("run_cluster_sets.sh", "--check", *arguments, cwd=place)
+            assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
 
     def test_works_from_another_folder_and_from_a_spool(self, place, stand_in, tmp_path):
         stand_in("print(open(sys.argv[1]).read())")
@@ -305,6 +326,17 @@ class TestJobs:
         states = cluster.await_end(submit("--array=1-2", "run_cluster_sets.sh"), 180)
         assert [state["JobState"] for state in states] == ["COMPLETED", "COMPLETED"]
         assert finished(place) == {run_name(0.001), run_name(0.0001)}
+
+    def test_a_file_of_one_s_own_with_halving(self, cluster, place, submit):
+        (place / "dataset").rename(place / "photos")
+        lines = (" ".join([*SMALL[:2], "2", SMALL[3], str(rate), *SMALL[5:]]) for rate in (0.001, 0.00001))
+        (place / "mine.txt").write_text("\n".join(lines) + "\n")
+        flags = ("mine.txt", "-d", "photos", "-o", "found", "--halving", "--eta", "2", "--min-epochs", "1")
+        (state,) = cluster.await_end(submit("run_cluster_sets.sh", *flags), 180)
+        (log,) = (place / "logs").iterdir()
+        assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
+        assert "1 of 2 runs go on after epoch 1" in log.read_text()
+        assert len(list((place / "found").glob("*/metrics.json"))) == 1
 
     def test_two_jobs_share_a_file(self, cluster, place, submit):
         write_set(place, 3, [0.001, 0.0001, 0.00001])

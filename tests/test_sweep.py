@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -16,7 +17,9 @@ import sweep as program
 from common import UserError, write_json
 from dataset.tables import read_rows
 from helpers import REPOSITORY, digests, start
-from pipeline.parameters import FIELDS, write_line
+from pipeline.halving import Halving
+from pipeline.logger import read_history
+from pipeline.parameters import FIELDS, FLAGS, write_line
 from pipeline.settings import CHECKPOINTS, Settings
 
 
@@ -40,9 +43,9 @@ def trained(monkeypatch):
     """The names of the runs that are trained from now on."""
     names = []
 
-    def run(settings, claimed, original=pipeline.run.run):
+    def run(settings, original=pipeline.run.run, **more):
         names.append(settings.run_name)
-        return original(settings, claimed=claimed)
+        return original(settings, **more)
 
     monkeypatch.setattr(pipeline.run, "run", run)
     return names
@@ -94,7 +97,7 @@ def test_a_failed_run_is_recorded_and_the_others_done(runs, trained):
 
 
 def test_out_of_memory_is_a_failure_like_another_and_is_tried_again(runs, monkeypatch):
-    def run_out(settings, claimed):
+    def run_out(settings, **_):
         raise MemoryError
 
     with monkeypatch.context() as patch:
@@ -106,7 +109,7 @@ def test_out_of_memory_is_a_failure_like_another_and_is_tried_again(runs, monkey
 
 
 def test_a_full_disk_stops_the_sweep(runs, monkeypatch):
-    def run_out(settings, claimed):
+    def run_out(settings, **_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pipeline.run, "run", run_out)
@@ -160,7 +163,7 @@ def test_settings_that_differ_from_a_finished_run_are_told(runs):
 def test_a_gpu_that_failed_stops_the_sweep_and_the_next_one_does_the_others_first(runs, monkeypatch, kind):
     tried = []
 
-    def fail(settings, claimed):
+    def fail(settings, **_):
         tried.append(settings)
         settings.run_dir.mkdir(parents=True)
         raise {"accelerator": torch.AcceleratorError, "unusable": RuntimeError}[kind](
@@ -183,7 +186,7 @@ def test_a_gpu_that_failed_stops_the_sweep_and_the_next_one_does_the_others_firs
     assert states == ["failed: CUDA error: launch failure", "to do", "to do", "to do"]
     done = []
 
-    def run(settings, claimed):
+    def run(settings, **_):
         done.append(settings)
         shutil.rmtree(settings.run_dir, ignore_errors=True)
         finish(settings)
@@ -196,7 +199,7 @@ def test_a_gpu_that_failed_stops_the_sweep_and_the_next_one_does_the_others_firs
 def test_a_run_that_was_taken_over_is_not_recorded_as_failed(runs, monkeypatch, caplog):
     claim = runs[0].output_dir / ".claims" / runs[0].run_name
 
-    def lose(settings, claimed):
+    def lose(settings, **_):
         claim.unlink()
         finish(settings)  # as the program does that has it now
         write_json(settings.run_dir / "metrics.json", {})
@@ -213,7 +216,7 @@ def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypa
     first.write_text('{"host": "elsewhere", "boot": "another"}')
     done = []
 
-    def run(settings, claimed):
+    def run(settings, **_):
         done.append(settings)
         finish(settings)
         first.unlink(missing_ok=True)
@@ -226,7 +229,7 @@ def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypa
 def test_two_sweeps_share_the_work(runs, monkeypatch):
     done = []
 
-    def run(settings, claimed):
+    def run(settings, **_):
         done.append(settings.run_name)
         time.sleep(0.2)
         finish(settings)
@@ -238,6 +241,102 @@ def test_two_sweeps_share_the_work(runs, monkeypatch):
     for thread in sweeps:
         thread.join()
     assert sorted(done) == sorted(settings.run_name for settings in runs)
+
+
+class TestHalving:
+    """Four runs of four epochs: two stop after the first, one after the second."""
+
+    HALVING = Halving(eta=2, min_epochs=1)
+
+    @pytest.fixture
+    def four(self, runs):
+        return [dataclasses.replace(settings, num_epochs=4) for settings in runs]
+
+    def epochs(self, runs):
+        return sorted(len(read_history(settings.run_dir)) for settings in runs)
+
+    def test_the_last_one_comes_to_what_it_would_alone(self, four, tmp_path):
+        assert program.sweep_by_halving(four, self.HALVING)
+        assert self.epochs(four) == [1, 1, 2, 4]
+        (winner,) = [settings for settings in four if (settings.run_dir / "metrics.json").exists()]
+        alone = dataclasses.replace(winner, output_dir=tmp_path / "alone")
+        pipeline.run.run(alone)
+        for name in ("metrics.json", "history.csv", "predictions_best_val_acc.csv"):
+            assert (alone.run_dir / name).read_text() == (winner.run_dir / name).read_text()
+
+    def test_again_it_does_nothing(self, four, trained):
+        program.sweep_by_halving(four, self.HALVING)
+        assert len(trained) == 4 + 2 + 1
+        after = digests(four[0].output_dir)
+        program.sweep_by_halving(four, self.HALVING)
+        assert (len(trained), digests(four[0].output_dir)) == (7, after)
+
+    def test_states(self, four):
+        program.sweep_by_halving(four, self.HALVING)
+        stopped = program._stopped_by_halving(four, self.HALVING)
+        assert sorted(stopped.values()) == [1, 1, 2]
+        (winner,) = set(four) - set(stopped)
+        assert program.describe_state(winner) == "finished"
+
+    def test_none_is_stopped_before_all_have_come_to_a_rung(self, four):
+        program.sweep(four[:3], until=1)
+        assert program._stopped_by_halving(four, self.HALVING) == {}
+
+    @pytest.mark.parametrize("call", [1, 3, 5, 7])
+    def test_stopped_anywhere_it_comes_to_the_same(self, four, tmp_path, monkeypatch, call):
+        program.sweep_by_halving(four, self.HALVING)
+        from pipeline.trainer import Trainer
+
+        calls = []
+
+        def stop(self, original=Trainer._run_epoch):
+            calls.append(self)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            original(self)
+
+        others = [dataclasses.replace(settings, output_dir=tmp_path / "others") for settings in four]
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_run_epoch", stop)
+            with pytest.raises(KeyboardInterrupt):
+                program.sweep_by_halving(others, self.HALVING)
+        assert program.sweep_by_halving(others, self.HALVING)
+        for one, other in zip(four, others, strict=True):
+            assert (one.run_dir / "history.csv").read_text() == (other.run_dir / "history.csv").read_text()
+            assert (one.run_dir / "metrics.json").exists() == (other.run_dir / "metrics.json").exists()
+
+    def test_a_run_that_fails_does_not_go_on(self, four):
+        wild = dataclasses.replace(four[0], learning_rate=1e30)
+        some = [wild, *four[1:3]]
+        assert not program.sweep_by_halving(some, self.HALVING)
+        assert (wild.run_dir / "failed.json").exists()
+        assert self.epochs(some) == [0, 1, 4]
+
+    def test_two_programs_share_it(self, four):
+        sweeps = [
+            threading.Thread(target=program.sweep_by_halving, args=(order, self.HALVING))
+            for order in (four, four[::-1])
+        ]
+        for thread in sweeps:
+            thread.start()
+        for thread in sweeps:
+            thread.join()
+        assert self.epochs(four) == [1, 1, 2, 4]
+
+
+def test_each_seed_is_a_run_of_its_own(runs, tmp_path):
+    parameters = tmp_path / "parameters.txt"
+    parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
+    data = ("-d", runs[0].data_dir, "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
+    command = ("sweep.py", parameters, *data, "--seeds", 1, 2, 1)
+    result = start(*command, "--all-folds", "--folds", 2, "--dry-run", cwd=tmp_path)
+    places = [Path(line).parent.relative_to(tmp_path / "saved").as_posix() for line in result.stdout.splitlines()]
+    assert places == ["seed_1/fold_0", "seed_1/fold_1", "seed_2/fold_0", "seed_2/fold_1"]
+    assert start(*command, "--wandb", "disabled", cwd=tmp_path).returncode == 0
+    files = (tmp_path / "saved").glob("seed_*/*/settings.json")
+    assert sorted(json.loads(file.read_text())["seed"] for file in files) == [1, 2]
+    result = start(*command, "--seed", 3, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, "error: --seed and --seeds exclude each other\n")
 
 
 class TestProgram:
@@ -253,14 +352,14 @@ class TestProgram:
         result = start("sweep.py", "runs.txt", "--dry-run", cwd=place)
         assert result.returncode == 0, result.stderr
         assert result.stdout.splitlines() == [
-            "ResNet18_pretrained_False_aug_False_lr_0.001_wd_0.01_g_0.95: to do",
-            "CNNBasic_pretrained_False_aug_False_lr_0.001_wd_0.01_g_1.0: to do",
+            "saved_models/ResNet18_pretrained_False_aug_False_lr_0.001_wd_0.01_g_0.95: to do",
+            "saved_models/CNNBasic_pretrained_False_aug_False_lr_0.001_wd_0.01_g_1.0: to do",
         ]
         assert digests(place) == before
 
     def test_writes_the_parameter_files_of_the_repository(self, tmp_path):
         result = start("sweep.py", "--write-parameters", "parameters", cwd=tmp_path)
-        assert (result.returncode, result.stdout) == (0, "35 files in parameters\n")
+        assert (result.returncode, result.stdout) == (0, "53 files in parameters\n")
         assert digests(tmp_path / "parameters") == digests(REPOSITORY / "parameters")
 
     @pytest.mark.parametrize(
@@ -270,6 +369,8 @@ class TestProgram:
             (("missing.txt",), "missing.txt cannot be read"),
             (("bad.txt",), "bad.txt:2: -g/--gamma 2.0: must be above 0"),
             (("runs.txt", "-d", "nowhere"), "there is no folder nowhere"),
+            (("runs.txt", "--halving", "--eta", "1"), "--eta 1: must be at least 2"),
+            (("runs.txt", "--halving", "--fold", "none"), "--halving compares runs in validation, and --fold none"),
             (("runs.txt", "other.txt"), "other.txt: two lines for ResNet18_pretrained_False_aug_False_lr_0.001"),
         ],
     )
@@ -285,7 +386,7 @@ class TestProgram:
 
 
 def test_a_line_and_its_flags_make_the_settings():
-    assert set(FIELDS) | set(program._FLAGS) | {"freeze_to", "restart"} == set(Settings.__dataclass_fields__)
+    assert set(FIELDS) | set(FLAGS) | {"restart"} == set(Settings.__dataclass_fields__)
     assert write_line(Settings(model_type="ResNet18")) == "ResNet False 30 32 0.0001 0.0001 0.99 False False"
     with pytest.raises(UserError):
         Settings.from_flags({"model_type": "VGG", "gamma": 2.0, "test_dir": ["a"]})
@@ -298,7 +399,7 @@ def test_all_folds_are_runs_of_their_own_and_validate_each_image_once(runs, tmp_
     command = ("sweep.py", parameters, "--all-folds", "--folds", 3, *data)
     assert start(*command, cwd=tmp_path).returncode == 0
     result = start(*command, "--dry-run", cwd=tmp_path)
-    names = [line.partition("/")[0] for line in result.stdout.splitlines() if line.endswith(": finished")]
+    names = [Path(line).parent.name for line in result.stdout.splitlines() if line.endswith(": finished")]
     assert names == ["fold_0", "fold_1", "fold_2"]
     tables = (tmp_path / "saved").glob("fold_*/*/split.csv")
     rows = [row for table in tables for row in read_rows(table, ["file"])]
@@ -313,7 +414,7 @@ def test_a_small_class_makes_fewer_folds(runs, make_folder, tmp_path):
     parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
     data = ("-d", make_folder("small", {"A": 3, "B": 6}), "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
     result = start("sweep.py", parameters, "--all-folds", "--dry-run", *data, cwd=tmp_path)
-    assert [line.partition("/")[0] for line in result.stdout.splitlines()] == ["fold_0", "fold_1", "fold_2"]
+    assert [Path(line).parent.name for line in result.stdout.splitlines()] == ["fold_0", "fold_1", "fold_2"]
 
 
 def test_finished_runs_of_other_images_are_told(runs, caplog):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+from torch.nn.functional import avg_pool2d, grid_sample
 
 from pipeline.recipes import Augmentation
 
@@ -27,15 +27,14 @@ def augment(images: Tensor, how: Augmentation, side: int | None = None) -> Tenso
     Returns:
         (B, C, side, side) float32, 0 to 255, bilinearly interpolated.
     """
-    images = images.float()
+    images = images.contiguous().float()  # the copy is cheaper of bytes
     if not len(images):
-        return images  # a process's share of a small batch, which affine_grid would refuse
+        return images  # a process's share of a small batch, which grid_sample would refuse
     height, width = (side, side) if side else images.shape[2:]
     if (factor := images.shape[2] // height) > 1:
         images = avg_pool2d(images, factor)  # sampling alone would skip pixels
-    maps = _draw_maps(len(images), how, images.device)
-    grid = affine_grid(maps, [len(images), images.shape[1], height, width], align_corners=False)
-    images = grid_sample(images, grid, padding_mode="border", align_corners=False)
+    points = _map_points(_draw_maps(len(images), how, images.device), height, width)
+    images = grid_sample(images, points, padding_mode="border", align_corners=False)
     if how.colour:
         images = _change_colours(images, how.colour)
     return _erase(images, how.erase) if how.erase else images
@@ -70,19 +69,32 @@ def _draw_maps(count: int, how: Augmentation, device: torch.device) -> Tensor:
     return torch.cat([maps, shift.unsqueeze(2)], 2)
 
 
+def _map_points(maps: Tensor, height: int, width: int) -> Tensor:
+    """(B, height, width, 2): where each pixel of the new image lies in the old one; affine_grid, but faster."""
+
+    def middles(pixels: int) -> Tensor:
+        return (2 * torch.arange(pixels, device=maps.device) + 1) / pixels - 1
+
+    x, y, shift = maps[:, None, None].unbind(-1)  # each (B, 1, 1, 2)
+    return x * middles(width)[:, None] + (y * middles(height)[:, None, None] + shift)
+
+
 def _change_colours(images: Tensor, most: float) -> Tensor:
-    """Brightness, contrast and, of colour images, saturation, each by a factor of 1 - most to 1 + most."""
+    """Brightness, contrast and, of RGB images, saturation, each by a factor of 1 - most to 1 + most.
+
+    Together they are one affine map of colours per image, which is faster than one after the other.
+    """
 
     def factor() -> Tensor:
-        return 1 + _uniform(len(images), most, images.device).view(-1, 1, 1, 1)
+        return 1 + _uniform(len(images), most, images.device).view(-1, 1, 1)
 
-    images = images * factor()
-    middle = images.mean((1, 2, 3), keepdim=True)
-    images = torch.lerp(middle, images, factor())
+    brightness, contrast = factor(), factor()
+    colours = torch.eye(images.shape[1], device=images.device)  # (C, C)
     if images.shape[1] == 3:
-        luma = images.new_tensor(_LUMA).view(1, 3, 1, 1)
-        images = torch.lerp((images * luma).sum(1, keepdim=True), images, factor())
-    return images.clamp(0, 255)
+        colours = torch.lerp(images.new_tensor(_LUMA).expand(3, 3), colours, factor())  # (B, 3, 3)
+    middle = brightness * images.mean((1, 2, 3)).view(-1, 1, 1)
+    changed = torch.baddbmm((1 - contrast) * middle, brightness * contrast * colours, images.flatten(2))
+    return changed.view_as(images).clamp_(0, 255)
 
 
 def _erase(images: Tensor, share: float) -> Tensor:

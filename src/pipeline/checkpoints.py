@@ -124,6 +124,14 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: train again with --restart") from error
 
 
+def saved_epoch(path: Path) -> int:
+    """How many epochs had finished when a trainer's state was saved; 0 where there is none, or it is damaged."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])  # reads no tensor
+    except Exception:  # a damaged file raises whatever the unpickler stumbles over
+        return 0
+
+
 def _load(path: Path, mmap: bool = False) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         if archive.testzip():  # torch does not look at the checksums

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache, NoRoom, Notes, release, take
-from pipeline.data import ImageBatches, TrainingData, maps_to_rows, rows_to_maps
+from pipeline.data import ImageBatches, maps_to_rows, rows_to_maps
 from pipeline.hardware import Hardware
 from pipeline.images import DecodedImages
 
@@ -50,8 +50,8 @@ class FeatureBatches(ImageBatches):
 
 
 def compute_features(
-    model: Classifier, freeze_point: str, data: TrainingData, hardware: Hardware, cache: Cache
-) -> TrainingData | None:
+    model: Classifier, freeze_point: str, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
+) -> list[FeatureBatches] | None:
     """Compute the output of the layers up to a freeze point, in evaluation mode, for a folder's images, or find it.
 
     Of joined processes, the first one computes and the others find.
@@ -59,15 +59,15 @@ def compute_features(
     Args:
         model: on the hardware's device.
         freeze_point: one of the model's.
-        data: images that are trained on as they are.
+        batches: all of the same folder's images, as they are.
         hardware: where and in which precision to compute.
         cache: keeps the features.
 
     Returns:
-        The data with features in place of images, for `BehindFrozen`. None, and a line says why, if they do not fit on
-        the disk.
+        The same batches with features in place of images, for `BehindFrozen`. None, and a line says why, if they do not
+        fit on the disk.
     """
-    frozen = _Frozen(model, freeze_point, data.train.decoded, hardware)
+    frozen = _Frozen(model, freeze_point, batches[0].decoded, hardware)
     rows, reason = None, "another process has no features"
     with distributed.first_alone():
         try:
@@ -84,10 +84,7 @@ def compute_features(
         len(rows),
         rows.nbytes / 1e9,
     )
-    train, validation = (
-        FeatureBatches(rows, batches.labels.numpy(), batches.places) for batches in (data.train, data.validation)
-    )
-    return replace(data, train=train, validation=validation)
+    return [FeatureBatches(rows, part.labels.numpy(), part.places) for part in batches]
 
 
 class _Frozen:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import first_line, write_json, write_whole
+from common import UserError, first_line, write_json, write_whole
 from pipeline.figures import plot_curves
 from pipeline.measures import SCORES
 from pipeline.settings import Settings
@@ -25,6 +25,25 @@ _COLUMNS = (
 )
 
 
+_HISTORY = "history.csv"
+
+
+def read_history(run_dir: Path) -> list[dict[str, float]]:
+    """The finished epochs of a run, a row each, without what was not measured; none where the run has not begun.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run_dir / _HISTORY
+    try:
+        with file.open(newline="") as opened:
+            return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(opened)]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{file} is damaged: train the run again with --restart") from error
+
+
 class Logger:
     """Writes `history.csv`, `curves.png` and `metrics.json`, and tells wandb the same."""
 
@@ -34,7 +53,7 @@ class Logger:
 
     def log_epoch(self, history: Sequence[dict[str, Any]], images_per_second: float) -> None:
         """Writes the history anew, of which the last row is the epoch just finished."""
-        with write_whole(self.folder / "history.csv", sync=True) as partial, partial.open("w", newline="") as file:
+        with write_whole(self.folder / _HISTORY, sync=True) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(history)

@@ -11,8 +11,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.base import Classifier
 
-_WARM_UP = 10  # steps in which an average comes to hold more than its newest weights
-
 
 def group_layers(model: Classifier) -> list[list[nn.Parameter]]:
     """The parameters of each layer of a backbone and of its head, in their order.
@@ -59,17 +57,23 @@ class EagerAdamW(torch.optim.AdamW):
 
 
 class MovingAverage(AveragedModel):
-    """An exponential moving average of weights and buffers, as torch has it, but without waiting for a GPU."""
+    """An exponential moving average of weights and buffers, as torch has it, but without waiting for a GPU.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    Args:
+        model: whose weights are averaged.
+        decay: share of the average that a step keeps.
+        warm_up: steps in which it keeps less, so that random first weights do not weigh too much.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warm_up: int = 10) -> None:
         super().__init__(model, use_buffers=True)
-        self.decay = decay
+        self.decay, self.warm_up = decay, warm_up
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Takes a step towards the model; the first one goes all the way. Counts of batches are taken as they are."""
         count = int(self.n_averaged)
-        weight = 1 - min(self.decay, count / (count + _WARM_UP))  # else the first weights would weigh too much
+        weight = 1 - min(self.decay, count / (count + self.warm_up)) if count else 1.0
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), weight)

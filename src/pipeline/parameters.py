@@ -1,17 +1,18 @@
 """Parameter files: a run a line, and the 1040 runs of the experiment.
 
-A line has nine fields, as in `VGG True 80 32 0.001 0.01 0.95 True True`.
+A line has nine fields, as in `VGG True 80 32 0.001 0.01 0.95 True True`. Further settings may follow as flags, as in
+`EfficientNetLite0 True 80 32 0.001 0.01 0.95 True False --freeze-to backbone`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import UserError, decode_text, write_whole
+from common import ArgumentParser, UserError, decode_text, write_whole
 from models import ALIASES
 from pipeline.settings import Settings, read_model
 
@@ -49,12 +50,20 @@ FIELDS: dict[str, Callable[[str], Any]] = {
 }
 
 
+# Further settings, which are flags of a sweep, or of a line.
+FLAGS = (
+    "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
+    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "wandb", "no_cache", "cache_limit",
+    "save_every",
+)  # fmt: skip
+
+
 def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
     """Reads a parameter file; empty lines, and such that begin with `#`, are passed over.
 
     Args:
         path: the file.
-        others: the settings that a line does not have, as the program's flags say.
+        others: the settings `FLAGS`, where a line has no flag for them.
 
     Raises:
         UserError: a line is malformed; the message names file, line and field.
@@ -73,20 +82,24 @@ def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
 
 def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
     texts = line.split()
-    if len(texts) != len(FIELDS):
+    count = next((place for place, text in enumerate(texts) if text.startswith("--")), len(texts))
+    if count != len(FIELDS):
         raise UserError(
-            f"{where}: {len(texts)} fields, not the {len(FIELDS)} that are needed, between spaces: {' '.join(FIELDS)}"
+            f"{where}: {count} fields, not the {len(FIELDS)} that are needed, between spaces: {' '.join(FIELDS)}"
         )
     values = {}
-    for (name, read), text in zip(FIELDS.items(), texts, strict=True):
+    for (name, read), text in zip(FIELDS.items(), texts[:count], strict=True):
         try:
             values[name] = read(text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"{where}: {name} {text}: {error}") from None
     if not values["pretrained"]:
         others = {**others, "weights": None}  # which only the other lines need
+    parser = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    Settings.add_flags(parser, FLAGS)
+    parser.set_defaults(**others)
     try:
-        return Settings.from_flags({**others, **values})
+        return Settings.from_flags({**vars(parser.parse_args(texts[count:])), **values})
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -98,33 +111,53 @@ def write_line(settings: Settings) -> str:
     return " ".join(map(str, [short.get(values[0], values[0]), *values[1:]]))
 
 
+_RATES = (0.01, 0.001, 0.0001, 0.00001)
+
+
 def experiment() -> Iterator[Settings]:
     """The 1040 runs: every model with every learning rate, weight decay, gamma, with and without augmentation.
 
     The VGG models have pretrained weights or not, and no learning rate of 0.01; the others are trained from scratch.
     """
-    rates = (0.01, 0.001, 0.0001, 0.00001)
     for model, pretrained, learning_rates in (
-        ("VGG", (True, False), rates[1:]),
-        ("VGGAdapted", (True, False), rates[1:]),
-        ("CustomVGG", (True, False), rates[1:]),
-        ("ResNet18", (False,), rates),
-        ("CNNBasic", (False,), rates),
+        ("VGG", (True, False), _RATES[1:]),
+        ("VGGAdapted", (True, False), _RATES[1:]),
+        ("CustomVGG", (True, False), _RATES[1:]),
+        ("ResNet18", (False,), _RATES),
+        ("CNNBasic", (False,), _RATES),
     ):
-        for weights, augmentation, learning_rate, weight_decay, gamma in itertools.product(
-            pretrained, (True, False), learning_rates, rates, (0.95, 0.96, 0.97, 0.98, 0.99)
-        ):
-            yield Settings(
-                model_type=model, pretrained=weights, num_epochs=80, batch_size=32, learning_rate=learning_rate,
-                weight_decay=weight_decay, gamma=gamma, data_augmentation=augmentation, plots=True,
-            )  # fmt: skip
+        for weights in pretrained:
+            yield from _grid(model, weights, learning_rates, plots=True)
+
+
+def _grid(model: str, pretrained: bool, learning_rates: Sequence[float], plots: bool = False) -> Iterator[Settings]:
+    for augmentation, rate, decay, gamma in itertools.product(
+        (True, False), learning_rates, _RATES, (0.95, 0.96, 0.97, 0.98, 0.99)
+    ):
+        yield Settings(
+            model_type=model, pretrained=pretrained, num_epochs=80, batch_size=32, learning_rate=rate,
+            weight_decay=decay, gamma=gamma, data_augmentation=augmentation, plots=plots,
+        )  # fmt: skip
+
+
+def backbone_experiment() -> Iterator[list[str]]:
+    """The lines of the same grid for EfficientNetLite0: frozen, fine-tuned and from scratch, 160 runs each.
+
+    The first two have equal names, so each has a folder of its own.
+    """
+    for pretrained, flags in (
+        (True, " --recipe default --freeze-to backbone --output-dir saved_models/frozen"),
+        (True, " --recipe default --output-dir saved_models/finetuned"),
+        (False, ""),
+    ):
+        yield [write_line(settings) + flags for settings in _grid("EfficientNetLite0", pretrained, _RATES)]
 
 
 def write_parameters(directory: Path) -> int:
-    """Writes the experiment as `<directory>/hyperparameters_<1 to 35>.txt`; returns the number of files."""
-    lines = [write_line(settings) for settings in experiment()]
-    starts = range(0, len(lines), RUNS_A_FILE)
-    for number, start in enumerate(starts, 1):
+    """Writes both experiments as `<directory>/hyperparameters_<number>.txt`; returns the number of files."""
+    parts = [[write_line(settings) for settings in experiment()], *backbone_experiment()]
+    files = [lines[start : start + RUNS_A_FILE] for lines in parts for start in range(0, len(lines), RUNS_A_FILE)]
+    for number, lines in enumerate(files, 1):
         with write_whole(directory / f"hyperparameters_{number}.txt") as partial:
-            partial.write_text("\n".join(lines[start : start + RUNS_A_FILE]) + "\n")
-    return len(starts)
+            partial.write_text("\n".join(lines) + "\n")
+    return len(files)

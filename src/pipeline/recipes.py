@@ -49,6 +49,9 @@ class Recipe:
         label_smoothing: the share of each label that is spread over all classes.
         averaging: the decay, batch by batch, of a moving average of the weights, which is what is validated, tested and
             kept; 0 for none.
+        first_share: the share that the weights before the first batch have in that average after the last batch, which
+            then sets the decay. Weights between pretrained and fine-tuned ones lose less on images unlike the training
+            images (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
         balance: every class is drawn equally often, as by `--balance`.
         augmentation: of the images.
         sizes: of the images, as shares of the side that the model takes, for equal parts of the epochs.
@@ -63,6 +66,7 @@ class Recipe:
     one_cycle: bool = False
     label_smoothing: float = 0.0
     averaging: float = 0.0
+    first_share: float = 0.0
     balance: bool = False
     augmentation: Augmentation | None = None
     sizes: tuple[float, ...] = (1.0,)
@@ -70,7 +74,7 @@ class Recipe:
 
 
 DEFAULTS = {"num_epochs": 30, "learning_rate": 1e-4, "weight_decay": 1e-4}  # where a recipe has none
-_ON_PHOTOGRAPHS = {"one_cycle": True, "label_smoothing": 0.1, "averaging": 0.99, "balance": True}
+_ON_PHOTOGRAPHS = {"one_cycle": True, "label_smoothing": 0.1, "balance": True}
 RECIPES = {
     "default": Recipe(amsgrad=True),
     "finetune": Recipe(
@@ -78,11 +82,13 @@ RECIPES = {
         trained=0.6,
         first_rate=0.1,
         keep_statistics=True,
+        first_share=1 / 3,
         augmentation=Augmentation(crop=0.5, flip=0.5, colour=0.2),
         defaults={"num_epochs": 5, "learning_rate": 3e-4},
         **_ON_PHOTOGRAPHS,
     ),
     "scratch": Recipe(
+        averaging=0.99,
         augmentation=Augmentation(crop=0.7, flip=0.5, colour=0.3, erase=0.25),
         sizes=(3 / 7, 5 / 7, 1),  # 96, 160 and 224 pixels
         defaults={"num_epochs": 60, "learning_rate": 1e-3, "weight_decay": 0.05},

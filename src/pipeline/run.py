@@ -43,7 +43,11 @@ _MOST_CONFUSIONS = 3  # that a line lists
 
 
 def run(
-    settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False, keep_state: bool = True
+    settings: Settings,
+    folders: Sequence[ImageFolder] = (),
+    claimed: bool = False,
+    until: int | None = None,
+    keep_state: bool = True,
 ) -> dict[str, Any] | None:
     """Trains and tests; goes on where an earlier call was stopped, and does nothing where one has finished.
 
@@ -56,10 +60,11 @@ def run(
         folders: the images to train on and one or more sets to test on, of the same classes, where they are derived
             from what lies in the folders that the settings name.
         claimed: whether the caller has claimed the run; else it is claimed here.
+        until: the epoch after which to pause, without testing; another call goes on.
         keep_state: whether a finished run keeps what it takes to train it further, several times its weights.
 
     Returns:
-        What `metrics.json` holds; None from a process that is not the first.
+        What `metrics.json` holds; None from a process that is not the first, and where the run pauses.
 
     Raises:
         UserError: something in the settings, the folders or the weights does not fit, and no folder has been made; or
@@ -97,7 +102,7 @@ def run(
         data = load_training_data(folders[0], model.input_size, cache, groups.numbers[0], settings.folds, settings.fold)
     if not distributed.is_first():
         distributed.wait_for_all()  # until there is a folder
-        Trainer(model, data, settings, hardware, logger=None).fit()
+        Trainer(model, data, settings, hardware, logger=None).fit(until)
         distributed.leave()
         return None
     test_sets = [load_test_set(folder, model.input_size, cache) for folder in folders[1:]]
@@ -112,8 +117,10 @@ def run(
             trainer = Trainer(model, data, settings, hardware, logger, keep_state)  # refuses to go on with other images
             _record_epochs(settings)
             data.split.write(data.folder, settings.run_dir / "split.csv", held_out, groups.numbers[-1])
-            trainer.fit()
+            trainer.fit(until)
             distributed.leave()
+            if not trainer.finished:
+                return None
             tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
             metrics = _gather(settings, described, model, data, trainer, tester.test())
             metrics |= {

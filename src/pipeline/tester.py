@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from common import link, short_name
 from dataset.tables import write_rows
 from models.base import Classifier
+from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint
-from pipeline.data import TestSet, make_loader
+from pipeline.data import ImageBatches, TestSet, make_loader
+from pipeline.features import BehindFrozen, compute_features
 from pipeline.figures import HeatmapFigure, plot_confusion, plot_reliability
 from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, evaluation_batch, predict
@@ -99,9 +101,10 @@ class Tester:
 
     def _test_on(self, test_set: TestSet, epoch: int, checkpoint: str) -> dict[str, Any]:
         if (epoch, test_set.name) not in self._predicted:
-            loader = make_loader(test_set.images, evaluation_batch(self.settings))
+            network, images = self._behind_frozen(test_set.images)
+            loader = make_loader(images, evaluation_batch(self.settings))
             title = f"testing {checkpoint} on {test_set.name}"
-            self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
+            self._predicted[epoch, test_set.name] = predict(network, loader, self.hardware, title)
         logits, labels = self._predicted[epoch, test_set.name]
         scores = Scores.of(logits, labels)
         probabilities = logits.softmax(dim=1).cpu().numpy()
@@ -121,6 +124,14 @@ class Tester:
                 self._explained[epoch, test_set.name] = heatmaps
             self.figures += heatmaps
         return describe_scores(scores, calibration, self.classes)
+
+    def _behind_frozen(self, images: ImageBatches) -> tuple[nn.Module, ImageBatches]:
+        """What has to run on which input: the layers behind frozen ones on features, which all runs share."""
+        if freeze_point := self.model.frozen_to:
+            cache = Cache.of(self.settings)
+            if features := compute_features(self.model, freeze_point, [images], self.hardware, cache):
+                return BehindFrozen(self.model, freeze_point), features[0]
+        return self.model, images
 
     def _draw_scores(
         self, test_set: str, checkpoint: str, suffix: str, scores: Scores, calibration: Calibration

@@ -25,7 +25,7 @@ from pipeline.augmentation import augment
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
-from pipeline.data import BatchOrder, TrainingData, bring_near, make_loader
+from pipeline.data import BatchOrder, ImageBatches, TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware
 from pipeline.head import fit_head
@@ -74,7 +74,8 @@ class Trainer:
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
         self.model = hardware.place(model, training=True)
-        self.averaged = MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
+        batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
+        self.averaged = self._make_average(batches)
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.classes, self.digest = data.classes, data.digest
         self.validates = len(data.validation) > 0
@@ -87,7 +88,6 @@ class Trainer:
             amsgrad=self.recipe.amsgrad,
             fused=True,
         )
-        batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
         self.scheduler = self._make_scheduler(batches, rates)
         self.epoch = 0  # finished ones
         self.unfinished: dict[str, Any] | None = None  # what an epoch came to that was stopped within
@@ -98,12 +98,12 @@ class Trainer:
         self._saved = time.monotonic()  # when `last.pt` was written, or read
         if (self.folder / "last.pt").exists():
             self._load_last()
-        if self._finished() or self._only_head:
+        if self.finished or self._only_head:
             return
         # What runs, in place of the whole model where frozen layers need not.
         self.network, self.validation_network = self.model, self.saved_model
-        data = self._find_features(data) or data
-        train, validation = bring_near((data.train, data.validation), hardware.device)
+        sides = self._find_features() or (data.train, data.validation)
+        train, validation = bring_near(sides, hardware.device)
         balance = settings.balance or self.recipe.balance
         balanced = train.labels.numpy()[train.places] if balance else None
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True, balanced=balanced)
@@ -114,16 +114,21 @@ class Trainer:
         elif settings.compile:
             self.network = Compiled(self.network, settings.batch_size, hardware)
 
-    def _find_features(self, data: TrainingData) -> TrainingData | None:
+    def _find_features(self) -> Sequence[ImageBatches] | None:
         """Has frozen layers run once for each image, if there are any and images are trained on as they are."""
         if not self.model.frozen_to or self.recipe.augmentation:
             return None
         freeze_point = self.model.frozen_to
-        features = compute_features(self.model, freeze_point, data, self.hardware, Cache.of(self.settings))
+        features = self._compute_features(freeze_point)
         if features:
             self.network = BehindFrozen(self.model, freeze_point)
             self.validation_network = BehindFrozen(self.saved_model, freeze_point)
         return features
+
+    def _compute_features(self, freeze_point: str) -> Sequence[ImageBatches] | None:
+        """The output of the layers up to there, for the images to train and to validate on."""
+        sides = (self.data.train, self.data.validation)
+        return compute_features(self.model, freeze_point, sides, self.hardware, Cache.of(self.settings))
 
     def _group_parameters(self) -> tuple[list[list[nn.Parameter]], list[float]]:
         """What is trained, by learning rate; freezes what the recipe leaves out."""
@@ -134,6 +139,12 @@ class Trainer:
         trained = freeze_first(layers, self.recipe.trained)
         _log.info("fine-tuning the last %d of %d layers", len(trained), len(layers))
         return trained, growing_rates(len(trained), rate, self.recipe.first_rate)
+
+    def _make_average(self, batches: int) -> MovingAverage | None:
+        """Args: the number of batches in an epoch."""
+        if share := self.recipe.first_share:
+            return MovingAverage(self.model, share ** (1 / (self.settings.num_epochs * batches)), warm_up=0)
+        return MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
 
     def _make_scheduler(self, batches: int, rates: Sequence[float]) -> LRScheduler:
         """Args: the number of batches in an epoch, and the highest learning rate of each group of parameters."""
@@ -146,23 +157,27 @@ class Trainer:
         """Whether fitting the head is all that there is to train."""
         return self.recipe.fit_head and self.model.frozen_to is not None
 
-    def fit(self) -> None:
-        """Trains to the last epoch or until early stopping, from wherever the run stands."""
-        if (self.history or self.unfinished) and not self._finished():
+    def fit(self, until: int | None = None) -> None:
+        """Trains to the last epoch or until early stopping, from wherever the run stands.
+
+        Args:
+            until: the epoch after which to pause, with all that is needed to go on saved.
+        """
+        if (self.history or self.unfinished) and not self._pauses(until):
             where = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
             _log.info("going on %s", where)
         try:
             # Joined processes would each stop after another batch, and wait for one another: these stop at once.
             with self._stop if distributed.world_size() == 1 else nullcontext():
-                while not self._finished():
+                while not self._pauses(until):
                     if self.recipe.fit_head and not self.history:
                         self._fit_head()
                     else:
                         self._run_epoch()
-                    if self._finished():
+                    if self.finished:
                         self._save_checkpoint("terminal")
                     stop = self._stop.made
-                    if stop or self._finished() or time.monotonic() - self._saved >= 60 * self.settings.save_every:
+                    if stop or self._pauses(until) or time.monotonic() - self._saved >= 60 * self.settings.save_every:
                         self._save_last()
                     if stop:  # a later one is granted after the next batch
                         self._stop.grant()
@@ -202,7 +217,12 @@ class Trainer:
             return False
         return True
 
-    def _finished(self) -> bool:
+    def _pauses(self, until: int | None) -> bool:
+        return self.finished or (until is not None and self.epoch >= until)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
         if self.recipe.fit_head and not self.history:
             return False
         last = 0 if self._only_head else self.settings.num_epochs
@@ -223,11 +243,11 @@ class Trainer:
         """
         start = time.perf_counter()
         freeze_point = self.model.freeze_points[-1]
-        data = compute_features(self.model, freeze_point, self.data, self.hardware, Cache.of(self.settings))
-        if data is None:
+        sides = self._compute_features(freeze_point)
+        if sides is None:
             raise UserError("the features of the images do not fit on the disk: make room, or try --no-cache")
         (train, labels), (validation, validation_labels) = (
-            batches.__getitems__(list(range(len(batches)))) for batches in (data.train, data.validation)
+            batches.__getitems__(list(range(len(batches)))) for batches in sides
         )
         head = fit_head(train.float().numpy(), labels.numpy(), validation.float().numpy(), validation_labels.numpy())
         _, layer = self.model.split(freeze_point)
@@ -246,7 +266,7 @@ class Trainer:
             row |= _columns("val", scores)
             improved = self._keep_best(scores)
         _log.info("the head was fitted to features by logistic regression, C = %g", head.strength)
-        self._finish_epoch(row, improved, (len(data.train) + len(data.validation)) / (time.perf_counter() - start))
+        self._finish_epoch(row, improved, sum(map(len, sides)) / (time.perf_counter() - start))
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
@@ -392,7 +412,7 @@ class Trainer:
         if not distributed.is_first():
             return
         state = {name: getattr(self, name) for name in _PROGRESS}
-        if not self._finished() or (self.keep_state and self._can_be_longer()):  # else gigabytes that nobody needs
+        if not self.finished or (self.keep_state and self._can_be_longer()):  # else gigabytes that nobody needs
             state |= {name: part.state_dict() for name, part in self._parts().items()}
         save_state(state, self.folder / "last.pt")
         self._saved = time.monotonic()
@@ -418,7 +438,7 @@ class Trainer:
         try:
             for name in _PROGRESS:
                 setattr(self, name, state[name])
-            if not self._finished():
+            if not self.finished:
                 self._check_state(state)
                 for name, part in self._parts().items():
                     part.load_state_dict(state[name])

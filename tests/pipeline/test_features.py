@@ -139,7 +139,8 @@ def test_other_features_are_not_taken(make_trainer, folder, tiny_model, monkeypa
     make_trainer("first")
     torch.manual_seed(Settings.seed)
     hardware, model = FP32, build_model(tiny_model, 2, pretrained=True)
-    assert compute_features(model, "conv1", load_training_data(read_folder(folder), (3, 16, 16)), hardware, Cache())
+    data = load_training_data(read_folder(folder), (3, 16, 16))
+    assert compute_features(model, "conv1", [data.train], hardware, Cache())
     assert stored() == 1
     if change == "weights":
         model.features[0].weight.data[0, 0, 0, 0] += 1e-6
@@ -155,9 +156,9 @@ def test_other_features_are_not_taken(make_trainer, folder, tiny_model, monkeypa
     elif change == "normalisation":
         monkeypatch.setattr(type(model), "mean", (0.5, 0.5, 0.5))
     data = load_training_data(read_folder(folder), (3, 16, 16))
-    assert compute_features(model, model.frozen_to, data, hardware, Cache())
+    assert compute_features(model, model.frozen_to, [data.train], hardware, Cache())
     assert stored() == 2
-    assert compute_features(model, model.frozen_to, data, hardware, Cache())
+    assert compute_features(model, model.frozen_to, [data.train], hardware, Cache())
     assert stored() == 2
 
 
@@ -168,8 +169,8 @@ def test_models_share_what_they_have_in_common(make_trainer, tiny_model, folder)
     model.features[:2].load_state_dict(run.model.features[:2].state_dict())
     model.classifier[-1] = nn.Linear(8, 2, bias=False)
     data = load_training_data(read_folder(folder), (3, 16, 16))
-    shared = compute_features(model, "conv1", data, FP32, Cache())
-    (features, _), (same, _) = (batches.__getitems__([3]) for batches in (run.train_loader.dataset, shared.train))
+    (shared,) = compute_features(model, "conv1", [data.train], FP32, Cache())
+    (features, _), (same, _) = (batches.__getitems__([3]) for batches in (run.train_loader.dataset, shared))
     assert torch.equal(features, same)
     assert len(list(Cache().directory.glob("features/*.npy"))) == 1
 
@@ -178,17 +179,17 @@ def test_features_are_what_the_frozen_layers_give(make_trainer, folder, tiny_mod
     model = build_model(tiny_model, 2, pretrained=True)
     data = load_training_data(read_folder(folder), (3, 16, 16))
     for hardware, dtype in ((FP32, torch.float32), (BF16, torch.bfloat16)):
-        features = compute_features(model, "conv1", data, hardware, Cache())
-        for side in ("train", "validation"):
+        sides = (data.train, data.validation)
+        for side, features in zip(sides, compute_features(model, "conv1", sides, hardware, Cache()), strict=True):
             indices = [5, 0, 3]
-            (images, labels), (found, same) = (getattr(d, side).__getitems__(indices) for d in (data, features))
+            (images, labels), (found, same) = (batches.__getitems__(indices) for batches in (side, features))
             with torch.no_grad(), hardware.autocast():
                 expected = model.features[:2](model.normalise(images))
             torch.testing.assert_close(found, expected)
             assert found.dtype == dtype
             assert found.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(labels, same)
-        assert len(features.train) == len(data.train)
+            assert len(features) == len(side)
 
 
 def test_frozen_batch_normalisation_keeps_its_statistics_with_and_without_features(make_trainer, plainly):

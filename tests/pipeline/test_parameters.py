@@ -25,9 +25,8 @@ def parameter_file(tmp_path):
 
 def test_the_files_are_the_specifications_grid(tmp_path):
     """Held against a grid written out independently, as text."""
-    assert write_parameters(tmp_path) == 35
+    assert write_parameters(tmp_path) == len(list(tmp_path.iterdir())) == 35 + 18
     files = [tmp_path / f"hyperparameters_{number}.txt" for number in range(1, 36)]
-    assert sorted(files) == sorted(tmp_path.iterdir())
     lines = [path.read_text().splitlines() for path in files]
     assert [len(part) for part in lines] == [30] * 34 + [20]
     expected = set()
@@ -46,6 +45,29 @@ def test_the_files_are_the_specifications_grid(tmp_path):
     assert Counter(line.split()[0] for line in every) == {
         "VGG": 240, "VGGAdapted": 240, "CustomVGG": 240, "ResNet": 160, "CNNBasic": 160,
     }  # fmt: skip
+
+
+def test_the_same_grid_for_a_pretrained_backbone(tmp_path):
+    """Behind the 35 files: frozen, fine-tuned, from scratch; no two of the runs share a folder."""
+    write_parameters(tmp_path)
+    runs = [
+        settings
+        for number in range(36, 54)
+        for settings in read_parameters(tmp_path / f"hyperparameters_{number}.txt", OTHERS)
+    ]
+    assert len({settings.run_dir for settings in runs}) == len(runs) == 480
+    kinds = Counter((settings.pretrained, settings.freeze_to) for settings in runs)
+    assert kinds == {(True, "backbone"): 160, (True, None): 160, (False, None): 160}
+    assert {(settings.model_type, settings.recipe, settings.num_epochs) for settings in runs} == {
+        ("EfficientNetLite0", "default", 80)
+    }
+
+
+def test_flags_in_a_line_beat_those_of_the_program(parameter_file):
+    file = parameter_file(f"{LINE} --freeze-to conv3 --seed 7 -o saved", LINE)
+    flagged, plain = read_parameters(file, {**OTHERS, "seed": 5})
+    assert (flagged.freeze_to, flagged.seed, str(flagged.output_dir)) == ("conv3", 7, "saved")
+    assert (plain.freeze_to, plain.seed, plain.output_dir) == (None, 5, Settings.output_dir)
 
 
 def test_reads_what_it_writes(parameter_file):
@@ -78,6 +100,9 @@ def test_spellings_of_true_and_false(parameter_file, yes, no):
             "10 fields, not the 9 that are needed, between spaces: model_type pretrained num_epochs batch_size",
         ),
         ("VGG", "1 fields, not the 9"),
+        (LINE + " --nonsense 3", "unrecognized arguments: --nonsense 3"),
+        (LINE + " --seed x", "argument --seed: invalid int value: 'x'"),
+        (LINE.rpartition(" ")[0] + " --seed 1", "8 fields, not the 9"),
     ],
 )
 def test_a_malformed_line(parameter_file, line, message):

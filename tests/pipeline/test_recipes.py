@@ -94,6 +94,19 @@ def test_the_fitted_head_scores_the_same_on_images_as_on_features(make_trainer, 
     torch.testing.assert_close(logits, run.validation_logits, rtol=1e-3, atol=1e-3)
 
 
+def test_the_average_of_a_fine_tuned_run_holds_a_third_of_the_first_weights(make_trainer):
+    """The head is fitted in epoch 0; the weights after it are the first ones, and constant ones follow."""
+    trainer = make_trainer()
+    trainer._fit_head()
+    first = trainer.averaged.module.state_dict()["backbone.conv_stem.weight"].clone()
+    constant = torch.full_like(first, 7.0)
+    trainer.model.state_dict()["backbone.conv_stem.weight"].copy_(constant)
+    for _ in range(trainer.settings.num_epochs * len(trainer.train_loader)):
+        trainer.averaged.update_parameters(trainer.model)
+    average = trainer.averaged.module.state_dict()["backbone.conv_stem.weight"]
+    torch.testing.assert_close(average, torch.lerp(constant, first, 1 / 3))
+
+
 def test_cached_features_train_as_images_do(make_trainer, monkeypatch):
     """A frozen backbone with batch normalisation, by the default recipe: once with features, once without."""
     once = make_trainer("once", freeze_to="backbone", recipe="default", learning_rate=0.01)

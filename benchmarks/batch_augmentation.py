@@ -1,0 +1,60 @@
+"""Random crops, mirror images and colour changes of training batches: this project against torchvision's v2 transforms.
+
+This project changes a whole batch at once, every image by its own numbers. Torchvision's transforms draw one set of
+numbers per call, so they are called image by image. Both start from the same uint8 batch and end with float32; they
+take turns in one process.
+"""
+
+from __future__ import annotations
+
+import time
+
+from measuring import median, write_results  # isort: skip  (it says where the others are)
+from common import ArgumentParser, check_least, run_program
+
+BATCH, SIDE = 32, 224
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Measures random augmentation of batches.")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    check_least(arguments, repeats=1)
+    import torch
+    from torchvision.transforms import v2
+
+    from pipeline.augmentation import augment
+    from pipeline.recipes import RECIPES
+
+    how = RECIPES["finetune"].augmentation
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIDE, scale=(1 - how.crop, 1), antialias=False),
+            v2.RandomHorizontalFlip(how.flip),
+            v2.ColorJitter(how.colour, how.colour, how.colour),
+            v2.ToDtype(torch.float32),
+        ]
+    )
+    sides = {
+        "project": lambda images: augment(images, how),
+        "torchvision": lambda images: torch.stack([transform(image) for image in images]),
+    }
+    images = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(arguments.repeats + 1):
+        for side, change in sides.items():
+            begin = time.perf_counter()
+            change(images)
+            seconds[side].append(time.perf_counter() - begin)
+    rates = {side: round(BATCH / median(times[1:])) for side, times in seconds.items()}  # the first batch warms up
+    turns = zip(seconds["torchvision"][1:], seconds["project"][1:], strict=True)
+    ratio = median(torchvision / project for torchvision, project in turns)
+    print(f"{rates['project']} images/s; torchvision {rates['torchvision']} images/s; ratio {ratio:g}")
+    results = {"batch": BATCH, "side": SIDE, "images a second": rates, "ratio": ratio}
+    write_results("batch_augmentation", results)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

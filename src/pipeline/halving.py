@@ -1,0 +1,64 @@
+"""Successive halving (Jamieson and Talwalkar, 2016): most runs of a sweep stop early, and the best ones go on.
+
+All runs train to the first rung, a number of epochs. The best share of them trains to the next, and so on. What is best
+is read from the `history.csv` of each run, so that nothing else has to be kept: a sweep that was killed, or several
+programs that share its runs, come to the same choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.logger import read_history
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Halving:
+    """When runs stop.
+
+    Attributes:
+        eta: one of so many goes on at each rung, and each rung has so many times the epochs of the one before.
+        min_epochs: epochs of the first rung.
+    """
+
+    eta: int
+    min_epochs: int
+
+    def rungs(self, epochs: int) -> list[int]:
+        """Epochs after which runs may stop, for runs of at most so many epochs."""
+        count = max(0, math.ceil(math.log(epochs / self.min_epochs, self.eta)))
+        rungs = (self.min_epochs * self.eta**place for place in range(count + 1))
+        return [rung for rung in rungs if rung < epochs]
+
+    def survivors(self, runs: Sequence[Settings], rung: int) -> list[Settings]:
+        """Runs that go on after a rung, in their order; runs of each seed and fold are compared by themselves.
+
+        Args:
+            runs: that have reached the rung.
+            rung: in epochs.
+
+        Raises:
+            UserError: the history of a run is damaged.
+        """
+        rivals = defaultdict(list)
+        for settings in runs:
+            rivals[settings.seed, settings.fold].append(settings)
+        kept = set()
+        for some in rivals.values():
+            ranked = sorted(some, key=lambda settings: (*best_scores(settings.run_dir, rung), settings.run_name))
+            kept |= {settings.run_dir for settings in ranked[: math.ceil(len(some) / self.eta)]}
+        return [settings for settings in runs if settings.run_dir in kept]
+
+
+def best_scores(run_dir: Path, rung: int) -> tuple[float, float]:
+    """Highest validation accuracy, negative, and lowest validation loss, both averaged over classes, up to a rung."""
+    rows = [row for row in read_history(run_dir) if row["epoch"] <= rung and "val_loss" in row]
+    return (
+        -max((row["val_per_class_accuracy"] for row in rows), default=-math.inf),
+        min((row["val_per_class_loss"] for row in rows), default=math.inf),
+    )
