@@ -1,7 +1,7 @@
 """Trains a classifier on a folder of photographs and tests it, in one command: `python src/train.py photos`.
 
 The folder holds one folder per class; or `train`, and `val` or `test` or both, which hold these. An `.npz` file of
-arrays will do too. Nothing is moved or copied: `main.py` has all settings, and `dataset_main.py` makes datasets.
+arrays also works. Nothing is moved or copied. `main.py` has all settings, and `dataset_main.py` makes datasets.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
 
 
 def check_unmixed(paths: Iterable[Path]) -> None:
-    """Sees to it that images are all of the sample, or none is.
+    """Checks that either all images are of the sample, or none is.
 
     Args:
         paths: of images, <folder>/<class>/<file>.

@@ -259,7 +259,7 @@ def _why_not_longer(earlier: dict[str, Any], described: dict[str, Any]) -> str |
     if RECIPES[recipe].one_cycle:
         return f"the one-cycle learning rate of recipe {recipe} was planned for {last} epochs"
     if last % val_freq and described["fold"] is not None:
-        return f"it validated after epoch {last} because that was its last, which is no multiple of -f {val_freq}"
+        return f"it validated after epoch {last}, its last, which is no multiple of -f {val_freq}"
     return None
 
 

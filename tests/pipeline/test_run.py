@@ -329,7 +329,7 @@ def test_a_run_that_stopped_early_is_as_long_with_more_epochs(settings, monkeypa
     ("begun", "message"),
     [
         ({"recipe": "one-cycle"}, "the one-cycle learning rate of recipe one-cycle was planned for 2 epochs"),
-        ({"val_freq": 3}, "it validated after epoch 2 because that was its last, which is no multiple of -f 3"),
+        ({"val_freq": 3}, "it validated after epoch 2, its last, which is no multiple of -f 3"),
     ],
     ids=["one-cycle", "validation"],
 )
