@@ -185,7 +185,7 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict
     file = settings.run_dir / "metrics.json"
     if file.exists():
         metrics = _read_metrics(file, folders, settings.checkpoints)
-        as_long = metrics["settings"].get("num_epochs") == settings.num_epochs
+        as_long = metrics["settings"].get("num_epochs", settings.num_epochs) == settings.num_epochs
         if as_long and (metrics.get("plots") or not settings.plots):
             return metrics
     return None
