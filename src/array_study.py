@@ -172,7 +172,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
     }
     for settings in claim_runs(list(runs.values()), results, "study"):
         with processor_time(settings.run_dir):
-            metrics = run(settings, folders(settings), claimed=True)
+            metrics = run(settings, folders(settings), claimed=True, keep_state=False)
         tested = metrics["checkpoints"][_CHECKPOINT]["test"]
         _log.info(
             "run %d of %d: %s on %s, seed %d: %s",

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from common import ArgumentParser, run_program
-from pipeline.settings import add_run_arguments
+from pipeline.settings import add_run_arguments, find_run
 from plotting import BLUE, GREY, ORANGE, VERMILION
 
 if TYPE_CHECKING:
@@ -39,14 +39,15 @@ def main() -> int:
     from pipeline.exploration import find_test_sets, test_again
     from pipeline.prediction import load_run
 
-    run = load_run(arguments.run, arguments.checkpoint)
-    folders = find_test_sets(arguments.run, run.classes, arguments.test_dir)
+    run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
+    run = load_run(run_dir, checkpoint)
+    folders = find_test_sets(run_dir, run.classes, arguments.test_dir)
     results = sys.stdout
     with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints notes
         _start_fiftyone()
         tested = test_again(run, folders, Path(pictures))
         mistakes = sum(each.mistaken for each in tested)
-        with _new_dataset(f"{arguments.run.resolve().name} {run.checkpoint}") as dataset:
+        with _new_dataset(f"{run_dir.resolve().name} {run.checkpoint}") as dataset:
             fill(dataset, run, tested)
             with _serve(dataset) as (server, address):
                 print(f"{len(tested)} test images, {mistakes} mistakes: {address}", file=results, flush=True)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from common import ArgumentParser, UserError, drop_output, printable, run_program, short_name
-from dataset.folders import find_images
+from dataset.folders import canonical, find_images
 from dataset.reading import NOT_AN_IMAGE
-from pipeline.settings import add_run_arguments
+from pipeline.settings import add_run_arguments, find_run
 
 if TYPE_CHECKING:
     from pipeline.prediction import Answer, TrainedRun
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 Entry = dict[str, Any]  # what is told of a file: a value for each of these, None where there is none
 _MOST_NAMED = 20  # files that are no images
+_MOST_CLASSES = 30  # whose answers are counted in a line
 _COLUMNS = ("file", "class", "confidence", "runner_up", "runner_up_confidence", "error")
 
 
@@ -41,7 +43,7 @@ def main() -> int:
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.prediction import load_run
 
-    run = load_run(arguments.run, arguments.checkpoint)
+    run = load_run(*find_run(arguments.run, arguments.checkpoint))
     if first:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
         _print(entries, run.classes, arguments.form)
@@ -191,6 +193,7 @@ def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> 
 
 
 def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
+    answers: Counter[tuple[str, str]] = Counter()  # by the folder's name and the class that was told
     width = max(len("runner-up"), *map(len, classes))
     print(f"{'class':{width}}  confidence  {'runner-up':{width}}  its confidence  file")
     for entry in entries:
@@ -198,6 +201,30 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
             first, second = printable(entry["class"]), printable(entry["runner_up"])
             shares = f"{entry['confidence']:<10.1%}", f"{entry['runner_up_confidence']:<14.1%}"
             print(f"{first:{width}}  {shares[0]}  {second:{width}}  {shares[1]}  {printable(entry['file'])}")
+            answers[canonical(Path(entry["file"]).parent.name), entry["class"]] += 1
+    for line in _sum_up(answers, classes):
+        print(line)
+
+
+def _sum_up(answers: Counter[tuple[str, str]], classes: Sequence[str]) -> Iterator[str]:
+    """How many images were taken for each class; of those in folders named after classes, how many rightly."""
+    counts: Counter[str] = Counter()
+    for (_, answer), count in answers.items():
+        counts[answer] += count
+    if counts:
+        told = ", ".join(f"{count} {printable(name)}" for name, count in counts.most_common(_MOST_CLASSES))
+        more = f", and {len(counts) - _MOST_CLASSES} more classes" if len(counts) > _MOST_CLASSES else ""
+        yield f"\n{counts.total()} images: {told}{more}"
+    known = {pair: count for pair, count in answers.items() if pair[0] in map(canonical, classes)}
+    if total := sum(known.values()):
+        from pipeline.measures import wilson_interval
+
+        right = sum(count for (folder, answer), count in known.items() if folder == canonical(answer))
+        low, high = wilson_interval(right / total, total)
+        yield (
+            f"accuracy {right / total:.1%} ({right} of {total} in folders named after classes), "
+            f"95% interval {low:.1%} to {high:.1%}"
+        )
 
 
 def _print_csv(entries: Iterable[Entry], _: Sequence[str]) -> None:

@@ -153,7 +153,7 @@ def _try(settings: Settings, until: int | None) -> str | None:
 
     try:
         with processor_time(settings.run_dir):
-            metrics = run(settings, claimed=True, until=until)
+            metrics = run(settings, claimed=True, until=until, keep_state=False)
     except OSError:
         raise  # a full disk, a lost folder: the next run would fare no better
     except ClaimLost as error:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -147,9 +148,30 @@ def test_table_and_csv_say_the_same(ask, photos):
     assert status == 0
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["file"] for row in rows] == [str(photos / name) for name in ("a.npy", "b.jpg", "inner/deep/c.png")]
-    for line, row in zip(table.splitlines()[1:], rows, strict=True):
+    for line, row in zip(table.splitlines()[1:-2], rows, strict=True):
         shares = [f"{float(row[name]):.1%}" for name in ("confidence", "runner_up_confidence")]
         assert line.split() == [row["class"], shares[0], row["runner_up"], shares[1], row["file"]]
+
+
+def test_the_table_ends_with_a_count_of_each_class(ask, photos):
+    _, table, _ = ask(RUN, photos)
+    answers = Counter(line.split()[0] for line in table.splitlines()[1:-2])
+    count, _, told = table.splitlines()[-1].partition(" images: ")
+    assert count == "3"
+    assert dict(part.split()[::-1] for part in told.split(", ")) == {name: str(n) for name, n in answers.items()}
+    assert table.splitlines()[-2] == ""
+
+
+def test_in_folders_named_after_classes_the_table_ends_with_the_accuracy(ask, place, photos):
+    scores = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
+    low, high = scores["accuracy_interval"]
+    right = round(scores["accuracy"] * 45)
+    for others in ((), (photos,)):  # which do not count
+        _, table, _ = ask(RUN, "test", *others)
+        assert table.splitlines()[-1] == (
+            f"accuracy {scores['accuracy']:.1%} ({right} of 45 in folders named after classes), "
+            f"95% interval {low:.1%} to {high:.1%}"
+        )
 
 
 def test_bad_files_are_told_and_the_others_answered(ask, photos):
@@ -172,7 +194,7 @@ def test_bad_files_are_told_and_the_others_answered(ask, photos):
         "error": "an empty file",
     }  # fmt: skip
     status, output, _ = ask(RUN, photos)
-    assert (status, len(output.splitlines())) == (1, 1 + 3)
+    assert (status, len(output.splitlines())) == (1, 1 + 3 + 2)
 
 
 def test_nothing_but_bad_files(ask, photos):
@@ -253,7 +275,7 @@ def test_links_to_folders_are_followed_as_in_training(ask, photos, place):
 def test_a_name_that_the_system_refuses_does_not_end_the_program(ask, photos):
     too_long = photos / ("x" * 300)
     status, output, notes = ask(RUN, too_long, photos / "b.jpg")
-    assert (status, len(output.splitlines())) == (1, 1 + 1)
+    assert (status, len(output.splitlines())) == (1, 1 + 1 + 2)
     assert notes[0].startswith(f"{too_long}: ")
 
 
@@ -262,7 +284,7 @@ def test_a_named_link_or_hidden_folder_is_taken_and_a_pipe_is_not(ask, photos):
     (photos.parent / "link").symlink_to(".photos")
     os.mkfifo(photos.parent / "pipe.jpg")
     status, output, notes = ask(RUN, photos.parent / "link", photos.parent / "pipe.jpg")
-    assert (status, len(output.splitlines())) == (1, 1 + 3)
+    assert (status, len(output.splitlines())) == (1, 1 + 3 + 2)
     assert notes == [f"{photos.parent}/pipe.jpg: not a regular file", "1 were not answered"]
 
 
@@ -271,7 +293,7 @@ def test_a_folder_that_cannot_be_listed_is_told(ask, photos):
     (photos / "inner").chmod(0)
     status, output, notes = ask(RUN, photos)
     (photos / "inner").chmod(0o700)
-    assert (status, len(output.splitlines())) == (1, 1 + 2)
+    assert (status, len(output.splitlines())) == (1, 1 + 2 + 2)
     assert notes == [f"{photos}/inner: Permission denied", "1 were not answered"]
 
 
@@ -325,7 +347,7 @@ def test_names_that_the_locale_cannot_express(place, tmp_path):
         )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (0, b"")
         assert expected in ended.stdout
-        assert ended.stdout.count(b"\n") == 3
+        assert ended.stdout.count(b"\n") == (3 if form else 5)
 
 
 # Maps.

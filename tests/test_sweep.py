@@ -18,6 +18,7 @@ import sweep as program
 from common import UserError, write_json
 from dataset.tables import read_rows
 from helpers import REPOSITORY, digests, start
+from pipeline.checkpoints import load_state
 from pipeline.halving import Halving
 from pipeline.logger import read_history
 from pipeline.parameters import FIELDS, FLAGS, write_line
@@ -154,10 +155,19 @@ def test_a_run_keeps_its_precision_wherever_it_is_looked_at(runs):
 
 def test_settings_that_differ_from_a_finished_run_are_told(runs):
     program.sweep(runs[:1])
+    other = dataclasses.replace(runs[0], batch_size=8)
+    assert program.describe_state(other).startswith("cannot go on: ")
+    assert not program.sweep([other])
+    assert "begun with other settings (batch_size 4 there, 8 here)" in program.describe_state(other)
+
+
+def test_finished_runs_keep_no_state_to_be_trained_further(runs):
+    program.sweep(runs[:1])
+    assert not load_state(runs[0].run_dir / "last.pt").keys() & {"model", "optimizer"}
     longer = dataclasses.replace(runs[0], num_epochs=3)
-    assert program.describe_state(longer).startswith("cannot go on: ")
     assert not program.sweep([longer])
-    assert "begun with other settings (num_epochs 2 there, 3 here)" in program.describe_state(longer)
+    assert "finished after epoch 2 without keeping the state to go on from" in program.describe_state(longer)
+    assert program.describe_state(runs[0]) == "finished"
 
 
 @pytest.mark.parametrize("kind", ["accelerator", "unusable"])

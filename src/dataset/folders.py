@@ -57,6 +57,8 @@ class ImageFolder:
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
         white: the value that is white in files of 16-bit values.
         passed_over: what else lies in the class folders and beside them, each with the reason why it is not used.
+        part: what these images are called where they are a part of the folder.
+        validates: (N,) bool, which of them validate; None where that is left to the folds.
     """
 
     directory: Path
@@ -69,6 +71,8 @@ class ImageFolder:
     arrays: np.ndarray | None = None
     white: int = WHITE
     passed_over: Mapping[Path, str] = field(default_factory=dict)
+    part: str | None = None
+    validates: np.ndarray | None = None
 
     def read(self, place: int) -> Image.Image:
         """Reads one image, as it is stored but for being inverted where it should be.
@@ -85,12 +89,15 @@ class ImageFolder:
 
     @property
     def name(self) -> str:
-        """The folder's own name, which the results of a test set go by."""
-        return own_name(self.directory)
+        """The name of the part or the folder, which the results of a test set go by."""
+        return self.part or own_name(self.directory)
 
     def name_of(self, place: int) -> str:
-        """An image's folder and file name, such as `cat/0001.jpg`; of an `.npz` file `<label>/<place in it>`."""
-        return "/".join(self.paths[place].parts[-2:])
+        """An image's folder and file name, such as `cat/0001.jpg`; of an `.npz` file `<label>/<place in it>`.
+
+        Where two folders are joined, theirs comes first: `train/cat/0001.jpg`.
+        """
+        return "/".join(self.paths[place].parts[-2 if self.validates is None else -3 :])
 
     def is_array(self, place: int) -> bool:
         """Whether an image is stored as numbers, and not as a picture."""
@@ -107,6 +114,7 @@ class ImageFolder:
             sources=tuple(self.sources[place] for place in places),
             inverted=self.inverted[places],
             arrays=None if self.arrays is None else self.arrays[places],
+            validates=None if self.validates is None else self.validates[places],
         )
 
 
@@ -177,12 +185,12 @@ def check_apart(directories: Sequence[Path]) -> None:
             raise UserError(f"{first} and {second} must be folders apart: what is tested on must not be trained on")
 
 
-def class_names(directory: Path) -> tuple[str, ...]:
+def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
     """The canonical names of the class folders in a directory, sorted.
 
     Raises:
-        UserError: there is no such folder, or it has fewer than two class folders, or two of one class, or augmented
-            images of a class that has none of its own.
+        UserError: there is no such folder, or it has fewer than `least` class folders, or two of one class, or
+            augmented images of a class that has none of its own.
     """
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
@@ -190,11 +198,16 @@ def class_names(directory: Path) -> tuple[str, ...]:
     names = own_class_names(directory)
     if orphans := sorted(set(folders) - set(names) - {name + AUGMENTED for name in names}):
         raise UserError(f"{folders[orphans[0]]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
+    if not names and _holds_images(directory):
+        raise UserError(
+            f"{directory} holds images but no class folders: put the images of each class into a sub-folder of its "
+            f"own, such as {directory / 'cat'} and {directory / 'dog'}"
+        )
     if not names:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
     if "" in names:
         raise UserError(f"{directory} has a folder {folders[''].name!a}, a name of white space only: rename it")
-    _check_names(directory, names)
+    _check_names(directory, names, least)
     return tuple(names)
 
 
@@ -209,8 +222,8 @@ def own_class_names(directory: Path) -> list[str]:
     return sorted(name for name in _class_folders(directory) if not name.endswith(AUGMENTED))
 
 
-def _check_names(directory: Path, names: Sequence[str]) -> None:
-    if len(names) == 1:
+def _check_names(directory: Path, names: Sequence[str], least: int) -> None:
+    if len(names) < least:
         raise UserError(f"{directory} has a single class, {names[0]}: there is nothing to tell apart")
     if odd := [name for name in names if not name.isprintable()]:
         raise UserError(f"{directory} has a class {odd[0]!a}, which tables and figures cannot show: rename it")
@@ -399,19 +412,40 @@ def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) 
         waiting += reversed(inner)
 
 
-def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
+def read_labelled(directory: Path, classes: Sequence[str]) -> ImageFolder:
+    """Lists the images of a folder that has some of these classes, or all, and no other; labels are places in them.
+
+    Raises:
+        UserError: as `read_folder`, or the folder has another class.
+    """
+    if directory.is_dir():
+        _check_known(directory, class_names(directory, 1), classes)  # before a folder around them is looked into
+    folder = read_folder(directory, least_classes=1)
+    _check_known(directory, folder.classes, classes)
+    places = np.array([classes.index(name) for name in folder.classes], dtype=np.int64)
+    return replace(folder, classes=tuple(classes), labels=places[folder.labels])
+
+
+def _check_known(directory: Path, names: Sequence[str], classes: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in classes]:
+        known = ", ".join(classes[:_MOST_TOLD]) + ", ..." * (len(classes) > _MOST_TOLD)
+        raise UserError(f"{directory} has a class {unknown[0]}, which is none of {known}: name a folder of these")
+
+
+def read_folder(directory: Path, with_augmented: bool = False, least_classes: int = 2) -> ImageFolder:
     """Lists the images of every class; opens none, but reads an `.npz` file.
 
     Args:
         directory: holds a folder a class, or is an `.npz` file.
         with_augmented: list the `<Class>_augmented` folders too.
+        least_classes: how many there must be.
 
     Raises:
         UserError: as `class_names` or `load_archive`, or a class has no images.
     """
     if directory.suffix.lower() == ".npz" and not directory.is_dir():
-        return _read_archive(directory)
-    classes = class_names(directory)
+        return _read_archive(directory, least_classes)
+    classes = class_names(directory, least_classes)
     folders = _class_folders(directory)
     paths: list[Path] = []
     labels: list[int] = []
@@ -442,7 +476,7 @@ def read_folder(directory: Path, with_augmented: bool = False) -> ImageFolder:
     )
 
 
-def _read_archive(file: Path) -> ImageFolder:
+def _read_archive(file: Path, least_classes: int) -> ImageFolder:
     if not file.exists():
         raise UserError(f"there is no file {file}: name one with the arrays `images` and `labels`, or a folder")
     images, labels = load_archive(file)
@@ -451,7 +485,7 @@ def _read_archive(file: Path) -> ImageFolder:
     classes, places = np.unique(texts, return_inverse=True)
     if not len(classes):
         raise UserError(f"{file} is empty: it needs images of each class")
-    _check_names(file, classes.tolist())
+    _check_names(file, classes.tolist(), least_classes)
     if unfit := [name for name in classes if not name or name.startswith(".") or "/" in name or "\0" in name]:
         raise UserError(f"{file} has a label {str(unfit[0])!r}: labels name files, and must do as file names")
     count = len(images)

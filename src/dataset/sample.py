@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import re
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +87,28 @@ def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
             list(tqdm(written, "drawing", len(missing), unit="image", disable=None))
     _log.info("%d images drawn; %d were there already", len(missing), len(drawings) - len(missing))
     return len(missing)
+
+
+def check_unmixed(paths: Iterable[Path]) -> None:
+    """Checks that either all images are of the sample, or none is.
+
+    Args:
+        paths: of images, <folder>/<class>/<file>.
+
+    Raises:
+        UserError: some are drawings, others are not.
+    """
+    by_kind = {_is_drawing(path): path for path in paths}
+    if len(by_kind) > 1:
+        drawing, other = by_kind[True], by_kind[False]
+        raise UserError(
+            f"{drawing} is of the drawn sample, which photographs such as {other} must not be mixed with: remove the "
+            f"drawings, {drawing.parents[1] / '*/sample_????.jpg'}, or name another folder"
+        )
+
+
+def _is_drawing(path: Path) -> bool:
+    return path.parent.name in CLASSES and re.fullmatch(r"sample_\d{4}\.jpg", path.name) is not None
 
 
 def _find_foreign(folder: Path) -> Path | None:

@@ -51,6 +51,11 @@ def has_backbone(name: str) -> bool:
     return name == "ResNet18" or is_of_timm(name)
 
 
+def has_weights(name: str) -> bool:
+    """Whether a model can start from ImageNet weights."""
+    return name.startswith(TIMM) or bool(model_class(name).freeze_points)
+
+
 def build_model(
     name: str,
     num_classes: int,

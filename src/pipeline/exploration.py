@@ -21,6 +21,7 @@ from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches, load_test_set, make_loader
 from pipeline.inference import BATCH, predict
 from pipeline.prediction import TrainedRun
+from pipeline.splits import find_held_out
 from pipeline.tester import class_activation_maps
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,11 @@ def find_test_sets(run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Pa
     Raises:
         UserError: a test set is not there, or is of other classes.
     """
-    names = test_dirs or read_json(run_dir / "settings.json").get("test_dir")
+    settings = read_json(run_dir / "settings.json")
+    names = test_dirs or settings.get("test_dir")
+    held_out = names == [] and isinstance(settings.get("data_dir"), str)
+    if held_out:
+        names = [settings["data_dir"]]
     if not isinstance(names, list) or not names:
         raise UserError(f"{run_dir / 'settings.json'} names no test set: train again with --restart")
     directories = [Path(str(name)) for name in names]
@@ -96,6 +101,8 @@ def find_test_sets(run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Pa
                 "name its test images with --test-dir, or start this in the folder that the run was started in"
             )
     folders = [read_folder(directory) for directory in directories]
+    if held_out:
+        folders = [find_held_out(folder, run_dir) for folder in folders]
     for folder in folders:
         if folder.classes != tuple(map(canonical, classes)):
             raise UserError(

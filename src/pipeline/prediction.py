@@ -38,6 +38,7 @@ class TrainedRun:
     hardware: Hardware
     checkpoint: str = CHECKPOINTS[0]
     white: int = WHITE  # among 16-bit values, in the images that it was trained on
+    epoch: int = 0  # after which the checkpoint was saved
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     model = build_model(model_type, len(loaded.classes), image_size=settings.get("image_size"))
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
-    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware, checkpoint, white)
+    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware, checkpoint, white, loaded.epoch)
 
 
 def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:

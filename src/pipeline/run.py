@@ -28,7 +28,7 @@ from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
 from pipeline.recipes import RECIPES
-from pipeline.settings import Settings
+from pipeline.settings import REPLACED, Settings
 from pipeline.splits import describe_data, digest_images, load_groups
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
@@ -39,12 +39,19 @@ _MOST_IMBALANCE = 1.5  # of the largest class to the smallest, above which a rem
 _LEAST_AUGMENTED = 0.1  # of the originals, below which augmentation changes little
 _MOST_COLUMNS = 10  # of a confusion matrix that the screen holds
 _MOST_NAMED = 30  # classes that a line lists
+_MOST_CONFUSIONS = 3  # that a line lists
 
 
 def run(
-    settings: Settings, folders: Sequence[ImageFolder] = (), claimed: bool = False, until: int | None = None
+    settings: Settings,
+    folders: Sequence[ImageFolder] = (),
+    claimed: bool = False,
+    until: int | None = None,
+    keep_state: bool = True,
 ) -> dict[str, Any] | None:
     """Trains and tests; goes on where an earlier call was stopped, and does nothing where one has finished.
+
+    A finished run is trained further if the settings ask for more epochs and its learning-rate schedule allows it.
 
     Of joined processes (`pipeline.distributed`) all train, and the first one tests and writes.
 
@@ -54,6 +61,7 @@ def run(
             from what lies in the folders that the settings name.
         claimed: whether the caller has claimed the run; else it is claimed here.
         until: the epoch after which to pause, without testing; another call goes on.
+        keep_state: whether a finished run keeps what it takes to train it further, several times its weights.
 
     Returns:
         What `metrics.json` holds; None from a process that is not the first, and where the run pauses.
@@ -86,7 +94,9 @@ def run(
             settings.image_size,
         )
         folders = find_range(folders, cache)
-        groups = load_groups(folders[:1], cache)  # without the test sets, on which the folds must not depend
+        # Without test folders, on which the folds must not depend; with the part of this folder that is held out.
+        held_out = next((folder for folder in folders[1:] if folder.part), None)
+        groups = load_groups(folders if held_out else folders[:1], cache)
         images = describe_data(folders, cache)
         _check_overlap(images, settings, folders)
         data = load_training_data(folders[0], model.input_size, cache, groups.numbers[0], settings.folds, settings.fold)
@@ -104,8 +114,9 @@ def run(
             _log.warning("%s", note)
         logger = Logger(settings, described, model.group, run_id)
         try:
-            trainer = Trainer(model, data, settings, hardware, logger)  # which refuses to go on with other images
-            data.split.write(data.folder, settings.run_dir / "split.csv")
+            trainer = Trainer(model, data, settings, hardware, logger, keep_state)  # refuses to go on with other images
+            _record_epochs(settings)
+            data.split.write(data.folder, settings.run_dir / "split.csv", held_out, groups.numbers[-1])
             trainer.fit(until)
             distributed.leave()
             if not trainer.finished:
@@ -150,7 +161,8 @@ def _check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence
         return
     found = ", ".join(f"{count} with those in {name}" for name, count in overlaps.items())
     message = f"images to train on share a group with test images, which makes scores too high: {found}"
-    if all(folder.directory.is_dir() for folder in folders):  # and not archives, or sets that are derived
+    as_they_are = not any(folder.part or folder.validates is not None for folder in folders)
+    if as_they_are and all(folder.directory.is_dir() for folder in folders):  # and not archives, or derived sets
         message += f"; this moves them out of training: {fix_command(settings.data_dir, settings.test_dir)}"
     if settings.strict:
         raise UserError(f"{message} (--strict)")
@@ -173,7 +185,8 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict
     file = settings.run_dir / "metrics.json"
     if file.exists():
         metrics = _read_metrics(file, folders, settings.checkpoints)
-        if metrics.get("plots") or not settings.plots:
+        as_long = metrics["settings"].get("num_epochs", settings.num_epochs) == settings.num_epochs
+        if as_long and (metrics.get("plots") or not settings.plots):
             return metrics
     return None
 
@@ -221,16 +234,33 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
         raise UserError(
             f"{run_dir} was trained by an earlier version, on another split: another --output-dir, or --restart"
         )
-    differing = [
-        f"{name} {earlier.get(name)} there, {value} here"
+    differing = {
+        name: f"{name} {earlier.get(name)} there, {value} here"
         for name, value in described.items()
         if not _is_same(name, earlier.get(name), value)
-    ]
-    if differing:
+    }
+    if differing.keys() == {"num_epochs"} and _is_less(earlier.get("num_epochs"), described["num_epochs"]):
+        if why := _why_not_longer(earlier, described):
+            raise UserError(f"{run_dir} cannot be trained further: {why}: another --output-dir, or --restart")
+    elif differing:
         raise UserError(
-            f"{run_dir} was begun with other settings ({'; '.join(differing)}): "
+            f"{run_dir} was begun with other settings ({'; '.join(differing.values())}): "
             "use these, another --output-dir, or --restart"
         )
+
+
+def _is_less(earlier: Any, number: int) -> bool:
+    return isinstance(earlier, int) and earlier < number
+
+
+def _why_not_longer(earlier: dict[str, Any], described: dict[str, Any]) -> str | None:
+    """Why more epochs would not give the results of a run that was begun with so many; None if they do."""
+    last, recipe, val_freq = earlier["num_epochs"], described["recipe"], described["val_freq"]
+    if RECIPES[recipe].one_cycle:
+        return f"the one-cycle learning rate of recipe {recipe} was planned for {last} epochs"
+    if last % val_freq and described["fold"] is not None:
+        return f"it validated after epoch {last}, its last, which is no multiple of -f {val_freq}"
+    return None
 
 
 def _is_same(name: str, earlier: Any, value: Any) -> bool:
@@ -251,7 +281,7 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
     """Makes the run's folder, or moves an earlier one aside and makes it; returns the id of the run in wandb."""
     folder = settings.run_dir
     if settings.restart and folder.exists():
-        aside = first_free(lambda number: settings.output_dir / "replaced" / f"{folder.name}_{number}")
+        aside = first_free(lambda number: settings.output_dir / REPLACED / f"{folder.name}_{number}")
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
         _log.info("the earlier run is now %s", aside)
@@ -265,6 +295,14 @@ def _open_folder(settings: Settings, described: dict[str, Any]) -> str:
     run_id = secrets.token_hex(4)
     write_json(file, {**described, "wandb_run_id": run_id})
     return run_id
+
+
+def _record_epochs(settings: Settings) -> None:
+    """Writes the number of epochs of a run that is trained further to its settings."""
+    file = settings.run_dir / "settings.json"
+    earlier = read_json(file)
+    if earlier["num_epochs"] != settings.num_epochs:
+        write_json(file, {**earlier, "num_epochs": settings.num_epochs})
 
 
 def _introduce(
@@ -296,6 +334,8 @@ def _notes_on_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
     train, augmented = data.split.train, data.folder.augmented
     if settings.data_augmentation and not augmented.any():
         yield f"{settings.data_dir} has no <Class>_augmented folder with images: -a changes nothing"
+    elif data.folder.validates is not None and len(data.split.left_out):
+        yield f"{len(data.split.left_out)} images left out of training: they share a group with validation images"
     elif settings.data_augmentation:
         left_out, count = len(data.split.left_out), augmented.sum()
         yield f"{left_out} of {count} augmented images left out, since their sources validate or are not known"
@@ -376,3 +416,15 @@ def class_tables(metrics: dict[str, Any]) -> str:
             ]
             tables.append(align(rows))
     return "\n\n".join(tables)
+
+
+def describe_confusions(metrics: dict[str, Any]) -> Iterator[str]:
+    """What the first checkpoint confuses most often, a line for each test set."""
+    checkpoint, classes = next(iter(metrics["checkpoints"])), metrics["settings"]["classes"]
+    for test_set, scores in metrics["checkpoints"][checkpoint]["test"].items():
+        confusion = np.array(scores["confusion_matrix"])
+        told = [
+            f"{confusion[true, taken]} of {confusion[true].sum()} {classes[true]} as {classes[taken]}"
+            for true, taken in top_confusions(confusion, _MOST_CONFUSIONS)
+        ]
+        yield f"most frequent confusions on {test_set}: {', '.join(told) or 'none'}"

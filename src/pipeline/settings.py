@@ -17,6 +17,9 @@ from pipeline.recipes import DEFAULTS, RECIPES
 
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")  # that a run keeps
 FOLDS = 5  # parts into which the images are divided, of which one validates
+REPLACED = "replaced"  # in the output folder: earlier runs that --restart moved aside
+_SETTINGS = "settings.json"
+_MOST_NAMED = 5  # runs that an error lists
 
 _METAVARS = {int: "N", float: "X", Path: "DIR"}  # how --help shows a value of that type
 
@@ -193,11 +196,15 @@ class Settings:
         return cls.from_flags(vars(parser.parse_args(arguments)))
 
     @classmethod
-    def add_flags(cls, parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-        """Gives a parser the flags of some of the fields."""
+    def add_flags(cls, parser: argparse.ArgumentParser, names: Sequence[str], **defaults: str) -> None:
+        """Gives a parser the flags of some of the fields, some of them with other defaults than the fields'."""
         for name in names:
             metadata = cls.__dataclass_fields__[name].metadata
-            parser.add_argument(*metadata["flags"], dest=name, **metadata["argument"])
+            argument = dict(metadata["argument"])
+            if name in defaults:
+                help = argument["help"].removesuffix(" (default: %(default)s)") + " (default: %(default)s)"
+                argument |= {"default": defaults[name], "help": help, "required": False}
+            parser.add_argument(*metadata["flags"], dest=name, **argument)
 
     @classmethod
     def from_flags(cls, values: Mapping[str, Any]) -> Settings:
@@ -230,10 +237,47 @@ class Settings:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives a parser what names a trained run and one of its checkpoints."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as one in saved_models")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="the run's folder, a checkpoint file in it, or a folder that holds one run",
+    )
     parser.add_argument(
         "--checkpoint", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: the first of these that the run has)"
     )
+
+
+def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | None]:
+    """Finds the run that a user means.
+
+    Args:
+        path: the run's folder, a checkpoint file in it, or a folder that holds one run at any depth.
+        checkpoint: the name of a checkpoint, if the user gave one.
+
+    Returns:
+        The run's folder, or `path` where there is no run, and the name of the checkpoint.
+
+    Raises:
+        UserError: the folder holds several runs, or a checkpoint is named twice.
+    """
+    if path.suffix == ".pt" and path.is_file():
+        if checkpoint not in (None, path.stem):
+            raise UserError(f"{path} names a checkpoint, and --checkpoint {checkpoint} another: name one")
+        return path.parent, path.stem
+    if not path.is_dir() or (path / _SETTINGS).exists():
+        return path, checkpoint
+    runs = sorted(file.parent for file in path.rglob(_SETTINGS) if _is_usable(file.parent, path))
+    if len(runs) > 1:
+        others = f" and {len(runs) - _MOST_NAMED} more" if len(runs) > _MOST_NAMED else ""
+        raise UserError(f"{path} holds {len(runs)} runs, name one: {', '.join(map(str, runs[:_MOST_NAMED]))}{others}")
+    return (runs[0] if runs else path), checkpoint
+
+
+def _is_usable(run_dir: Path, below: Path) -> bool:
+    """Whether a run has a checkpoint, and is neither hidden nor moved aside by --restart."""
+    aside = any(part.startswith(".") or part == REPLACED for part in run_dir.relative_to(below).parts)
+    return not aside and any((run_dir / f"{name}.pt").exists() for name in CHECKPOINTS)
 
 
 def _plain(value: Any) -> Any:

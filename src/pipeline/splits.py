@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from common import UserError
-from dataset.examining import STORE, content_digests
+from dataset.examining import STORE, content_digests, find_unreadable, in_own_range
 from dataset.folders import ImageFolder
 from dataset.groups import Groups, find_groups
-from dataset.tables import OPEN_IMAGES, TESTING_BATCH, write_rows
+from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows, write_rows
 from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes
 from pipeline.images import file_versions
 from pipeline.settings import FOLDS
@@ -26,6 +26,8 @@ _SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation 
 _ATTEMPTS = 20  # shuffles that are tried until each fold has images of every class
 _FORM = 1  # to be raised when the same images come to have other groups or folds
 _SIDES = ("unreadable", "left out", "train", "validation")
+_TEST = "test"  # the side of images that are held out
+_NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # what the groups of a class are needed for
 _log = logging.getLogger(__name__)
 
 
@@ -36,7 +38,8 @@ class Split:
     Attributes:
         train: images to train on; augmented ones only if their source trains.
         validation: images to validate on, none of them augmented; empty where all images train.
-        left_out: readable augmented images whose source validates or is not known.
+        left_out: other readable images: augmented ones whose source validates or is not known, and those that share a
+            group with a folder of validation images.
         groups: (N,) int64, of all images of the folder; no group is divided between `train` and `validation`.
         folds: into how many parts the images are divided.
     """
@@ -51,15 +54,31 @@ class Split:
         """How many images that are not augmented each group of a folder has, without empty ones."""
         return np.unique(self.groups[~folder.augmented], return_counts=True)[1]
 
-    def write(self, folder: ImageFolder, path: Path) -> None:
-        """Writes a CSV file with the columns `file`, `side` (train, validation, left out, unreadable) and `group`."""
+    def write(
+        self, folder: ImageFolder, path: Path, held_out: ImageFolder | None = None, groups: np.ndarray | None = None
+    ) -> None:
+        """Writes a CSV file with the columns `file`, `side` and `group`.
+
+        A side is one of train, validation, left out, unreadable and test.
+
+        Args:
+            folder: the images that are divided.
+            path: the file.
+            held_out: M images of the same folder that are tested on.
+            groups: (M,) int64, theirs.
+        """
         sides = np.zeros(len(folder.paths), dtype=int)
         for side, places in enumerate((self.left_out, self.train, self.validation), start=1):
             sides[places] = side
-        rows = (
+        rows = [
             {"file": folder.name_of(place), "side": _SIDES[side], "group": str(group)}
             for place, (side, group) in enumerate(zip(sides.tolist(), self.groups.tolist(), strict=True))
-        )
+        ]
+        if held_out is not None:
+            rows += [
+                {"file": held_out.name_of(place), "side": _TEST, "group": str(group)}
+                for place, group in enumerate(groups.tolist())
+            ]
         write_rows(path, ("file", "side", "group"), rows)
 
 
@@ -110,7 +129,8 @@ def split_folder(
     """Divides the images into folds of whole groups, of which one validates and the others train.
 
     The folds are those of scikit-learn's `StratifiedGroupKFold`: each has about the same share of every class.
-    An augmented image trains if its source trains, else it is left out.
+    An augmented image trains if its source trains, else it is left out. Where the folder says which images validate,
+    these do, and images that share a group with one of them are left out.
 
     Args:
         folder: the images, N.
@@ -124,7 +144,9 @@ def split_folder(
         UserError: a class has too few groups to be divided, or there is no such fold.
     """
     originals = np.flatnonzero(readable & ~folder.augmented)
-    if fold is None:
+    if folder.validates is not None:
+        folds, validation = 1, originals[folder.validates[originals]]
+    elif fold is None:
         _check_classes(folder, originals, groups, least=1)
         validation = originals[:0]
     else:
@@ -138,10 +160,69 @@ def split_folder(
                 "(more need more groups of images in its smallest class)"
             )
         folds, validation = possible, originals[numbers == fold]
-    train = np.setdiff1d(originals, validation, assume_unique=True)
+    train = originals[~np.isin(groups[originals], groups[validation])]
+    if folder.validates is not None:
+        _check_classes(folder, validation, groups, least=1)
+        _check_left(folder, train, "validation")
     augmented = np.flatnonzero(readable & folder.augmented)
-    trains = np.isin(groups[augmented], groups[train])
-    return Split(np.sort(np.concatenate([train, augmented[trains]])), validation, augmented[~trains], groups, folds)
+    train = np.sort(np.concatenate([train, augmented[np.isin(groups[augmented], groups[train])]]))
+    left_out = np.setdiff1d(np.flatnonzero(readable), np.concatenate([train, validation]))
+    return Split(train, validation, left_out, groups, folds)
+
+
+def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
+    """Divides the images of a folder into those to train and validate on and those to test on, a fold of whole groups.
+
+    Raises:
+        UserError: a class has fewer than three groups.
+    """
+    store = None if cache.directory is None else STORE
+    unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
+    originals = np.array([place for place, path in enumerate(folder.paths) if path not in unreadable], dtype=np.int64)
+    [groups] = load_groups([in_own_range(folder, store)], cache).numbers
+    _check_classes(folder, originals, groups, least=3)
+    numbers, _ = _find_folds(folder.labels[originals], groups[originals], FOLDS, cache)
+    testing = originals[numbers == 0]
+    training = np.setdiff1d(np.arange(len(folder.paths)), testing)
+    return [folder.subset(training), replace(folder.subset(testing), part=_TEST, passed_over={})]
+
+
+def find_held_out(folder: ImageFolder, run_dir: Path) -> ImageFolder:
+    """The images of a folder that a run held out and was tested on, by its `split.csv`.
+
+    Raises:
+        UserError: they are not there.
+    """
+    rows = read_rows(run_dir / "split.csv", ("file", "side"))
+    names = {row["file"] for row in rows if row["side"] == _TEST}
+    places = [place for place in range(len(folder.paths)) if folder.name_of(place) in names]
+    if not names or len(places) < len(names):
+        raise UserError(
+            f"{folder.directory} holds {len(places)} of the {len(names)} images that {run_dir} was tested on: bring "
+            "them back, or name test images with --test-dir"
+        )
+    return replace(folder.subset(places), part=_TEST)
+
+
+def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
+    """The training folder without the images that share a group with a test image, and the test folders.
+
+    Raises:
+        UserError: nothing is left of a class.
+    """
+    numbers, *tested = load_groups(folders, cache).numbers
+    kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
+    training = folders[0].subset(kept)
+    trains = np.full(len(kept), True) if training.validates is None else ~training.validates
+    _check_left(training, np.flatnonzero(trains), "test")
+    return [training, *folders[1:]]
+
+
+def _check_left(folder: ImageFolder, places: np.ndarray, side: str) -> None:
+    """Raises UserError where these places have no image of a class."""
+    for label, name in enumerate(folder.classes):
+        if label not in folder.labels[places]:
+            raise UserError(f"{folder.directory}: all images of {name} to train on share a group with {side} images")
 
 
 def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
@@ -165,7 +246,7 @@ def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarra
             same = f", all near-duplicates of one another: they make {count} group" if len(members) > 1 else ""
             raise UserError(
                 f"{folder.directory / name} has {len(members)} readable image(s){same}. It needs at least {least}"
-                + (" groups, one to train on and one to validate on" if least > 1 else "")
+                + (f" groups, {', '.join(_NEEDED_FOR[: least - 1])} and {_NEEDED_FOR[least - 1]}" if least > 1 else "")
             )
 
 

@@ -123,14 +123,7 @@ class Tester:
                 heatmaps = self._draw_heatmaps(test_set, folder, suffix, probabilities)
                 self._explained[epoch, test_set.name] = heatmaps
             self.figures += heatmaps
-        return {
-            "images": scores.images,
-            **scores.to_json(),
-            "accuracy_interval": list(wilson_interval(scores.accuracy, scores.images)),
-            "calibration_error": calibration.error,
-            "classes": dict(zip(self.classes, map(asdict, score_classes(scores.confusion)), strict=True)),
-            "confusion_matrix": scores.confusion.tolist(),
-        }
+        return describe_scores(scores, calibration, self.classes)
 
     def _behind_frozen(self, images: ImageBatches) -> tuple[nn.Module, ImageBatches]:
         """What has to run on which input: the layers behind frozen ones on features, which all runs share."""
@@ -168,6 +161,18 @@ class Tester:
             paths.append(folder / short_name(name))
             figure.save(image.permute(1, 2, 0).numpy(), heatmap, title, paths[-1])
         return paths
+
+
+def describe_scores(scores: Scores, calibration: Calibration, classes: Sequence[str]) -> dict[str, Any]:
+    """The scores on a test set, in JSON's types."""
+    return {
+        "images": scores.images,
+        **scores.to_json(),
+        "accuracy_interval": list(wilson_interval(scores.accuracy, scores.images)),
+        "calibration_error": calibration.error,
+        "classes": dict(zip(classes, map(asdict, score_classes(scores.confusion)), strict=True)),
+        "confusion_matrix": scores.confusion.tolist(),
+    }
 
 
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _HEATMAPS_PER_CLASS) -> list[int]:

@@ -39,7 +39,7 @@ from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-# What `last.pt` keeps besides the states of model, optimizer and scheduler, which a finished run no longer needs.
+# What `last.pt` keeps besides the states of model, optimizer and scheduler.
 _PROGRESS = (
     "digest", "epoch", "unfinished", "history", "best_accuracy", "best_loss", "validations_without_improvement",
 )  # fmt: skip
@@ -67,8 +67,10 @@ class Trainer:
         settings: Settings,
         hardware: Hardware,
         logger: Logger | None,
+        keep_state: bool = False,
     ) -> None:
         self.data, self.settings, self.hardware, self.logger = data, settings, hardware, logger
+        self.keep_state = keep_state  # also of a finished run, if it can be trained further
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
         self.model = hardware.place(model, training=True)
@@ -179,7 +181,7 @@ class Trainer:
                         self._save_last()
                     if stop:  # a later one is granted after the next batch
                         self._stop.grant()
-            if self.validations_without_improvement >= self.settings.early_stopping_patience:
+            if self._stopped_early():
                 _log.info(
                     "stopped early: no lower loss in the last %d validations", self.settings.early_stopping_patience
                 )
@@ -223,9 +225,15 @@ class Trainer:
         """Whether there is nothing left to train."""
         if self.recipe.fit_head and not self.history:
             return False
-        patience = self.settings.early_stopping_patience
         last = 0 if self._only_head else self.settings.num_epochs
-        return self.epoch >= last or self.validations_without_improvement >= patience
+        return self.epoch >= last or self._stopped_early()
+
+    def _can_be_longer(self) -> bool:
+        """Whether more epochs give the results of a run that was begun with so many, and are not stopped early."""
+        return not self.recipe.one_cycle and not self._stopped_early()
+
+    def _stopped_early(self) -> bool:
+        return self.validations_without_improvement >= self.settings.early_stopping_patience
 
     def _fit_head(self) -> None:
         """Epoch 0: fits the last layer to what the layers before it make of the images.
@@ -357,7 +365,7 @@ class Trainer:
         """Height and width of the images that the epoch trains on, in pixels."""
         full, sizes = self.model.input_size[1], self.recipe.sizes
         share = sizes[self.epoch * len(sizes) // self.settings.num_epochs]
-        return full if share == 1 else max(_STEP, round(full * share / _STEP) * _STEP)
+        return full if share == 1 or not self.model.any_size else max(_STEP, round(full * share / _STEP) * _STEP)
 
     def _check_finite(self, scores: RunningScores, rates: Sequence[float]) -> None:
         """Stops where it went wrong: once weights are no numbers, nothing good comes of them.
@@ -411,7 +419,7 @@ class Trainer:
         if not distributed.is_first():
             return
         state = {name: getattr(self, name) for name in _PROGRESS}
-        if not self.finished:  # else they are gigabytes that nobody needs
+        if not self.finished or (self.keep_state and self._can_be_longer()):  # else gigabytes that nobody needs
             state |= {name: part.state_dict() for name, part in self._parts().items()}
         save_state(state, self.folder / "last.pt")
         self._saved = time.monotonic()
@@ -438,6 +446,7 @@ class Trainer:
             for name in _PROGRESS:
                 setattr(self, name, state[name])
             if not self.finished:
+                self._check_state(state)
                 for name, part in self._parts().items():
                     part.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -446,6 +455,14 @@ class Trainer:
             raise UserError(
                 f"{self.settings.data_dir} does not hold the images that {self.folder} was begun with: "
                 "bring them back, or begin anew with --restart"
+            )
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """Raises UserError where a finished run was not to be trained further."""
+        if "model" not in state:
+            raise UserError(
+                f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without keeping the "
+                "state to go on from, as runs of sweep.py do: another --output-dir, or --restart"
             )
 
 

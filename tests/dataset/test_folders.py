@@ -10,7 +10,16 @@ from PIL import Image
 
 from common import UserError
 from dataset import reading
-from dataset.folders import augmented_name, canonical, class_folder, image_files, read_folder, source_stem, stem_of
+from dataset.folders import (
+    augmented_name,
+    canonical,
+    class_folder,
+    image_files,
+    read_folder,
+    read_labelled,
+    source_stem,
+    stem_of,
+)
 from dataset.moving import set_aside
 
 
@@ -22,6 +31,22 @@ def test_lists_classes_and_images_in_a_fixed_order(make_folder):
         "Axe/0000.png", "Axe/0001.png", "Book/0000.png", "Book/0001.png", "Book/0002.png",
     ]  # fmt: skip
     assert listed.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_labelled_images_have_the_places_of_their_classes_among_others(make_folder):
+    folder = make_folder("data", {"Book": 2, "Axe": 1})
+    listed = read_labelled(folder, ("Axe", "Bear", "Book"))
+    assert listed.classes == ("Axe", "Bear", "Book")
+    assert listed.labels.tolist() == [0, 2, 2]
+    assert read_labelled(make_folder("single", {"Book": 1}), ("Axe", "Book")).labels.tolist() == [1]
+    with pytest.raises(UserError, match="data has a class Axe, which is none of Bear, Book: name a folder of these"):
+        read_labelled(folder, ("Bear", "Book"))
+
+
+def test_images_without_class_folders_are_told(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "0.png")
+    with pytest.raises(UserError, match="holds images but no class folders: put the images of each class into a sub-"):
+        read_folder(tmp_path)
 
 
 def test_leaves_other_files_alone(make_folder):

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common import UserError
 from dataset.folders import augmented_name
 from dataset.tables import read_rows
 from helpers import digests
+from pipeline.checkpoints import load_state
 from pipeline.data import read_folders
 from pipeline.prediction import load_run, predict_files
 from pipeline.run import class_tables, results_table, run
@@ -278,3 +280,79 @@ def test_few_augmented_images_are_told(settings, make_folder, caplog):
     (data_dir / "A_augmented" / augmented_name(source, 1)).write_bytes(source.read_bytes())
     run(replace(settings, data_dir=data_dir, data_augmentation=True))
     assert any(message.startswith("-a adds only") for message in caplog.messages)
+
+
+# More epochs.
+
+
+def states(folder):
+    """What a run's checkpoints hold, and its tables."""
+    checkpoints = {path.name: load_state(path) for path in folder.glob("*.pt") if path.name != "last.pt"}
+    return checkpoints, {path.name: path.read_text() for path in folder.glob("*.csv")}
+
+
+@pytest.mark.parametrize("patience", [20, 2])
+def test_more_epochs_give_what_a_run_of_so_many_gives(settings, caplog, patience):
+    """To the last bit, also where the longer run is stopped early."""
+    settings = replace(
+        settings, num_epochs=3, learning_rate=0.05, val_freq=3, early_stopping_patience=patience, precision="fp32"
+    )
+    begun_so = replace(settings, num_epochs=8, output_dir=settings.output_dir / "whole")
+    expected = run(begun_so)
+    run(settings)
+    caplog.set_level(logging.INFO)
+    assert run(replace(settings, num_epochs=8)) == expected
+    assert "going on after epoch 3" in caplog.messages
+    (weights, tables), (expected_weights, expected_tables) = states(settings.run_dir), states(begun_so.run_dir)
+    assert tables == expected_tables
+    assert weights.keys() == expected_weights.keys()
+    for name, checkpoint in weights.items():
+        assert checkpoint["epoch"] == expected_weights[name]["epoch"]
+        for layer, tensor in checkpoint["weights"].items():
+            assert torch.equal(tensor, expected_weights[name]["weights"][layer])
+    assert json.loads((settings.run_dir / "settings.json").read_text())["num_epochs"] == 8
+    assert run(replace(settings, num_epochs=8)) == expected  # which has finished
+
+
+def test_a_run_that_stopped_early_is_as_long_with_more_epochs(settings, monkeypatch):
+    short = replace(settings, num_epochs=30, learning_rate=0.5, early_stopping_patience=1)
+    before = run(short)
+    assert before["epochs"] < 30
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", None)
+        after = run(replace(short, num_epochs=40))
+    assert after.pop("settings") == {**before.pop("settings"), "num_epochs": 40}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("begun", "message"),
+    [
+        ({"recipe": "one-cycle"}, "the one-cycle learning rate of recipe one-cycle was planned for 2 epochs"),
+        ({"val_freq": 3}, "it validated after epoch 2, its last, which is no multiple of -f 3"),
+    ],
+    ids=["one-cycle", "validation"],
+)
+def test_more_epochs_are_refused_where_they_would_give_something_else(settings, begun, message):
+    settings = replace(settings, num_epochs=2, **begun)
+    metrics = run(settings)
+    before = digests(settings.run_dir)
+    with pytest.raises(UserError, match=f"cannot be trained further: {message}: another --output-dir, or --restart"):
+        run(replace(settings, num_epochs=4))
+    assert digests(settings.run_dir) == before
+    assert run(settings) == metrics
+
+
+def test_more_epochs_are_refused_where_the_state_was_not_kept(settings):
+    metrics = run(settings, keep_state=False)
+    before = digests(settings.run_dir)
+    with pytest.raises(UserError, match="it finished after epoch 1 without keeping the state to go on from"):
+        run(replace(settings, num_epochs=4))
+    assert digests(settings.run_dir) == before
+    assert run(settings) == metrics
+
+
+def test_fewer_epochs_are_another_setting(settings):
+    run(replace(settings, num_epochs=2))
+    with pytest.raises(UserError, match="num_epochs 2 there, 1 here"):
+        run(settings)

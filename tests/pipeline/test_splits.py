@@ -12,7 +12,7 @@ from common import UserError
 from dataset.folders import ImageFolder, augmented_name, read_folder
 from dataset.tables import OPEN_IMAGES, read_rows, write_rows
 from pipeline.cache import Cache
-from pipeline.splits import describe_data, digest_images, digest_split, load_groups, split_folder
+from pipeline.splits import describe_data, digest_images, digest_split, hold_out, load_groups, split_folder
 
 NO_CACHE = Cache(directory=None)
 
@@ -157,6 +157,34 @@ def test_groups_of_several_classes_make_fewer_folds_rather_than_folds_without_a_
         assert all(set(labels[split.validation].tolist()) == {0, 1, 2} for split in splits)
         counts.add(first.folds)
     assert {4, 5} <= counts
+
+
+def test_a_fifth_is_held_out_and_the_rest_divides(make_folder):
+    folder = read_folder(make_folder("data", {"A": 20, "B": 10}))
+    training, testing = hold_out(folder, NO_CACHE)
+    assert (testing.name, testing.directory) == ("test", folder.directory)
+    assert np.bincount(testing.labels).tolist() == [4, 2]
+    assert sorted(training.paths + testing.paths) == sorted(folder.paths)
+    assert hold_out(folder, NO_CACHE)[1].paths == testing.paths
+    numbers, tested = load_groups([training, testing], NO_CACHE).numbers
+    assert not np.isin(numbers, tested).any()
+
+
+def test_near_duplicates_are_held_out_together(make_folder):
+    directory = make_folder("data", {"A": 6, "B": 6})
+    for number in range(6):
+        source = directory / "A" / f"{number:04d}.png"
+        source.with_name(f"copy_{number}.png").write_bytes(source.read_bytes())
+    training, testing = hold_out(read_folder(directory), NO_CACHE)
+    numbers = [{path.stem[-1] for path in part.paths if path.parent.name == "A"} for part in (training, testing)]
+    assert numbers[1]
+    assert not numbers[0] & numbers[1]
+
+
+def test_a_class_without_three_groups_cannot_be_held_out_of(make_folder):
+    folder = read_folder(make_folder("data", {"A": 6, "B": 2}))
+    with pytest.raises(UserError, match="at least 3 groups, one to train on, one to validate on and one to test on"):
+        hold_out(folder, NO_CACHE)
 
 
 def test_a_table_of_photographs_is_noticed(make_folder, tmp_path, monkeypatch):

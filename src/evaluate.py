@@ -1,0 +1,108 @@
+"""Scores a trained run on labelled folders: `python src/evaluate.py saved_models/RUN folder`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import ArgumentParser, UserError, align, own_name, printable, run_program
+from dataset.folders import canonical, read_labelled
+from pipeline.settings import add_run_arguments, find_run
+
+if TYPE_CHECKING:
+    from pipeline.evaluation import Evaluation
+
+_MOST_SHOWN = 10  # mistakes on the screen
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    arguments = _parse()
+    run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
+    # torch takes seconds to import: --help and errors do not wait for it
+    from pipeline.evaluation import count_trained, evaluate
+    from pipeline.prediction import load_run
+
+    run = load_run(run_dir, checkpoint)
+    folders = [read_labelled(directory, tuple(map(canonical, run.classes))) for directory in arguments.folders]
+    for folder in folders:
+        if count := count_trained(folder, run_dir):
+            _log.warning(
+                "%d of the %d images of %s were trained or validated on, which makes scores too high",
+                count, len(folder.paths), printable(folder.directory),
+            )  # fmt: skip
+    output_dir = arguments.output_dir or run_dir / "evaluations"
+    evaluations = {}
+    for folder in folders:
+        evaluation = evaluate(run, folder)
+        evaluation.write(output_dir / folder.name, f"{own_name(run_dir)}\n{run.checkpoint} on {folder.name}")
+        evaluations[folder.name] = evaluation
+    metrics = {
+        "run": str(run_dir),
+        "settings": {"classes": list(run.classes)},
+        "checkpoints": {
+            run.checkpoint: {
+                "epoch": run.epoch,
+                "test": {name: evaluation.to_json() for name, evaluation in evaluations.items()},
+            }
+        },
+    }
+    if arguments.json:
+        mistakes = {name: evaluation.mistakes() for name, evaluation in evaluations.items()}
+        print(json.dumps({**metrics, "mistakes": mistakes}, indent=2))
+    else:
+        _print(metrics, evaluations, output_dir)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Scores a trained run on labelled images.")
+    add_run_arguments(parser)
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER",
+        help="one folder per class, of some of the run's classes or all, or an .npz file",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the scores and the mistakes as JSON")
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, metavar="DIR",
+        help="where tables and figures go, in a folder named after each FOLDER (default: evaluations/ in the run's)",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    names = [own_name(folder) for folder in arguments.folders]
+    if len(set(names)) < len(names):
+        raise UserError(f"{', '.join(map(str, arguments.folders))}: must have different names, which results go by")
+    for folder in arguments.folders if arguments.output_dir else ():
+        if arguments.output_dir.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"-o {arguments.output_dir}: {folder}, whose images are scored, must not hold the figures")
+    return arguments
+
+
+def _print(metrics: dict[str, Any], evaluations: dict[str, Evaluation], output_dir: Path) -> None:
+    from pipeline.run import class_tables, results_table
+
+    print(f"{results_table(metrics)}\n\n{class_tables(metrics)}\n")
+    for name, evaluation in evaluations.items():
+        _print_mistakes(name, evaluation.mistakes())
+        print(f"tables and figures in {output_dir / name}: predictions.csv, confusion_matrix.png, reliability.png")
+
+
+def _print_mistakes(name: str, mistakes: Sequence[dict[str, str]]) -> None:
+    if not mistakes:
+        print(f"no mistakes on {name}")
+        return
+    shown = mistakes[:_MOST_SHOWN]
+    rows = [("predicted", "confidence", "truth", "file")]
+    rows += [
+        (row["predicted"], f"{float(row['confidence']):.1%}", row["truth"], printable(row["file"])) for row in shown
+    ]
+    more = f", the first {len(shown)}" if len(shown) < len(mistakes) else ""
+    print(f"{len(mistakes)} mistakes on {name}, most confident first{more}")
+    print(f"{align(rows)}\n")
+
+
+if __name__ == "__main__":
+    run_program(main, when_stopped="stopped")

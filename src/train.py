@@ -1,0 +1,157 @@
+"""Trains a classifier on a folder of photographs and tests it, in one command: `python src/train.py photos`.
+
+The folder holds one folder per class; or `train`, and `val` or `test` or both, which hold these. An `.npz` file of
+arrays also works. Nothing is moved or copied. `main.py` has all settings, and `dataset_main.py` makes datasets.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common import ArgumentParser, UserError, command, own_name, run_program, say
+from dataset.layout import Layout, find_layout, join_validation
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from dataset.folders import ImageFolder
+
+_MODEL = "EfficientNetLite0"
+_FLAGS = ["model_type", "num_epochs", "batch_size", "plots", "weights", "freeze_to", "seed", "wandb", "restart"]
+_MOST_COUNTED = 30  # classes whose images a line counts one by one
+
+
+def main() -> int:
+    arguments = _parse()
+    _check_apart(arguments.folder, arguments.output_dir)
+    layout = find_layout(arguments.folder)
+    folders = _read(layout)
+    # torch takes seconds to import: --help and errors do not wait for it
+    from pipeline.baseline import describe_baselines
+    from pipeline.distributed import joined_processes
+    from pipeline.run import class_tables, describe_confusions, results_table, run
+
+    settings = _make_settings(arguments, layout)
+    for line in _audit(layout, folders[0]):
+        say("audit", line)
+    for folder in layout.unused:
+        say("split", f"{folder} is none of train, val and test: it is not used")
+    folders = _divide(layout, folders)
+    with joined_processes():
+        metrics = run(settings, folders)
+    if metrics is None:
+        return 0
+    print(f"\n{results_table(metrics)}\n\n{class_tables(metrics)}\n")
+    print(*describe_confusions(metrics), *describe_baselines(metrics), sep="\n")
+    print(f"\nfigures, tables and checkpoints in {settings.run_dir}{'' if settings.plots else ' (-c draws more)'}")
+    print("next:")
+    print(f"  {command('src/predict.py', settings.run_dir, 'photo.jpg')}")
+    print(f"  {command('src/explore.py', settings.run_dir)}")
+    print(f"  {command('src/evaluate.py', settings.run_dir, 'other_photos')}")
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Trains a classifier on a folder of photographs and tests it.")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER",
+        help="one folder per class; or train, and val or test or both, that hold these; or an .npz file",
+    )  # fmt: skip
+    Settings.add_flags(parser, _FLAGS, model_type=_MODEL)
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, metavar="DIR",
+        help="where the run's own folder goes (default: saved_models/ and FOLDER's own name)",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    arguments.output_dir = arguments.output_dir or Path("saved_models", own_name(arguments.folder).removesuffix(".npz"))
+    return arguments
+
+
+def _check_apart(folder: Path, output_dir: Path) -> None:
+    """Raises UserError where results, or what else appears in the current folder, would lie among the classes."""
+    for place in (Path.cwd(), output_dir):
+        if place.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{place} lies in {folder}, whose folders are classes: start this in another folder, and with another "
+                "--output-dir if you name one"
+            )
+
+
+def _make_settings(arguments: argparse.Namespace, layout: Layout) -> Settings:
+    """A pretrained model is fine-tuned, where there are weights; else the model is trained from scratch."""
+    from models import has_weights
+
+    pretrained = has_weights(arguments.model_type)
+    return Settings(
+        **{name: getattr(arguments, name) for name in _FLAGS},
+        output_dir=arguments.output_dir,
+        pretrained=pretrained,
+        recipe=None if pretrained else "scratch",
+        data_dir=arguments.folder if layout.validation else layout.training,
+        test_dir=(layout.testing,) if layout.testing else (),
+    )
+
+
+def _read(layout: Layout) -> list[ImageFolder]:
+    """The folders of the layout, training first.
+
+    Raises:
+        UserError: a folder is missing or empty, the classes differ, or there are photographs and drawings.
+    """
+    from dataset.sample import check_unmixed
+    from pipeline.data import read_folders
+
+    folders = read_folders(layout.training, tuple(layout.others), with_augmented=False)
+    check_unmixed(path for folder in folders for path in folder.paths)
+    return folders
+
+
+def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
+    """What the images are and what is wrong with them, in a few lines."""
+    from dataset.audit import audit, fix_command, summarise
+
+    if training.arrays is not None:
+        counts = np.bincount(training.labels, minlength=len(training.classes)).tolist()
+        yield f"{layout.training}: {_count(dict(zip(training.classes, counts, strict=True)))}"
+        return
+    report = audit(layout.training, layout.others)
+    for directory, counts in report.images.items():
+        yield f"{directory}: {_count(counts)}"
+    yield from summarise(report)
+    if report.unreadable or report.twins:
+        yield f"this names the files and moves them out of the way: {fix_command(layout.training, layout.others)}"
+
+
+def _count(counts: Mapping[str, int]) -> str:
+    if len(counts) > _MOST_COUNTED:
+        sizes = counts.values()
+        return f"{sum(sizes)} images of {len(counts)} classes, {min(sizes)} to {max(sizes)} of each"
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _divide(layout: Layout, folders: list[ImageFolder]) -> list[ImageFolder]:
+    """The images to train and validate on, and those to test on, which share no group with the former."""
+    from pipeline.splits import hold_out, leave_out_leaks
+
+    if not layout.testing:
+        folders = hold_out(folders[0])
+        count, total = len(folders[1].paths), sum(len(folder.paths) for folder in folders)
+        say("split", f"{count} of {total} images are held out to test on; near-duplicates stay together")
+        return folders
+    if layout.validation:
+        folders = [join_validation(*folders[:2]), folders[2]]
+        say("split", f"{layout.validation} validates and selects checkpoints, {layout.testing} is tested on")
+    else:
+        say("split", f"{layout.testing} is tested on, a part of {layout.training} validates")
+    kept = leave_out_leaks(folders)
+    if count := len(folders[0].paths) - len(kept[0].paths):
+        say("split", f"{count} images share a group with test images: they are left out of training")
+    return kept
+
+
+if __name__ == "__main__":
+    run_program(main)
