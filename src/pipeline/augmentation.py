@@ -80,8 +80,9 @@ def _change_colours(images: Tensor, most: float) -> Tensor:
     middle = images.mean((1, 2, 3), keepdim=True)
     images = torch.lerp(middle, images, factor())
     if images.shape[1] == 3:
-        luma = images.new_tensor(_LUMA).view(1, 3, 1, 1)
-        images = torch.lerp((images * luma).sum(1, keepdim=True), images, factor())
+        # Not as a tensor of the weights, whose copy to a GPU would wait for all that this still has to do.
+        grey = sum(weight * channel for weight, channel in zip(_LUMA, images.split(1, dim=1), strict=True))
+        images = torch.lerp(grey, images, factor())
     return images.clamp(0, 255)
 
 
