@@ -230,7 +230,7 @@ def _tell_size(trained: np.ndarray, tested: np.ndarray) -> str:
 
 
 def _tell_form(trained: np.ndarray, tested: np.ndarray, forms: Sequence[str]) -> str:
-    place = np.abs(tested - trained).argmax()
+    place = np.abs(tested - trained).round(3).argmax()  # of equal differences the first
     return f"{_share(tested[place])} of the test images are {forms[place]}, and {_share(trained[place])} of training"
 
 

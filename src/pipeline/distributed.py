@@ -319,7 +319,8 @@ def join_gradients(model: nn.Module) -> nn.Module:
             module.process_group = None  # all of them
             if hasattr(module, "act"):  # timm's, which ends with an activation
                 module.register_forward_hook(_activate)
-    joined = DistributedDataParallel(model, broadcast_buffers=False)  # which are the same everywhere as they are
+    joined = DistributedDataParallel(model)
+    joined.broadcast_buffers = False  # from now on, since all processes change them alike; as an argument, torch warns
     joined.normalise = model.normalise
     return joined
 
