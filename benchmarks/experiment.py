@@ -20,12 +20,12 @@ from pipeline.settings import Settings
 def main() -> int:
     ArgumentParser(description="Reckons how long all runs of the parameter files take.").parse_args()
     models = {(settings.model_type, settings.pretrained) for settings in experiment()}
-    write_results("experiment", reckon({model: read(*model) for model in models}))
+    write_results("experiment", extrapolate({model: read(*model) for model in models}))
     return 0
 
 
-def reckon(measured: Mapping[tuple[str, bool], Mapping[str, Any]]) -> dict[str, Any]:
-    """The days that all runs take, each way.
+def extrapolate(measured: Mapping[tuple[str, bool], Mapping[str, Any]]) -> dict[str, Any]:
+    """Extrapolate the days that all runs take, each way.
 
     Args:
         measured: by model, and whether it is pretrained, what `training.py` or `frozen.py` writes of it.

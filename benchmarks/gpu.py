@@ -2,10 +2,10 @@
 
 The five models of the parameter files train on drawn images:
 
-- as the parameter files have them, in batches of 32: this project, and the plain reference, which is as torch comes;
-  pretrained VGG models on features, which the project computes once. From these rates the 1040 runs are reckoned;
 - in batches that suit the card: the project's loop beside its ceiling, as it is and with --compile, which are CUDA
-  graphs there; and the model FLOPs utilisation against the card's data sheet.
+  graphs there; and the model FLOPs utilisation against the card's data sheet;
+- in batches of 32, as the parameter files have it: this project, and the plain reference, which is as torch comes;
+  pretrained VGG models on features, which the project computes once. The 1040 runs are extrapolated from these rates.
 
 Then ResNet18 trains in torchvision's loop and in timm's. What was measured is written after each step, so that a part
 that runs out of time, or fails, loses nothing else.
@@ -34,7 +34,7 @@ from measuring import RESULTS, Timed, has_gpu, machine_name, measure, three_digi
 from ceiling import take_turns
 from common import ArgumentParser, available_cores, run_program, write_json
 from dataset.folders import read_folder
-from experiment import reckon
+from experiment import extrapolate
 from groups import draw_photograph
 from models import build_model
 from pacing import Pace, describe, pace_of_project
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     turns: int
 
 
-WHOLE, SMOKE = Plan(1000, 70, 35, 3), Plan(30, 1, 1, 1)
+WHOLE, SMOKE = Plan(1000, 70, 20, 3), Plan(30, 1, 1, 1)
 
 
 class Part(NamedTuple):
@@ -101,7 +101,7 @@ def main() -> int:
             left = end - time.monotonic()
             limit = left if arguments.smoke else min(part.limit, left)
             results["parts"][name] = run_part(name, limit, place, arguments.smoke)
-            results |= reckon_runs(results["parts"])
+            results |= extrapolate_runs(results["parts"])
             write_json(arguments.out / "gpu.json", results)
     print(json.dumps(results, indent=2))
     return int(any(part["ended"] != "well" for part in results["parts"].values()))
@@ -115,7 +115,7 @@ def parts(plan: Plan) -> dict[str, Part]:
     return {
         "tests": Part(run_tests, 150),
         **{
-            f"model_{Path(model).name}": Part(partial(measure_model, model, batch_size), 75)
+            f"model_{Path(model).name}": Part(partial(measure_model, model, batch_size), 100)
             for model, batch_size in models.items()
         },
         "peers": Part(measure_peers, 120),
@@ -194,6 +194,14 @@ def measure_model(model: str, batch_size: int, plan: Plan, place: Path) -> Itera
     """All rates of a model."""
     settings = Settings(model_type=model, data_dir=place / "open_images", output_dir=place / "runs", wandb="disabled")
     results: dict[str, Any] = {"model": model, "batches of 32": {}}
+
+    def take(compiled: bool) -> dict[str, Any]:
+        suited = replace(settings, batch_size=batch_size, compile=compiled)
+        turns = _in_place(take_turns, suited, place / "cache", None, plan.turns)
+        return {**turns, **_utilise(turns)}
+
+    results["as it is"] = take(compiled=False)
+    yield results
     for kind in _kinds(settings, place):
         ours = _in_place(pace_of_project, kind, place / "cache", plan.batches, 10_000 if kind.pretrained else None)
         plain = measure(pace_of_reference, kind, plan.plain_batches).result
@@ -202,10 +210,8 @@ def measure_model(model: str, batch_size: int, plan: Plan, place: Path) -> Itera
         frozen = {"images a second through the frozen layers": three_digits(1 / ours.prepared)} if ours.prepared else {}
         results["batches of 32"]["pretrained" if kind.pretrained else "from scratch"] = sides | frozen
         yield results
-    settings = replace(settings, batch_size=batch_size)
-    for compiled in (False, True) if model in COMPILED else (False,):
-        turns = _in_place(take_turns, replace(settings, compile=compiled), place / "cache", None, plan.turns)
-        results["compiled" if compiled else "as it is"] = {**turns, **_utilise(turns)}
+    if model in COMPILED:
+        results["compiled"] = take(compiled=True)
         yield results
 
 
@@ -283,10 +289,10 @@ def measure_peers(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
     if plan == SMOKE:
         yield compare(place, SMALLEST, plan.batches, 1, ("ceiling", "torchvision", "timm"))
     else:
-        yield compare(place, "ResNet18", plan.batches, 1)
+        yield compare(place, "ResNet18", plan.batches, 1, ("project", "ceiling", "torchvision", "timm"))
 
 
-def reckon_runs(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def extrapolate_runs(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """How long all runs of the parameter files take, once the rates of all models are known."""
     rates = {
         (results["model"], kind == "pretrained"): sides
@@ -294,7 +300,7 @@ def reckon_runs(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for kind, sides in results.get("batches of 32", {}).items()
     }
     try:
-        return {"runs of the parameter files, reckoned": reckon(rates)}
+        return {"runs of the parameter files, extrapolated": extrapolate(rates)}
     except KeyError:
         return {}
 

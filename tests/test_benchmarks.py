@@ -124,12 +124,12 @@ print(json.dumps(gpu.run_part("hangs", 12, place, smoke=False)))
     assert json.loads(result.stdout.splitlines()[-1]) == {"ended": "at its limit", "seconds": 12, "known": 1}
 
 
-def test_the_days_of_the_experiment_are_reckoned_from_rates():
+def test_the_days_of_the_experiment_follow_from_rates():
     code = f"""
 import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
 import json
 from collections import defaultdict
-from experiment import reckon
+from experiment import extrapolate
 
 def side(rate):
     measured = {{"training images a second": rate, "validation images a second": rate,
@@ -137,7 +137,7 @@ def side(rate):
     return {{"measured": measured, "reckoned": {{"images to train on": 900, "images to validate on": 100}}}}
 
 rates = {{"project": side(2000.0), "reference": side(1000.0)}}
-print(json.dumps(reckon(defaultdict(lambda: rates))))
+print(json.dumps(extrapolate(defaultdict(lambda: rates))))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # 520 runs of 80 epochs on 1,000 images, and 520 without the augmented ones, on 500.
