@@ -57,7 +57,8 @@ def _draw_maps(count: int, how: Augmentation, device: torch.device) -> Tensor:
     width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
     zoom = (1 + how.zoom) ** uniform(1)
     angle, shear = uniform(how.degrees).deg2rad(), uniform(how.shear).deg2rad().tan()
-    direction = torch.where(torch.rand_like(area) < how.flip, -1.0, 1.0) if how.flip else 1.0  # no number drawn in vain
+    # No number is drawn in vain. Given two numbers, `torch.where` may copy them to a GPU, and wait for it.
+    direction = 1.0 - 2.0 * (torch.rand_like(area) < how.flip) if how.flip else 1.0
     maps = torch.stack(
         [
             torch.stack([direction * width * zoom * angle.cos(), width * zoom * (shear - angle.sin())], 1),
