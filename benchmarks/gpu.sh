@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Tests and measures everything that needs a GPU, in eight minutes at most: bash benchmarks/gpu.sh [--smoke] FOLDER
+# Tests and measures everything that needs a GPU, in eight minutes at most: bash benchmarks/gpu.sh [--smoke] [FOLDER]
 #
-# Writes FOLDER/gpu.json, after each part, and FOLDER/log.txt. Packages that this machine lacks are taken from
-# benchmarks/wheels/; README.md says how to fill it. --smoke tries the parts at the smallest size, also without a GPU.
+# Writes FOLDER/gpu.json, after each part, and FOLDER/log.txt; FOLDER is $OUT by default. Ends with 1 if a part failed.
+# Packages that this machine lacks are taken from benchmarks/wheels/; README.md says how to fill it. --smoke tries the
+# parts at the smallest size, also without a GPU.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 smoke=()
 if [ "${1:-}" = --smoke ]; then
   smoke=(--smoke)
   shift
 fi
-out=${1:?name a folder for the results}
+out=$(realpath -m "${1:-${OUT:?name a folder for the results}}")
 python=${PYTHON:-python3}
+[[ $python != */* ]] || python=$(realpath -s "$python")
+cd "$(dirname "$0")/.."
 mkdir -p "$out"
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT

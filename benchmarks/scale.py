@@ -71,11 +71,9 @@ def prepare(place: str) -> dict[str, Any]:
     """What `main.py` does before the first epoch."""
     from pipeline.cache import SHARED
     from pipeline.data import find_range, load_test_set, load_training_data, read_folders
-    from pipeline.hardware import set_up_torch
     from pipeline.splits import describe_data, load_groups
 
     os.chdir(place)
-    set_up_torch()
     steps: dict[str, Any] = {}
     with _step(steps, "list"):
         folders = read_folders(Path("dataset"), (Path("dataset_testing"),), with_augmented=False)
