@@ -22,7 +22,7 @@ test-slow: $(VENV)/.installed-tests
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh src/*.sh)
+	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh src/*.sh benchmarks/*.sh)
 
 $(VENV)/.installed: requirements.txt constraints.txt src/install.sh
 	$(PYTHON) -m venv $(VENV)

@@ -91,7 +91,7 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
     order = trainer.train_loader.batch_sampler
     full = [size for size in order.batch_sizes if size == settings.batch_size]
     order.batch_sizes[:] = full[:batches]
-    step = make_step(twin, settings.batch_size, hardware)
+    step = make_step(twin, settings.batch_size, hardware, settings.compile)
 
     def train_without_loop() -> None:
         for _ in order.batch_sizes:
@@ -160,11 +160,11 @@ def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> d
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    images = torch.zeros(batch_size, *model.input_size, device=hardware.device)
+    images = torch.zeros(2, *model.input_size, device=hardware.device)
     with FlopCounterMode(display=False) as counter:
         model(images).sum().backward()
     model.zero_grad()
-    flops = counter.get_total_flops()
+    flops = counter.get_total_flops() * batch_size / 2
     # AdamW (amsgrad) reads the weights, gradients and three averages, and writes all of these but the gradients.
     moved = 9 * 4 * sum(parameter.numel() for parameter in model.trainable_parameters())
     multiplied, added = _matrix_rate(hardware), _memory_rate(hardware)

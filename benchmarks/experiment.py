@@ -19,10 +19,18 @@ from pipeline.settings import Settings
 
 def main() -> int:
     ArgumentParser(description="Reckons how long all runs of the parameter files take.").parse_args()
+    models = {(settings.model_type, settings.pretrained) for settings in experiment()}
+    write_results("experiment", extrapolate({model: read(*model) for model in models}))
+    return 0
+
+
+def extrapolate(measured: Mapping[tuple[str, bool], Mapping[str, Any]]) -> dict[str, Any]:
+    """Extrapolate the days that all runs take, each way.
+
+    Args:
+        measured: by model, and whether it is pretrained, what `training.py` or `frozen.py` writes of it.
+    """
     runs = list(experiment())
-    measured = {
-        (settings.model_type, settings.pretrained): read(settings.model_type, settings.pretrained) for settings in runs
-    }
     seconds = {
         side: sum(
             settings.num_epochs * epoch(measured[settings.model_type, settings.pretrained][side], settings)
@@ -31,15 +39,11 @@ def main() -> int:
         for side in ("reference", "project")
     }
     seconds["project"] += sum(preparation(results) for results in measured.values())
-    write_results(
-        "experiment",
-        {
-            "runs": len(runs),
-            "days": {side: three_digits(value / 86_400) for side, value in seconds.items()},
-            "ratio": three_digits(seconds["reference"] / seconds["project"]),
-        },
-    )
-    return 0
+    return {
+        "runs": len(runs),
+        "days": {side: three_digits(value / 86_400) for side, value in seconds.items()},
+        "ratio": three_digits(seconds["reference"] / seconds["project"]),
+    }
 
 
 def read(model: str, pretrained: bool) -> dict[str, Any]:

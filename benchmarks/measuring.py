@@ -60,10 +60,10 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any
     begin = time.perf_counter()
     result = function(*arguments)
     seconds = time.perf_counter() - begin
-    sender.send(Measured(seconds, _peak_mb(), result))
+    sender.send(Measured(seconds, peak_mb(), result))
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """The most resident memory of this process. (What getrusage says of it is at least what its parent had.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6

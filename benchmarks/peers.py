@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,31 +52,46 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     arguments = parse_with_photographs(parser)
-    sides = [side for side in SIDES if find_spec(PACKAGES.get(side, "torch"))]
-    measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        images = stage_padded(arguments.data, place)
-        start_side("project", place, arguments.model, 1)  # decodes the images, for its next runs
-        for number in range(arguments.repeats):
-            for side in sides:
-                measured[side].append(start_side(side, place, arguments.model, arguments.batches))
-                print(f"{number + 1}/{arguments.repeats} {side}: {measured[side][-1]}", flush=True)
-    results = {
-        "model": arguments.model,
-        "batch": BATCH_SIZE,
-        "images of an epoch": images,
-        "images timed": measured[sides[0]][0]["images timed"],
-        "repeats": arguments.repeats,
-        "sides": {side: summarise(all_, images) for side, all_ in measured.items()},
-    }
-    ceiling = results["sides"]["ceiling"]["images a second"]
-    for values in results["sides"].values():
-        values["share of the ceiling"] = three_digits(values["images a second"] / ceiling)
+    results = compare(arguments.data, arguments.model, arguments.batches, arguments.repeats)
     for side, values in results["sides"].items():
         print(f"{side}: {values}")
     write_results("peers", results)
     return 0
+
+
+def compare(data: Path, model: str, batches: int, repeats: int, sides: Iterable[str] | None = None) -> dict[str, Any]:
+    """Measures some sides, by default all, as far as they are installed; the ceiling must be among them.
+
+    Args:
+        data: with `open_images/`.
+        model: its name.
+        batches: that are timed.
+        repeats: of each side.
+        sides: keys of `SIDES`.
+    """
+    sides = [side for side in sides or SIDES if find_spec(PACKAGES.get(side, "torch"))]
+    measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        images = stage_padded(data, place)
+        if "project" in sides:
+            start_side("project", place, model, 1)  # decodes the images, for its next runs
+        for number in range(repeats):
+            for side in sides:
+                measured[side].append(start_side(side, place, model, batches))
+                print(f"{number + 1}/{repeats} {side}: {measured[side][-1]}", flush=True)
+    summaries = {side: summarise(all_, images) for side, all_ in measured.items()}
+    ceiling = summaries["ceiling"]["images a second"]
+    for values in summaries.values():
+        values["share of the ceiling"] = three_digits(values["images a second"] / ceiling)
+    return {
+        "model": model,
+        "batch": BATCH_SIZE,
+        "images of an epoch": images,
+        "images timed": measured[sides[0]][0]["images timed"],
+        "repeats": repeats,
+        "sides": summaries,
+    }
 
 
 def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, float]:
@@ -99,6 +114,7 @@ def stage_padded(data: Path, place: Path) -> list[int]:
         How many are trained on, and validated on.
     """
     from dataset.augmentation_data import QUALITY, resize_or_pad_image
+    from dataset.examining import on_all_cores
     from dataset.folders import AUGMENTED, read_folder
     from dataset.reading import read_image
     from pacing import split_all
@@ -106,8 +122,11 @@ def stage_padded(data: Path, place: Path) -> list[int]:
     dataset_dir, _ = stage_photographs(data, place)
     folder = read_folder(dataset_dir, with_augmented=True)
     split = split_all(folder)
-    for path in folder.paths:
+
+    def pad(path: Path) -> None:
         resize_or_pad_image(read_image(path)).save(path, "JPEG", quality=QUALITY)
+
+    on_all_cores(pad, folder.paths, "padding")
     for name, places in (("train", split.train), ("validation", split.validation)):
         for number in places:
             path = folder.paths[number]

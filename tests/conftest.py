@@ -7,6 +7,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import hypothesis
@@ -91,6 +92,20 @@ def backbone_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("weights") / "weights.pth"
     torch.save(timm.create_model("test_efficientnet").state_dict(), file)
     return file
+
+
+@pytest.fixture
+def no_tensors_from_lists() -> AbstractContextManager:
+    """A context in which no tensor may be made from Python's numbers: copied to a GPU, it would wait for the GPU."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            assert function is not torch.ops.aten.lift_fresh.default, "a tensor is made from Python's numbers"
+            return function(*arguments, **(options or {}))
+
+    return Watch()
 
 
 @pytest.fixture

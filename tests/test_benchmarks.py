@@ -1,6 +1,7 @@
 """The benchmarks start; one runs at the smallest size, and the README's table is made of what it writes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,77 @@ def test_the_groups_of_a_few_images(tmp_path):
     (tmp_path / "README.md").write_text("<!-- from benchmarks/table.py -->\n<!-- to here -->\n")
     start(tmp_path, "table.py")
     assert "| `groups.py` | the groups of 300 drawn images" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_steps_before_the_first_epoch(tmp_path):
+    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
+    (tmp_path / "src").symlink_to(REPOSITORY / "src")
+    start(tmp_path, "scale.py", "--sizes", "1000", "--note", "a test")
+    (file,) = (tmp_path / "benchmarks" / "results").iterdir()
+    results = json.loads(file.read_text())
+    assert results["note"] == "a test"
+    runs = results["sizes"]["1000"]
+    assert {name: list(of_program) for name, of_program in runs.items()} == {
+        name: ["first run", "second run"] for name in ("prepare", "audit_all")
+    }
+    assert all(step["peak memory MB"] > 10 for run in runs["prepare"].values() for step in run.values())
+
+
+@pytest.mark.slow
+def test_what_is_for_a_gpu_starts_without_one(tmp_path):
+    command = ["bash", BENCHMARKS / "gpu.sh", "--smoke", tmp_path]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert results["smoke"]
+    assert {name: part["ended"] for name, part in results["parts"].items()} == {
+        "tests": "well", "model_test_efficientnet": "well", "peers": "well",
+    }  # fmt: skip
+    model = results["parts"]["model_test_efficientnet"]
+    assert model["as it is"]["images a second"]["ceiling"] > 0
+    assert model["batches of 32"]["from scratch"].keys() == {"project", "reference"}
+    assert {"ceiling", "torchvision", "timm"} == results["parts"]["peers"]["sides"].keys()
+
+
+@pytest.mark.slow
+def test_a_part_that_hangs_is_ended_with_what_it_knows(tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+import gpu, json, pathlib
+place = pathlib.Path({str(tmp_path)!r})
+(place / "hangs.json").write_text('{{"known": 1}}')
+gpu.__file__ = {str(tmp_path / "hangs.py")!r}
+print(json.dumps(gpu.run_part("hangs", 12, place, smoke=False)))
+"""
+    (tmp_path / "hangs.py").write_text("import time; time.sleep(600)")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout.splitlines()[-1]) == {"ended": "at its limit", "seconds": 12, "known": 1}
+
+
+def test_the_days_of_the_experiment_follow_from_rates():
+    code = f"""
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+import json
+from collections import defaultdict
+from experiment import extrapolate
+
+def side(rate):
+    measured = {{"training images a second": rate, "validation images a second": rate,
+                "waiting for the loaders s": 0.0, "saving checkpoints s": 0.0}}
+    return {{"measured": measured, "reckoned": {{"images to train on": 900, "images to validate on": 100}}}}
+
+rates = {{"project": side(2000.0), "reference": side(1000.0)}}
+print(json.dumps(extrapolate(defaultdict(lambda: rates))))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # 520 runs of 80 epochs on 1,000 images, and 520 without the augmented ones, on 500.
+    days = 520 * 80 * 1.5 / 86_400
+    expected = {"runs": 1040, "days": {"reference": days, "project": days / 2}, "ratio": 2.0}
+    results = json.loads(result.stdout)
+    assert results["days"] == pytest.approx(expected.pop("days"), rel=0.01)
+    assert {name: results[name] for name in expected} == expected
 
 
 @pytest.mark.slow

@@ -300,8 +300,8 @@ def _labels(images: Sequence[Examined]) -> np.ndarray:
 
 
 def _count_classes(names: Sequence[str], images: Sequence[Examined]) -> dict[str, int]:
-    labels = _labels(images)
-    return {name: int((labels == name).sum()) for name in names}
+    counts = Counter(_labels(images).tolist())
+    return {name: counts[name] for name in names}
 
 
 def describe(report: Report) -> Iterator[str]:

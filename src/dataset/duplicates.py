@@ -439,8 +439,11 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 def _shrink(thumbnails: Sequence[np.ndarray], side: int) -> np.ndarray:
     """N thumbnails as vectors (N, side * side) float32 of mean 0 and length 1."""
-    cells = np.array(thumbnails).reshape(-1, side, SIDE // side, side, SIDE // side)
-    return _normalise(cells.mean((2, 4), dtype=np.float32).reshape(-1, side**2))
+    vectors = np.empty((len(thumbnails), side**2), dtype=np.float32)
+    for start in range(0, len(thumbnails), _BLOCK):  # all at once would take another copy of them
+        cells = np.array(thumbnails[start : start + _BLOCK]).reshape(-1, side, SIDE // side, side, SIDE // side)
+        vectors[start : start + _BLOCK] = cells.mean((2, 4), dtype=np.float32).reshape(-1, side**2)
+    return _normalise(vectors)
 
 
 def _normalise(vectors: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ STORE = Path(".cache/examined")
 THUMBNAIL = 32
 _SHARPNESS_SIDE = 128
 _DIGEST = 16  # bytes of a digest
+_BLOCK = 16  # images that a thread is given at once: handing one over costs memory, and as long as reading a small one
 _STRIP = 1 << 20  # pixels, or bytes of a file, that are digested at once
 _LARGEST = (1 << 63) - 1
 _Image, _Result = TypeVar("_Image"), TypeVar("_Result")
@@ -151,8 +152,19 @@ def content_digests(paths: Sequence[Path], store: Path | None = STORE) -> list[b
 
 def on_all_cores(function: Callable[[_Image], _Result], images: Sequence[_Image], title: str) -> list[_Result]:
     """What a function makes of each image, with a bar; the images are named by their paths, say, or places."""
-    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow lets go of the interpreter while it decodes
-        return list(tqdm(pool.map(function, images), title, len(images), unit="image", disable=None))
+
+    def work(start: int) -> list[_Result]:
+        return [function(image) for image in images[start : start + _BLOCK]]
+
+    results: list[_Result] = []
+    with (
+        ThreadPoolExecutor(available_cores()) as pool,  # Pillow lets go of the interpreter while it decodes
+        tqdm(desc=title, total=len(images), unit="image", disable=None) as bar,
+    ):
+        for some in pool.map(work, range(0, len(images), _BLOCK)):
+            results += some
+            bar.update(len(some))
+    return results
 
 
 def examine_image(path: Path, stored: Image.Image) -> Examined:

@@ -269,8 +269,9 @@ def _link_near_duplicates(
     links = []
     for first, second in pairs:
         if pixels[first] != pixels[second]:  # else they are linked already
-            linked = list(product(members[first], members[second]))
-            for one, other in linked if len(linked) <= _MOST_LINKS else linked[:1]:
+            many = len(members[first]) * len(members[second]) > _MOST_LINKS
+            ends = (members[place][:1] if many else members[place] for place in (first, second))
+            for one, other in product(*ends):
                 links.append(Link(min(one, other), max(one, other), NEAR_DUPLICATE))
     told = [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
     if len(told) > _MOST_NOTES:
@@ -320,19 +321,22 @@ def _find_dense(
     """
     order = in_order_of_content(fingerprints, range(len(fingerprints)))
     count = int(classes.max(initial=-1)) + 1
+    by_class = np.argsort(classes[order], kind="stable")  # places in the order, of one class after the other
+    ends = np.searchsorted(classes[order][by_class], np.arange(count + 1))
     dense, mixed = np.zeros((2, count), dtype=bool)
     notes: dict[int, str] = {}
     most = min(max(_SAMPLED // max(2 * count, 1), 50), 200)
     samples = []
     for number in range(count):
-        own = classes[order] == number
-        members, others = order[own], order[~own]
+        own = by_class[ends[number] : ends[number + 1]]
+        members, others = order[own], len(order) - len(own)
         if len(members) >= _FEW:
             pairs = _draw_pairs(len(members), len(members) - 1, most)
             pairs[:, 1] += pairs[:, 1] >= pairs[:, 0]  # no image with itself
             samples.append((number, False, len(members) - 1, members[pairs]))
-        pairs = _draw_pairs(len(members), len(others), most)
-        samples.append((number, True, len(others), np.stack([members[pairs[:, 0]], others[pairs[:, 1]]], axis=1)))
+        first, second = _draw_pairs(len(members), others, most).T
+        second = order[_places_of_others(own, second)]
+        samples.append((number, True, others, np.stack([members[first], second], axis=1)))
     samples = [(*sample, pairs[pixels[pairs[:, 0]] != pixels[pairs[:, 1]]]) for *sample, pairs in samples]
     samples = [sample for sample in samples if len(sample[-1])]
     coarse = [are_coarsely_alike(fingerprints, pairs) for *_, pairs in samples]
@@ -358,6 +362,12 @@ def _find_dense(
             how = "near-duplicates" if close else "coarsely alike"
             notes.setdefault(number, f"{share:.0%} of random pairs of its images {which}are {how} ({_CAUSES[across]}?)")
     return notes, dense, mixed
+
+
+def _places_of_others(own: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The places of the n-th ones, from 0, of what does not lie at the places `own`, which ascend."""
+    # Before the n-th other one lie n others, and those of `own` that have no more than n others before them.
+    return numbers + np.searchsorted(own - np.arange(len(own)), numbers, side="right")
 
 
 def _draw_pairs(rows: int, columns: int, most: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from dataset.examining import THUMBNAIL, Examined
 
 _REPEATS = 100
+_BLOCK = 4096  # images whose vectors are held at a time
 _MARGIN = 1.5  # a shift is more than this many times what the random parts show at most
 _PER_DOUBLING = 64  # bins of sizes
 _LIGHT = slice(128, 256)  # grey values of a light background
@@ -75,22 +76,38 @@ def measure_shift(
         The aspects, in the order in which a person should hear of them; none where no class has two training images
         and a test image.
     """
-    shared = [label for label in np.unique(testing_labels) if (training_labels == label).sum() >= 2]
+    known, of_testing = _members(training_labels), _members(testing_labels)
+    shared = [label for label in of_testing if len(known.get(label, ())) >= 2]
     if not shared:
         return []
-    all_training = _weights([np.flatnonzero(training_labels == label) for label in shared], len(training))
-    all_testing = _weights([np.flatnonzero(testing_labels == label) for label in shared], len(testing))
-    parts = _random_parts(training_labels, {label: int((testing_labels == label).sum()) for label in shared})
+    all_training = _weights([known[label] for label in shared], len(training))
+    all_testing = _weights([of_testing[label] for label in shared], len(testing))
+    parts = _random_parts([(known[label], len(of_testing[label])) for label in shared], len(training))
 
     aspects = []
     for kind in _kinds(training, testing):
-        vectors = np.stack([kind.vector(image) for image in training]).astype(np.float32)
-        trained = all_training @ vectors
-        tested = all_testing @ np.stack([kind.vector(image) for image in testing]).astype(np.float32)
-        chance = max(map(kind.distance, *(part @ vectors for part in parts)))
+        trained, *of_parts = _average([all_training, *parts], training, kind)
+        [tested] = _average([all_testing], testing, kind)
+        chance = max(map(kind.distance, of_parts[:_REPEATS], of_parts[_REPEATS:]))
         distance = kind.distance(trained, tested)
         aspects.append(Aspect(kind.name, kind.unit, float(distance), float(chance), kind.tell(trained, tested)))
     return aspects
+
+
+def _members(labels: np.ndarray) -> dict[Any, np.ndarray]:
+    """The places of each label, ascending; the labels are sorted."""
+    names, starts = np.unique(np.sort(labels), return_index=True)
+    places = np.split(np.argsort(labels, kind="stable"), starts[1:])
+    return dict(zip(names.tolist(), places, strict=False))  # without labels there is one part, which is empty
+
+
+def _average(weights: Sequence[np.ndarray], images: Sequence[Examined], kind: _Kind) -> np.ndarray:
+    """(K, D) float32, the sums of the images' vectors (D,) by each of K weights (N,)."""
+    sums: np.ndarray | float = 0.0
+    for start in range(0, len(images), _BLOCK):  # the vectors of all images may be gigabytes
+        vectors = np.stack([kind.vector(image) for image in images[start : start + _BLOCK]]).astype(np.float32)
+        sums = sums + np.stack([weight[start : start + _BLOCK] for weight in weights]) @ vectors
+    return sums
 
 
 def _weights(places: Sequence[np.ndarray], count: int) -> np.ndarray:
@@ -101,16 +118,20 @@ def _weights(places: Sequence[np.ndarray], count: int) -> np.ndarray:
     return weights
 
 
-def _random_parts(labels: np.ndarray, sizes: dict[Any, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (100, N) of one part and of the rest."""
+def _random_parts(classes: Sequence[tuple[np.ndarray, int]], count: int) -> list[np.ndarray]:
+    """Weights (N,) of 100 random parts, and then of the rest of each.
+
+    Args:
+        classes: of each class its places, and how many of them a part has, if that is no more than half.
+        count: of all images, N.
+    """
     generator = np.random.default_rng(0)
     first, second = [], []
     for _ in range(_REPEATS):
-        shuffled = {label: generator.permutation(np.flatnonzero(labels == label)) for label in sizes}
-        cuts = {label: min(size, len(shuffled[label]) // 2) for label, size in sizes.items()}
-        first.append(_weights([shuffled[label][: cuts[label]] for label in sizes], len(labels)))
-        second.append(_weights([shuffled[label][cuts[label] :] for label in sizes], len(labels)))
-    return np.stack(first), np.stack(second)
+        shuffled = [(generator.permutation(places), min(size, len(places) // 2)) for places, size in classes]
+        first.append(_weights([places[:cut] for places, cut in shuffled], count))
+        second.append(_weights([places[cut:] for places, cut in shuffled], count))
+    return first + second
 
 
 def _kinds(training: Sequence[Examined], testing: Sequence[Examined]) -> list[_Kind]:
@@ -209,7 +230,7 @@ def _tell_size(trained: np.ndarray, tested: np.ndarray) -> str:
 
 
 def _tell_form(trained: np.ndarray, tested: np.ndarray, forms: Sequence[str]) -> str:
-    place = np.abs(tested - trained).argmax()
+    place = np.abs(tested - trained).round(3).argmax()  # of equal differences the first
     return f"{_share(tested[place])} of the test images are {forms[place]}, and {_share(trained[place])} of training"
 
 

@@ -72,7 +72,8 @@ def _draw_maps(count: int, how: Augmentation, device: torch.device) -> Tensor:
     width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
     zoom = (1 + how.zoom) ** uniform(1)
     angle, shear = uniform(how.degrees).deg2rad(), uniform(how.shear).deg2rad().tan()
-    direction = torch.where(torch.rand_like(area) < how.flip, -1.0, 1.0) if how.flip else 1.0  # no number drawn in vain
+    # No number is drawn in vain. Given two numbers, `torch.where` may copy them to a GPU, and wait for it.
+    direction = 1.0 - 2.0 * (torch.rand_like(area) < how.flip) if how.flip else 1.0
     maps = torch.stack(
         [
             torch.stack([direction * width * zoom * angle.cos(), width * zoom * (shear - angle.sin())], 1),
@@ -107,7 +108,9 @@ def _change_colours(images: Tensor, most: float) -> Tensor:
     brightness, contrast = factor(), factor()
     colours = torch.eye(images.shape[1], device=images.device)  # (C, C)
     if images.shape[1] == 3:
-        colours = torch.lerp(images.new_tensor(_LUMA).expand(3, 3), colours, factor())  # (B, 3, 3)
+        # Filled on the device: a copy of numbers to a GPU would wait for all that it still has to do.
+        luma = torch.stack([torch.full((), weight, device=images.device) for weight in _LUMA])
+        colours = torch.lerp(luma.expand(3, 3), colours, factor())  # (B, 3, 3)
     middle = brightness * images.mean((1, 2, 3)).view(-1, 1, 1)
     changed = torch.baddbmm((1 - contrast) * middle, brightness * contrast * colours, images.flatten(2))
     return changed.view_as(images).clamp_(0, 255)

@@ -91,7 +91,7 @@ def bring_near(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[
 class BatchOrder(Sampler[list[int]]):
     """Which images make up each batch; of several joined processes each is given its share of every batch.
 
-    When shuffling, a last batch of one image is dropped, since batch normalisation cannot train on it.
+    When shuffling, a last batch that is too small for batch normalisation to train on is dropped.
 
     Args:
         count: of images, N.
@@ -105,7 +105,7 @@ class BatchOrder(Sampler[list[int]]):
 
     def __init__(self, count: int, batch_size: int, shuffle: bool, balanced: np.ndarray | None = None) -> None:
         self.batch_sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
-        if shuffle and self.batch_sizes[-1] == 1:
+        if shuffle and self.batch_sizes[-1] < distributed.smallest_batch():
             self.batch_sizes.pop()
         self._count, self._shuffle, self._labels = count, shuffle, balanced
         self._seed = self._first = 0

@@ -151,11 +151,6 @@ def _join(place: _Place) -> None:
         UserError: there are too few GPUs, or the others do not come.
     """
     global _waiting
-    if torch.cuda.is_available():
-        processes, gpus = _number("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
-        if processes > gpus:
-            raise UserError(f"{processes} processes were started here, but each needs a GPU, and there are {gpus}")
-        torch.cuda.set_device(place.local_rank % gpus)
     try:
         store = _meet(place)
     except (OSError, RuntimeError) as error:  # RuntimeError is torch's for networks
@@ -164,7 +159,11 @@ def _join(place: _Place) -> None:
             "start them together, with torchrun or srun, or a single one with "
             "env -u WORLD_SIZE -u SLURM_STEP_NUM_TASKS before the command"
         ) from error
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend, gpu = "nccl", place.local_rank % torch.cuda.device_count()
+        torch.cuda.set_device(gpu)
+        _check_gpus(store, place, str(torch.cuda.get_device_properties(gpu).uuid))
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size)
     # While one decodes images, the others wait, longer than NCCL would; and gloo notices when one of them dies.
     _waiting = dist.new_group(backend="gloo", timeout=timedelta(days=1))
@@ -199,6 +198,21 @@ def _meet(place: _Place) -> dist.Store:
         time.sleep(_PAUSE)
     store.set_timeout(timedelta(minutes=30))  # as torch does: for what the processes tell one another later
     return store
+
+
+def _check_gpus(store: dist.Store, place: _Place, gpu: str) -> None:
+    """Check that each process has a GPU of its own, whose identifier is `gpu`, however a launcher divides them.
+
+    Raises:
+        UserError: two processes have the same.
+    """
+    store.set(f"gpu {place.rank}", gpu)
+    gpus = [store.get(f"gpu {rank}") for rank in range(place.size)]
+    if len(set(gpus)) < place.size:
+        raise UserError(
+            f"{place.size} processes were started, but they have {len(set(gpus))} GPU(s) between them, and each needs "
+            "its own: start fewer, or ask for more GPUs"
+        )
 
 
 def _part() -> None:
@@ -251,6 +265,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def smallest_batch() -> int:
+    """The fewest images that batch normalisation can train on: two, and on GPUs one for every process."""
+    return max(2, world_size()) if torch.cuda.is_available() else 2
+
+
 def is_first() -> bool:
     """Whether this is the process that writes files and speaks."""
     return rank() == 0
@@ -295,11 +314,19 @@ def join_gradients(model: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return model
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.__class__ = _BatchNormOverProcesses
+        if isinstance(module, _BatchNorm):  # which other modules may share, so that it is changed in place
+            module.__class__ = nn.SyncBatchNorm if module.running_mean.is_cuda else _BatchNormOverProcesses
+            module.process_group = None  # all of them
+            if hasattr(module, "act"):  # timm's, which ends with an activation
+                module.register_forward_hook(_activate)
     joined = DistributedDataParallel(model)
+    joined.broadcast_buffers = False  # from now on, since all processes change them alike; as an argument, torch warns
     joined.normalise = model.normalise
     return joined
+
+
+def _activate(module: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
+    return module.act(module.drop(output))
 
 
 class _Sum(torch.autograd.Function):
@@ -317,7 +344,7 @@ class _Sum(torch.autograd.Function):
 class _BatchNormOverProcesses(_BatchNorm):
     """Normalises by mean and variance of all processes' images.
 
-    Torch's SyncBatchNorm, which does so too, needs GPUs, and in bf16 an image for every process.
+    It is for CPUs; torch's SyncBatchNorm, which does so too, needs GPUs.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -327,7 +354,7 @@ class _BatchNormOverProcesses(_BatchNorm):
         values = x.float()
         others = (0, *range(2, x.dim()))
         shape = (1, -1, *[1] * (x.dim() - 2))
-        totals = _Sum.apply(torch.cat([values.sum(others), values.new_tensor([x.numel() / x.shape[1]])]))
+        totals = _Sum.apply(torch.cat([values.sum(others), values.new_full((1,), x.numel() / x.shape[1])]))
         count = totals[-1].detach()
         mean = totals[:-1] / count
         centred = values - mean.view(shape)

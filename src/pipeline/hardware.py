@@ -51,12 +51,12 @@ class Hardware:
 
 
 def set_up_torch() -> None:
-    """What every program sets before it computes: the number of cores, TF32, what becomes of freed memory."""
+    """Set what every program needs before it computes: the number of cores, freed memory, and how a GPU computes."""
     _keep_freed_memory()
     if available_cores() < torch.get_num_threads():
         torch.set_num_threads(available_cores())
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # batches have few sizes: the fastest algorithm for each is found once
+    torch.backends.cudnn.allow_tf32 = False  # by default convolutions in fp32 would compute in TF32, of 10 bits
 
 
 def _keep_freed_memory() -> None:

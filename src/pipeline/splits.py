@@ -239,15 +239,21 @@ def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
 
 def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> None:
     """Raises UserError where a class has fewer groups than `least`."""
-    for label, name in enumerate(folder.classes):
-        members = originals[folder.labels[originals] == label]
-        count = len(np.unique(groups[members]))
+    labels = folder.labels[originals]
+    images = np.bincount(labels, minlength=len(folder.classes)).tolist()
+    counts = _count_groups(labels, groups[originals], len(folder.classes)).tolist()
+    for name, members, count in zip(folder.classes, images, counts, strict=True):
         if count < least:
-            same = f", all near-duplicates of one another: they make {count} group" if len(members) > 1 else ""
+            same = f", all near-duplicates of one another: they make {count} group" if members > 1 else ""
             raise UserError(
-                f"{folder.directory / name} has {len(members)} readable image(s){same}. It needs at least {least}"
+                f"{folder.directory / name} has {members} readable image(s){same}. It needs at least {least}"
                 + (f" groups, {', '.join(_NEEDED_FOR[: least - 1])} and {_NEEDED_FOR[least - 1]}" if least > 1 else "")
             )
+
+
+def _count_groups(labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
+    """(C,) how many groups have images of each class, of M labels and M numbers of groups."""
+    return np.bincount(np.unique(groups * classes + labels) % classes, minlength=classes)
 
 
 def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache) -> tuple[np.ndarray, int]:
@@ -266,7 +272,7 @@ def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache
         from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
 
         classes = np.unique(labels)
-        fewest = min(len(np.unique(groups[labels == label])) for label in classes)
+        fewest = int(_count_groups(labels, groups, classes[-1] + 1)[classes].min())
         for count in range(min(folds, fewest), 1, -1):  # groups of several classes can leave a class out of a fold
             splitter = StratifiedGroupKFold(count, shuffle=True, random_state=_SPLIT_SEED)
             for number, (_, validation) in enumerate(splitter.split(labels, labels, groups)):

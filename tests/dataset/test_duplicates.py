@@ -148,6 +148,13 @@ def test_the_order_does_not_matter_to_an_index(drawings, order):
         assert {frozenset(order[place] for place in pair) for pair in shuffled} == {*map(frozenset, find(images))}
 
 
+def test_thumbnails_are_shrunk_some_at_a_time(monkeypatch):
+    thumbnails = list(np.random.default_rng(0).integers(0, 256, (5, 48, 48), dtype=np.uint8))
+    together = duplicates._shrink(thumbnails, 8)
+    monkeypatch.setattr(duplicates, "_BLOCK", 2)
+    assert np.array_equal(duplicates._shrink(thumbnails, 8), together)
+
+
 def test_each_image_is_closely_compared_with_few(monkeypatch):
     """Of many images that all resemble one another."""
     compared = []

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset import examining
-from dataset.examining import content_digests, examine, find_unreadable
+from dataset.examining import content_digests, examine, find_unreadable, on_all_cores
 
 
 def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):
@@ -255,3 +255,7 @@ def test_the_range_of_values_is_known_until_a_file_changes(tmp_path, monkeypatch
         assert [image.white for image in examining.examine(paths, store, 4095)[0]] == [0, 4095, 4095]
     Image.fromarray(np.full((9, 9), 60000, np.uint16)).save(paths[1])
     assert examining.find_white(paths, store) == 65535
+
+
+def test_results_are_in_the_order_of_the_images():
+    assert on_all_cores(str, range(100), "") == list(map(str, range(100)))

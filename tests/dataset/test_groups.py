@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -104,6 +105,13 @@ class TestNumbers:
         assert len(set(numbers.tolist())) >= 20 - len(pairs)
 
 
+@given(st.sets(st.integers(0, 29)))
+def test_places_of_what_is_not_of_a_class(own):
+    others = [place for place in range(30) if place not in own]
+    places = groups._places_of_others(np.array(sorted(own), dtype=np.int64), np.arange(len(others)))
+    assert places.tolist() == others
+
+
 class TestLinks:
     def test_each_kind(self):
         images = [draw(0), draw(0), draw(1), draw(1, (90, 72)), draw(2), draw(3)]
@@ -128,6 +136,17 @@ class TestLinks:
         found = find_links(look([draw(0)] * 200 + [draw(1)]), ["A"] * 201)
         assert len(found.links) < 1000
         assert len(set(number_groups(201, found.links).tolist())) == 2
+
+    def test_copies_of_two_near_duplicates_are_not_paired(self):
+        """Of 2,000 copies each there are 4,000,000 pairs."""
+        one, other, third = look([draw(0), draw(0, (90, 72)), draw(1)])
+        tracemalloc.start()
+        found = find_links([one] * 2000 + [other] * 2000 + [third] * 5000, ["A"] * 9000)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert [link.kind for link in found.links].count(NEAR_DUPLICATE) == 1
+        assert len(set(number_groups(9000, found.links).tolist())) == 2
+        assert peak < 30e6
 
     def test_a_burst_in_a_small_class_is_not_dense(self):
         images = [draw(seed) for seed in range(20)] + [draw(0, (60 + 2 * step, 48)) for step in range(1, 7)]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dataset import shift
 from dataset.examining import examine
 from dataset.shift import in_short, measure_shift
 
@@ -101,3 +102,12 @@ def test_nothing_to_compare(pictures, tmp_path):
     aspects = measure_shift(images[:1], np.array([0]), images[1:], np.array([0, 1]))
     assert aspects == []
     assert in_short(aspects).startswith("not measured")
+
+
+def test_many_images_are_averaged_some_at_a_time(digits, tmp_path, monkeypatch):
+    sets = save(digits[:60], tmp_path / "a"), np.arange(60) % 3, save(digits[60:90], tmp_path / "b"), np.arange(30) % 3
+    together = measure_shift(*sets)
+    monkeypatch.setattr(shift, "_BLOCK", 7)
+    for aspect, other in zip(measure_shift(*sets), together, strict=True):
+        assert aspect.distance == pytest.approx(other.distance, rel=1e-3, abs=1e-3)
+        assert aspect.random_parts == pytest.approx(other.random_parts, rel=1e-3, abs=1e-3)

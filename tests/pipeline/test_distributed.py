@@ -11,14 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
 from common import UserError
 from helpers import REPOSITORY
 from pipeline import distributed
-from pipeline.distributed import joined_processes
+from pipeline.data import BatchOrder
+from pipeline.distributed import _BatchNormOverProcesses, _check_gpus, _Place, joined_processes
 
 slow = pytest.mark.slow
 
@@ -91,43 +95,37 @@ def test_comes_to_the_same_as_one_process(place, alone):
     assert re.findall(r"^epoch +(\d)/3 ", result.stderr, re.MULTILINE) == ["1", "2", "3"], "one process was to speak"
 
 
-LAYERS = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from torch import nn
-from pipeline.distributed import join_gradients, joined_processes, rank
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.maps, self.features = nn.BatchNorm2d(2), nn.BatchNorm1d(2)
-
-    def normalise(self, images):
-        return images
-
-    def forward(self, x):
-        return self.features((self.maps(x) ** 3).mean((2, 3)))
-
-torch.manual_seed(0)
-x, weights = torch.randn(5, 2, 3, 3), torch.randn(5, 2)
-plain, joined = Model(), Model()
-(plain(x) * weights).sum().backward()
-with joined_processes():
-    part = slice(rank(), None, 2)  # three images, and two
-    network = join_gradients(joined)
-    (network(x[part]) * weights[part]).sum().mul(2).backward()
-torch.testing.assert_close(joined.state_dict(), plain.state_dict())
-for one, other in zip(joined.parameters(), plain.parameters()):
-    torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
-"""
-
-
 @slow
 def test_batch_normalisation_is_that_of_the_whole_batch(place):
-    (place / "layers.py").write_text(LAYERS)
-    result = torchrun(place, 2, REPOSITORY / "src", program="layers.py")
+    """Also timm's, which ends with an activation."""
+    result = torchrun(place, 2, REPOSITORY / "src", "cpu", program=REPOSITORY / "tests" / "joined_layers.py")
     assert result.returncode == 0, result.stderr
+
+
+def test_batch_normalisation_builds_no_tensor_from_a_list(no_tensors_from_lists):
+    layer = _BatchNormOverProcesses(2)
+    with no_tensors_from_lists:
+        layer(torch.ones(3, 2, 4, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("gpus", [("a", "b"), ("a", "a")])
+def test_each_process_needs_its_own_gpu(gpus):
+    """Whoever started them, and whatever each of them sees of the machine."""
+    store = dist.HashStore()
+    store.set("gpu 1", gpus[1])
+    with nullcontext() if len(set(gpus)) == 2 else pytest.raises(UserError, match=r"^2 processes .* have 1 GPU"):
+        _check_gpus(store, _Place(0, 2), gpus[0])
+
+
+def test_on_gpus_every_process_has_an_image_of_each_batch(monkeypatch):
+    assert BatchOrder(17, 8, shuffle=True).batch_sizes == [8, 8]
+    assert BatchOrder(18, 8, shuffle=True).batch_sizes == [8, 8, 2]
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    assert BatchOrder(18, 8, shuffle=True).batch_sizes == [8, 8, 2]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert BatchOrder(18, 8, shuffle=True).batch_sizes == [8, 8]
+    assert BatchOrder(19, 8, shuffle=True).batch_sizes == [8, 8, 3]
+    assert BatchOrder(18, 8, shuffle=False).batch_sizes == [8, 8, 2]
 
 
 # main.py with one more model, whose first layers are frozen.

@@ -10,7 +10,7 @@ import torch
 
 from helpers import REPOSITORY
 from models import build_model
-from pipeline.hardware import Hardware
+from pipeline.hardware import Hardware, set_up_torch
 from pipeline.inference import compute_logits
 
 THREADS = """
@@ -65,14 +65,13 @@ def test_fewer_threads_than_cores_stay_as_they_were_asked_for():
     assert run_python(THREADS, OMP_NUM_THREADS="1") == [1, 1]
 
 
-def test_fp32_is_fast_on_a_gpu(monkeypatch):
-    from pipeline import hardware
-
-    asked = []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    hardware.set_up_torch()
-    assert asked == ["high"]
+def test_on_a_gpu_fp32_is_not_tf32_and_the_fastest_convolutions_are_chosen(monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    set_up_torch()
+    assert (cudnn.benchmark, cudnn.allow_tf32) == (True, False)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")

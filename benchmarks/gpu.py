@@ -1,0 +1,309 @@
+"""All tests and measures on a GPU, one part after the other, each a process with a time limit. Started by `gpu.sh`.
+
+The five models of the parameter files train on drawn images:
+
+- in batches that suit the card: the project's loop beside its ceiling, as it is and with --compile, which are CUDA
+  graphs there; and the model FLOPs utilisation against the card's data sheet;
+- in batches of 32, as the parameter files have it: this project, and the plain reference, which is as torch comes;
+  pretrained VGG models on features, which the project computes once. The 1040 runs are extrapolated from these rates.
+
+Then ResNet18 trains in torchvision's loop and in timm's. What was measured is written after each step, so that a part
+that runs out of time, or fails, loses nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from measuring import RESULTS, Timed, has_gpu, machine_name, measure, three_digits  # isort: skip  (it says where the others are)
+from ceiling import take_turns
+from common import ArgumentParser, available_cores, run_program, write_json
+from dataset.folders import read_folder
+from experiment import extrapolate
+from groups import draw_photograph
+from models import build_model
+from pacing import Pace, describe, pace_of_project
+from peers import compare
+from pipeline.settings import Settings
+
+REPOSITORY = RESULTS.parents[1]
+SECONDS = 460  # for all parts
+IMAGES = (3526, 332)  # that a run of the experiment trains on and validates on, as in `training.py`
+# TFLOP/s in bf16, dense, of NVIDIA's data sheets, by a part of the card's name. The first that fits counts.
+PEAKS = {"H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0}
+COMPILED = ("ResNet18", "CNNBasic")  # the models that are also measured with --compile, whose start takes long
+SMALLEST = "timm/test_efficientnet"  # which the smoke mode trains
+
+
+class Plan(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+        images: that are drawn of each of three classes.
+        batches: that are timed, of those of an epoch.
+        plain_batches: likewise, of the reference, which is slower.
+        turns: of loop and ceiling.
+    """
+
+    images: int
+    batches: int
+    plain_batches: int
+    turns: int
+
+
+WHOLE, SMOKE = Plan(1000, 70, 20, 3), Plan(30, 1, 1, 1)
+
+
+class Part(NamedTuple):
+    """A step that runs by itself.
+
+    Attributes:
+        run: gives what is known so far, again and again, from the plan and the folder with the images.
+        limit: seconds that it may take.
+    """
+
+    run: Callable[[Plan, Path], Iterator[Mapping[str, Any]]]
+    limit: int
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Tests and measures everything on a GPU.")
+    parser.add_argument("--smoke", action="store_true", help="try the parts at the smallest size")
+    parser.add_argument("--part", help="run this one only, which the program does to itself")
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="where gpu.json goes")
+    arguments = parser.parse_args()
+    plan = SMOKE if arguments.smoke else WHOLE
+    if arguments.part:
+        for results in parts(plan)[arguments.part].run(plan, arguments.out):
+            write_json(arguments.out / f"{arguments.part}.json", results)
+        return 0
+    end = time.monotonic() + SECONDS
+    results: dict[str, Any] = {"machine": machine_name(), **describe_machine(), "smoke": arguments.smoke, "parts": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        draw(place / "open_images", plan.images)
+        for name, part in parts(plan).items():
+            left = end - time.monotonic()
+            limit = left if arguments.smoke else min(part.limit, left)
+            results["parts"][name] = run_part(name, limit, place, arguments.smoke)
+            results |= extrapolate_runs(results["parts"])
+            write_json(arguments.out / "gpu.json", results)
+    print(json.dumps(results, indent=2))
+    return int(any(part["ended"] != "well" for part in results["parts"].values()))
+
+
+def parts(plan: Plan) -> dict[str, Part]:
+    """The parts, the most important ones first, which then have time left."""
+    models = {"ResNet18": 256, "CNNBasic": 128, "VGG": 128, "CustomVGG": 128, "VGGAdapted": 128}
+    if plan == SMOKE:
+        models = {SMALLEST: 8}
+    return {
+        "tests": Part(run_tests, 150),
+        **{
+            f"model_{Path(model).name}": Part(partial(measure_model, model, batch_size), 100)
+            for model, batch_size in models.items()
+        },
+        "peers": Part(measure_peers, 120),
+    }
+
+
+def run_part(name: str, limit: float, place: Path, smoke: bool) -> dict[str, Any]:
+    """Runs a part in a process, which is ended with its own at the limit; returns what it came to until then."""
+    if limit < 10:
+        return {"ended": "not begun: no time was left"}
+    print(f"--- {name}: {limit:.0f} s at most", flush=True)
+    begin = time.monotonic()
+    command = [sys.executable, __file__, *["--smoke"] * smoke, "--part", name, place]
+    process = subprocess.Popen(list(map(str, command)), cwd=place, start_new_session=True)
+    try:
+        status = process.wait(limit)
+        ended = "well" if status == 0 else f"with status {status}"
+    except subprocess.TimeoutExpired:
+        ended = "at its limit"
+    finally:
+        with suppress(ProcessLookupError):  # else what it started, and left, would go on
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    file = place / f"{name}.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    return {"ended": ended, "seconds": round(time.monotonic() - begin), **known}
+
+
+def describe_machine() -> dict[str, Any]:
+    """The versions, and the card with its driver, memory and highest clock, as nvidia-smi names them."""
+    import torch
+
+    query = "nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cores": available_cores(),
+        "gpu": subprocess.getoutput(query) if has_gpu() else None,
+    }
+
+
+def draw(directory: Path, count: int) -> None:
+    """Draws images of three classes, of 224x224 pixels, on all cores."""
+    with ProcessPoolExecutor(available_cores()) as pool:
+        for label in range(3):
+            folder = directory / f"class_{label}"
+            folder.mkdir(parents=True)
+            list(pool.map(partial(_draw_one, folder), range(label * count, (label + 1) * count), chunksize=100))
+
+
+def _draw_one(folder: Path, number: int) -> None:
+    draw_photograph(number).resize((224, 224)).save(folder / f"{number:06d}.jpg", quality=90)
+
+
+def run_tests(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
+    """The tests that need a GPU: how many there are of each outcome, what failed and why, what took longest."""
+    file = place / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={file}"]
+    status = subprocess.run([*command, "tests/test_cuda.py"], cwd=REPOSITORY, check=False).returncode
+    cases = list(ElementTree.parse(file).iter("testcase"))
+    outcomes = {
+        kind: {case.get("name"): case.find(kind).get("message", "")[:500] for case in cases if case.findall(kind)}
+        for kind in ("failure", "error", "skipped")
+    }
+    yield {
+        "status": status,
+        "passed": len(cases) - sum(map(len, outcomes.values())),
+        **outcomes,
+        "seconds of each": {case.get("name"): float(case.get("time")) for case in cases},
+    }
+
+
+def measure_model(model: str, batch_size: int, plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
+    """All rates of a model."""
+    settings = Settings(model_type=model, data_dir=place / "open_images", output_dir=place / "runs", wandb="disabled")
+    results: dict[str, Any] = {"model": model, "batches of 32": {}}
+
+    def take(compiled: bool) -> dict[str, Any]:
+        suited = replace(settings, batch_size=batch_size, compile=compiled)
+        turns = _in_place(take_turns, suited, place / "cache", None, plan.turns)
+        return {**turns, **_utilise(turns)}
+
+    results["as it is"] = take(compiled=False)
+    yield results
+    for kind in _kinds(settings, place):
+        ours = _in_place(pace_of_project, kind, place / "cache", plan.batches, 10_000 if kind.pretrained else None)
+        plain = measure(pace_of_reference, kind, plan.plain_batches).result
+        paces = {"project": ours, "reference": plain}
+        sides = {side: describe(replace(pace, images=IMAGES)) for side, pace in paces.items()}
+        frozen = {"images a second through the frozen layers": three_digits(1 / ours.prepared)} if ours.prepared else {}
+        results["batches of 32"]["pretrained" if kind.pretrained else "from scratch"] = sides | frozen
+        yield results
+    if model in COMPILED:
+        results["compiled"] = take(compiled=True)
+        yield results
+
+
+def _kinds(settings: Settings, place: Path) -> Iterator[Settings]:
+    """From scratch, and pretrained where the parameter files have that, with random numbers for weights."""
+    yield settings
+    if "VGG" in settings.model_type:
+        sys.path.insert(0, str(REPOSITORY / "tests"))
+        from helpers import save_random_weights
+
+        weights = place / "vgg19.pth"
+        if not weights.exists():
+            save_random_weights(weights)
+        yield replace(settings, pretrained=True, weights=weights)
+
+
+def _in_place(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls what may leave the current folder."""
+    here = Path.cwd()
+    try:
+        return function(*arguments)
+    finally:
+        os.chdir(here)
+
+
+def _utilise(turns: Mapping[str, Any]) -> dict[str, Any]:
+    """The share of the card's peak that a training step's FLOPs come to, and the most memory that was taken."""
+    import torch
+
+    if not has_gpu():
+        return {}
+    name, floor = torch.cuda.get_device_name(), turns["floor"]
+    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+    memory = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    rate = floor["GFLOP a step"] / floor["seconds a step"] / 1000
+    of_bf16 = peak if "bf16" in turns["hardware"] else None
+    return {
+        "TFLOP/s": three_digits(rate),
+        "peak of the data sheet TFLOP/s": of_bf16,
+        "model FLOPs utilisation": of_bf16 and three_digits(rate / of_bf16),
+        "peak GPU memory GB": three_digits(memory / 1e9),
+    }
+
+
+def pace_of_reference(settings: Settings, batches: int) -> Pace:
+    """Trains and validates the plain way, on as many images as are timed."""
+    import numpy as np
+
+    import reference
+
+    folder = read_folder(settings.data_dir)
+    some = np.random.default_rng(0).permutation(len(folder.paths))[: (1 + batches) * settings.batch_size]
+    model = build_model(settings.model_type, len(folder.classes), settings.pretrained, settings.weights)
+    places = np.arange(len(some))
+    begin = time.perf_counter()
+    paths = [folder.paths[place] for place in some]
+    run = reference.image_run(model, paths, folder.labels[some], places, places, settings.batch_size)
+    ready = time.perf_counter() - begin
+    train = run.train_loader = Timed(run.train_loader, batches)
+    run.train()
+    validation = run.validation_loader = Timed(run.validation_loader, batches)
+    run.validate()
+    with tempfile.TemporaryDirectory() as place:
+        begin = time.perf_counter()
+        run.save(Path(place))
+        saving = time.perf_counter() - begin
+    rates = train.seconds / train.images, validation.seconds / validation.images
+    waits = train.waited + validation.waited
+    return Pace(ready, *rates, train.warm_up, waits, saving, (train.images, validation.images), IMAGES)
+
+
+def measure_peers(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
+    """Other training loops, in batches of 32."""
+    if plan == SMOKE:
+        yield compare(place, SMALLEST, plan.batches, 1, ("ceiling", "torchvision", "timm"))
+    else:
+        yield compare(place, "ResNet18", plan.batches, 1, ("project", "ceiling", "torchvision", "timm"))
+
+
+def extrapolate_runs(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """How long all runs of the parameter files take, once the rates of all models are known."""
+    rates = {
+        (results["model"], kind == "pretrained"): sides
+        for results in measured.values()
+        for kind, sides in results.get("batches of 32", {}).items()
+    }
+    try:
+        return {"runs of the parameter files, extrapolated": extrapolate(rates)}
+    except KeyError:
+        return {}
+
+
+if __name__ == "__main__":
+    run_program(main)
