@@ -40,22 +40,6 @@ def augment(images: Tensor, how: Augmentation, side: int | None = None) -> Tenso
     return _erase(images, how.erase) if how.erase else images
 
 
-def mix(images: Tensor, labels: Tensor, spread: float) -> tuple[Tensor, Tensor, float]:
-    """Blend a batch with a shuffled copy of itself (mixup).
-
-    Args:
-        images: (B, C, H, W) float.
-        labels: (B,) int64.
-        spread: of the Beta distribution that the copy's share is drawn from; a larger one blends more.
-
-    Returns:
-        The blended images, the labels of the copy, and its share, 0 to 1.
-    """
-    share = float(torch.distributions.Beta(spread, spread).sample())
-    order = torch.randperm(len(images), device=images.device)
-    return torch.lerp(images, images[order], share), labels[order], share
-
-
 def _uniform(count: int, most: float, device: torch.device) -> Tensor:
     """(count,) from -most to most."""
     return torch.empty(count, device=device).uniform_(-1, 1) * most

@@ -52,8 +52,6 @@ class Recipe:
         first_share: the share that the weights before the first batch have in that average after the last batch, which
             then sets the decay. Weights between pretrained and fine-tuned ones lose less on images unlike the training
             images (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
-        mixup: each batch is blended with a shuffled copy of itself, images and labels alike, by a random share from a
-            Beta(mixup, mixup) distribution (Zhang et al., "mixup", 2018); 0 for none.
         balance: every class is drawn equally often, as by `--balance`.
         augmentation: of the images.
         sizes: of the images, as shares of the side that the model takes, for equal parts of the epochs.
@@ -69,7 +67,6 @@ class Recipe:
     label_smoothing: float = 0.0
     averaging: float = 0.0
     first_share: float = 0.0
-    mixup: float = 0.0
     balance: bool = False
     augmentation: Augmentation | None = None
     sizes: tuple[float, ...] = (1.0,)

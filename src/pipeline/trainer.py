@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common import StopRequest, UserError, link
 from models.base import Classifier
 from pipeline import distributed
-from pipeline.augmentation import augment, mix
+from pipeline.augmentation import augment
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
@@ -347,19 +347,12 @@ class Trainer:
         if self.recipe.augmentation:
             images = images.to(self.hardware.device, non_blocking=True)
             images = augment(images, self.recipe.augmentation, self._side())
-        labels = labels.to(self.hardware.device, non_blocking=True)
-        if self.recipe.mixup:
-            images, others, share = mix(images, labels, self.recipe.mixup)
         logits = compute_logits(self.network, images, self.hardware)
-        losses = self._losses(logits, labels)
-        if self.recipe.mixup:
-            losses = torch.lerp(losses, self._losses(logits, others), share)
+        labels = labels.to(self.hardware.device, non_blocking=True)
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
         (losses.sum() * (distributed.world_size() / size)).backward()  # whose mean over processes is the batch's
         self.optimizer.step()
         return logits.detach(), labels, losses.detach()
-
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
 
     def _side(self) -> int:
         """Height and width of the images that the epoch trains on, in pixels."""
