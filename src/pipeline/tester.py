@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from common import link, short_name
 from dataset.tables import write_rows
 from models.base import Classifier
+from pipeline.calibration import fit_temperature, score_calibration, sort_by_confidence
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
 from pipeline.figures import HeatmapFigure, plot_confusion, plot_reliability
 from pipeline.hardware import Hardware
-from pipeline.inference import BATCH, evaluation_batch, predict
+from pipeline.inference import BATCH, evaluation_batch, predict, record_features
 from pipeline.measures import Calibration, score_classes, wilson_interval
 from pipeline.metrics import Scores
+from pipeline.novelty import LearnedImages, Novelty, novelty_file
 from pipeline.settings import Settings
 
 _HEATMAPS_PER_CLASS = 3
@@ -32,7 +35,9 @@ class Tester:
     """Tests each checkpoint of a run on each test set, and writes its predictions.
 
     `predictions_<checkpoint>.csv` has the columns `set`, `file`, `truth`, `predicted` and one probability per class,
-    `p_<class>`; `validation_<checkpoint>.csv` has the same, without `set`, for the images that validated.
+    `p_<class>`; `validation_<checkpoint>.csv` has the same, without `set`, for the images that validated. Probabilities
+    are calibrated, by a temperature of the checkpoint's own. `unknown_<checkpoint>.pt` is what tells images that are
+    unlike the training images. Without validation there is neither.
     """
 
     def __init__(
@@ -43,14 +48,17 @@ class Tester:
         settings: Settings,
         hardware: Hardware,
         validation: TestSet | None = None,
+        learned: LearnedImages | None = None,
     ) -> None:
         self.model = hardware.place(model)
         self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
-        self.validation = validation
+        self.validation, self.learned = validation, learned
         self.folder = settings.run_dir
         self.figures: list[Path] = []
         # By epoch and test set: two checkpoints of one epoch are the same.
         self._predicted: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._features: dict[tuple[int, str], Tensor] = {}
+        self._novelty: dict[int, Novelty] = {}
         self._epochs: dict[str, int] = {}  # by checkpoint
         self._explained: dict[tuple[int, str], list[Path]] = {}
 
@@ -62,29 +70,75 @@ class Tester:
             checkpoint = Checkpoint.load(file, self.settings.model_type)
             checkpoint.load_into(self.model, file)
             self._epochs[name] = checkpoint.epoch
+            temperature = self._fit_temperature(checkpoint)
             results[name] = {
                 "epoch": checkpoint.epoch,
-                "test": {test_set.name: self._test_on(test_set, checkpoint.epoch, name) for test_set in self.test_sets},
+                "test": {
+                    test_set.name: self._test_on(test_set, checkpoint.epoch, name, temperature or 1.0)
+                    for test_set in self.test_sets
+                },
             }
-            self._write_predictions(checkpoint, name)
+            if temperature:
+                results[name]["calibration"] = self._describe_calibration(checkpoint, temperature)
+            if self.learned:
+                results[name]["unknown"] = self._learn_unknown(checkpoint.epoch, name)
+            self._write_predictions(checkpoint, name, temperature or 1.0)
         return results
+
+    def _fit_temperature(self, checkpoint: Checkpoint) -> float | None:
+        """What the validation says, if there was one."""
+        if not self.validation or checkpoint.validation is None:
+            return None
+        return fit_temperature(checkpoint.validation.numpy(), self.validation.labels)
+
+    def _describe_calibration(self, checkpoint: Checkpoint, temperature: float) -> dict[str, Any]:
+        """The temperature, and loss and calibration error before and after on every set."""
+
+        def describe(logits: Tensor, labels: np.ndarray) -> dict[str, dict[str, float]]:
+            values = logits.cpu().numpy()
+            scored = {"before": 1.0, "after": temperature}
+            return {name: score_calibration(values, labels, scale) for name, scale in scored.items()}
+
+        return {
+            "temperature": temperature,
+            "validation": describe(checkpoint.validation, self.validation.labels),
+            "test": {
+                test_set.name: describe(self._predicted[checkpoint.epoch, test_set.name][0], test_set.labels)
+                for test_set in self.test_sets
+            },
+        }
+
+    def _learn_unknown(self, epoch: int, name: str) -> dict[str, Any]:
+        """Writes what tells unknown images; returns the share of validation and test images that is refused."""
+        if epoch not in self._novelty:
+            self._novelty[epoch] = self.learned.fit_novelty(self.model, self.hardware)
+        novelty = self._novelty[epoch]
+        novelty.save(novelty_file(self.folder, name))
+        refused = {
+            test_set.name: float((novelty(self._features[epoch, test_set.name]) > novelty.threshold).float().mean())
+            for test_set in self.test_sets
+        }
+        return {"expected_rate": novelty.expected_rate, "images": novelty.images, "test": refused}
 
     def predictions(self, checkpoint: str, test_set: TestSet) -> np.ndarray:
         """(N,) int64, the predicted class of each image of a test set, after `test`."""
         logits, _ = self._predicted[self._epochs[checkpoint], test_set.name]
         return logits.argmax(dim=1).cpu().numpy()
 
-    def _write_predictions(self, checkpoint: Checkpoint, name: str) -> None:
+    def _write_predictions(self, checkpoint: Checkpoint, name: str, temperature: float) -> None:
         columns = ("file", "truth", "predicted", *(f"p_{label}" for label in self.classes))
         rows = chain.from_iterable(
             self._rows(
-                self._predicted[checkpoint.epoch, test_set.name][0], test_set.files, test_set.labels, test_set.name
+                self._predicted[checkpoint.epoch, test_set.name][0] / temperature,
+                test_set.files,
+                test_set.labels,
+                test_set.name,
             )
             for test_set in self.test_sets
         )
         write_rows(self.folder / f"predictions_{name}.csv", ("set", *columns), rows)
         if self.validation and checkpoint.validation is not None:
-            rows = self._rows(checkpoint.validation, self.validation.files, self.validation.labels)
+            rows = self._rows(checkpoint.validation / temperature, self.validation.files, self.validation.labels)
             write_rows(self.folder / f"validation_{name}.csv", columns, rows)
 
     def _rows(
@@ -97,19 +151,24 @@ class Tester:
             predicted = self.classes[int(row.argmax())]
             yield {**of_set, "file": file, "truth": self.classes[label], "predicted": predicted, **told}
 
-    def _test_on(self, test_set: TestSet, epoch: int, checkpoint: str) -> dict[str, Any]:
+    def _test_on(self, test_set: TestSet, epoch: int, checkpoint: str, temperature: float) -> dict[str, Any]:
         if (epoch, test_set.name) not in self._predicted:
             loader = make_loader(test_set.images, evaluation_batch(self.settings))
             title = f"testing {checkpoint} on {test_set.name}"
-            self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
+            with record_features(self.model) as features:
+                self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
+            self._features[epoch, test_set.name] = torch.cat(features)
         logits, labels = self._predicted[epoch, test_set.name]
         scores = Scores.of(logits, labels)
-        probabilities = logits.softmax(dim=1).cpu().numpy()
-        calibration = Calibration.of(probabilities.max(axis=1), probabilities.argmax(axis=1) == test_set.labels)
+        before, after = ((logits / scale).softmax(dim=1).cpu().numpy() for scale in (1.0, temperature))
+        calibration = sort_by_confidence(before, test_set.labels)
         if self.settings.plots:
             # The first test set's figures carry the plain names; a further one's carry its own name too.
             suffix = "" if test_set is self.test_sets[0] else f"_{test_set.name}"
-            self._draw_scores(test_set.name, checkpoint, suffix, scores, calibration)
+            calibrations = {"before calibration": calibration, "after": sort_by_confidence(after, test_set.labels)}
+            if temperature == 1:
+                calibrations = {"images of a bin": calibration}
+            self._draw_scores(test_set.name, checkpoint, suffix, scores, calibrations)
             folder = self.folder / "heatmaps" / checkpoint
             if (epoch, test_set.name) in self._explained:
                 drawn = self._explained[epoch, test_set.name]
@@ -117,7 +176,7 @@ class Tester:
                 for path, other in zip(drawn, heatmaps, strict=True):
                     link(path, other)
             else:
-                heatmaps = self._draw_heatmaps(test_set, folder, suffix, probabilities)
+                heatmaps = self._draw_heatmaps(test_set, folder, suffix, after)
                 self._explained[epoch, test_set.name] = heatmaps
             self.figures += heatmaps
         return {
@@ -130,14 +189,15 @@ class Tester:
         }
 
     def _draw_scores(
-        self, test_set: str, checkpoint: str, suffix: str, scores: Scores, calibration: Calibration
+        self, test_set: str, checkpoint: str, suffix: str, scores: Scores, calibrations: dict[str, Calibration]
     ) -> None:
         path = self.folder / "confusion_matrices" / short_name(f"cm_{checkpoint}{suffix}.png")
         title = f"{self.settings.model_type}, {checkpoint} on {test_set}"
         plot_confusion(scores.confusion, self.classes, f"{title}\naccuracy {scores.accuracy:.1%}", path)
         self.figures.append(path)
         path = self.folder / "reliability" / short_name(f"{checkpoint}{suffix}.png")
-        plot_reliability(calibration, f"{title}\nexpected calibration error {calibration.error:.1%}", path)
+        errors = ", after ".join(f"{calibration.error:.1%}" for calibration in calibrations.values())
+        plot_reliability(calibrations, f"{title}\nexpected calibration error {errors}", path)
         self.figures.append(path)
 
     def _draw_heatmaps(self, test_set: TestSet, folder: Path, suffix: str, probabilities: np.ndarray) -> list[Path]:
