@@ -95,7 +95,7 @@ def main() -> int:
         "--published", action="store_true", help="beside what was published for the symbols of the README"
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    common = ["precision", "wandb", "no_cache", "cache_limit"]
+    common = ["precision", "tracker", "wandb", "no_cache", "cache_limit"]
     Settings.add_flags(parser, ["output_dir", *common])
     parser.set_defaults(output_dir=Path("saved_models/array_study"), wandb="disabled")
     arguments = parser.parse_args()

@@ -28,7 +28,8 @@ _STALE = "finished, on OTHER IMAGES than are there now"
 # What a parameter line does not say, and a sweep's flags do.
 _FLAGS = [
     "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
-    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "wandb", "no_cache", "cache_limit",
+    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "tracker", "wandb", "no_cache",
+    "cache_limit",
     "save_every",
 ]  # fmt: skip
 

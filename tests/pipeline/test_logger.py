@@ -13,8 +13,9 @@ import pytest
 
 from common import show_notes
 from helpers import REPOSITORY
-from pipeline.logger import Logger, _Wandb
+from pipeline.logger import Logger
 from pipeline.settings import Settings
+from pipeline.trackers import Wandb
 from wandb_server import WandbServer
 
 KEY = "0" * 40
@@ -33,7 +34,7 @@ def main():
     """What a process of its own does, since wandb keeps what it was configured with for a process's life."""
     show_notes()
     settings = Settings(model_type="ResNet18", wandb=sys.argv[1])
-    _Wandb._PATIENCE = 3 if "impatient" in sys.argv else 30
+    Wandb._PATIENCE = 3 if "impatient" in sys.argv else 30
     logger = Logger(settings, settings.to_json(), "ResNet", "f00dcafe")
     for epoch in (1, 2):
         logger.log_epoch(HISTORY[:epoch], images_per_second=10)
