@@ -95,7 +95,9 @@ def _describe_calibration(results: dict[str, Any]) -> Iterator[str]:
         yield "None, since there were no validation images to fit a temperature to."
         return
     calibration = results["calibration"]
-    yield f"Temperature {calibration['temperature']:.3f}, fitted to the validation images."
+    perfect = calibration["temperature"] == 1
+    why = "since the model makes no mistake in validation" if perfect else "fitted to the validation images"
+    yield f"Temperature {calibration['temperature']:.3f}, {why}."
     yield ""
     sets = {"validation": calibration["validation"], **calibration["test"]}
     yield from _table(

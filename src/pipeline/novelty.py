@@ -27,7 +27,7 @@ from pipeline.inference import BATCH, predict, record_features
 
 _WRONG_REFUSALS = 0.05  # of images like the training images, as nearly as the validation images allow
 _DIRECTIONS = 32
-_MOST_IMAGES = 1000  # that the directions are fitted to
+_MOST_IMAGES = 1000  # that the directions are fitted to, and as many that the threshold is taken from
 
 
 class Novelty(nn.Module):
@@ -56,10 +56,13 @@ class Novelty(nn.Module):
             training: (N, K) float32, the input of the last layer.
             validation: (M, K), M not 0.
         """
+        from sklearn.utils.extmath import randomized_svd
+
         described = normalize(training, dim=1)
         mean = described.mean(dim=0)
         count = min(_DIRECTIONS, training.shape[1] // 2, len(training) // 2)
-        directions = torch.linalg.svd(described - mean, full_matrices=False).Vh[:count].contiguous()
+        *_, found = randomized_svd((described - mean).numpy(), count, random_state=0)
+        directions = torch.from_numpy(np.ascontiguousarray(found))
         distances = cls(mean, directions, math.inf, 0.0, 0)(validation).sort().values
         images = len(distances)
         rank = min(images, round((1 - _WRONG_REFUSALS) * (images + 1)))
@@ -114,17 +117,12 @@ class LearnedImages:
 
     @classmethod
     def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> LearnedImages:
-        """Take at most 1,000 training images, at random, without augmented ones, and all that validate."""
-        places = data.train.places[~data.folder.augmented[data.train.places]]
-        if len(places) > _MOST_IMAGES:
-            places = np.sort(np.random.default_rng(0).choice(places, _MOST_IMAGES, replace=False))
-        network, found = model, None
-        if model.frozen_to:
-            found = compute_features(model, model.frozen_to, data, hardware, cache)
-            network = BehindFrozen(model, model.frozen_to) if found else model
-        found = found or data
-        training = type(found.train)(found.train.decoded, found.train.labels.numpy(), places)
-        return cls(network, training, found.validation)
+        """Take at most 1,000 images of each side, at random, without augmented ones."""
+        network = model
+        if model.frozen_to and (features := compute_features(model, model.frozen_to, data, hardware, cache)):
+            network, data = BehindFrozen(model, model.frozen_to), features
+        originals = data.train.places[~data.folder.augmented[data.train.places]]
+        return cls(network, _draw(data.train, originals), _draw(data.validation, data.validation.places))
 
     def fit_novelty(self, model: Classifier, hardware: Hardware) -> Novelty:
         """Describe the images by the weights that the model has now, and fit to that."""
@@ -134,3 +132,10 @@ class LearnedImages:
                 predict(self.network, make_loader(batches, BATCH), hardware, "describing images")
             described.append(torch.cat(features))
         return Novelty.fit(*described)
+
+
+def _draw(batches: ImageBatches, places: np.ndarray) -> ImageBatches:
+    """The images at these places of a folder, or some of them."""
+    if len(places) > _MOST_IMAGES:
+        places = np.sort(np.random.default_rng(0).choice(places, _MOST_IMAGES, replace=False))
+    return type(batches)(batches.decoded, batches.labels.numpy(), places)

@@ -191,5 +191,5 @@ def draw_maps(run: TrainedRun, answers: Iterable[Answer], map_path: Callable[[Pa
     figure = HeatmapFigure(*heatmaps.shape[1:])
     for answer, heatmap in zip(readable, heatmaps, strict=True):
         said = [f"{run.classes[number]} ({answer.probabilities[number]:.0%})" for number in answer.best]
-        title = f"{'unknown' if answer.unknown else 'predicted'}: {said[0]}   then: {said[1]}"
+        title = f"{'unknown, likeliest' if answer.unknown else 'predicted'}: {said[0]}   then: {said[1]}"
         figure.save(answer.image, heatmap, title, map_path(answer.file))
