@@ -251,7 +251,7 @@ def _export(run: TrainedRun, run_dir: Path, file: Path) -> None:
 
     checked = export_model(run, run_dir, file)
     _log.info("%s: from an image (height, width, 3) uint8 of any size to the probabilities of %s; on %s it answers as "
-              "this program, with the same classes and probabilities that are at most %.0e apart",
+              "this program in fp32, with the same classes and probabilities that are at most %.0e apart",
               file, ", ".join(run.classes), checked.images, checked.difference)  # fmt: skip
 
 

@@ -381,7 +381,7 @@ def test_the_exported_model_gives_the_same_answers(place, tmp_path, form):
     assert result.returncode == 0, result.stderr
     (note,) = result.stderr.splitlines()
     assert "from an image (height, width, 3) uint8 of any size to the probabilities of one, three, two" in note
-    assert "on 45 of its test images it answers as this program" in note
+    assert "on 45 of its test images it answers as this program in fp32" in note
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     model, described = load_exported(file)
     novelty = Novelty.load(place / RUN, "best_val_acc")

@@ -159,7 +159,7 @@ def test_an_exported_model_is_used_as_told(place):
     printed = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True).stdout
     (entry,) = json.loads(asked.stdout)
     found = re.findall(r"'(\w+)': np.float32\((.+?)\)", printed)
-    assert {name: float(share) for name, share in found}[entry["class"]] == pytest.approx(entry["confidence"], abs=1e-3)
+    assert {name: float(share) for name, share in found}[entry["class"]] == pytest.approx(entry["confidence"], abs=0.01)
     assert len(found) == 2
 
 
