@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -42,13 +42,15 @@ def compute_logits(model: nn.Module, images: Tensor, hardware: Hardware) -> Tens
 
 
 @contextmanager
-def record_features(model: Classifier) -> Iterator[list[Tensor]]:
-    """Keep the input (B, K) float32 of a model's last layer for every batch that runs meanwhile."""
-    features: list[Tensor] = []
+def record_features(
+    model: Classifier, measure: Callable[[Tensor], Tensor] = lambda features: features
+) -> Iterator[list[Tensor]]:
+    """Keep the input (B, K) float32 of a model's last layer, or what is measured of it, for every batch that runs."""
+    measured: list[Tensor] = []
     layer = model.get_submodule(model.last_layer)
-    hook = layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float().cpu()))
+    hook = layer.register_forward_pre_hook(lambda _, inputs: measured.append(measure(inputs[0].float().cpu())))
     try:
-        yield features
+        yield measured
     finally:
         hook.remove()
 

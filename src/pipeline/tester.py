@@ -57,7 +57,7 @@ class Tester:
         self.figures: list[Path] = []
         # By epoch and test set: two checkpoints of one epoch are the same.
         self._predicted: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        self._features: dict[tuple[int, str], Tensor] = {}
+        self._distances: dict[tuple[int, str], Tensor] = {}
         self._novelty: dict[int, Novelty] = {}
         self._epochs: dict[str, int] = {}  # by checkpoint
         self._explained: dict[tuple[int, str], list[Path]] = {}
@@ -71,6 +71,8 @@ class Tester:
             checkpoint.load_into(self.model, file)
             self._epochs[name] = checkpoint.epoch
             temperature = self._fit_temperature(checkpoint)
+            if self.learned and checkpoint.epoch not in self._novelty:
+                self._novelty[checkpoint.epoch] = self.learned.fit_novelty(self.model, self.hardware)
             results[name] = {
                 "epoch": checkpoint.epoch,
                 "test": {
@@ -81,7 +83,8 @@ class Tester:
             if temperature:
                 results[name]["calibration"] = self._describe_calibration(checkpoint, temperature)
             if self.learned:
-                results[name]["unknown"] = self._learn_unknown(checkpoint.epoch, name)
+                results[name]["unknown"] = self._describe_unknown(checkpoint.epoch)
+                self._novelty[checkpoint.epoch].save(novelty_file(self.folder, name))
             self._write_predictions(checkpoint, name, temperature or 1.0)
         return results
 
@@ -108,14 +111,11 @@ class Tester:
             },
         }
 
-    def _learn_unknown(self, epoch: int, name: str) -> dict[str, Any]:
-        """Writes what tells unknown images; returns the share of validation and test images that is refused."""
-        if epoch not in self._novelty:
-            self._novelty[epoch] = self.learned.fit_novelty(self.model, self.hardware)
+    def _describe_unknown(self, epoch: int) -> dict[str, Any]:
+        """The share of images that is refused: expected, from so many validation images, and on each test set."""
         novelty = self._novelty[epoch]
-        novelty.save(novelty_file(self.folder, name))
         refused = {
-            test_set.name: float((novelty(self._features[epoch, test_set.name]) > novelty.threshold).float().mean())
+            test_set.name: float(np.mean(self._distances[epoch, test_set.name].numpy() > novelty.threshold))
             for test_set in self.test_sets
         }
         return {"expected_rate": novelty.expected_rate, "images": novelty.images, "test": refused}
@@ -155,9 +155,9 @@ class Tester:
         if (epoch, test_set.name) not in self._predicted:
             loader = make_loader(test_set.images, evaluation_batch(self.settings))
             title = f"testing {checkpoint} on {test_set.name}"
-            with record_features(self.model) as features:
+            with record_features(self.model, self._novelty.get(epoch, _measure_nothing)) as distances:
                 self._predicted[epoch, test_set.name] = predict(self.model, loader, self.hardware, title)
-            self._features[epoch, test_set.name] = torch.cat(features)
+            self._distances[epoch, test_set.name] = torch.cat(distances)
         logits, labels = self._predicted[epoch, test_set.name]
         scores = Scores.of(logits, labels)
         before, after = ((logits / scale).softmax(dim=1).cpu().numpy() for scale in (1.0, temperature))
@@ -217,6 +217,10 @@ class Tester:
             paths.append(folder / short_name(name))
             figure.save(image.permute(1, 2, 0).numpy(), heatmap, title, paths[-1])
         return paths
+
+
+def _measure_nothing(features: Tensor) -> Tensor:
+    return features[:, 0]
 
 
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _HEATMAPS_PER_CLASS) -> list[int]:
