@@ -120,7 +120,7 @@ def read_temperature(run_dir: Path, checkpoint: str) -> float:
         temperature = float(tested.get("calibration", {}).get("temperature", 1.0))
         if not 0 < temperature < math.inf:
             raise ValueError
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} is damaged: train again with --restart") from error
     return temperature
 

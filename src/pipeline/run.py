@@ -291,8 +291,8 @@ def _introduce(
     )  # fmt: skip
     if settings.fold is None:
         _log.info(
-            "all images train: there is no validation, only the checkpoint of the last epoch is kept, confidences are "
-            "not calibrated, and no image is answered by unknown"
+            "all images train: there is no validation, only the checkpoint of the last epoch is kept, and there is "
+            "neither calibration nor what --unknown needs"
         )
     else:
         _log.info("loss and accuracy in each epoch: mean over images | mean over classes, which selects checkpoints")
