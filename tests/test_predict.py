@@ -426,6 +426,16 @@ def test_an_export_is_checked_on_random_images_where_the_test_images_are_gone(pl
         assert float(outputs["distance"]) == pytest.approx(answer.distance, abs=1e-3)
 
 
+def test_an_export_is_checked_on_the_test_images_that_are_left(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "test", tmp_path / "test")
+    for file in sorted((tmp_path / "test" / "one").iterdir())[5:]:
+        file.unlink()
+    (tmp_path / "test" / "two" / "00.npy").write_text("damaged")
+    checked = export.export_model(load_run(place / RUN, None), place / RUN, tmp_path / "model.pt2")
+    assert checked.images == "34 of its test images"
+
+
 def test_an_export_that_is_off_leaves_what_was_there(place, tmp_path, monkeypatch):
     file = tmp_path / "model.pt2"
     file.write_text("precious")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -176,9 +175,10 @@ def _progress(images: Iterator[Image.Image]) -> Iterator[Image.Image]:
 def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
     """Those that are there and that the run can read."""
     for name in read_json(run_dir / "settings.json").get("test_dir", []):
-        if not os.path.exists(name):
+        try:
+            folder = replace(read_folder(Path(name)), white=run.white)
+        except UserError:  # it is gone, or emptied
             continue
-        folder = replace(read_folder(Path(name)), white=run.white)
         for place in range(len(folder.paths)):
             try:
                 image = folder.read(place)
