@@ -29,6 +29,6 @@ $(VENV)/.installed: requirements.txt constraints.txt src/install.sh
 	bash src/install.sh $(IN_VENV)
 	touch $@
 
-$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt
+$(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.txt $(wildcard requirements-*.txt)
 	$(IN_VENV) -m pip install --quiet -r tests/requirements.txt -c constraints.txt
 	touch $@

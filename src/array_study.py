@@ -96,7 +96,7 @@ def main() -> int:
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     add_verbose(parser)
-    common = ["precision", "wandb", "no_cache", "cache_limit"]
+    common = ["precision", "tracker", "wandb", "no_cache", "cache_limit"]
     Settings.add_flags(parser, ["output_dir", *common])
     parser.set_defaults(output_dir=Path("saved_models/array_study"), wandb="disabled")
     arguments = parser.parse_args()

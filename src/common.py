@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -156,6 +157,22 @@ def check_least(arguments: argparse.Namespace, **least: int) -> None:
         if getattr(arguments, name) < number:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {getattr(arguments, name)}: must be at least {number}")
+
+
+def require_packages(purpose: str, requirements: str, *modules: str) -> None:
+    """See to it that the packages are installed that an optional part needs; imports none.
+
+    Args:
+        purpose: what they are needed for.
+        requirements: the file that lists them.
+        modules: their names.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if missing := [name for name in modules if not find_spec(name)]:
+        install = command("-m", "pip", "install", "-r", requirements)
+        raise UserError(f"{purpose} needs {', '.join(missing)}: {install}")
 
 
 def say(step: str, text: str) -> None:

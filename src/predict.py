@@ -10,13 +10,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from common import ArgumentParser, UserError, drop_output, printable, run_program, short_name
+from common import ArgumentParser, UserError, drop_output, printable, require_packages, run_program, short_name
 from dataset.folders import canonical, find_images
 from dataset.reading import NOT_AN_IMAGE
 from pipeline.settings import add_run_arguments, find_run
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 Entry = dict[str, Any]  # what is told of a file: a value for each of these, None where there is none
 _MOST_NAMED = 20  # files that are no images
 _MOST_CLASSES = 30  # whose answers are counted in a line
+_UNKNOWN = "unknown"  # the answer in place of a class
 _COLUMNS = ("file", "class", "confidence", "runner_up", "runner_up_confidence", "error")
 
 
@@ -43,7 +45,10 @@ def main() -> int:
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.prediction import load_run
 
-    run = load_run(*find_run(arguments.run, arguments.checkpoint))
+    arguments.run, arguments.checkpoint = find_run(arguments.run, arguments.checkpoint)
+    run = load_run(arguments.run, arguments.checkpoint)
+    if arguments.unknown:
+        run = _with_unknown(run, arguments.run)
     if first:
         entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
         _print(entries, run.classes, arguments.form)
@@ -51,7 +56,7 @@ def main() -> int:
         if faults.unwritten:
             raise faults.unwritten
     if arguments.export:
-        _export(run, arguments.export)
+        _export(run, arguments.run, arguments.export)
     return 1 if faults.count else 0
 
 
@@ -68,10 +73,13 @@ def _parse() -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const=_print_json, help="print a JSON list")
     form.add_argument("--csv", dest="form", action="store_const", const=_print_csv, help="print CSV")
+    parser.add_argument(
+        "--unknown", action="store_true", help="answer unknown on images that are unlike the training images"
+    )
     parser.add_argument("--cam", type=Path, metavar="DIR", help="draw into this folder where the model looks")
     parser.add_argument(
-        "--export", type=Path, metavar="FILE.pt2",
-        help="write the model in torch.export's format: from (N, C, H, W) uint8 to probabilities (N, classes)",
+        "--export", type=Path, metavar="FILE",
+        help="write the model, .onnx or .pt2: from an image (H, W, 3) uint8 of any size to probabilities (classes,)",
     )  # fmt: skip
     parser.set_defaults(form=_print_table)
     arguments = parser.parse_intermixed_args()
@@ -82,12 +90,19 @@ def _parse() -> argparse.Namespace:
     for name in arguments.files:
         if all(os.path.isfile(name / file) for file in ("settings.json", "history.csv")):
             raise UserError(f"{printable(name)} is a run, not images to ask about: one run answers at a time")
-    if arguments.export and arguments.export.suffix != ".pt2":
-        raise UserError(f"--export {arguments.export}: the name must end in .pt2, torch.export's format")
+    if arguments.export:
+        _check_export(arguments.export)
     for folder in arguments.files if arguments.cam else ():
         if folder.is_dir() and arguments.cam.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--cam {arguments.cam}: {folder}, which is searched for images, must not hold the maps")
     return arguments
+
+
+def _check_export(file: Path) -> None:
+    if file.suffix not in (".onnx", ".pt2"):
+        raise UserError(f"--export {file}: the name must end in .onnx, or in .pt2, torch.export's format")
+    if file.suffix == ".onnx":
+        require_packages(f"--export {file}", "requirements-export.txt", "onnx", "onnxruntime", "onnxscript")
 
 
 def _list(names: Sequence[Path]) -> str:
@@ -174,6 +189,19 @@ def _place_maps(cam: Path, named: Sequence[Path]) -> Callable[[Path], Path]:
     return place
 
 
+def _with_unknown(run: TrainedRun, run_dir: Path) -> TrainedRun:
+    from pipeline.novelty import Novelty
+
+    if _UNKNOWN in run.classes:
+        raise UserError(f"--unknown: {run_dir} has a class of that name")
+    novelty = Novelty.load(run_dir, run.checkpoint)
+    _log.info(
+        "--unknown: expect %.1f%% of images like the training images to be refused too; the threshold is from %d "
+        "validation images", 100 * novelty.expected_rate, novelty.images,
+    )  # fmt: skip
+    return replace(run, novelty=novelty)
+
+
 def _describe(answer: Answer, classes: Sequence[str]) -> Entry:
     entry: Entry = {**dict.fromkeys(_COLUMNS), "file": str(answer.file), "error": answer.fault}
     if not answer.fault:
@@ -181,6 +209,9 @@ def _describe(answer: Answer, classes: Sequence[str]) -> Entry:
             entry[name] = classes[place]
         for name, place in zip(("confidence", "runner_up_confidence"), answer.best, strict=True):
             entry[name] = round(float(answer.probabilities[place]), 6)
+    if answer.unknown:
+        likeliest = {"runner_up": entry["class"], "runner_up_confidence": entry["confidence"]}
+        entry |= {"class": _UNKNOWN, "confidence": None, **likeliest}
     return entry
 
 
@@ -199,8 +230,9 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
     for entry in entries:
         if not entry["error"]:
             first, second = printable(entry["class"]), printable(entry["runner_up"])
-            shares = f"{entry['confidence']:<10.1%}", f"{entry['runner_up_confidence']:<14.1%}"
-            print(f"{first:{width}}  {shares[0]}  {second:{width}}  {shares[1]}  {printable(entry['file'])}")
+            confidence = "-" if entry["confidence"] is None else f"{entry['confidence']:.1%}"
+            other = f"{entry['runner_up_confidence']:.1%}"
+            print(f"{first:{width}}  {confidence:10}  {second:{width}}  {other:14}  {printable(entry['file'])}")
             answers[canonical(Path(entry["file"]).parent.name), entry["class"]] += 1
     for line in _sum_up(answers, classes):
         print(line)
@@ -242,13 +274,13 @@ def _print_json(entries: Iterable[Entry], _: Sequence[str]) -> None:
     print("\n]")
 
 
-def _export(run: TrainedRun, file: Path) -> None:
+def _export(run: TrainedRun, run_dir: Path, file: Path) -> None:
     from pipeline.export import export_model
 
-    error = export_model(run, file)
-    size = ", ".join(map(str, ("N", *run.model.input_size)))
-    _log.info("%s: from images (%s) uint8 to the probabilities (N, %d) of %s; at most %.0e off the original's",
-              file, size, len(run.classes), ", ".join(run.classes), error)  # fmt: skip
+    checked = export_model(run, run_dir, file)
+    _log.info("%s: from an image (height, width, 3) uint8 of any size to the probabilities of %s; on %s it answers as "
+              "this program in fp32, with the same classes and probabilities that are at most %.0e apart",
+              file, ", ".join(run.classes), checked.images, checked.difference)  # fmt: skip
 
 
 if __name__ == "__main__":

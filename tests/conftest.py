@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from helpers import write_images
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 hypothesis.settings.register_profile("tests", deadline=None)  # since machines may be busy
 hypothesis.settings.load_profile("tests")
@@ -106,6 +111,21 @@ def no_tensors_from_lists() -> AbstractContextManager:
             return function(*arguments, **(options or {}))
 
     return Watch()
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of a headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(300_000)  # on a busy machine
+        yield page
+        browser.close()
 
 
 @pytest.fixture

@@ -89,6 +89,36 @@ def write_run(
     return folder
 
 
+def full_metrics() -> dict[str, Any]:
+    """What `metrics.json` holds of a run without validation, on a test set of four images."""
+    scores = {"loss": 1.0, "accuracy": 0.75, "per_class_loss": 1.2, "per_class_accuracy": 0.75}
+    tested = {**scores, "images": 4, "calibration_error": 0.2, "confusion_matrix": [[2, 0], [1, 1]]}
+    settings = Settings(model_type="ResNet18", fold=None, num_epochs=2)
+    return {
+        "run": settings.run_name,
+        "group": "ResNet",
+        "settings": {**settings.to_json(), "precision": "fp32", "classes": list(CLASSES)},
+        "images": {"train": 9, "val": 0, "left_out": 0},
+        "epochs": 2,
+        "plots": False,
+        "checkpoints": {"terminal": {"epoch": 2, "test": {"set": tested}, "train": scores}},
+        "data": {
+            "directory": "photos",
+            "digest": DIGESTS["a"],
+            "images": 9,
+            "augmented": None,
+            "groups": 7,
+            "folds": 5,
+            "classes": {"cat": 6, "dog": 3},
+            "test": {"set": {"digest": DIGESTS["b"], "images": 4, "overlap": 1}},
+        },
+        "baseline": {
+            "set": {"chance": 0.5, "largest_class": 0.5, "accuracy": 0.75, "per_class_accuracy": 0.75, "p": 1.0}
+        },
+        "test_overlap": {"set": 1},
+    }
+
+
 def _write_answers(
     file: Path, classes: Sequence[str], answers: Sequence[tuple[str, str, str, float]], test_set: str = ""
 ) -> None:

@@ -252,21 +252,6 @@ def test_the_dataset_has_all_that_is_told_and_goes_afterwards(database, explored
 
 
 @pytest.fixture
-def page():
-    """A page of a headless Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(300_000)  # on a busy machine
-        yield page
-        browser.close()
-
-
-@pytest.fixture
 def app(database, place):
     """The program, started in a shell; gives it and the line that it prints."""
     command = [sys.executable, str(REPOSITORY / "src" / "explore.py"), "run", "--no-browser"]

@@ -109,7 +109,8 @@ def test_writes_everything_that_a_run_has(place):
     }  # fmt: skip
     predictions = {f"{kind}_{name}.csv" for kind in ("predictions", "validation") for name in CHECKPOINTS}
     assert names == figures | predictions | {f"{name}.pt" for name in (*CHECKPOINTS, "last")} | {
-        "settings.json", "split.csv", "history.csv", "metrics.json", "curves.png",
+        "settings.json", "split.csv", "history.csv", "metrics.json", "curves.png", "model_card.md",
+        *(f"unknown_{name}.pt" for name in CHECKPOINTS),
     }  # fmt: skip
     for path in folder.rglob("*.png"):
         with Image.open(path) as image:

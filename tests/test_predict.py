@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 import predict as program
-from common import available_cores, run_program
+from common import UserError, available_cores, run_program
 from dataset.folders import read_folder
 from dataset.reading import read_image
 from helpers import REPOSITORY, imported_for_help, start
@@ -25,6 +26,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_test_set, make_loader
 from pipeline.hardware import Hardware
 from pipeline.inference import predict
+from pipeline.novelty import Novelty
 from pipeline.prediction import TrainedRun, load_run, predict_files
 
 CLASSES = ("one", "two", "three")
@@ -121,7 +123,7 @@ def test_answers_are_the_testers(ask, place):
     run = load_run(place / RUN, "best_val_acc")
     test_set = load_test_set(read_folder(place / "test"), run.model.input_size)
     logits, _ = predict(run.model, make_loader(test_set.images, 7), run.hardware, "")
-    probabilities = logits.softmax(dim=1).sort(descending=True).values
+    probabilities = run.probabilities(logits).sort(descending=True).values
     assert [entry["file"] for entry in entries] == [os.path.relpath(path, place) for path in test_set.paths]
     found = [[entry["confidence"], entry["runner_up_confidence"]] for entry in entries]
     assert np.array(found) == pytest.approx(probabilities[:, :2].numpy(), abs=2e-6)
@@ -393,32 +395,185 @@ def test_maps_of_files_of_the_same_name_are_kept_apart(ask, photos, tmp_path):
 # The model in one file.
 
 
-def test_the_exported_model_gives_the_same_answers(place, tmp_path):
-    result = start("predict.py", RUN, "test", "--json", "--export", tmp_path / "new" / "model.pt2", cwd=place)
-    assert result.returncode == 0
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_the_exported_model_gives_the_same_answers(place, tmp_path, form):
+    pytest.importorskip("onnxscript", reason="requirements-export.txt is not installed")
+    file = tmp_path / "new" / f"model.{form}"
+    result = start("predict.py", RUN, "test", "--json", "--export", file, cwd=place)
+    assert result.returncode == 0, result.stderr
     (note,) = result.stderr.splitlines()
-    assert "model.pt2: from images (N, 1, 28, 28) uint8 to the probabilities (N, 3) of one, three, two" in note
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["model.pt2"]
-    extra = {"classes.json": ""}
-    model = torch.export.load(tmp_path / "new" / "model.pt2", extra_files=extra).module()
-    assert json.loads(extra["classes.json"]) == sorted(CLASSES)
-    entries = json.loads(result.stdout)
-    arrays = [(np.load(place / entry["file"]) * 255).round().astype(np.uint8) for entry in entries]
-    images = torch.from_numpy(np.stack(arrays)[:, None])
-    for size in (1, 2, 45):
-        found = torch.cat([model(part) for part in images.split(size)])
-        assert found.max(dim=1).values.tolist() == pytest.approx([entry["confidence"] for entry in entries], abs=1e-5)
-        assert [sorted(CLASSES)[place] for place in found.argmax(dim=1)] == [entry["class"] for entry in entries]
+    assert "from an image (height, width, 3) uint8 of any size to the probabilities of one, three, two" in note
+    assert "on 45 of its test images it answers as this program in fp32" in note
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    model, described = load_exported(file)
+    novelty = Novelty.load(place / RUN, "best_val_acc")
+    assert described == {"classes": sorted(CLASSES), "input_size": [1, 28, 28], "unknown_threshold": novelty.threshold}
+    for entry in json.loads(result.stdout):
+        grey = (np.load(place / entry["file"]) * 255).round().astype(np.uint8)
+        outputs = model(np.repeat(grey[..., None], 3, axis=2))
+        assert outputs["probabilities"].max() == pytest.approx(entry["confidence"], abs=1e-5)
+        assert sorted(CLASSES)[outputs["probabilities"].argmax()] == entry["class"]
+
+
+def load_exported(file):
+    """A function from an image to the outputs by name, and what the file says of itself."""
+    if file.suffix == ".pt2":
+        extra = {"metadata.json": ""}
+        model = torch.export.load(file, extra_files=extra).module()
+        return lambda image: model(torch.from_numpy(image)), json.loads(extra["metadata.json"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file)
+    described = session.get_modelmeta().custom_metadata_map
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image):
+        return dict(zip(names, session.run(None, {"image": image}), strict=True))
+
+    return run, {name: json.loads(value) for name, value in described.items()}
+
+
+def test_an_export_is_checked_on_random_images_where_the_test_images_are_gone(place, tmp_path):
+    checked = export.export_model(load_run(place / RUN, None), place / RUN, tmp_path / "model.pt2")  # of another folder
+    assert "random images" in checked.images
+    assert checked.difference < 1e-4
+    model, _ = load_exported(tmp_path / "model.pt2")
+    run = replace(load_run(place / RUN, None), novelty=Novelty.load(place / RUN, "best_val_acc"))
+    for size in ((5, 3), (28, 28), (301, 97), (64, 500)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "image.png")
+        [[answer]] = predict_files(run, [tmp_path / "image.png"])
+        outputs = model(pixels)
+        assert outputs["probabilities"].numpy() == pytest.approx(answer.probabilities, abs=1e-3)
+        assert float(outputs["distance"]) == pytest.approx(answer.distance, abs=1e-3)
+
+
+def test_an_export_is_checked_on_the_test_images_that_are_left(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "test", tmp_path / "test")
+    for file in sorted((tmp_path / "test" / "one").iterdir())[5:]:
+        file.unlink()
+    (tmp_path / "test" / "two" / "00.npy").write_text("damaged")
+    checked = export.export_model(load_run(place / RUN, None), place / RUN, tmp_path / "model.pt2")
+    assert checked.images == "34 of its test images"
 
 
 def test_an_export_that_is_off_leaves_what_was_there(place, tmp_path, monkeypatch):
     file = tmp_path / "model.pt2"
     file.write_text("precious")
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match="off by"):
-        export.export_model(load_run(place / RUN, "terminal"), file)
+    with pytest.raises(UserError, match=r"model.pt2 is not written: on an image of .* pixels the exported model is"):
+        export.export_model(load_run(place / RUN, "terminal"), place / RUN, file)
     assert file.read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_packages_that_onnx_needs_are_named(ask, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    status, _, (line,) = ask(RUN, "--export", tmp_path / "model.onnx")
+    assert status == 2
+    assert "model.onnx needs onnxscript" in line
+    assert line.endswith("-m pip install -r requirements-export.txt")
+
+
+# Unknown images.
+
+
+def test_images_unlike_the_training_images_are_unknown(ask, place, tmp_path):
+    Image.new("RGB", (50, 40), "white").save(tmp_path / "white.png")
+    for number in range(5):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).permutation(np.eye(28)))
+    status, output, notes = ask(RUN, "test", tmp_path, "--unknown", "--json")
+    entries = json.loads(output)
+    unknown = metrics(place)["checkpoints"]["best_val_acc"]["unknown"]
+    assert status == 0
+    assert notes == []
+    share = np.mean([entry["class"] == "unknown" for entry in entries[:45]])
+    assert share == pytest.approx(unknown["test"]["test"])
+    assert unknown["expected_rate"] == pytest.approx(1 / 13)  # of 12 validation images
+    _, plain, _ = ask(RUN, "test", tmp_path, "--json")
+    others = json.loads(plain)
+    assert "unknown" not in {entry["class"] for entry in others}
+    refused = [number for number, entry in enumerate(entries) if entry["class"] == "unknown"]
+    assert len([number for number in refused if number >= 45]) >= 4
+    for entry, other in zip(entries, others, strict=True):
+        if entry["class"] == "unknown":
+            expected = {"confidence": None, "runner_up": other["class"], "runner_up_confidence": other["confidence"]}
+            assert entry == {**other, "class": "unknown", **expected}
+        else:
+            assert entry == other
+    _, table, _ = ask(RUN, tmp_path, "--unknown")
+    assert [line.split()[:2] for line in table.splitlines()[1:]].count(["unknown", "-"]) == len(refused) - sum(
+        number < 45 for number in refused
+    )
+
+
+def test_the_expected_rate_is_told(place):
+    result = start("predict.py", RUN, "test", "--unknown", cwd=place)
+    assert result.stderr == (
+        "--unknown: expect 7.7% of images like the training images to be refused too; "
+        "the threshold is from 12 validation images\n"
+    )
+
+
+def test_a_run_without_validation_cannot_tell_unknown_images(ask, place, tmp_path):
+    shutil.copytree(place / RUN, tmp_path / "run")
+    (tmp_path / "run" / "unknown_best_val_acc.pt").unlink()
+    status, _, (line,) = ask(tmp_path / "run", "test", "--unknown")
+    assert status == 2
+    assert "has no unknown_best_val_acc.pt, which tells unknown images" in line
+
+
+# Calibration and the model card.
+
+
+def test_probabilities_are_calibrated(ask, place):
+    calibration = metrics(place)["checkpoints"]["best_val_acc"]["calibration"]
+    assert load_run(place / RUN, None).temperature == calibration["temperature"]
+    rows = list(csv.DictReader((place / RUN / "predictions_best_val_acc.csv").open()))
+    _, output, _ = ask(RUN, "test", "--json")
+    assert [float(row[f"p_{row['predicted']}"]) for row in rows] == pytest.approx(
+        [entry["confidence"] for entry in json.loads(output)], abs=2e-6
+    )
+    losses = [-np.log(float(row[f"p_{row['truth']}"])) for row in rows]
+    assert np.mean(losses) == pytest.approx(calibration["test"]["test"]["after"]["loss"], abs=1e-4)
+    tested = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
+    for name in ("loss", "calibration_error"):
+        assert calibration["test"]["test"]["before"][name] == pytest.approx(tested[name])
+    after, before = (calibration["validation"][when]["loss"] for when in ("after", "before"))
+    assert after <= before
+
+
+@pytest.mark.parametrize("temperature", [0, "hot", None])
+def test_a_damaged_temperature_is_told(ask, place, tmp_path, temperature):
+    shutil.copytree(place / RUN, tmp_path / "run")
+    changed = metrics(place)
+    changed["checkpoints"]["best_val_acc"]["calibration"]["temperature"] = temperature
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(changed))
+    status, _, (line,) = ask(tmp_path / "run", "test")
+    assert status == 2
+    assert "metrics.json is damaged" in line
+
+
+def test_the_model_card_says_what_the_metrics_say(place):
+    card = (place / RUN / "model_card.md").read_text()
+    told = metrics(place)
+    scores = told["checkpoints"]["best_val_acc"]["test"]["test"]
+    low, high = scores["accuracy_interval"]
+    assert len(card.splitlines()) <= 60
+    for part in (
+        "Classes: one, three, two.",
+        told["data"]["digest"],
+        "- Of each class: one 20, three 20, two 20",
+        "recipe default, fp32",
+        "3 of 3 epochs",
+        "seed 100",
+        f"{scores['accuracy']:.1%} ({low:.1%} to {high:.1%})",
+        f"{told['baseline']['test']['accuracy']:.1%}",
+        f"Temperature {told['checkpoints']['best_val_acc']['calibration']['temperature']:.3f}",
+        "few images of some classes, such as 15 of one",
+    ):
+        assert part in card, part
 
 
 # A user's errors.
@@ -437,7 +592,7 @@ def test_an_export_that_is_off_leaves_what_was_there(place, tmp_path, monkeypatc
         ((RUN, "test", "--checkpoint", "best"), f"there is no checkpoint {RUN}/best.pt"),
         ((RUN, "test", "--checkpoint", "last"), f"{RUN}/last.pt is not a checkpoint of this program"),
         ((RUN, "test", "--cam", "test/maps"), "--cam test/maps: test, which is searched for images"),
-        ((RUN, "--export", "model.onnx"), "--export model.onnx: the name must end in .pt2"),
+        ((RUN, "--export", "model.h5"), "--export model.h5: the name must end in .onnx, or in .pt2"),
         ((RUN, "test", "--json", "--csv"), "not allowed with argument --json"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,

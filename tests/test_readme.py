@@ -1,5 +1,6 @@
 """The README tells of every program and flag that there is, and of no other."""
 
+import json
 import os
 import re
 import shutil
@@ -148,6 +149,18 @@ def place(make_folder, tmp_path):
     (tmp_path / "saved_models").mkdir()
     run.rename(tmp_path / "saved_models" / "RUN")
     return tmp_path
+
+
+def test_an_exported_model_is_used_as_told(place):
+    pytest.importorskip("onnxscript", reason="requirements-export.txt is not installed")
+    asked = start("predict.py", "saved_models/RUN", "photo.jpg", "--json", "--export", "model.onnx", cwd=place)
+    assert asked.returncode == 0, asked.stderr
+    code = read_code("predict-srcpredictpy")
+    printed = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True).stdout
+    (entry,) = json.loads(asked.stdout)
+    found = re.findall(r"'(\w+)': np.float32\((.+?)\)", printed)
+    assert {name: float(share) for name, share in found}[entry["class"]] == pytest.approx(entry["confidence"], abs=0.01)
+    assert len(found) == 2
 
 
 @pytest.mark.slow

@@ -82,6 +82,11 @@ class Classifier(nn.Module):
             self.split(self.frozen_to)[0].eval()
         return self
 
+    @property
+    def last_layer(self) -> str:
+        """The name of the linear layer that gives the logits: what it is given, (N, K), describes the images."""
+        return [name for name, module in self.named_modules() if isinstance(module, nn.Linear)][-1]
+
     def cam_maps(self, output: Tensor) -> Tensor:
         """The output of `cam_layer` as maps (N, K, h, w)."""
         return output

@@ -13,6 +13,7 @@ import numpy as np
 from common import write_json
 from dataset.folders import ImageFolder
 from dataset.tables import read_rows, write_rows
+from pipeline.calibration import sort_by_confidence
 from pipeline.checkpoints import read_json
 from pipeline.data import TestSet, load_test_set, make_loader
 from pipeline.figures import plot_confusion, plot_reliability
@@ -20,7 +21,7 @@ from pipeline.inference import BATCH, predict
 from pipeline.measures import Calibration
 from pipeline.metrics import Scores
 from pipeline.prediction import TrainedRun
-from pipeline.tester import describe_scores
+from pipeline.tester import describe_accuracy, describe_scores
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Evaluation:
         checkpoint: the run's, by its name.
         classes: the run's, C.
         test_set: its N readable images.
-        probabilities: (N, C) float32.
-        scores: of these.
-        calibration: of these.
+        probabilities: (N, C) float32, calibrated.
+        scores: the loss among them is that before calibration, as in the run's own test.
+        calibration: of the probabilities.
     """
 
     directory: Path
@@ -82,10 +83,12 @@ class Evaluation:
         """Writes `predictions.csv`, the figures and `scores.json` into a folder; the title stands above the figures."""
         columns = ("file", "truth", "predicted", "confidence", *(f"p_{name}" for name in self.classes))
         write_rows(folder / "predictions.csv", columns, self.rows())
-        accuracy, error = f"accuracy {self.scores.accuracy:.1%}", self.calibration.error
-        plot_confusion(self.scores.confusion, self.classes, f"{title}\n{accuracy}", folder / "confusion_matrix.png")
+        matrix_title = f"{title}\n{describe_accuracy(self.scores)}"
+        plot_confusion(self.scores.confusion, self.classes, matrix_title, folder / "confusion_matrix.png")
         plot_reliability(
-            self.calibration, f"{title}\nexpected calibration error {error:.1%}", folder / "reliability.png"
+            {"images of a bin": self.calibration},
+            f"{title}\nexpected calibration error {self.calibration.error:.1%}: {self.calibration.tendency}",
+            folder / "reliability.png",
         )
         write_json(folder / "scores.json", self.to_json())
 
@@ -98,8 +101,7 @@ def evaluate(run: TrainedRun, folder: ImageFolder) -> Evaluation:
     """
     test_set = load_test_set(replace(folder, white=run.white), run.model.input_size)
     logits, labels = predict(run.model, make_loader(test_set.images, BATCH), run.hardware, f"testing on {folder.name}")
-    probabilities = logits.softmax(dim=1).cpu().numpy()
-    right = probabilities.argmax(axis=1) == test_set.labels
+    probabilities = run.probabilities(logits).cpu().numpy()
     return Evaluation(
         folder.directory,
         run.checkpoint,
@@ -107,7 +109,7 @@ def evaluate(run: TrainedRun, folder: ImageFolder) -> Evaluation:
         test_set,
         probabilities,
         Scores.of(logits, labels),
-        Calibration.of(probabilities.max(axis=1), right),
+        sort_by_confidence(probabilities, test_set.labels),
     )
 
 

@@ -128,7 +128,7 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
         test_set = load_test_set(folder, run.model.input_size)
         loader = make_loader(test_set.images, BATCH)
         logits, _ = predict(run.model, loader, run.hardware, f"testing on {test_set.name}")
-        probabilities, predictions = logits.softmax(dim=1).cpu().max(dim=1)
+        probabilities, predictions = run.probabilities(logits).cpu().max(dim=1)
         shown = _make_pictures(folder, test_set.images.places, pictures / str(number))
         last = max((each.group or 0 for each in tested), default=0)
         labels = [run.classes[label] for label in test_set.labels]

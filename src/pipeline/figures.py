@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.measures import Calibration, top_confusions, wilson_interval
-from plotting import BLUE, GREY, VERMILION, name_ticks, new_figure, save_figure, short_label
+from plotting import BLUE, GREY, ORANGE, VERMILION, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,26 +100,37 @@ def _list_confusions(figure: Figure, confusion: np.ndarray, classes: Sequence[st
     return axes
 
 
-def plot_reliability(calibration: Calibration, title: str, path: Path) -> None:
+def plot_reliability(calibrations: Mapping[str, Calibration], title: str, path: Path) -> None:
     """Draws how often the model is right beside how confident it is, and how many images are in each bin.
 
     Args:
-        calibration: images by confidence.
+        calibrations: images by confidence; the name of each stands in the legend. Intervals are drawn of the last one.
         title: stands above.
         path: the PNG to write.
+
+    Bins of one image are faded.
     """
     figure = new_figure(5.5, 6)
     shares, numbers = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    filled = np.flatnonzero(calibration.counts)
-    confidences, accuracies = calibration.confidences[filled], calibration.accuracies[filled]
-    ends = np.array(list(map(wilson_interval, accuracies, calibration.counts[filled])))
     shares.plot((0, 1), (0, 1), "--", color=GREY, label="as right as confident")
-    shares.errorbar(confidences, accuracies, np.abs(ends.T - accuracies), fmt="o", color=BLUE, ecolor="black",
-                    elinewidth=1, capsize=3, label="images of a bin, 95% interval")  # fmt: skip
+    colours = (ORANGE, BLUE)[-len(calibrations) :]
+    for (name, calibration), colour in zip(calibrations.items(), colours, strict=True):
+        filled = np.flatnonzero(calibration.counts)
+        confidences, accuracies = calibration.confidences[filled], calibration.accuracies[filled]
+        last = colour == BLUE
+        ends = np.array(list(map(wilson_interval, accuracies, calibration.counts[filled])))
+        single = calibration.counts[filled] == 1  # one image says little
+        label = f"{name}, 95% interval" if last else name
+        for some, faded in ((~single, False), (single, True)):
+            errors = np.abs(ends.T - accuracies)[:, some] if last else None
+            shares.errorbar(
+                confidences[some], accuracies[some], errors, fmt="o" if last else "x", color=colour, ecolor="black",
+                elinewidth=1, capsize=3, alpha=0.25 if faded else 1, label=None if faded else label,
+            )  # fmt: skip
+        bins = len(calibration.counts)
+        numbers.stairs(calibration.counts, np.arange(bins + 1) / bins, fill=last, color=colour, zorder=2 if last else 3)
     shares.set(ylabel="accuracy", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     shares.yaxis.set_major_formatter("{x:.0%}")
-    bins = len(calibration.counts)
-    numbers.bar(np.arange(bins) / bins, calibration.counts, 1 / bins, align="edge", color=BLUE, edgecolor="white")
     numbers.set(xlabel="confidence (probability of the predicted class)", ylabel="images")
     numbers.xaxis.set_major_formatter("{x:.0%}")
     numbers.yaxis.get_major_locator().set_params(integer=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from models.base import Classifier
 from pipeline import distributed
 from pipeline.hardware import Hardware
 from pipeline.metrics import Scores
@@ -35,6 +39,20 @@ def compute_logits(model: nn.Module, images: Tensor, hardware: Hardware) -> Tens
     with hardware.autocast():
         logits = model(model.normalise(images))
     return logits.float()
+
+
+@contextmanager
+def record_features(
+    model: Classifier, measure: Callable[[Tensor], Tensor] = lambda features: features
+) -> Iterator[list[Tensor]]:
+    """Keep the input (B, K) float32 of a model's last layer, or what is measured of it, for every batch that runs."""
+    measured: list[Tensor] = []
+    layer = model.get_submodule(model.last_layer)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: measured.append(measure(inputs[0].float().cpu())))
+    try:
+        yield measured
+    finally:
+        hook.remove()
 
 
 @torch.inference_mode()

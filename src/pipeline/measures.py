@@ -203,3 +203,9 @@ class Calibration:
         """
         gaps = np.abs(self.confidences - self.accuracies)
         return float(self.counts @ gaps / self.counts.sum())
+
+    @property
+    def tendency(self) -> str:
+        """Whether the mean confidence is above the accuracy, or below, by a point or more, in a word."""
+        gap = self.counts @ (self.confidences - self.accuracies) / self.counts.sum()
+        return "well calibrated on average" if abs(gap) < 0.01 else "overconfident" if gap > 0 else "underconfident"

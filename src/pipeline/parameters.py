@@ -53,8 +53,8 @@ FIELDS: dict[str, Callable[[str], Any]] = {
 # Further settings, which are flags of a sweep, or of a line.
 FLAGS = (
     "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
-    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "wandb", "no_cache", "cache_limit",
-    "save_every",
+    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "tracker", "wandb",
+    "no_cache", "cache_limit", "save_every",
 )  # fmt: skip
 
 

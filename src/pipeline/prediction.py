@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common import UserError, available_cores
 from dataset.reading import WHITE, UnreadableImage, read_image
@@ -22,7 +24,8 @@ from pipeline.data import rows_to_maps
 from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.images import fit_image
-from pipeline.inference import BATCH, compute_logits
+from pipeline.inference import BATCH, compute_logits, record_features
+from pipeline.novelty import Novelty
 from pipeline.settings import CHECKPOINTS
 from pipeline.tester import class_activation_maps
 
@@ -39,6 +42,12 @@ class TrainedRun:
     checkpoint: str = CHECKPOINTS[0]
     white: int = WHITE  # among 16-bit values, in the images that it was trained on
     epoch: int = 0  # after which the checkpoint was saved
+    temperature: float = 1.0  # that logits are divided by
+    novelty: Novelty | None = None  # tells unknown images; None names a class on any image
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(N, classes) of logits (N, classes)."""
+        return (logits / self.temperature).softmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class Answer:
         image: (H, W, C) uint8, as the model takes it.
         probabilities: (classes,) float32.
         best: the places of the most probable class and of the runner-up.
+        distance: how far the image is from the training images; None where the run has no `novelty`.
+        unknown: whether that is too far.
         fault: why the file cannot be read; there is nothing else then.
     """
 
@@ -57,6 +68,8 @@ class Answer:
     image: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     best: Sequence[int] = ()
+    distance: float | None = None
+    unknown: bool = False
     fault: str | None = None
 
 
@@ -90,14 +103,41 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     model = build_model(model_type, len(loaded.classes), image_size=settings.get("image_size"))
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
-    return TrainedRun(hardware.place(model.eval()), loaded.classes, hardware, checkpoint, white, loaded.epoch)
+    return TrainedRun(
+        hardware.place(model.eval()),
+        loaded.classes,
+        hardware,
+        checkpoint,
+        white,
+        loaded.epoch,
+        read_temperature(run_dir, checkpoint),
+    )
+
+
+def read_temperature(run_dir: Path, checkpoint: str) -> float:
+    """The temperature of a run's checkpoint; 1 where none was fitted.
+
+    Raises:
+        UserError: `metrics.json` is damaged.
+    """
+    file = run_dir / "metrics.json"
+    if not file.exists():
+        return 1.0
+    try:
+        tested = read_json(file)["checkpoints"].get(checkpoint, {})
+        temperature = float(tested.get("calibration", {}).get("temperature", 1.0))
+        if not 0 < temperature < math.inf:
+            raise ValueError
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{file} is damaged: train again with --restart") from error
+    return temperature
 
 
 def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:
     """Answers on files in their order, a batch at a time. Only a few batches of images are in memory."""
     decoded = _decode_ahead(files, run.model.input_size, run.white)
     while batch := list(islice(decoded, BATCH)):
-        yield _answer(run, batch)
+        yield answer_images(run, batch)
 
 
 def _decode_ahead(files: Iterable[Path], input_size: tuple[int, int, int], white: int) -> Iterator[Answer]:
@@ -124,17 +164,23 @@ def _decode(file: Path, input_size: tuple[int, int, int], white: int) -> Answer:
 
 
 @torch.inference_mode()
-def _answer(run: TrainedRun, batch: Sequence[Answer]) -> list[Answer]:
+def answer_images(run: TrainedRun, batch: Sequence[Answer]) -> list[Answer]:
+    """Complete answers that have an image."""
     images = [answer.image for answer in batch if answer.image is not None]
     if not images:
         return list(batch)
-    logits = compute_logits(run.model, rows_to_maps(torch.from_numpy(np.stack(images))), run.hardware)
-    found = zip(logits.softmax(dim=1).cpu().numpy(), logits.topk(2).indices.tolist(), strict=True)
-    return [answer if answer.fault else _complete(answer, *next(found)) for answer in batch]
+    with record_features(run.model) as features:
+        logits = compute_logits(run.model, rows_to_maps(torch.from_numpy(np.stack(images))), run.hardware)
+    distances = run.novelty(features[0]).tolist() if run.novelty else [None] * len(images)
+    found = zip(run.probabilities(logits).cpu().numpy(), logits.topk(2).indices.tolist(), distances, strict=True)
+    return [answer if answer.fault else _complete(run, answer, *next(found)) for answer in batch]
 
 
-def _complete(answer: Answer, probabilities: np.ndarray, best: Sequence[int]) -> Answer:
-    return replace(answer, probabilities=probabilities, best=best)
+def _complete(
+    run: TrainedRun, answer: Answer, probabilities: np.ndarray, best: Sequence[int], distance: float | None
+) -> Answer:
+    unknown = distance is not None and distance > run.novelty.threshold
+    return replace(answer, probabilities=probabilities, best=best, distance=distance, unknown=unknown)
 
 
 def draw_maps(run: TrainedRun, answers: Iterable[Answer], map_path: Callable[[Path], Path]) -> None:
@@ -153,4 +199,5 @@ def draw_maps(run: TrainedRun, answers: Iterable[Answer], map_path: Callable[[Pa
     figure = HeatmapFigure(*heatmaps.shape[1:])
     for answer, heatmap in zip(readable, heatmaps, strict=True):
         said = [f"{run.classes[number]} ({answer.probabilities[number]:.0%})" for number in answer.best]
-        figure.save(answer.image, heatmap, f"predicted: {said[0]}   then: {said[1]}", map_path(answer.file))
+        title = f"{'unknown, likeliest' if answer.unknown else 'predicted'}: {said[0]}   then: {said[1]}"
+        figure.save(answer.image, heatmap, title, map_path(answer.file))

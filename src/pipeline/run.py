@@ -27,6 +27,7 @@ from pipeline.data import TestSet, TrainingData, find_range, load_test_set, load
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
+from pipeline.novelty import LearnedImages
 from pipeline.recipes import RECIPES
 from pipeline.settings import REPLACED, Settings
 from pipeline.splits import describe_data, digest_images, load_groups
@@ -121,10 +122,18 @@ def run(
             distributed.leave()
             if not trainer.finished:
                 return None
-            tester = Tester(model, classes, test_sets, settings, hardware, data.validation_set)
+            validation = learned = None
+            if trainer.validates:
+                validation, learned = data.validation_set, LearnedImages.of(model, data, hardware, cache)
+            tester = Tester(model, classes, test_sets, settings, hardware, validation, learned)
             metrics = _gather(settings, described, model, data, trainer, tester.test())
             metrics |= {
-                "data": {**images, "groups": len(data.split.group_sizes(data.folder)), "folds": data.split.folds},
+                "data": {
+                    **images,
+                    "groups": len(data.split.group_sizes(data.folder)),
+                    "folds": data.split.folds,
+                    "classes": _count_originals(data),
+                },
                 "baseline": {
                     test_set.name: score_baseline(
                         data, test_set, tester.predictions(settings.checkpoints[0], test_set), cache
@@ -324,9 +333,19 @@ def _introduce(
         sizes.sum(), len(sizes), sizes[sizes > 1].sum(),
     )  # fmt: skip
     if settings.fold is None:
-        _log.info("all images train: there is no validation, and only the checkpoint of the last epoch is kept")
+        _log.info(
+            "all images train: there is no validation, only the checkpoint of the last epoch is kept, and there is "
+            "neither calibration nor what --unknown needs"
+        )
     else:
         _log.info("loss and accuracy in each epoch: mean over images | mean over classes, which selects checkpoints")
+
+
+def _count_originals(data: TrainingData) -> dict[str, int]:
+    """How many images of each class are used, without augmented ones."""
+    used = np.concatenate([data.split.train, data.split.validation])
+    labels = data.folder.labels[used[~data.folder.augmented[used]]]
+    return dict(zip(data.classes, np.bincount(labels, minlength=len(data.classes)).tolist(), strict=True))
 
 
 def _notes_on_classes(settings: Settings, data: TrainingData) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, UserError, own_name
+from common import ArgumentParser, UserError, own_name, require_packages
 from models import ALIASES, MODELS, TIMM, has_backbone, is_model
 from pipeline.recipes import DEFAULTS, RECIPES
 
@@ -139,6 +139,9 @@ class Settings:
         type=Path, metavar="FILE")
     freeze_to: str | None = _option(
         "--freeze-to", None, _FREEZE_HELP, type=str, metavar="BLOCK")
+    tracker: str = _option(
+        "--tracker", "wandb", "where numbers and figures go besides the run's folder; none is nowhere",
+        choices=("wandb", "tensorboard", "none"), describes_run=False)
     wandb: str = _option(
         "--wandb", "auto", "auto is online where a key is configured, else offline",
         choices=("auto", "online", "offline", "disabled"), describes_run=False)
@@ -177,6 +180,8 @@ class Settings:
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
         self._require(self.save_every >= 0, "save_every", "a number not below 0")
+        if self.tracker == "tensorboard":
+            require_packages("--tracker tensorboard", "requirements-tensorboard.txt", "tensorboard")
         names = {own_name(directory) for directory in self.test_dir}
         self._require(len(names) == len(self.test_dir), "test_dir", "folders of different names, which figures carry")
         for option in ("weights", "freeze_to"):

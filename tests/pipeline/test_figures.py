@@ -37,8 +37,10 @@ def test_curves_of_a_run_without_validation(drawn, tmp_path):
 def test_no_legend_hides_a_point(drawn, tmp_path):
     figures.plot_curves(HISTORY, tmp_path / "curves.png")
     confidences = np.linspace(0.4, 1, 40)
-    figures.plot_reliability(Calibration.of(confidences, confidences > 0.6), "title", tmp_path / "reliability.png")
-    for figure, legends in zip(drawn, (2, 1), strict=True):
+    calibration = Calibration.of(confidences, confidences > 0.6)
+    for calibrations in ({"all": calibration}, {"before": calibration, "after": calibration}):
+        figures.plot_reliability(calibrations, "title", tmp_path / "reliability.png")
+    for figure, legends in zip(drawn, (2, 1, 1), strict=True):
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         all_axes = figure.axes

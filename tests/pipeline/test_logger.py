@@ -13,8 +13,11 @@ import pytest
 
 from common import show_notes
 from helpers import REPOSITORY
-from pipeline.logger import Logger, _Wandb
+from pipeline.logger import Logger
+from pipeline.model_card import describe_run
 from pipeline.settings import Settings
+from pipeline.trackers import Wandb
+from synthetic_runs import full_metrics
 from wandb_server import WandbServer
 
 KEY = "0" * 40
@@ -25,15 +28,14 @@ HISTORY = [
     {"epoch": 2, "learning_rate": 0.05,
      "train_loss": 1.0, "train_accuracy": 0.7, "train_per_class_loss": 1.1, "train_per_class_accuracy": 0.6},
 ]  # fmt: skip
-TESTED = {"loss": 1.0, "accuracy": 0.75, "per_class_loss": 1.2, "per_class_accuracy": 0.7}
-METRICS = {"checkpoints": {"terminal": {"test": {"set": TESTED}}}}
+METRICS = full_metrics()
 
 
 def main():
     """What a process of its own does, since wandb keeps what it was configured with for a process's life."""
     show_notes()
     settings = Settings(model_type="ResNet18", wandb=sys.argv[1])
-    _Wandb._PATIENCE = 3 if "impatient" in sys.argv else 30
+    Wandb._PATIENCE = 3 if "impatient" in sys.argv else 30
     logger = Logger(settings, settings.to_json(), "ResNet", "f00dcafe")
     for epoch in (1, 2):
         logger.log_epoch(HISTORY[:epoch], images_per_second=10)
@@ -68,6 +70,7 @@ def check_files(folder: Path):
     assert [row["val_loss"] for row in rows] == ["1.5", ""]
     assert json.loads((folder / "metrics.json").read_text()) == METRICS
     assert (folder / "curves.png").stat().st_size > 1000
+    assert (folder / "model_card.md").read_text() == describe_run(METRICS)
 
 
 def test_disabled(tell, tmp_path):

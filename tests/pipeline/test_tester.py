@@ -103,7 +103,7 @@ def test_the_checkpoints_own_validation_is_written(two_sets):
     assert [first["file"], second["file"]] == ["A/0000.png", "B/0000.png"]
     assert (first["truth"], second["truth"]) == ("A", "B")
     assert (first["predicted"], second["predicted"]) == ("B", "A")
-    assert (first["p_B"], second["p_A"]) == ("0.731059", "0.880797")
+    assert (first["p_B"], second["p_A"]) == ("0.512497", "0.524979")  # as the highest temperature, 20, makes them
 
 
 def test_classes_and_test_sets_of_the_longest_names_have_figures(tiny_model, make_folder, tmp_path, monkeypatch):

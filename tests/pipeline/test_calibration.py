@@ -1,0 +1,50 @@
+"""The temperature makes confidence as high as accuracy, and changes no answer."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.calibration import calibrated, fit_temperature, score_calibration
+from pipeline.metrics import Scores
+
+
+def draw(count, classes, scale, seed=0):
+    """Logits (N, C) that are `scale` times too large, and labels (N,)."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, 2, (count, classes))
+    labels = np.array([generator.choice(classes, p=row) for row in calibrated(logits, 1.0)])
+    return logits * scale, labels
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_scale_of_logits_is_found(scale):
+    logits, labels = draw(4000, 3, scale)
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(scale, rel=0.1)
+    others = draw(4000, 3, scale, seed=1)
+    before, after = (score_calibration(*others, value) for value in (1.0, temperature))
+    assert after["calibration_error"] < 0.03
+    if scale != 1:
+        assert after["loss"] < before["loss"]
+        assert after["calibration_error"] < before["calibration_error"] / 2
+
+
+@given(count=st.integers(2, 30), classes=st.integers(2, 4), seed=st.integers(0, 2**16))
+def test_no_answer_changes_and_no_loss_grows(count, classes, seed):
+    logits, labels = draw(count, classes, 5.0, seed)
+    temperature = fit_temperature(logits, labels)
+    assert np.array_equal(calibrated(logits, temperature).argmax(axis=1), logits.argmax(axis=1))
+    before, after = (score_calibration(logits, labels, value)["loss"] for value in (1.0, temperature))
+    assert after <= before + 1e-6
+
+
+def test_without_a_mistake_there_is_nothing_to_learn():
+    assert fit_temperature(np.array([[3.0, 1.0], [0.0, 0.5]]), np.array([0, 1])) == 1.0
+
+
+def test_scores_at_temperature_1_are_the_testers():
+    logits, labels = draw(50, 3, 1.0)
+    scores = Scores.of(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert score_calibration(logits, labels, 1.0)["loss"] == pytest.approx(scores.loss)
