@@ -538,8 +538,8 @@ def test_probabilities_are_calibrated(ask, place):
     losses = [-np.log(float(row[f"p_{row['truth']}"])) for row in rows]
     assert np.mean(losses) == pytest.approx(calibration["test"]["test"]["after"]["loss"], abs=1e-4)
     tested = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
-    for name in ("loss", "calibration_error"):
-        assert calibration["test"]["test"]["before"][name] == pytest.approx(tested[name])
+    for name, moment in (("loss", "before"), ("calibration_error", "after")):
+        assert calibration["test"]["test"][moment][name] == pytest.approx(tested[name])
     after, before = (calibration["validation"][when]["loss"] for when in ("after", "before"))
     assert after <= before
 
