@@ -16,7 +16,7 @@ from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine, find_white
 from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
 from dataset.reading import WHITE, read_image, upright_rgb
-from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, name_ticks, new_figure, save_figure, short_label
+from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, legible, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +35,7 @@ _CLASSES_NUMBERED = 20  # up to which each bar has its number
 _ARRAY_CLASSES_SHOWN = 20
 _WIDEST = 14  # inches
 _IN_A_ROW = 5  # images of a class, from the start of an array set, from its middle and from its end
+_LONGEST_TITLE = 12  # letters of a file's name above a small picture
 _GAP = "#a9c4de"  # between array images, so that neither black nor white ones run into it
 
 
@@ -154,10 +155,13 @@ def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[
         axes.plot(limits, limits, color=GREY, linewidth=0.8, zorder=0)
         axes.scatter(*zip(*counted, strict=True), areas, BLUE, alpha=0.35 if len(counted) > 200 else 0.6, linewidths=0)
         files = ", ".join(f"{count} {form}" for form, count in forms[name].most_common(3))
-        axes.set_title(f"{short_label(name)}: {len(members)} images, {len(counted)} sizes\n{files}", fontsize=10)
+        many = "s" * (len(counted) > 1)
+        axes.set_title(f"{short_label(name)}: {len(members)} images, {len(counted)} size{many}\n{files}", fontsize=10)
         axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
         axes.grid(alpha=0.3)
         _use_plain_numbers(axes)
+        if max(sides) < 2 * min(sides):  # else there may be no tick near the dots
+            axes.set(xticks=sorted({min(sides), max(sides)}), yticks=sorted({min(sides), max(sides)}))
     for axes in grid.flat[len(sizes) :]:
         axes.set_visible(False)
     figure.supxlabel("width in pixels, logarithmic")
@@ -192,13 +196,19 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]], w
         for source, _ in sorted(made.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]:
             of_source = [path for path in augmented[name] if source_stem(path) == source]
             rows.append((name, files[source], of_source[:_AUGMENTED_SHOWN]))
-    figure, grid = _picture_grid([name for name, *_ in rows], 1 + _AUGMENTED_SHOWN)
+    figure, grid = _picture_grid([name for name, *_ in rows], 1 + max(len(made) for *_, made in rows))
     for axes, (_, source, made) in zip(grid, rows, strict=True):
-        _show(axes[0], resize_or_pad_image(read_image(source, white)), f"source {short_label(printable(source.stem))}")
+        _show(axes[0], resize_or_pad_image(read_image(source, white)), f"source {_fit(printable(source.stem))}")
         for place, path in enumerate(made):
             _show(axes[1 + place], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
     figure.suptitle("Images, and what augmentation made of them")
     return figure
+
+
+def _fit(name: str) -> str:
+    """A file's name as the width of a small picture has room for: its begin and its end."""
+    text = legible(name)
+    return text if len(text) <= _LONGEST_TITLE else f"{text[:4]}\u2026{text[5 - _LONGEST_TITLE :]}"
 
 
 def _picture_grid(names: Sequence[str], columns: int) -> tuple[Figure, np.ndarray]:

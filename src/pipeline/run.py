@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -338,7 +339,7 @@ def _introduce(
             "neither calibration nor what --unknown needs"
         )
     else:
-        _log.info("loss and accuracy in each epoch: mean over images | mean over classes, which selects checkpoints")
+        _log.info("loss and accuracy in validation: mean over images | mean over classes, by which the best are saved")
 
 
 def _count_originals(data: TrainingData) -> dict[str, int]:
@@ -399,12 +400,15 @@ def _gather(
 
 
 def results_table(metrics: dict[str, Any]) -> str:
-    """The test results of a run, for the screen."""
-    rows = [("checkpoint", "epoch", "test set", "images", "loss", "accuracy", "per class")]
+    """The test results of a run, for the screen; checkpoints of one epoch, which are the same, in one row."""
+    of_epoch: dict[int, list[str]] = defaultdict(list)
     for name, results in metrics["checkpoints"].items():
-        for test_set, scores in results["test"].items():
+        of_epoch[results["epoch"]].append(name)
+    rows = [("checkpoint", "epoch", "test set", "images", "loss", "accuracy", "per class")]
+    for epoch, names in of_epoch.items():
+        for test_set, scores in metrics["checkpoints"][names[0]]["test"].items():
             rows.append((
-                name, str(results["epoch"]), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
+                ", ".join(names), str(epoch), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
                 f"{scores['accuracy']:.1%}", f"{scores['per_class_accuracy']:.1%}",
             ))  # fmt: skip
     return align(rows)

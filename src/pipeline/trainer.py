@@ -388,13 +388,14 @@ class Trainer:
 
     def _report(self, row: dict[str, Any], improved: list[str], images_per_second: float) -> None:
         parts = [f"epoch {self.epoch:>{len(str(self.settings.num_epochs))}}/{self.settings.num_epochs}"]
-        for side in ("train", "val"):
-            if f"{side}_loss" in row:
-                loss, accuracy, class_loss, class_accuracy = (row[f"{side}_{name}"] for name in SCORES)
-                parts.append(f"{side} loss {loss:.3f}|{class_loss:.3f} acc {accuracy:5.1%}|{class_accuracy:5.1%}")
+        loss, accuracy = row["train_loss"], row["train_accuracy"]
+        parts.append(f"train loss {loss:.3f} acc {accuracy:5.1%}")
+        if "val_loss" in row:
+            loss, accuracy, class_loss, class_accuracy = (row[f"val_{name}"] for name in SCORES)
+            parts.append(f"val loss {loss:.3f}|{class_loss:.3f} acc {accuracy:5.1%}|{class_accuracy:5.1%}")
         parts.append(f"{images_per_second:.1f} images/s")
         if improved:
-            parts.append("saved " + ", ".join(improved))
+            parts.append("saved " + ", ".join(name.removeprefix("best_val_") for name in improved))
         _log.info("  ".join(parts))
 
     def _save_checkpoint(self, *names: str) -> None:

@@ -69,6 +69,11 @@ class Study:
         confusions = self.confusions(trained, tested, model)
         return confusions.trace(axis1=1, axis2=2) / confusions.sum(axis=(1, 2))
 
+    def epochs(self, trained: str) -> int:
+        """The most epochs of a run on a set."""
+        runs = (run for (name, _), outcomes in self.outcomes.items() if name == trained for run in outcomes)
+        return max(len(_read_history(run.history, "epoch")) for run in runs)
+
     def validation(self, trained: str, model: str) -> np.ndarray:
         """(seeds,) from 0 to 1: the highest of all epochs."""
         return np.array([max(_read_history(run.history, "val_accuracy")) for run in self.outcomes[trained, model]])
@@ -133,16 +138,19 @@ def write_reports(study: Study, path: Path) -> None:
 
 
 def draw_curves(study: Study, path: Path) -> None:
-    """Draws the loss over the epochs of every run, a row of panels for each set that was trained on."""
-    sets = _trained_on()
+    """Draws the loss over the epochs of every run, a row of panels for each set that was trained on.
+
+    Sets that were gone through once, of which there is one loss, have no row, unless there are no others.
+    """
+    sets = [trained for trained in _trained_on() if study.epochs(trained) > 1] or _trained_on()
     figure = new_figure(3 * len(STUDIED), 2.4 * len(sets))
     panels = figure.subplots(len(sets), len(STUDIED), sharex="row", sharey="row", squeeze=False)
     for row, trained in zip(panels, sets, strict=True):
         for axes, model in zip(row, STUDIED, strict=True):
             for run in study.outcomes[trained, model]:
                 _draw_loss(axes, run.history)
-        row[0].set_ylabel(f"trained on {trained}\nloss")
-        row[0].set(xlim=(0, None), ylim=(0, None))
+        row[0].set_ylabel(f"trained on {trained}\nloss, logarithmic")
+        row[0].set(xlim=(0, None), yscale="log")
     for axes, model in zip(panels[0], STUDIED, strict=True):
         axes.set_title(model)
     for axes in panels[-1]:
