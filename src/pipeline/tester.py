@@ -87,6 +87,8 @@ class Tester:
             if checkpoint.epoch in self._novelty:
                 results[name]["unknown"] = self._describe_unknown(checkpoint.epoch)
                 self._novelty[checkpoint.epoch].save(novelty_file(self.folder, name))
+            else:
+                novelty_file(self.folder, name).unlink(missing_ok=True)  # of a run that was trained further
             self._write_predictions(checkpoint, name, temperature or 1.0)
         return results
 
