@@ -5,7 +5,7 @@ VENV ?= .venv
 IN_VENV = $(VENV)/bin/python
 IN_PARALLEL = OMP_NUM_THREADS=1 $(IN_VENV)  # a test process for each core
 
-.PHONY: install train test test-slow lint
+.PHONY: install train test test-slow lint figures
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,9 @@ test: $(VENV)/.installed-tests
 
 test-slow: $(VENV)/.installed-tests
 	$(IN_PARALLEL) -m pytest -n logical --dist loadfile -m slow
+
+figures: $(VENV)/.installed
+	bash readme_images/make.sh $(IN_VENV)
 
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from common import ArgumentParser, run_program
+from common import ArgumentParser, UserError, run_program
 from pipeline.settings import add_run_arguments, find_run
 from plotting import BLUE, GREY, ORANGE, VERMILION
 
@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 def main() -> int:
     arguments = _parse()
     # torch and FiftyOne take seconds to import: --help and errors do not wait for them
-    from pipeline.exploration import find_test_sets, test_again
+    from pipeline.exploration import find_images, test_again
     from pipeline.prediction import load_run
 
     run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
     run = load_run(run_dir, checkpoint)
-    folders = find_test_sets(run_dir, run.classes, arguments.test_dir)
+    folders = find_images(run_dir, run.classes, arguments.test_dir, arguments.side)
     results = sys.stdout
     with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints notes
         _start_fiftyone()
@@ -50,10 +50,11 @@ def main() -> int:
         with _new_dataset(f"{run_dir.resolve().name} {run.checkpoint}") as dataset:
             fill(dataset, run, tested)
             with _serve(dataset) as (server, address):
-                print(f"{len(tested)} test images, {mistakes} mistakes: {address}", file=results, flush=True)
+                said = f"{len(tested)} {arguments.side} images, {mistakes} mistakes"
+                print(f"{said}: {address}", file=results, flush=True)
                 _log.info("Ctrl-C ends it")
                 if arguments.browser:
-                    webbrowser.open(address)
+                    webbrowser.open(_make_entry(Path(pictures, "open.html"), address))
                 with suppress(KeyboardInterrupt):
                     server.wait()
                     raise RuntimeError("FiftyOne's server has ended by itself")
@@ -68,9 +69,16 @@ def _parse() -> argparse.Namespace:
         help="the test images, one folder per class or an .npz file (default: what the run was tested on)",
     )  # fmt: skip
     parser.add_argument(
+        "--side", choices=("test", "validation", "train"), default="test",
+        help="which of the run's images; training images without augmented ones (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="open no browser, only print the App's address"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.test_dir and arguments.side != "test":
+        raise UserError(f"--test-dir and --side {arguments.side} exclude each other")
+    return arguments
 
 
 def _start_fiftyone() -> None:
@@ -179,6 +187,18 @@ def _serve(dataset: fiftyone.Dataset) -> Iterator[tuple[ServerService, str]]:
         yield server, f"http://{address}:{port}/datasets/{quote(dataset.name)}"
     finally:
         server.stop()
+
+
+def _make_entry(page: Path, address: str) -> str:
+    """The address of a page that opens the App, and first notes in the browser that its advertisement was seen.
+
+    Else that would cover the images. FiftyOne's server itself serves the page, since each server has its own notes.
+    """
+    page.write_text(
+        f"<script>localStorage.setItem('fiftyone-enterprise-tooltip-seen', 'true'); location.replace('{address}')"
+        "</script>"
+    )
+    return f"{address.partition('/datasets/')[0]}/media?filepath={quote(str(page))}"
 
 
 def _free_port(address: str, preferred: int) -> int:

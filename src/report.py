@@ -80,11 +80,11 @@ def _parse() -> argparse.Namespace:
         "--runs", type=Path, metavar="FILE", help="report on a table of the form of clean_runs.csv instead"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("clean_runs.csv"), metavar="FILE",
+        "--output", type=Path, default=Path("saved_models/clean_runs.csv"), metavar="FILE",
         help="where the table of all runs goes; not written with --runs (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--figures-dir", type=Path, default=Path("readme_images/results"), metavar="DIR",
+        "--figures-dir", type=Path, default=Path("saved_models/figures/report"), metavar="DIR",
         help="where the figures go (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dataset.reading import read_image, upright_rgb
 from helpers import REPOSITORY, imported_for_help
 from models import build_model
 from pipeline.checkpoints import Checkpoint
-from pipeline.exploration import find_heatmaps, find_test_sets, test_again
+from pipeline.exploration import find_heatmaps, find_images, test_again
 from pipeline.hardware import Hardware
 from pipeline.prediction import TrainedRun, load_run, predict_files
 from pipeline.tester import class_activation_maps
@@ -70,7 +71,7 @@ def explored(place, tmp_path, monkeypatch):
     """The run, and what is shown of its test images."""
     monkeypatch.chdir(place)
     run = load_run(Path("run"), "best_val_acc")
-    return run, test_again(run, find_test_sets(Path("run"), run.classes), tmp_path)
+    return run, test_again(run, find_images(Path("run"), run.classes), tmp_path)
 
 
 def test_answers_are_those_of_predict_py(explored):
@@ -91,7 +92,7 @@ def test_a_cache_that_another_user_keeps_to_themselves_is_done_without(place, be
     run = load_run(Path("run"), "best_val_acc")
 
     def explore(pictures):
-        tested = test_again(run, find_test_sets(Path("run"), run.classes), pictures)
+        tested = test_again(run, find_images(Path("run"), run.classes), pictures)
         return [(each.path, each.confidence) for each in tested]
 
     for name in ("first", "second"):
@@ -141,13 +142,13 @@ def test_test_images_may_be_elsewhere_now(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = load_run(place / "run", "best_val_acc")
     moved = shutil.copytree(place / "pictures", tmp_path / "moved" / "pictures")
-    (folder,) = find_test_sets(place / "run", run.classes, [moved])
+    (folder,) = find_images(place / "run", run.classes, [moved])
     assert len(folder.paths) == 13
     assert folder.paths[0].parents[1] == moved
     with pytest.raises(UserError, match="there is no folder elsewhere"):
-        find_test_sets(place / "run", run.classes, [Path("elsewhere")])
+        find_images(place / "run", run.classes, [Path("elsewhere")])
     with pytest.raises(UserError, match=r"moved has the classes pictures now|moved has a single class"):
-        find_test_sets(place / "run", run.classes, [tmp_path / "moved"])
+        find_images(place / "run", run.classes, [tmp_path / "moved"])
 
 
 def test_near_duplicates_share_a_number_within_their_set(tiny_model, make_folder, tmp_path, monkeypatch):
@@ -166,7 +167,7 @@ def test_near_duplicates_share_a_number_within_their_set(tiny_model, make_folder
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.json").write_text('{"test_dir": ["first", "second"]}')
     (tmp_path / "pictures").mkdir()
-    tested = test_again(run, find_test_sets(Path("run"), run.classes), tmp_path / "pictures")
+    tested = test_again(run, find_images(Path("run"), run.classes), tmp_path / "pictures")
     groups = {str(each.path): each.group for each in tested if each.group}
     same = ("A/1.png", "B/small.jpg", "A/copy.jpg")
     assert groups == {f"{name}/{file}": number for number, name in ((1, "first"), (2, "second")) for file in same}
@@ -180,10 +181,10 @@ def test_near_duplicates_share_a_number_within_their_set(tiny_model, make_folder
     [
         (
             {"test_dir": ["nowhere"]},
-            "there is no nowhere, which run was tested on: name its test images with --test-dir",
+            "there is no nowhere, which holds the test images of run: name its test images with --test-dir",
         ),
-        ({}, "settings.json names no test set"),
-        ({"test_dir": "test"}, "settings.json names no test set"),
+        ({}, "settings.json names no test images"),
+        ({"test_dir": "test"}, "settings.json names no test images"),
         ({"test_dir": ["others"]}, "others has the classes one, three now, and run was trained on one, two"),
     ],
     ids=["gone", "none", "no list", "other classes"],
@@ -203,6 +204,12 @@ def test_errors_are_told_in_one_line_before_fiftyone_starts(tmp_path, monkeypatc
     assert stop.value.code == 2
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_test_dir_and_another_side_exclude_each_other(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["explore.py", "run", "--side", "train", "--test-dir", "test"])
+    with pytest.raises(UserError, match="--test-dir and --side train exclude each other"):
+        program.main()
 
 
 def test_help_does_not_wait_for_heavy_imports():
@@ -252,10 +259,17 @@ def test_the_dataset_has_all_that_is_told_and_goes_afterwards(database, explored
 
 
 @pytest.fixture
-def app(database, place):
-    """The program, started in a shell; gives it and the line that it prints."""
-    command = [sys.executable, str(REPOSITORY / "src" / "explore.py"), "run", "--no-browser"]
+def app(database, place, tmp_path):
+    """The program, started in a shell; gives it and the line that it prints.
+
+    In the place of a browser is a program that writes down which address it is given.
+    """
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho \"$1\" > '{tmp_path}/opened'\n")
+    browser.chmod(0o755)
+    command = [sys.executable, str(REPOSITORY / "src" / "explore.py"), "run"]
     environment = {**os.environ, "FIFTYONE_DEFAULT_APP_PORT": "0"}  # any port that is free
+    environment["BROWSER"] = f"{browser} %s"
     environment.pop("FIFTYONE_PRIVATE_DATABASE_PORT", None)
     process = subprocess.Popen(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -276,7 +290,7 @@ pictures => pictures.map(picture => ({
 
 
 @pytest.mark.slow
-def test_the_app_shows_the_images_and_filters_for_mistakes(page, app, explored):
+def test_the_app_shows_the_images_and_filters_for_mistakes(page, app, explored, tmp_path):
     process, line = app
     _, tested = explored
     mistakes = sum(each.truth != each.prediction for each in tested)
@@ -285,7 +299,10 @@ def test_the_app_shows_the_images_and_filters_for_mistakes(page, app, explored):
 
     media = []
     page.on("response", lambda response: media.append(response) if "/media" in response.url else None)
-    page.goto(address)
+    while not (tmp_path / "opened").exists():
+        time.sleep(0.1)
+    page.goto((tmp_path / "opened").read_text().strip())
+    page.wait_for_url(address)
     pictures = page.locator("[data-cy=looker]")
     pictures.nth(len(tested) - 1).wait_for()  # all of them fit into the window
     page.get_by_text(f"{len(tested)} samples", exact=True).wait_for()
@@ -295,7 +312,7 @@ def test_the_app_shows_the_images_and_filters_for_mistakes(page, app, explored):
         page.wait_for_event("response")
     assert {response.status for response in media} <= {200, 206, 304}
 
-    page.get_by_text("Dismiss").click()  # of an advertisement
+    assert page.get_by_text("Dismiss").count() == 0, "there was to be no advertisement over the images"
     page.locator("[data-cy=sidebar-field-arrow-enabled-mistake]").click()
     page.locator("[data-cy=categorical-filter-mistake] [data-cy=checkbox-True]").click()
     page.get_by_text(f"{mistakes} samples", exact=True).wait_for()

@@ -158,7 +158,7 @@ def test_reads_and_writes_the_runs_of_a_folder(program, models_dir):
     status, out, err = program()
     assert status == 0
     assert err == ""
-    with Path("clean_runs.csv").open(newline="") as file:
+    with Path("saved_models/clean_runs.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == [
         "", "Modelname", "Group",
@@ -210,7 +210,7 @@ def test_a_second_call_changes_no_file(program, models_dir, tmp_path):
     before = digests(tmp_path)
     assert program() == first
     assert digests(tmp_path) == before
-    assert {Path(name).name for name in before if name.startswith("readme_images/results/")} == {
+    assert {Path(name).name for name in before if name.startswith("saved_models/figures/report/")} == {
         "CNNBasic_top5.png", "ResNet_top5.png", "overall_top5.png",
     }  # fmt: skip
 
@@ -258,7 +258,7 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
     write_metrics(places[0], make_metrics(run_name("ResNet18", lr=1e-05), "ResNet", (68 / 105, 0.5, 0.4), seed=1))
     status, out, err = program("--models-dir", *places)
     assert (status, err) == (0, "")
-    with Path("clean_runs.csv").open(newline="") as file:
+    with Path("saved_models/clean_runs.csv").open(newline="") as file:
         assert [row["seed"] for row in csv.DictReader(file)] == ["1", "2", "3", "1"]
     # By hand: mean 66, standard deviation 6, t of 2 degrees of freedom 4.3027.
     half = 4.3027 * 6 / math.sqrt(3)
@@ -273,9 +273,9 @@ def test_runs_of_several_seeds_count_as_their_mean(program, tmp_path):
         rf"{interval} +60\.00% +40\.00% +67\.62%, the best of 160 by test",
         program("--models-dir", *places, "--published")[1],
     )
-    assert read_table(Path("clean_runs.csv"))[0] == read_models(*places)[0]
-    assert program("--runs", "clean_runs.csv")[1] == out
-    (told,) = json.loads(program("--runs", "clean_runs.csv", "--json")[1])["experiments"]
+    assert read_table(Path("saved_models/clean_runs.csv"))[0] == read_models(*places)[0]
+    assert program("--runs", "saved_models/clean_runs.csv")[1] == out
+    (told,) = json.loads(program("--runs", "saved_models/clean_runs.csv", "--json")[1])["experiments"]
     assert told["runs"] == {"ResNet": 4}
     assert {column: round(mean, 4) for column, mean in told["means"][0]["means"].items()} == {
         "val_accuracy": 0.6, "val_per_class_accuracy": 0.4,
@@ -601,7 +601,7 @@ def test_validations_pick_stands_beside_the_test_sets(tmp_path, program):
         ("VGG", "2", "test", "0.9", "80.00%"), ("VGG", "2", "validation", "0.8", "60.00%"),
     ]  # fmt: skip
     assert "2 runs do not say on how many images" in err
-    assert not Path("clean_runs.csv").exists()
+    assert not Path("saved_models/clean_runs.csv").exists()
 
 
 # Figures.
@@ -757,12 +757,12 @@ def test_more_than_a_thousand_runs(program, tmp_path):
 
 
 def test_a_table_with_other_runs_is_moved_aside_not_lost(program, models_dir, tmp_path):
-    file = write_rows(tmp_path / "clean_runs.csv", [make_row(run_name(), 0.6)])
+    file = write_rows(tmp_path / "saved_models" / "clean_runs.csv", [make_row(run_name(), 0.6)])
     before = file.read_bytes()
     status, _, err = program()
     assert status == 0
-    assert "clean_runs.csv held other runs too: it is now clean_runs_replaced_1.csv" in err
-    assert (tmp_path / "clean_runs_replaced_1.csv").read_bytes() == before
+    assert "saved_models/clean_runs.csv held other runs too: it is now saved_models/clean_runs_replaced_1.csv" in err
+    assert (tmp_path / "saved_models" / "clean_runs_replaced_1.csv").read_bytes() == before
     runs, _ = read_table(file)
     assert write_table(runs, file) is None
     file.write_text("precious")

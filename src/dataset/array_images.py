@@ -340,7 +340,7 @@ def main() -> int:
     look = commands.add_parser("inspect", help="draw sets side by side, and tell how they differ")
     look.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a folder of class folders, or an .npz file")
     look.add_argument(
-        "--out", type=Path, default=Path("readme_images/array_images"), metavar="DIR",
+        "--out", type=Path, default=Path("saved_models/figures/arrays"), metavar="DIR",
         help="for the figures (default: %(default)s)",
     )  # fmt: skip
     arguments = parser.parse_args()

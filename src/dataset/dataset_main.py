@@ -155,7 +155,7 @@ def main() -> int:
             "dataset_testing",
             "the same to test on; a class that has images there keeps them as they are",
         ),
-        ("--figures-dir", "readme_images/dataset_images", "for the figures"),
+        ("--figures-dir", "saved_models/figures/dataset", "for the figures"),
     ):
         parser.add_argument(
             flag, type=Path, default=Path(default), metavar="DIR", help=f"{purpose} (default: %(default)s)"

@@ -21,10 +21,11 @@ from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches, load_test_set, make_loader
 from pipeline.inference import BATCH, predict
 from pipeline.prediction import TrainedRun
-from pipeline.splits import find_held_out
+from pipeline.splits import find_side
 from pipeline.tester import class_activation_maps
 
 _log = logging.getLogger(__name__)
+SIDES = ("test", "validation", "train")  # of a run's images
 _SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
 _SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP"}
 
@@ -75,34 +76,38 @@ class TestedImage:
         return self.prediction != self.truth
 
 
-def find_test_sets(run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = ()) -> list[ImageFolder]:
-    """Lists what a run was tested on; opens no image.
+def find_images(
+    run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = (), side: str = SIDES[0]
+) -> list[ImageFolder]:
+    """Lists what a run was tested on, or another side of its split; opens no image.
 
     Args:
         run_dir: the run's folder.
         classes: that it was trained on.
         test_dirs: where the test sets are; by default, where `settings.json` says that they were.
+        side: one of `SIDES`.
 
     Raises:
-        UserError: a test set is not there, or is of other classes.
+        UserError: images are not there, or are of other classes.
     """
     settings = read_json(run_dir / "settings.json")
     names = test_dirs or settings.get("test_dir")
-    held_out = names == [] and isinstance(settings.get("data_dir"), str)
-    if held_out:
+    divided = side != SIDES[0] or names == []  # sides of one folder, as split.csv names them
+    if divided and isinstance(settings.get("data_dir"), str):
         names = [settings["data_dir"]]
     if not isinstance(names, list) or not names:
-        raise UserError(f"{run_dir / 'settings.json'} names no test set: train again with --restart")
+        raise UserError(f"{run_dir / 'settings.json'} names no {side} images: train again with --restart")
     directories = [Path(str(name)) for name in names]
     for directory in directories:
         if not test_dirs and not directory.exists():
+            remedy = "name its test images with --test-dir, or " if side == SIDES[0] else ""
             raise UserError(
-                f"there is no {directory}, which {run_dir} was tested on: "
-                "name its test images with --test-dir, or start this in the folder that the run was started in"
+                f"there is no {directory}, which holds the {side} images of {run_dir}: "
+                f"{remedy}start this in the folder that the run was started in"
             )
     folders = [read_folder(directory) for directory in directories]
-    if held_out:
-        folders = [find_held_out(folder, run_dir) for folder in folders]
+    if divided:
+        folders = [find_side(folder, run_dir, side) for folder in folders]
     for folder in folders:
         if folder.classes != tuple(map(canonical, classes)):
             raise UserError(

@@ -187,21 +187,24 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
     return [folder.subset(training), replace(folder.subset(testing), part=_TEST, passed_over={})]
 
 
-def find_held_out(folder: ImageFolder, run_dir: Path) -> ImageFolder:
-    """The images of a folder that a run held out and was tested on, by its `split.csv`.
+def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
+    """The images of a folder that a run trained on, validated on, or held out to test on, by its `split.csv`.
 
     Raises:
-        UserError: they are not there.
+        UserError: there are none, or they are not there.
     """
     rows = read_rows(run_dir / "split.csv", ("file", "side"))
-    names = {row["file"] for row in rows if row["side"] == _TEST}
+    names = {row["file"] for row in rows if row["side"] == side}
     places = [place for place in range(len(folder.paths)) if folder.name_of(place) in names]
-    if not names or len(places) < len(names):
+    if not names:
+        raise UserError(f"{run_dir} has no {side} images: split.csv names none")
+    if len(places) < len(names):
+        remedy = ", or name test images with --test-dir" if side == _TEST else ""
         raise UserError(
-            f"{folder.directory} holds {len(places)} of the {len(names)} images that {run_dir} was tested on: bring "
-            "them back, or name test images with --test-dir"
+            f"{folder.directory} holds {len(places)} of the {len(names)} {side} images of {run_dir}: bring them back"
+            + remedy
         )
-    return replace(folder.subset(places), part=_TEST)
+    return replace(folder.subset(places), part=side)
 
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:

@@ -53,7 +53,7 @@ def test_each_experiment_has_a_heading_a_json_entry_and_figures(two):
     told = json.loads(start("report.py", "--json", cwd=place).stdout)
     assert [experiment["data"]["digest"] for experiment in told["experiments"]] == ["aaaaaaaa", "bbbbbbbb"]
     assert [experiment["classes"] for experiment in told["experiments"]] == [["cat", "dog"], list("pqrs")]
-    figures = {path.relative_to(place / "readme_images/results") for path in place.rglob("*.png")}
+    figures = {path.relative_to(place / "saved_models/figures/report") for path in place.rglob("*.png")}
     assert {str(path) for path in figures} == {
         "photos_aaaaaaaa_tested_on_testing_aaaaaaaa_20_images/SmallVGG_top5.png",
         "photos_aaaaaaaa_tested_on_testing_aaaaaaaa_20_images/overall_top5.png",
@@ -61,7 +61,7 @@ def test_each_experiment_has_a_heading_a_json_entry_and_figures(two):
         "photos_bbbbbbbb_tested_on_testing_bbbbbbbb_20_images/SmallResNet_top5.png",
         "photos_bbbbbbbb_tested_on_testing_bbbbbbbb_20_images/overall_top5.png",
     }
-    again = start("report.py", "--markdown", "--runs", "clean_runs.csv", cwd=place)
+    again = start("report.py", "--markdown", "--runs", "saved_models/clean_runs.csv", cwd=place)
     assert again.stdout == result.stdout
 
 
@@ -218,7 +218,7 @@ def test_only_runs_without_validation(tmp_path):
     result = start("report.py", cwd=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (0, 1)
     assert "Trained on all images, without validation" in result.stdout
-    again = start("report.py", "--runs", "clean_runs.csv", cwd=tmp_path)
+    again = start("report.py", "--runs", "saved_models/clean_runs.csv", cwd=tmp_path)
     assert (again.stdout, again.stderr) == (result.stdout, result.stderr)
 
 
