@@ -20,7 +20,7 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature of the lowest cross-entropy.
+    """Return the temperature of the lowest cross-entropy, averaged over classes, as checkpoints are selected.
 
     Without a mistake the loss would fall for ever as the temperature falls, so that it says nothing: it is 1 then.
 
@@ -32,15 +32,19 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     if (logits.argmax(axis=1) == labels).all():
         return 1.0
-    found = minimize_scalar(lambda log: _loss(logits, labels, np.exp(log)), bounds=np.log(_RANGE), method="bounded")
-    return float(np.exp(found.x))
+    weights = 1 / np.bincount(labels)[labels]
+
+    def loss(logarithm: float) -> float:
+        return float(np.average(_losses(logits, labels, np.exp(logarithm)), weights=weights))
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(_RANGE), method="bounded").x))
 
 
 def score_calibration(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, float]:
     """Return `loss`, in nats, and `calibration_error`, 0 to 1, of logits (N, C) at a temperature."""
     probabilities = calibrated(logits, temperature)
     return {
-        "loss": _loss(logits, labels, temperature),
+        "loss": float(_losses(logits, labels, temperature).mean()),
         "calibration_error": sort_by_confidence(probabilities, labels).error,
     }
 
@@ -50,7 +54,8 @@ def sort_by_confidence(probabilities: np.ndarray, labels: np.ndarray) -> Calibra
     return Calibration.of(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
 
 
-def _loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+def _losses(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """(N,) in nats."""
     from scipy.special import log_softmax
 
-    return float(-log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(len(labels)), labels].mean())
+    return -log_softmax(logits.astype(np.float64) / temperature, axis=1)[np.arange(len(labels)), labels]

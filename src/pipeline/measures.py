@@ -38,11 +38,11 @@ def top_confusions(confusion: np.ndarray, most: int) -> list[tuple[int, int]]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of what at least two numbers are a sample of, by Student's t."""
+    """The 95 % interval of the mean of shares, 0 to 1, of which at least two are a sample, by Student's t."""
     from scipy.stats import t  # takes a second to import
 
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+    return max(0.0, fmean(values) - half), min(1.0, fmean(values) + half)
 
 
 def newcombe_interval(first: float, first_count: int, second: float, second_count: int) -> tuple[float, float]:

@@ -49,7 +49,7 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
                 "they are reported separately"
             )
         for run, one in zip(found, settings, strict=True):
-            apart = (f"{key.replace('_', ' ')} {'unknown' if one.get(key) is None else one[key]}" for key in differing)
+            apart = (f"{key.replace('_', ' ')} {one.get(key, 'unknown')}".replace("None", "none") for key in differing)
             merged.append(replace(run, apart=tuple(apart)))
     return merged, notes
 

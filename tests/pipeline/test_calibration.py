@@ -32,12 +32,27 @@ def test_the_scale_of_logits_is_found(scale):
 
 
 @given(count=st.integers(2, 30), classes=st.integers(2, 4), seed=st.integers(0, 2**16))
-def test_no_answer_changes_and_no_loss_grows(count, classes, seed):
+def test_no_answer_changes_and_the_mean_over_classes_of_the_loss_does_not_grow(count, classes, seed):
     logits, labels = draw(count, classes, 5.0, seed)
     temperature = fit_temperature(logits, labels)
     assert np.array_equal(calibrated(logits, temperature).argmax(axis=1), logits.argmax(axis=1))
-    before, after = (score_calibration(logits, labels, value)["loss"] for value in (1.0, temperature))
+    before, after = (
+        np.mean([
+            score_calibration(logits[labels == label], labels[labels == label], value)["loss"]
+            for label in np.unique(labels)
+        ])
+        for value in (1.0, temperature)
+    )  # fmt: skip
     assert after <= before + 1e-6
+
+
+def test_a_large_class_counts_no_more_than_a_small_one():
+    logits, labels = draw(1000, 2, 3.0)
+    small = np.flatnonzero(labels == 1)[:50]
+    unequal = np.concatenate([np.flatnonzero(labels == 0), small])
+    copies = np.concatenate([np.repeat(np.flatnonzero(labels == 0), 50), np.tile(small, np.sum(labels == 0))])
+    expected = fit_temperature(logits[copies], labels[copies])
+    assert fit_temperature(logits[unequal], labels[unequal]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_without_a_mistake_there_is_nothing_to_learn():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as reference
 
 from pipeline.measures import (
@@ -11,6 +12,7 @@ from pipeline.measures import (
     bootstrap_interval,
     expected_best,
     mcnemar_test,
+    mean_interval,
     paired_interval,
     score_classes,
     top_confusions,
@@ -123,6 +125,19 @@ def test_the_expected_best_of_one_run_is_its_accuracy():
     for accuracy, images in ((0.0, 7), (0.3, 105), (1.0, 7), (0.25, 10**9)):
         assert expected_best(accuracy, images, 1) == pytest.approx(accuracy)
     assert expected_best(1.0, 7, 100) == 1
+
+
+def test_the_interval_of_a_mean_is_scipys_within_0_and_1():
+    values = [0.5, 0.6, 0.55]
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert mean_interval(values) == pytest.approx(expected)
+    assert mean_interval([0.02, 0.98]) == (0, 1)
+
+
+def test_tendency():
+    confidences = np.full(100, 0.9)
+    for right, tendency in ((80, "overconfident"), (97, "underconfident"), (90, "well calibrated on average")):
+        assert Calibration.of(confidences, np.arange(100) < right).tendency == tendency
 
 
 def test_top_confusions():
