@@ -73,19 +73,23 @@ def test_flags_and_defaults_are_those_of_help(command, tmp_path):
 def test_the_results_are_what_the_report_prints(tmp_path):
     printed = []
     tables = {
-        "clean_runs.csv": "seed_*", "folds.csv": "folds",
-        "earlier_runs.csv": "random_split/seed_*", "leaks.csv": "with_leaks/seed_*",
+        "seeds.csv": ["seed_*"], "folds.csv": ["folds"], "frozen.csv": ["frozen"],
+        "finetuned.csv": ["pretrained/seed_*"], "clean_runs.csv": ["seed_*", "frozen", "pretrained/seed_*"],
+        "earlier_runs.csv": ["random_split/seed_*"], "leaks.csv": ["with_leaks/seed_*"],
     }  # fmt: skip
-    for file, runs in tables.items():
-        folders = sorted((REPOSITORY / "saved_models/results").glob(runs))
+    for file, patterns in tables.items():
+        results = REPOSITORY / "saved_models/results"
+        folders = [folder for pattern in patterns for folder in sorted(results.glob(pattern))]
         places = ("--output", tmp_path / file, "--figures-dir", tmp_path)
         result = start("report.py", "--models-dir", *folders, "--published", "--markdown", *places, cwd=tmp_path)
-        assert (result.returncode, result.stderr) == (0, "")
+        assert result.returncode == 0
+        assert "its runs differ in freeze_to" in result.stderr if len(patterns) > 1 else not result.stderr
         printed += result.stdout.splitlines()
     leak = [sys.executable, REPOSITORY / "benchmarks/leak.py"]
     printed += subprocess.run(leak, capture_output=True, text=True, check=True).stdout.splitlines()
     parts = (
         "results",
+        "pretrained-networks",
         "every-image-validated-once",
         "before-random-split-selection-by-plain-accuracy",
         "what-a-leak-does-to-a-score",
