@@ -153,8 +153,8 @@ class HeatmapFigure:
 
     def __init__(self, height: int, width: int) -> None:
         # Always of one form: to reckon a layout would cost more than to draw it.
-        self._figure = new_figure(10, 3.7, layout="none")
-        views = [self._figure.add_axes((left, 0.03, 0.295, 0.795)) for left in (0.005, 0.31, 0.615)]
+        self._figure = new_figure(10, 4.0, layout="none")  # high enough for a title of two lines
+        views = [self._figure.add_axes((left, 0.028, 0.295, 0.737)) for left in (0.005, 0.31, 0.615)]
         for axes, name in zip(views, ("image", "heatmap", "overlay"), strict=True):
             axes.set_title(name, fontsize=11, y=1.0)
             axes.axis("off")
@@ -165,7 +165,7 @@ class HeatmapFigure:
             0.5, 0.5, "nothing in the image\nspeaks for the prediction", color="white", ha="center", va="center",
             fontsize=11, transform=views[1].transAxes,
         )  # fmt: skip
-        bar = self._figure.add_axes((0.925, 0.03, 0.015, 0.795))
+        bar = self._figure.add_axes((0.925, 0.028, 0.015, 0.737))
         self._figure.colorbar(self._maps[0], cax=bar, label="activation")
 
     def save(self, image: np.ndarray, heatmap: np.ndarray, title: str, path: Path) -> None:
@@ -183,5 +183,5 @@ class HeatmapFigure:
             shown.set_data(heatmap)
         self._maps[1].set_alpha(0.7 * heatmap)  # the image stays clear elsewhere
         self._remark.set_visible(not heatmap.any())
-        self._figure.suptitle(title, fontsize=13)
+        self._figure.suptitle(title, fontsize=12)
         save_figure(self._figure, path)
