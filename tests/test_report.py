@@ -767,7 +767,7 @@ def test_a_table_with_other_runs_is_moved_aside_not_lost(program, models_dir, tm
     assert write_table(runs, file) is None
     file.write_text("precious")
     assert write_table(runs, file) == tmp_path / "saved_models" / "clean_runs_replaced_2.csv"
-    assert (tmp_path / "clean_runs_replaced_2.csv").read_text() == "precious"
+    assert (tmp_path / "saved_models" / "clean_runs_replaced_2.csv").read_text() == "precious"
 
 
 BAD = [
