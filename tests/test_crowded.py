@@ -118,7 +118,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(finished, kiloby
     assert [why_damaged(path) for path in final_files(finished / "full") if why_damaged(path)] == []
     assert not list((finished / "full").rglob("*.partial*"))
     found = results(finished / "later" / "saved_models")
-    naming_folders = {"settings.json", "metrics.json"}
+    naming_folders = {"settings.json", "metrics.json", "model_card.md"}
     assert {name for name in expected if found.get(name) != expected[name]} == naming_folders
 
 
