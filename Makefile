@@ -25,7 +25,7 @@ figures: $(VENV)/.installed
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh src/*.sh benchmarks/*.sh)
+	$(VENV)/bin/shellcheck .ci/run $(wildcard *.sh src/*.sh benchmarks/*.sh readme_images/*.sh)
 
 $(VENV)/.installed: requirements.txt constraints.txt src/install.sh
 	$(PYTHON) -m venv $(VENV)

@@ -49,9 +49,14 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
                 "they are reported separately"
             )
         for run, one in zip(found, settings, strict=True):
-            apart = (f"{key.replace('_', ' ')} {one.get(key, 'unknown')}".replace("None", "none") for key in differing)
+            apart = (f"{key.replace('_', ' ')} {_tell(run, key, one.get(key))}" for key in differing)
             merged.append(replace(run, apart=tuple(apart)))
     return merged, notes
+
+
+def _tell(run: Run, key: str, value: Any) -> str:
+    """A setting in words: None where the run's own settings say so, else nobody knows it."""
+    return str(value) if value is not None else "none" if key in run.settings else "unknown"
 
 
 def _differ(first: dict[str, Any], second: dict[str, Any], key: str) -> bool:
