@@ -1,4 +1,4 @@
-"""On a GPU a run computes what it computes on a CPU, waits for nothing in its batches, and resumes exactly."""
+"""Runs on a GPU compute what they compute on a CPU, never wait within a batch, and resume exactly."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_the_drawn_sample_alone_will_do(train, tmp_path):
     assert train("drawn")[0] == 0
 
 
-def spoil(folder, fault):
+def break_folder(folder, fault):
     if fault == "no folders":
         for path in folder.glob("*/*.png"):
             path.rename(folder / f"{path.parent.name}_{path.name}")
@@ -222,7 +222,7 @@ def spoil(folder, fault):
     ],
 )
 def test_what_is_wrong_with_a_folder_is_told_in_one_line(train, make_folder, fault, message):
-    spoil(make_folder("photos", {"Axe": 5, "Book": 5}), fault)
+    break_folder(make_folder("photos", {"Axe": 5, "Book": 5}), fault)
     before = digests(Path("photos"))
     status, _, notes = train("photos")
     assert status == 2

@@ -2,7 +2,7 @@
 
 All runs train to the first rung, a number of epochs. The best share of them trains to the next, and so on. What is best
 is read from the `history.csv` of each run, so that nothing else has to be kept: a sweep that was killed, or several
-programs that share its runs, come to the same choice.
+programs that share its runs, make the same choice.
 """
 
 from __future__ import annotations

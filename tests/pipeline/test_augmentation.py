@@ -93,10 +93,13 @@ def test_colours_change_within_their_bounds_and_images_differ():
     assert augment(images * 2, Augmentation(colour=0.9)).max() <= 255
 
 
-def test_no_tensor_is_made_from_a_list(no_tensors_from_lists):
+def test_no_tensor_is_made_from_a_list(tensors_from_lists):
     everything = Augmentation(0.5, 0.5, 0.2, 0.5, 0.1, 10, 10, 0.1)
-    with no_tensors_from_lists:
+    with tensors_from_lists as made:
         augment(torch.rand(4, 3, 16, 16) * 255, everything, 8)
+        assert made == []
+        torch.tensor([1.0])
+        assert len(made) == 1, "the watch was to see it"
 
 
 def test_erasing_fills_a_rectangle_of_its_share_of_images_with_the_mean_colour():

@@ -1,4 +1,4 @@
-"""Images unlike the training images are told, at the stated rate of wrong refusals, by any of the models."""
+"""Images unlike the training images are recognised, at the stated rate of wrong refusals, by any of the models."""
 
 import numpy as np
 import pytest
