@@ -87,14 +87,7 @@ def run(
 
     torch.manual_seed(settings.seed)
     with distributed.first_alone():  # the others find pretrained weights downloaded, and the images decoded
-        model = build_model(
-            settings.model_type,
-            len(classes),
-            settings.pretrained,
-            settings.weights,
-            settings.freeze_to,
-            settings.image_size,
-        )
+        model = _build(settings, len(classes))
         folders = find_range(folders, cache)
         # Without test folders, on which the folds must not depend; with the part of this folder that is held out.
         held_out = next((folder for folder in folders[1:] if folder.part), None)
@@ -123,31 +116,53 @@ def run(
             distributed.leave()
             if not trainer.finished:
                 return None
-            validation = learned = None
-            if trainer.validates:
-                validation, learned = data.validation_set, LearnedImages.of(model, data, hardware, cache)
-            tester = Tester(model, classes, test_sets, settings, hardware, validation, learned)
+            tester = _make_tester(trainer, test_sets, cache)
             metrics = _gather(settings, described, model, data, trainer, tester.test())
-            metrics |= {
-                "data": {
-                    **images,
-                    "groups": len(data.split.group_sizes(data.folder)),
-                    "folds": data.split.folds,
-                    "classes": _count_originals(data),
-                },
-                "baseline": {
-                    test_set.name: score_baseline(
-                        data, test_set, tester.predictions(settings.checkpoints[0], test_set), cache
-                    )
-                    for test_set in test_sets
-                },
-                "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
-                "images_digest": _digest(folders, cache),
+            metrics |= _describe_images(images, data)
+            metrics["images_digest"] = _digest(folders, cache)
+            metrics["baseline"] = {
+                test_set.name: score_baseline(
+                    data, test_set, tester.predictions(settings.checkpoints[0], test_set), cache
+                )
+                for test_set in test_sets
             }
             logger.log_results(trainer.history, metrics, tester.figures)
         finally:
             logger.finish()
     return metrics
+
+
+def _build(settings: Settings, classes: int) -> Classifier:
+    return build_model(
+        settings.model_type,
+        classes,
+        settings.pretrained,
+        settings.weights,
+        settings.freeze_to,
+        settings.image_size,
+    )
+
+
+def _make_tester(trainer: Trainer, test_sets: Sequence[TestSet], cache: Cache) -> Tester:
+    """Make what tests a trained run; without validation it has nothing to calibrate by."""
+    data, model, hardware = trainer.data, trainer.model, trainer.hardware
+    validation = learned = None
+    if trainer.validates:
+        validation, learned = data.validation_set, LearnedImages.of(model, data, hardware, cache)
+    return Tester(model, data.classes, test_sets, trainer.settings, hardware, validation, learned)
+
+
+def _describe_images(images: dict[str, Any], data: TrainingData) -> dict[str, Any]:
+    """What `metrics.json` says of the images, by what `describe_data` found."""
+    return {
+        "data": {
+            **images,
+            "groups": len(data.split.group_sizes(data.folder)),
+            "folds": data.split.folds,
+            "classes": _count_originals(data),
+        },
+        "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
+    }
 
 
 def is_of_other_images(metrics: dict[str, Any], folders: Sequence[ImageFolder], cache: Cache) -> bool:
