@@ -30,14 +30,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from measuring import RESULTS, Timed, has_gpu, machine_name, measure, three_digits  # isort: skip  (it says where the others are)
+from measuring import RESULTS, has_gpu, machine_name, measure, three_digits  # isort: skip  (it says where the others are)
 from ceiling import take_turns
 from common import ArgumentParser, available_cores, run_program, write_json
 from dataset.folders import read_folder
 from experiment import extrapolate
 from groups import draw_photograph
 from models import build_model
-from pacing import Pace, describe, pace_of_project
+from pacing import Pace, describe, pace_of_project, time_reference
 from peers import compare
 from pipeline.settings import Settings
 
@@ -271,14 +271,7 @@ def pace_of_reference(settings: Settings, batches: int) -> Pace:
     paths = [folder.paths[place] for place in some]
     run = reference.image_run(model, paths, folder.labels[some], places, places, settings.batch_size)
     ready = time.perf_counter() - begin
-    train = run.train_loader = Timed(run.train_loader, batches)
-    run.train()
-    validation = run.validation_loader = Timed(run.validation_loader, batches)
-    run.validate()
-    with tempfile.TemporaryDirectory() as place:
-        begin = time.perf_counter()
-        run.save(Path(place))
-        saving = time.perf_counter() - begin
+    train, validation, saving = time_reference(run, batches)
     rates = train.seconds / train.images, validation.seconds / validation.images
     waits = train.waited + validation.waited
     return Pace(ready, *rates, train.warm_up, waits, saving, (train.images, validation.images), IMAGES)

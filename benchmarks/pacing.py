@@ -148,13 +148,18 @@ def pace_of_reference(settings: Settings, batches: int) -> Pace:
     else:
         run = reference.image_run(model, folder.paths, folder.labels, *arguments)
     ready = time.perf_counter() - begin
+    train, validation, saving = time_reference(run, batches)
+    return _pace(ready, train, validation, saving, (len(split.train), len(split.validation)))
+
+
+def time_reference(run: Any, batches: int) -> tuple[Timed, Timed, float]:
+    """Trains and validates a run of the reference for some batches, and saves it; returns both loaders and seconds."""
     train = run.train_loader = Timed(run.train_loader, batches)
     run.train()
     validation = run.validation_loader = Timed(run.validation_loader, batches)
     run.validate()
     with tempfile.TemporaryDirectory() as place:
-        saving = _seconds(lambda: run.save(Path(place)))
-    return _pace(ready, train, validation, saving, (len(split.train), len(split.validation)))
+        return train, validation, _seconds(lambda: run.save(Path(place)))
 
 
 def _build(settings: Settings, classes: int) -> Any:
