@@ -154,7 +154,9 @@ def _testing(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"{results['model']}: testing {results['checkpoints']} checkpoints with {results['heatmaps']} heatmaps",
         f"{results['seconds']['project']:g} s",
-        f"the plain reference: {results['seconds']['reference']:g} s, {results['ratio']:g} times as long",
+        f"the plain reference: {results['seconds']['reference']:g} s, {results['ratio']:g} times as long; the passes "
+        f"of the model alone: {results['seconds']['passes']:g} s, and the project {results['project to passes']:g} "
+        "times as much",
     )
 
 
@@ -166,7 +168,7 @@ def _peers(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
     others = (f"{name}: {side(values)}" for name, values in results["sides"].items() if name != "project")
     return (
-        f"{results['model']}: training; the first batch; the end of the third epoch, reckoned from "
+        f"{results['model']}: training; the first batch; the end of the third epoch, estimated from "
         f"{results['images timed']:g} images",
         side(results["sides"]["project"]),
         "; ".join(others),

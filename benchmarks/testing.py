@@ -1,7 +1,8 @@
-"""Testing a run with plots: three checkpoints, 27 heatmaps each, this project beside the plain reference, in turns.
+"""Measure the testing of a run with plots: three checkpoints, 27 heatmaps each, beside a plain reference, in turns.
 
-Both predict the test photographs, draw the confusion matrix, and explain nine images of each class: the project all of
-a checkpoint's in one batch, the reference one by one. Each side has its images already.
+Both sides predict the test photographs, draw the confusion matrix and explain nine images of each class: the project
+all of a checkpoint in one batch, the reference one by one. All images are decoded before. The third side, "passes", is
+the model alone: the forward passes of the predictions, and the forward and backward passes of the heatmaps.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PER_CLASS = 9
 def main() -> int:
     parser = ArgumentParser(description="Measures the testing of a run, with plots.")
     parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--per-class", type=int, default=PER_CLASS, metavar="N",
         help="images of a class that are explained (default: %(default)s)",
@@ -42,7 +43,11 @@ def main() -> int:
         save_checkpoints(settings)
         call = (settings, place / ".cache", arguments.per_class)
         measure(decode, settings, place / ".cache")
-        sides = {"reference": (test_reference, settings, arguments.per_class), "project": (test_project, *call)}
+        sides = {
+            "reference": (test_reference, settings, arguments.per_class),
+            "project": (test_project, *call),
+            "passes": (run_passes, *call),
+        }
         measured = measure_in_turns(arguments.repeats, sides)
         drawn = len(list(settings.run_dir.glob("heatmaps/*/*.png")))
         images = len(read_folder(testing_dir).paths)
@@ -55,6 +60,7 @@ def main() -> int:
         "repeats": arguments.repeats,
         "seconds": seconds,
         "ratio": three_digits(seconds["reference"] / seconds["project"]),
+        "project to passes": three_digits(seconds["project"] / seconds["passes"]),
     }
     for name, value in results.items():
         print(f"{name}: {value}")
@@ -117,6 +123,29 @@ def test_reference(settings: Settings, per_class: int) -> float:
         figures = settings.output_dir / "reference" / name
         figures.mkdir(parents=True, exist_ok=True)
         reference.test_checkpoint(model, settings.output_dir / f"{name}.pth", images, labels, explained, figures)
+    return time.perf_counter() - begin
+
+
+def run_passes(settings: Settings, cache_dir: Path, per_class: int) -> float:
+    """Seconds that the passes of the model take that testing needs at least."""
+    import torch
+
+    from pipeline.hardware import Hardware, set_up_torch
+    from pipeline.inference import compute_logits, evaluation_batch
+
+    set_up_torch()
+    test_set = load_images(settings, cache_dir)
+    images = torch.from_numpy(test_set.images[np.arange(len(test_set.paths))]).permute(0, 3, 1, 2)
+    hardware = Hardware.choose(settings.precision)
+    classes = len(set(test_set.labels.tolist()))
+    model = hardware.place(build_model(settings.model_type, classes)).eval()
+    begin = time.perf_counter()
+    for _ in CHECKPOINTS:
+        with torch.inference_mode():
+            for batch in images.split(evaluation_batch(settings)):
+                compute_logits(model, batch, hardware)
+        explained = images[: per_class * classes]
+        compute_logits(model, explained, hardware).sum().backward()
     return time.perf_counter() - begin
 
 

@@ -1,8 +1,12 @@
-"""Where a run computes, and in which precision."""
+"""The device, precision, memory format and number of threads of a run."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -12,7 +16,9 @@ from common import available_cores
 from models import is_of_timm
 from models.base import Classifier
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's numbers of these settings
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+_CLEARLY_FASTER = 1.5  # times; smaller differences can be noise
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,9 @@ class Hardware:
 
     @classmethod
     def choose(cls, precision: str = "auto", model_type: str = "") -> Hardware:
-        """The GPU where there is one; for "auto" bf16 where the hardware computes in it rather than imitating it.
+        """Choose the GPU if there is one, and for "auto" bf16 if the hardware supports it natively.
 
-        On a CPU timm's models get fp32: most have depthwise convolutions, which are trained no faster in bf16.
+        On a CPU, "auto" means fp32 for timm models: most use depthwise convolutions, which bf16 does not speed up.
         """
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         if precision == "auto":
@@ -35,11 +41,11 @@ class Hardware:
         return cls(device, precision)
 
     def autocast(self) -> AbstractContextManager:
-        """A context in which the forward pass computes in this precision."""
+        """Return a context in which the forward pass runs in this precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def place(self, model: Classifier, training: bool = False) -> Classifier:
-        """Moves a model here, in the memory format in which it runs, or trains, soonest."""
+        """Move a model to the device, in the memory format in which it runs or trains fastest."""
         first = training and model.trains_channels_first and self.device.type == "cpu" and self.precision == "fp32"
         model.image_format = torch.contiguous_format if first else torch.preserve_format
         return model.to(self.device, memory_format=torch.contiguous_format if first else torch.channels_last)
@@ -51,19 +57,18 @@ class Hardware:
 
 
 def set_up_torch() -> None:
-    """Set what every program needs before it computes: the number of cores, freed memory, and how a GPU computes."""
+    """Set the number of threads, the memory allocator and cuDNN. Every program calls this before it computes."""
     _keep_freed_memory()
     if available_cores() < torch.get_num_threads():
         torch.set_num_threads(available_cores())
-    torch.backends.cudnn.benchmark = True  # batches have few sizes: the fastest algorithm for each is found once
-    torch.backends.cudnn.allow_tf32 = False  # by default convolutions in fp32 would compute in TF32, of 10 bits
+    torch.backends.cudnn.benchmark = True  # pays off because batches have few different sizes
+    torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions run in TF32, with 10 bits of mantissa
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next batch, where it is glibc.
+    """Make glibc keep freed memory for the next batch instead of returning it to the operating system.
 
-    Otherwise it maps and unmaps large tensors in every step, which costs up to a third of the time of a step. The heap
-    holds somewhat more than is in use (`tests/pipeline/test_memory.py` measures it).
+    By default it maps and unmaps large tensors in every step (`benchmarks/ablation.py` measures the cost).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -71,8 +76,39 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def choose_threads(step: Callable[[], object]) -> int:
+    """Return the number of threads that is fastest on a CPU: all, or one if other programs occupy the cores.
+
+    Threads wait for each other in every layer. If another program uses one of the cores, two threads can be many times
+    slower than one. `OMP_NUM_THREADS` overrides the measurement.
+
+    Args:
+        step: a short piece of training, which is called a few times.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
+        return threads
+    step()  # warms up
+    seconds: dict[int, list[float]] = {threads: [], 1: []}
+    for _ in range(3):
+        for count, measured in seconds.items():
+            torch.set_num_threads(count)
+            begin = time.perf_counter()
+            step()
+            measured.append(time.perf_counter() - begin)
+    torch.set_num_threads(threads)
+    ratio = min(seconds[threads]) / min(seconds[1])
+    if ratio < _CLEARLY_FASTER:
+        return threads
+    _log.warning(
+        "one thread trains %.1f times as fast as %d, as when other programs use the cores: training with one "
+        "(OMP_NUM_THREADS sets the number)", ratio, threads,
+    )  # fmt: skip
+    return 1
+
+
 def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is Arm's
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16" is Arm's

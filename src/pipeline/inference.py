@@ -16,24 +16,24 @@ from pipeline.hardware import Hardware
 from pipeline.metrics import Scores
 from pipeline.settings import Settings
 
-BATCH = 32  # images at a time, where no settings say how many
+BATCH = 32  # images per batch, if no settings apply
 
 
 def evaluation_batch(settings: Settings) -> int:
-    """Images at a time in validation and testing: without what gradients need, twice as many take less memory."""
+    """Return the batch size for validation and testing: twice that of training, as no gradients take memory."""
     return 2 * settings.batch_size
 
 
 def compute_logits(model: nn.Module, images: Tensor, hardware: Hardware) -> Tensor:
-    """One batch, from the loader to the logits.
+    """Compute the logits of one batch.
 
     Args:
-        model: on the hardware's device; has `normalise`, as a `Classifier` has.
-        images: what that takes: (B, C, H, W), uint8 or float, or features; anywhere.
-        hardware: where and in which precision to compute.
+        model: a `Classifier` (or another module with `normalise`) on the hardware's device.
+        images: (B, C, H, W) uint8 or float, or features, on any device.
+        hardware: the device and precision.
 
     Returns:
-        (B, classes) float32, on the device.
+        (B, classes) float32, on the hardware's device.
     """
     images = images.to(hardware.device, non_blocking=True)
     with hardware.autocast():
@@ -45,7 +45,7 @@ def compute_logits(model: nn.Module, images: Tensor, hardware: Hardware) -> Tens
 def record_features(
     model: Classifier, measure: Callable[[Tensor], Tensor] = lambda features: features
 ) -> Iterator[list[Tensor]]:
-    """Keep the input (B, K) float32 of a model's last layer, or what is measured of it, for every batch that runs."""
+    """Record `measure(features)` for every batch, where features (B, K) float32 are the input of the last layer."""
     measured: list[Tensor] = []
     layer = model.get_submodule(model.last_layer)
     hook = layer.register_forward_pre_hook(lambda _, inputs: measured.append(measure(inputs[0].float().cpu())))
@@ -57,7 +57,7 @@ def record_features(
 
 @torch.inference_mode()
 def predict(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) float32 and labels (N,) of all images of a loader, in its order, on the device."""
+    """Return logits (N, classes) float32 and labels (N,) of all images of a loader, on the device."""
     model.eval()
     batches = []
     hidden = distributed.bar_hidden()
@@ -71,10 +71,10 @@ def predict(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str
 
 
 def evaluate(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> tuple[Scores, Tensor]:
-    """Scores a model on all images of a loader. `title` names the progress bar.
+    """Score a model on all images of a loader. `title` names the progress bar.
 
     Returns:
-        The scores, and the logits (N, classes) float32 of all joined processes, in the loader's order.
+        The scores, and the logits (N, classes) float32 of all processes, in the loader's order.
     """
     logits, labels = predict(model, loader, hardware, title)
     places = [place for batch in loader.batch_sampler for place in batch]

@@ -1,4 +1,4 @@
-"""The optimizer of every run, and the average of the weights that it comes by."""
+"""AdamW, its layer-wise learning rates, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from models.base import Classifier
 
 
 def group_layers(model: Classifier) -> list[list[nn.Parameter]]:
-    """The parameters of each layer of a backbone and of its head, in their order.
+    """Return the parameters of each layer of the backbone, then those of the head.
 
-    Layers are the children of the backbone, and the children of those that are sequences. Parameters of the backbone
-    itself, such as a transformer's tokens, belong to its first layer.
+    A layer is a child of the backbone, or a child of a child that is a sequence. Parameters that belong to no child,
+    for example a transformer's tokens, are counted as part of the first layer.
     """
     backbone, head = model.split(model.freeze_points[-1])
     layers = []
@@ -30,7 +30,7 @@ def group_layers(model: Classifier) -> list[list[nn.Parameter]]:
 
 
 def freeze_first(layers: list[list[nn.Parameter]], trained: float) -> list[list[nn.Parameter]]:
-    """Freeze all but a share of the layers, the last ones, which are returned."""
+    """Freeze the first layers and return the others. `trained` is the share of layers to train."""
     first = round(len(layers) * (1 - trained))
     for parameter in chain(*layers[:first]):
         parameter.requires_grad_(False)
@@ -38,15 +38,16 @@ def freeze_first(layers: list[list[nn.Parameter]], trained: float) -> list[list[
 
 
 def growing_rates(count: int, rate: float, first_rate: float) -> list[float]:
-    """Learning rates of some layers: `rate` of the last, `rate * first_rate` of the first, equal factors between."""
+    """Return a learning rate per layer, from `rate * first_rate` (first) to `rate` (last) in equal factors."""
     steps = max(count - 1, 1)
     return [rate * first_rate ** ((count - 1 - place) / steps) for place in range(count)]
 
 
 class EagerAdamW(torch.optim.AdamW):
-    """AdamW to the last bit, without its wrappers for `torch.compile`.
+    """AdamW without its wrappers for `torch.compile`, with identical results.
 
-    The wrappers import torch's compiler, which costs a run that does not compile two seconds and 150 MB.
+    The wrappers import torch's compiler, which takes seconds and memory that other runs do not need
+    (`benchmarks/ablation.py`).
     """
 
     add_param_group = unwrap(torch.optim.AdamW.add_param_group)
@@ -57,12 +58,12 @@ class EagerAdamW(torch.optim.AdamW):
 
 
 class MovingAverage(AveragedModel):
-    """An exponential moving average of weights and buffers, as torch has it, but without waiting for a GPU.
+    """Exponential moving average of weights and buffers, updated without waiting for a GPU.
 
     Args:
-        model: whose weights are averaged.
-        decay: share of the average that a step keeps.
-        warm_up: steps in which it keeps less, so that random first weights do not weigh too much.
+        model: the model whose weights are averaged.
+        decay: the share of the average that each update keeps.
+        warm_up: number of updates that keep less, so that random initial weights do not dominate.
     """
 
     def __init__(self, model: nn.Module, decay: float, warm_up: int = 10) -> None:
@@ -71,7 +72,7 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Takes a step towards the model; the first one goes all the way. Counts of batches are taken as they are."""
+        """Update the average; the first call copies the model. Integer buffers (batch counts) are always copied."""
         count = int(self.n_averaged)
         weight = 1 - min(self.decay, count / (count + self.warm_up)) if count else 1.0
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))

@@ -1,16 +1,17 @@
-"""A run takes no more of a machine than it was given, and keeps the memory that it has."""
+"""Number of threads, memory allocator, precision and memory format."""
 
 import os
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 from helpers import REPOSITORY
 from models import build_model
-from pipeline.hardware import Hardware, set_up_torch
+from pipeline.hardware import Hardware, choose_threads, set_up_torch
 from pipeline.inference import compute_logits
 
 THREADS = """
@@ -52,8 +53,8 @@ def run_python(code: str, **environment: str) -> list[int]:
     return list(map(int, result.stdout.split()))
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="this machine has one core to give")
-def test_torch_starts_as_many_threads_as_the_job_has_cores():
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs two cores")
+def test_torch_uses_as_many_threads_as_the_job_has_cores():
     before, after = run_python(THREADS, SLURM_CPUS_PER_TASK="1")
     assert before > 1
     assert after == 1
@@ -61,7 +62,7 @@ def test_torch_starts_as_many_threads_as_the_job_has_cores():
     assert after == before
 
 
-def test_fewer_threads_than_cores_stay_as_they_were_asked_for():
+def test_omp_num_threads_is_kept():
     assert run_python(THREADS, OMP_NUM_THREADS="1") == [1, 1]
 
 
@@ -74,15 +75,15 @@ def test_on_a_gpu_fp32_is_not_tf32_and_the_fastest_convolutions_are_chosen(monke
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
-def test_the_memory_of_a_step_is_kept_for_the_next():
-    """Else nearly all pages of 4 kB, of 246 MB in each of ten steps, are mapped again."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is for glibc")
+def test_freed_memory_is_reused_in_the_next_step():
+    """Otherwise nearly all 4 kB pages, of 246 MB in each of ten steps, are mapped again."""
     (faults,) = run_python(PAGES)
     assert faults < 10 * (246 << 20) / 4096 / 4
 
 
 @pytest.mark.parametrize(("model_type", "precision"), [("ResNet18", "bf16"), ("EfficientNetLite0", "fp32")])
-def test_networks_of_timm_are_not_trained_in_bf16_on_a_cpu_unless_asked(monkeypatch, model_type, precision):
+def test_auto_precision_is_fp32_for_timm_models_on_a_cpu(monkeypatch, model_type, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert Hardware.choose("auto", model_type).precision == precision
@@ -90,7 +91,7 @@ def test_networks_of_timm_are_not_trained_in_bf16_on_a_cpu_unless_asked(monkeypa
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_model_trains_in_the_format_that_it_is_soonest_in(precision):
+def test_a_model_trains_in_its_fastest_memory_format(precision):
     hardware = Hardware(torch.device("cpu"), precision)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     expected = torch.channels_last if precision == "bf16" else torch.contiguous_format
@@ -104,3 +105,26 @@ def test_a_model_trains_in_the_format_that_it_is_soonest_in(precision):
     assert torch.allclose(compute_logits(model, images, hardware), trained, atol=1e-4 if precision == "fp32" else 0.05)
     other = hardware.place(build_model("ResNet18", 3), training=True)
     assert other.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Torch with two threads, on a CPU, as without OMP_NUM_THREADS."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("slow", "chosen"), [(2, 1), (1, 2)])
+def test_the_faster_number_of_threads_is_chosen(two_threads, caplog, slow, chosen):
+    assert choose_threads(lambda: time.sleep(0.02 if torch.get_num_threads() == slow else 0.001)) == chosen
+    assert torch.get_num_threads() == 2
+    assert ("one thread trains" in caplog.text) == (chosen == 1)
+
+
+def test_omp_num_threads_overrides_the_measurement(two_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert choose_threads(lambda: pytest.fail("nothing is measured")) == 2
