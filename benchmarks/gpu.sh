@@ -2,8 +2,8 @@
 # Tests and measures everything that needs a GPU, in eight minutes at most: bash benchmarks/gpu.sh [--smoke] [FOLDER]
 #
 # Writes FOLDER/gpu.json, after each part, and FOLDER/log.txt; FOLDER is $OUT by default. Ends with 1 if a part failed.
-# Packages that this machine lacks are taken from benchmarks/wheels/; README.md says how to fill it. --smoke tries the
-# parts at the smallest size, also without a GPU.
+# Packages that this machine lacks are taken from benchmarks/wheels/; docs/benchmarks.md says how to fill it. --smoke
+# tries the parts at the smallest size, also without a GPU.
 set -euo pipefail
 
 smoke=()

@@ -1,6 +1,6 @@
 """How many test images SmallVGG gets right, of those that lay among the images to train on, and of the others.
 
-`python benchmarks/leak.py` prints the README's table. It reads `saved_models/results/`: what `audit.py --json` found in
+`python benchmarks/leak.py` prints a table of docs/results.md. It reads `saved_models/results/`: what `audit.py --json` found in
 the photographs as they came, and what its runs answered on `dataset_testing`, by `predict.py --csv`.
 """
 

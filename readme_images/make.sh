@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draws the README's figures of the offline sample and of the digits: bash readme_images/make.sh [PYTHON]
+# Draws the figures of README.md and docs/ that show the offline sample and the digits: bash readme_images/make.sh [PYTHON]
 # Two need more: explore.png, a picture of a browser, and those of array_study/, which are of other data.
 set -euo pipefail
 images="$(cd "$(dirname "$0")" && pwd)"

@@ -1,4 +1,4 @@
-"""The benchmarks start; one runs at the smallest size, and the README's table is made of what it writes."""
+"""The benchmarks start; one runs at the smallest size, and the table of docs/benchmarks.md shows what it measured."""
 
 import json
 import os
@@ -52,11 +52,12 @@ def test_a_benchmark_and_the_table(tmp_path):
     start(
         tmp_path, "testing.py", "--model", "SmallVGG", "--per-class", "1", "--repeats", "1", "--data", tmp_path / "data"
     )
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- from benchmarks/table.py -->\nold\n<!-- to here -->\nafter\n")
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- from benchmarks/table.py -->\nold\n<!-- end of table -->\nafter\n")
     for _ in range(2):
         start(tmp_path, "table.py")
-        lines = readme.read_text().splitlines()
+        lines = page.read_text().splitlines()
         assert (lines[0], lines[-1]) == ("before", "after")
         assert "old" not in lines
         assert [line.split("`")[1] for line in lines if line.startswith("| `")] == ["training.py", "testing.py"]
@@ -72,9 +73,11 @@ def test_the_groups_of_a_few_images(tmp_path):
     assert results["photographs"]["300"]["result"] == 3
     assert results["dense"]["images"] == 600
     assert [len(part["seconds"]) for part in (results["photographs"]["300"], results["dense"])] == [2, 2]
-    (tmp_path / "README.md").write_text("<!-- from benchmarks/table.py -->\n<!-- to here -->\n")
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text("<!-- from benchmarks/table.py -->\n<!-- end of table -->\n")
     start(tmp_path, "table.py")
-    assert "| `groups.py` | the groups of 300 drawn images" in (tmp_path / "README.md").read_text()
+    assert "| `groups.py` | grouping 300 drawn images" in page.read_text()
 
 
 @pytest.mark.slow
