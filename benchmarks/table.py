@@ -1,4 +1,4 @@
-"""Write the table of docs/benchmarks.md from what the benchmarks measured: `python benchmarks/table.py`."""
+"""Writes the table of docs/benchmarks.md from the results of the benchmarks: `python benchmarks/table.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from measuring import RESULTS  # isort: skip  (it says where the others are)
+from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program, write_whole
 
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
@@ -18,7 +18,7 @@ RATES = "images a second"
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     program: str
     what: str
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def read_rows(directory: Path) -> dict[str, list[Row]]:
-    """Return the rows of all results, by machine, in the order of `ROWS`."""
+    """Return the rows of all results by machine, in the order of `ROWS`."""
     rows: dict[str, list[Row]] = {}
     for program, make in ROWS.items():
         for file in sorted(directory.glob(f"{program}_*.json")):
@@ -48,7 +48,7 @@ def read_rows(directory: Path) -> dict[str, list[Row]]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """Return a table in Markdown."""
+    """Format a table as Markdown."""
     lines = ["| program | what | this project | compared with |", "| --- | --- | --- | --- |"]
     lines += [f"| `{row.program}` | {row.what} | {row.project} | {row.beside} |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -76,8 +76,8 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
         )
 
     return (
-        f"{results['model']}: an epoch with validation on {total:,} photographs, extrapolated from {timed} training "
-        "images; peak memory",
+        f"{results['model']}: an epoch with validation on {total:,} photographs, extrapolated from {timed} "
+        "training images; resident memory",
         side("project"),
         f"the plain reference: {side('reference')}; {results['ratio of the epochs']:g} times as long",
     )
@@ -88,8 +88,8 @@ def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"{results['model']}: the training loop against its ceiling, {results['hardware']}",
         f"{rates['loop']:g} images/s, {results['share of the ceiling']:.1%} of the ceiling",
-        f"the same step on one resident batch: {rates['ceiling']:g} images/s; {floor['GFLOP a step']:g} GFLOP per step "
-        f"at {floor['share of the matrix rate']:.0%} of the rate of large matrix products",
+        f"the same step on one resident batch: {rates['ceiling']:g} images/s; a step's {floor['GFLOP a step']:g} GFLOP "
+        f"run at {floor['share of the matrix rate']:.0%} of the rate of large matrices",
     )
 
 
@@ -124,7 +124,7 @@ def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
     seconds = results["run reckoned s"]
     return (
         f"{results['model']}, pretrained: {results['epochs']} epochs, extrapolated from "
-        f"{results['project']['measured']['images to train on']} images; the next run of a sweep",
+        f"{results['project']['measured']['images to train on']} images; the next run in a sweep",
         f"{seconds['project']:g} s; {seconds['project, next run in a sweep']:g} s",
         f"the plain reference: {seconds['reference']:g} s each, {results['ratio']:g} and "
         f"{results['ratio of the next run']:g} times as long",
@@ -138,7 +138,7 @@ def _arrays(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"training on 28x28 arrays: {', '.join(results['models'])}",
         f"{rates['project']} images/s",
-        f"a plain loop that reads each file on demand: {rates['reference']} images/s; {ratios} times as long",
+        f"a plain loop that reads each file on access: {rates['reference']} images/s; {ratios} times as long",
     )
 
 
@@ -158,7 +158,7 @@ def _peers(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
     others = (f"{name}: {side(values)}" for name, values in results["sides"].items() if name != "project")
     return (
-        f"{results['model']}: training; time until the first batch; until the end of epoch 3, extrapolated from "
+        f"{results['model']}: training; the first batch; the end of the third epoch, extrapolated from "
         f"{results['images timed']:g} images",
         side(results["sides"]["project"]),
         "; ".join(others),
@@ -170,8 +170,8 @@ def _filter_detections(results: Mapping[str, Any]) -> tuple[str, str, str]:
         results[name] for name in ("stream from memory", "stream from disk", "bytes from disk", "pandas from memory")
     )
     return (
-        f"filtering {results['rows'] / 1e6:.1f} million synthetic boxes, as many as Open Images has, for three classes",
-        f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk; reading the bytes alone takes "
+        f"a table like that of Open Images, {results['rows'] / 1e6:.1f} million generated boxes, for three classes",
+        f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk, where reading the bytes takes "
         f"{bare['seconds']:g} s)",
         f"pandas, which loads the whole table: {pandas['seconds']:g} s, {pandas['peak_mb']:,} MB",
     )
@@ -250,7 +250,7 @@ def _transfer(results: Mapping[str, Any]) -> tuple[str, str, str]:
     own = [side for side in results["sides"] if side.startswith("project")]
     count = results["images"]["train"] + results["images"]["validation"]
     return (
-        f"EfficientNetLite0 from {count:,} photographs to a tested model: time of the program, and mean test accuracy",
+        f"EfficientNetLite0 from {count:,} photographs to a tested model: whole programs, and mean test accuracy",
         "; ".join(show(side).removeprefix("project").lstrip(", ") for side in own),
         "; ".join(show(side) for side in results["sides"] if side not in own),
     )

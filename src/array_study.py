@@ -92,7 +92,7 @@ def main() -> int:
         "--seeds", type=int, default=3, metavar="N", help="runs of each model on each set (default: %(default)s)"
     )
     parser.add_argument(
-        "--published", action="store_true", help="print the published accuracies beside ours"
+        "--published", action="store_true", help="beside what was published for the symbols of the README"
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     add_verbose(parser)

