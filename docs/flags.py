@@ -90,11 +90,12 @@ def make_tables(commands: list[str], link: str) -> dict[str, str]:
     """A table in Markdown for each command; flags that equal those of `src/main.py` are only listed."""
     shared = set(_read_rows(_SHARED))
     rows = {command: _read_rows(command) for command in commands}
-    return {name: _make_table(rows[name], shared if name != _SHARED else set(), link) for name in commands}
+    return {name: _make_table(name, rows[name], shared if name != _SHARED else set(), link) for name in commands}
 
 
-def _make_table(rows: list[Row], shared: set[Row], link: str) -> str:
-    lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
+def _make_table(command: str, rows: list[Row], shared: set[Row], link: str) -> str:
+    lines = [f"`{Path(command).name}`:", ""] if " " in command else []
+    lines += ["| flag | default | meaning |", "| --- | --- | --- |"]
     lines += [f"| {row.name} | {row.default} | {row.help} |" for row in rows if row not in shared]
     if same := [f"`{row.flag}`" for row in rows if row in shared]:
         lines += ["", f"With the same meaning as for [`main.py`]({link}): {', '.join(same)}."]
