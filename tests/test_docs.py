@@ -13,7 +13,8 @@ from PIL import Image
 from helpers import REPOSITORY, start
 
 PAGES = {path: path.read_text() for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]}
-README, *DOCS = PAGES.values()
+README, *PAGES_OF_DOCS = PAGES.values()
+DOCS = "\n".join(PAGES_OF_DOCS)
 
 
 def without_code(text):
@@ -26,7 +27,7 @@ def anchors(text):
     return [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
 
 
-def find_section(anchor, text="\n".join(DOCS)):
+def find_section(anchor, text=DOCS):
     """The text below a heading, code included, up to the next heading."""
     parts = re.split(r"^##+ (.+)\n", text, flags=re.MULTILINE)
     return dict(zip((anchors(f"# {heading}")[0] for heading in parts[1::2]), parts[2::2], strict=True))[anchor]
@@ -56,7 +57,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_headings_are_unique():
-    found = [anchor for page in DOCS for anchor in anchors(page)]
+    found = [anchor for page in PAGES_OF_DOCS for anchor in anchors(page)]
     assert sorted(found) == sorted(set(found))
 
 
@@ -182,7 +183,7 @@ def test_an_exported_model_is_used_as_documented(place):
 
 @pytest.mark.slow
 def test_blocks_marked_as_runnable_run(place):
-    blocks = re.findall(r"^```bash runnable\n(.*?)^```", "\n".join(DOCS), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```bash runnable\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
     assert len(blocks) > 8
     printed = ""
     for block in blocks:
