@@ -1,4 +1,4 @@
-"""Each model is the one that the table in docs/models.md describes."""
+"""Each model is the one that the README's table describes."""
 
 import pytest
 import torch
