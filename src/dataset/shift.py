@@ -189,7 +189,7 @@ def _describe_level(trained: np.ndarray, tested: np.ndarray, more: str, less: st
     before, now = trained @ _LEVELS, tested @ _LEVELS
     if round(now) == round(before):
         return f"the test images are distributed differently around the same average of {now:.0f}"
-    return f"the test images are {more if now > before else less}: {now:.0f} on average, compared to {before:.0f} in training"
+    return f"the test images are {more if now > before else less}: {now:.0f} on average, {before:.0f} in training"
 
 
 def _describe_intensities(trained: np.ndarray, tested: np.ndarray) -> str:
@@ -208,7 +208,7 @@ def _describe_size(trained: np.ndarray, tested: np.ndarray) -> str:
     if now == before:
         return f"the test images are distributed differently around the same size of about {now:.0f} pixels"
     word = "larger" if now > before else "smaller"
-    return f"the test images are {word}: the shorter side is about {now:.0f} pixels, compared to {before:.0f} in training"
+    return f"the test images are {word}: the shorter side is about {now:.0f} pixels, {before:.0f} in training"
 
 
 def _describe_form(trained: np.ndarray, tested: np.ndarray, forms: Sequence[str]) -> str:

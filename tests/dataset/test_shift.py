@@ -69,7 +69,7 @@ def test_inverted_images(digits, save, every, share):
 
 def test_brightness(pictures, save):
     shifted = compare(save(pictures[:160]), save(pictures[160:].clip(0, 195) + np.uint8(60)))
-    assert shifted["brightness"] == "the test images are brighter: 180 on average, compared to 120 in training"
+    assert shifted["brightness"] == "the test images are brighter: 180 on average, 120 in training"
     assert not {"size", "format"} & shifted.keys()
 
 
@@ -80,7 +80,7 @@ def test_contrast(pictures, save):
 
 def test_size(pictures, save):
     shifted = compare(save(pictures[:160]), save(pictures[160:].repeat(2, 1).repeat(2, 2)))
-    assert shifted == {"size": "the test images are larger: the shorter side is about 80 pixels, compared to 40 in training"}
+    assert shifted == {"size": "the test images are larger: the shorter side is about 80 pixels, 40 in training"}
 
 
 def test_format(pictures, save):
