@@ -101,7 +101,7 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint], store: Path | None
 
     Args:
         fingerprints: of N images.
-        store: folder that keeps the results of close comparisons; None keeps them in memory only.
+        store: folder that keeps the results of close comparisons for later runs.
 
     Returns:
         Sorted pairs of places (i, j), i < j. The result does not depend on the order of the images.
@@ -114,10 +114,7 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint], store: Path | None
 def compare_closely(
     fingerprints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int]], store: Path | None = None
 ) -> list[bool]:
-    """Return for each pair of places whether its images show the same photograph.
-
-    Results are reused from the store and from earlier calls in this process.
-    """
+    """Return for each pair of places whether its images show the same photograph; reuse the results in the store."""
     ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     places, inverse = np.unique(ends, return_inverse=True)
     digests = b"".join(digest(fingerprints[place], 8) for place in places.tolist())

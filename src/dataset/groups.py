@@ -94,7 +94,7 @@ def find_links(
         photographs: the source photograph of each image, None if unknown; may be empty.
         stems: keys by `find_stems`, equal for images from any of which an augmented image may have been made; may be
             empty.
-        store: folder that keeps the results of close comparisons; None keeps them in memory only.
+        store: folder that keeps the results of close comparisons for later runs.
     """
     resembling, notes = _link_near_duplicates(images, labels, store)
     links = [*_link_equal([image.pixels for image in images], PIXELS), *resembling]
