@@ -57,7 +57,7 @@ def white_background(folder: ImageFolder, dark_share: float = DARK_SHARE) -> Ima
     Raises:
         UserError: a class has none.
     """
-    shares = {place: _dark_share(image) for place, image in _read_all(folder).items()}
+    shares = {p: float((np.asarray(_to_grey(image)) < DARK).mean()) for p, image in _read_all(folder).items()}
     white = [place for place, share in shares.items() if share <= dark_share]
     chosen = folder.subset(white)
     if missing := set(range(len(folder.classes))) - set(chosen.labels.tolist()):
@@ -71,10 +71,6 @@ def white_background(folder: ImageFolder, dark_share: float = DARK_SHARE) -> Ima
         folder.directory, len(white), len(shares), dark_share, " and ".join(f"{share:.3f}" for share in nearest),
     )  # fmt: skip
     return chosen
-
-
-def _dark_share(image: Image.Image) -> float:
-    return float((np.asarray(_to_grey(image)) < DARK).mean())
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -226,10 +222,6 @@ def load_set(source: Path) -> ArraySet:
 
 def inspect(sources: Sequence[Path], figures_dir: Path) -> None:
     """Print the contents of each set and its shift relative to the previous ones, and draw figures.
-
-    Args:
-        sources: folders of class folders, or `.npz` files.
-        figures_dir: for the PNG files.
 
     Raises:
         UserError: as `load_set`, or two sets have the same name.

@@ -52,15 +52,10 @@ _Choice = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # the rows to kee
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The properties of an image by which near-duplicates are found.
+    """The properties of an image by which near-duplicates are found."""
 
-    Attributes:
-        thumbnail: (48, 48) uint8, grey, without black padding, stretched to a square.
-        size: width and height of the image without the padding, in pixels.
-    """
-
-    thumbnail: np.ndarray
-    size: tuple[int, int]
+    thumbnail: np.ndarray  # (48, 48) uint8, grey, without black padding, stretched to a square
+    size: tuple[int, int]  # width and height without the padding, in pixels
 
     @property
     def is_small(self) -> bool:

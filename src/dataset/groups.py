@@ -60,15 +60,10 @@ class Links:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of the images of several folders.
+    """The groups of the images of several folders; a group may span folders."""
 
-    Attributes:
-        numbers: for each folder the number of each image's group, (N,) int64; groups may span folders.
-        notes: as in `Links`.
-    """
-
-    numbers: tuple[np.ndarray, ...]
-    notes: tuple[str, ...]
+    numbers: tuple[np.ndarray, ...]  # for each folder the number of each image's group, (N,) int64
+    notes: tuple[str, ...]  # as in `Links`
 
 
 def find_links(
@@ -125,29 +120,23 @@ def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> G
         folders: the training folder, followed by the test folders.
         store: folder that keeps what is known of files between runs; None keeps nothing.
     """
-    starts = np.cumsum([0, *(len(folder.paths) for folder in folders)])
     examined: dict[int, Examined] = {}
-    for start, folder in zip(starts.tolist(), folders, strict=False):
-        examined |= {start + place: image for place, image in _examine_originals(folder, store).items()}
+    labels: list[str] = []
+    photographs: list[str | None] = []
+    sources: list[Hashable | None] = []
+    for number, folder in enumerate(folders):
+        examined |= {len(labels) + place: image for place, image in _examine_originals(folder, store).items()}
+        known = read_photographs(folder.directory, folders[0].directory)
+        photographs += [known.get(file_key(path)) for path in folder.paths]
+        sources += _find_sources(folder, number)
+        labels += [folder.classes[label] for label in folder.labels.tolist()]
     places = sorted(examined)
-    labels = [folder.classes[label] for folder in folders for label in folder.labels.tolist()]
-    photographs = [photograph for folder in folders for photograph in find_photographs(folder, folders[0].directory)]
     columns = ([column[place] for place in places] for column in (examined, labels, photographs))
     found = find_links(*columns, store=store)
     links = [Link(places[first], places[second], kind) for first, second, kind in found.links]
-    sources = [source for number in range(len(folders)) for source in _find_sources(folders, number)]
-    links += _link_equal(sources, AUGMENTED, 1)
-    numbers = number_groups(int(starts[-1]), links)
-    return Groups(tuple(np.split(numbers, starts[1:-1])), tuple(found.notes))
-
-
-def find_photographs(folder: ImageFolder, training_dir: Path) -> list[str | None]:
-    """Return the source photograph of each image; None if it is unknown, and for augmented images."""
-    known = read_photographs(folder.directory, training_dir)
-    return [
-        None if augmented else known.get(file_key(path))
-        for path, augmented in zip(folder.paths, folder.augmented.tolist(), strict=True)
-    ]
+    numbers = number_groups(len(labels), links + _link_equal(sources, AUGMENTED, 1))
+    ends = np.cumsum([len(folder.paths) for folder in folders])
+    return Groups(tuple(np.split(numbers, ends[:-1])), tuple(found.notes))
 
 
 def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> list[tuple[str, str] | None]:
@@ -215,9 +204,8 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
     return {place: image for place, image in zip(originals, images, strict=True) if image is not None}
 
 
-def _find_sources(folders: Sequence[ImageFolder], number: int) -> list[Hashable | None]:
-    """Return for each image of a folder a key that it shares with the images made from it; None if unknown."""
-    folder = folders[number]
+def _find_sources(folder: ImageFolder, number: int) -> list[Hashable | None]:
+    """Return for each image of the n-th folder a key that it shares with the images made from it; None if unknown."""
     moved = set(_read_moved(folder.directory)) if number else set()
     return [
         source and (number * (file_key(path) not in moved), folder.classes[label], source)

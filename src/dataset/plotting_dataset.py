@@ -51,17 +51,11 @@ class ClassSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class ArraySet:
-    """The grey images of a set, sorted by name.
-
-    Attributes:
-        name: of the folder or file.
-        labels: (N,) str.
-        pixels: (N, H, W) uint8.
-    """
+    """The grey images of a set, sorted by file name."""
 
     name: str
-    labels: np.ndarray
-    pixels: np.ndarray
+    labels: np.ndarray  # (N,) str
+    pixels: np.ndarray  # (N, H, W) uint8
 
     @cached_property
     def dark_shares(self) -> np.ndarray:

@@ -35,19 +35,12 @@ RULE_SHARE, RULE_COUNT = 0.1, 5  # a flaw is the rule in a class if more images 
 
 
 class Rule(NamedTuple):
-    """A flaw that is usual in a class, for example darkness for symbols on black.
-
-    Attributes:
-        folder: of the class.
-        flaw: the property.
-        count: the number of images that have it.
-        images: the number of images of the class.
-    """
+    """A flaw that is usual in a class, for example darkness for symbols on black."""
 
     folder: Path
     flaw: str
-    count: int
-    images: int
+    count: int  # images with the flaw
+    images: int  # of the class
 
 
 def find_flaws(image: Examined) -> list[str]:

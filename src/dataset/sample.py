@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -30,26 +29,18 @@ _NAME = re.compile(r"sample_\d{4}\.jpg")
 _log = logging.getLogger(__name__)
 
 
-class _Drawing(NamedTuple):
-    """The values that determine an image."""
-
-    seed: int
-    label: str
-    testing: bool
-    number: int
-
-    def generator(self) -> np.random.Generator:
-        return np.random.default_rng([self.seed, CLASSES.index(self.label), int(self.testing), self.number])
-
-
 def draw_numbered(label: str, seed: int, testing: bool, number: int) -> tuple[Image.Image, Image.Image]:
     """Draw the image that `write_sample` writes under this number, uncompressed, and the mask of its object."""
-    return draw(label, _Drawing(seed, label, testing, number).generator())
+    return draw(label, _generator(label, seed, testing, number))
 
 
-def _write(path: Path, drawing: _Drawing) -> None:
-    generator = drawing.generator()
-    image, _ = draw(drawing.label, generator)
+def _generator(label: str, seed: int, testing: bool, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, CLASSES.index(label), int(testing), number])
+
+
+def _write(path: Path, drawing: tuple[str, int, bool, int]) -> None:
+    generator = _generator(*drawing)
+    image, _ = draw(drawing[0], generator)
     with write_whole(path) as partial:
         image.save(partial, quality=int(generator.integers(60, 93)))
 
@@ -57,13 +48,8 @@ def _write(path: Path, drawing: _Drawing) -> None:
 def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
     """Write the missing images of the sample, as <folder>/<class>/sample_<number>.jpg, unless there are other images.
 
-    Args:
-        dataset_dir: for 40 axes, 160 books and 40 hammers.
-        testing_dir: for 12 of each.
-        seed: determines all images; at least 0.
-
-    Returns:
-        The number of images written.
+    There are 40 axes, 160 books and 40 hammers for training, and 12 of each for testing. The result is the number of
+    images written.
 
     Raises:
         UserError: only `testing_dir` contains other images; a model of drawings would be tested on them.
@@ -75,7 +61,7 @@ def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
         _log.info("%s contains images already: nothing is drawn", dataset_dir)
         return 0
     drawings = {
-        folder / label / f"sample_{number:04d}.jpg": _Drawing(seed, label, testing, number)
+        folder / label / f"sample_{number:04d}.jpg": (label, seed, testing, number)
         for testing, folder, counts in ((False, dataset_dir, TRAINING_COUNTS), (True, testing_dir, TESTING_COUNTS))
         for label in CLASSES
         for number in range(1, counts[label] + 1)

@@ -21,21 +21,13 @@ _BORDER = np.pad(np.zeros((THUMBNAIL - 4, THUMBNAIL - 4), dtype=bool), 2, consta
 
 @dataclass(frozen=True)
 class Aspect:
-    """One aspect in which two sets of images can differ.
-
-    Attributes:
-        name: what is compared.
-        unit: of the two numbers.
-        distance: between test and training images.
-        random_parts: the largest of 100 distances between two random parts of the training images.
-        sentence: describes the difference.
-    """
+    """One aspect in which test images can differ from training images."""
 
     name: str
-    unit: str
-    distance: float
-    random_parts: float
-    sentence: str
+    unit: str  # of the two numbers
+    distance: float  # between test and training images
+    random_parts: float  # the largest of 100 distances between two random parts of the training images
+    sentence: str  # describes the difference
 
     @property
     def shifted(self) -> bool:
@@ -62,16 +54,10 @@ def in_short(aspects: Sequence[Aspect]) -> str:
 def measure_shift(
     training: Sequence[Examined], training_labels: np.ndarray, testing: Sequence[Examined], testing_labels: np.ndarray
 ) -> list[Aspect]:
-    """Compare two sets of images; all classes that both sets have are weighted equally.
+    """Compare two sets of images with labels (N,); all classes that both sets have are weighted equally.
 
     The training images are split at random 100 times: one part has as many images of each class as the test set, at
     most half of the class, and the other part has the rest.
-
-    Args:
-        training: N images.
-        training_labels: (N,) of any type.
-        testing: M images.
-        testing_labels: (M,) of the same type.
 
     Returns:
         The aspects, most important first; none if no class has two training images and a test image.
@@ -119,9 +105,7 @@ def _weights(places: Sequence[np.ndarray], count: int) -> np.ndarray:
 def _random_parts(classes: Sequence[tuple[np.ndarray, int]], count: int) -> list[np.ndarray]:
     """Return weights (count,) of 100 random parts, then of the rest of each.
 
-    Args:
-        classes: the places of each class, and how many of them a part has, at most half.
-        count: the number of images.
+    `classes` are the places of each class, and how many of them a part has, at most half.
     """
     generator = np.random.default_rng(0)
     first, second = [], []

@@ -203,7 +203,7 @@ def test_failed_writing_leaves_no_partial_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(KeyboardInterrupt):
-        sample_module._write(tmp_path / "sample_0001.jpg", sample_module._Drawing(0, "Axe", False, 1))
+        sample_module._write(tmp_path / "sample_0001.jpg", ("Axe", 0, False, 1))
     assert list_files(tmp_path) == []
 
 
