@@ -41,7 +41,7 @@ _GAP = "#a9c4de"  # between array images: distinct from black and white
 
 
 class ClassSizes(NamedTuple):
-    """Numbers of images of a class: as found, and to train on, augmented, and to test on after preparation."""
+    """Numbers of images of a class: as found, and for training, augmented, and for testing after preparation."""
 
     found: int
     kept: int
@@ -110,8 +110,8 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
     width = 0.27
     stacks = (
         (-width, (("found", "as found", GREY),)),
-        (0, (("kept", "to train on", BLUE), ("augmented", "augmented, to train on", ORANGE))),
-        (width, (("testing", "to test on", GREEN),)),
+        (0, (("kept", "training", BLUE), ("augmented", "training, augmented", ORANGE))),
+        (width, (("testing", "test", GREEN),)),
     )
     edge = None if many else "white"
     for offset, parts in stacks:
@@ -124,7 +124,7 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
             text = f"{size.kept}+{size.augmented}" if len(parts) > 1 and size.augmented else f"{total}"
             axes.text(place + offset, total, text, ha="center", va="bottom", fontsize=9 if len(sizes) <= 8 else 7)
     name_ticks(axes.xaxis, list(sizes), rotation=90 if many else 0, fontsize=7 if many else None)
-    axes.set(ylabel="images", title="Class sizes before and after")
+    axes.set(ylabel="images", title="Class sizes before and after preparation")
     axes.set_ylim(0, 1.08 * max(max(size.found, size.kept + size.augmented) for size in sizes.values()))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
