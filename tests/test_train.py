@@ -216,7 +216,7 @@ def break_folder(folder, fault):
     ("fault", "message"),
     [
         ("no folders", "photos holds images but no class folders: put the images of each class into a sub-folder of"),
-        ("drawings", "photos/Axe/sample_0001.jpg is of the drawn sample, which photographs such as photos/"),
+        ("drawings", "photos/Axe/sample_0001.jpg is part of the drawn sample, but photos/"),
         ("two images", "It needs at least 3 groups, one to train on, one to validate on and one to test on"),
         ("two sides", "photos/train and photos/training are folders of one side: join them, or rename one"),
     ],

@@ -1,14 +1,14 @@
-"""The groups of images that must not be divided between training, validation and test.
+"""Find the groups of images that must not be divided between training, validation and test.
 
-Two images are in one group if they have identical pixels, are near-duplicates, were cut from one source photograph, or
-one was made from the other, or if both may be what a third was made from; or if both are in a group with a third.
+Two images are linked if they have identical pixels, are near-duplicates, were cropped from one source photograph, if
+one was made from the other, or if a third may have been made from either. Groups are the connected components.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -24,31 +24,26 @@ from dataset.duplicates import (
     find_outstanding_pairs,
     in_order_of_content,
 )
-from dataset.examining import STORE, Examined, examine, examine_image, on_all_cores
+from dataset.examining import STORE, Examined, examine, examine_image
 from dataset.folders import ImageFolder, canonical, stem_of
+from dataset.parallel import on_all_cores
 from dataset.reading import UnreadableImage
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows
 
 PIXELS, NEAR_DUPLICATE, PHOTOGRAPH, AUGMENTED = "pixels", "near-duplicate", "photograph", "augmented"
-_MOST_LINKS = 64  # members of a set of equal images up to which each is linked with each
-_FEW = 8  # the images of a class of fewer may all be near-duplicates
-_MANY = 500  # images of a class above which not all that are only coarsely alike are compared closely
-_SMALL = 50  # images of a dense class up to which its mean is that of several classes
+_MOST_LINKS = 64  # size of a set of equal images up to which all its pairs are linked
+_FEW = 8  # a class of fewer images may consist of near-duplicates
+_MANY = 500  # images of a class above which coarse resemblance may be enough to call it dense
+_SMALL = 50  # images of a dense class up to which it shares its mean with other classes
 _SAMPLED = 20_000  # random pairs that are compared, divided between the classes
-_RULE = 0.1  # the share of random pairs above which resemblance is the rule
+_RULE = 0.1  # share of random pairs above which a class is dense
+_LEAST_ALIKE = 3  # near-duplicates per image, on average, in a dense class
 _CAUSES = ("fixed camera, symbols", "one background")
 _MOST_NOTES = 5  # classes that are named
-_LEAST_ALIKE = 3  # near-duplicates that an image has on average where resemblance is the rule
 
 
 class Link(NamedTuple):
-    """Two images, by their places, that belong together.
-
-    Attributes:
-        first: a place.
-        second: a larger one.
-        kind: `PIXELS`, `NEAR_DUPLICATE`, `PHOTOGRAPH` or `AUGMENTED`.
-    """
+    """Two places, `first` below `second`, of images that belong together, and the kind of the link."""
 
     first: int
     second: int
@@ -57,12 +52,7 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Links:
-    """What holds images together.
-
-    Attributes:
-        links: sorted by place.
-        notes: a line per class in which resemblance alone does not count; of many, the first ones.
-    """
+    """The sorted links between some images, and one note per dense class; the last note counts further classes."""
 
     links: list[Link]
     notes: list[str]
@@ -70,16 +60,10 @@ class Links:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of the images of several folders.
+    """The groups of the images of several folders; a group may span folders."""
 
-    Attributes:
-        numbers: for each folder an array (N,) int64, the number of each image's group. Images of two folders that have
-            the same number are in one group.
-        notes: a line per class in which resemblance alone does not count.
-    """
-
-    numbers: tuple[np.ndarray, ...]
-    notes: tuple[str, ...]
+    numbers: tuple[np.ndarray, ...]  # for each folder the number of each image's group, (N,) int64
+    notes: tuple[str, ...]  # as in `Links`
 
 
 def find_links(
@@ -89,22 +73,23 @@ def find_links(
     stems: Sequence[Hashable | None] = (),
     store: Path | None = None,
 ) -> Links:
-    """Finds which images belong together.
+    """Find which images belong together.
 
-    In most classes near-duplicates do. A class is dense if more than a tenth of random pairs of its images, or of pairs
-    with images of other classes, are near-duplicates: its images resemble one another, as those of a fixed camera or
-    of symbols do. Of a class of more than 500 images it is enough that more than half of the pairs are coarsely alike.
-    A class of at least 8 images is treated alike if a chain of near-duplicates, also through other classes, holds more
-    than half of it, and so are smaller ones if a chain does so with several. There only copies count that are far
-    closer than the class's own images; if a group of these holds a quarter of the class, only identical pixels do.
+    In most classes near-duplicates do. A class is dense if its images resemble one another, for example because of a
+    fixed camera or because they are symbols: more than a tenth of random pairs of its images, or of pairs with images
+    of other classes, are near-duplicates. In a class of more than 500 images it is enough that more than half of these
+    pairs are coarsely alike. A class of at least 8 images also counts as dense if a chain of near-duplicates, possibly
+    through other classes, contains more than half of it; smaller classes do if a chain contains several of them. In
+    dense classes only copies count that are far closer than usual there; if a group of these contains a quarter of the
+    class, only identical pixels count.
 
     Args:
         images: N images.
-        labels: N names of classes.
-        photographs: the source photograph of each, None where it is not known; may be empty.
-        stems: what images have in common of which one augmented image may have been made, as `find_stems` gives it;
-            may be empty.
-        store: a folder in which the results of close comparisons are kept; None keeps them in memory only.
+        labels: N class names.
+        photographs: the source photograph of each image, None if unknown; may be empty.
+        stems: keys by `find_stems`, equal for images from any of which an augmented image may have been made; may be
+            empty.
+        store: folder that keeps the results of close comparisons for later runs.
     """
     resembling, notes = _link_near_duplicates(images, labels, store)
     links = [*_link_equal([image.pixels for image in images], PIXELS), *resembling]
@@ -113,7 +98,7 @@ def find_links(
 
 
 def number_groups(count: int, links: Iterable[tuple[int, int, str]]) -> np.ndarray:
-    """The number of each image's group, (count,) int64, from 0 on in the order of the groups' first images."""
+    """Number the groups of `count` images, (count,) int64, from 0 in the order of their first images."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -125,50 +110,39 @@ def number_groups(count: int, links: Iterable[tuple[int, int, str]]) -> np.ndarr
 
 
 def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> Groups:
-    """Finds the groups of a training folder and of the test folders that belong to it.
+    """Find the groups of a training folder and of the test folders that belong to it.
 
-    Only originals are examined. An augmented image is in the group of its source, by label and stem. Originals of one
-    class that have the same stem are in one group, since what was made from which cannot be told. Other images that
-    cannot be read are in a group of their own, as are augmented ones whose source is not known.
+    Only original images are examined. An augmented image is in the group of its source, by label and stem. Originals of
+    one class with the same stem are in one group, since it is unknown which of them was augmented. Other unreadable
+    images, and augmented images of unknown source, form groups of their own.
 
     Args:
         folders: the training folder, followed by the test folders.
-        store: where what is known of files is kept between runs; None keeps nothing.
+        store: folder that keeps what is known of files between runs; None keeps nothing.
     """
-    starts = np.cumsum([0, *(len(folder.paths) for folder in folders)])
     examined: dict[int, Examined] = {}
-    for start, folder in zip(starts.tolist(), folders, strict=False):
-        examined |= {start + place: image for place, image in _examine_originals(folder, store).items()}
+    labels: list[str] = []
+    photographs: list[str | None] = []
+    sources: list[Hashable | None] = []
+    for number, folder in enumerate(folders):
+        examined |= {len(labels) + place: image for place, image in _examine_originals(folder, store).items()}
+        known = read_photographs(folder.directory, folders[0].directory)
+        photographs += [known.get(file_key(path)) for path in folder.paths]
+        sources += _find_sources(folder, number)
+        labels += [folder.classes[label] for label in folder.labels.tolist()]
     places = sorted(examined)
-    labels = [folder.classes[label] for folder in folders for label in folder.labels.tolist()]
-    photographs = [photograph for folder in folders for photograph in find_photographs(folder, folders[0].directory)]
-    found = find_links(
-        [examined[place] for place in places],
-        [labels[place] for place in places],
-        [photographs[place] for place in places],
-        store=store,
-    )
+    columns = ([column[place] for place in places] for column in (examined, labels, photographs))
+    found = find_links(*columns, store=store)
     links = [Link(places[first], places[second], kind) for first, second, kind in found.links]
-    links += _link_equal(
-        [key for number in range(len(folders)) for key in _find_sources(folders, number)], AUGMENTED, 1
-    )
-    numbers = number_groups(int(starts[-1]), links)
-    return Groups(tuple(np.split(numbers, starts[1:-1])), tuple(found.notes))
-
-
-def find_photographs(folder: ImageFolder, training_dir: Path) -> list[str | None]:
-    """The source photograph of each image, as far as a table tells it; None for augmented images."""
-    known = read_photographs(folder.directory, training_dir)
-    return [
-        None if augmented else known.get(file_key(path))
-        for path, augmented in zip(folder.paths, folder.augmented.tolist(), strict=True)
-    ]
+    numbers = number_groups(len(labels), links + _link_equal(sources, AUGMENTED, 1))
+    ends = np.cumsum([len(folder.paths) for folder in folders])
+    return Groups(tuple(np.split(numbers, ends[:-1])), tuple(found.notes))
 
 
 def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> list[tuple[str, str] | None]:
-    """The class and the stem of each image of the training folder, or moved out of it; None for other test images.
+    """Return class and stem of each image in the training folder, or moved out of it; None for other test images.
 
-    An augmented image is named after the stem of its source: it may be made from any original with that stem.
+    An augmented image is named after the stem of its source, and may be made from any original with that stem.
     """
     moved = None if directory == training_dir else set(_read_moved(directory))
     return [
@@ -178,14 +152,14 @@ def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> li
 
 
 def file_key(path: Path) -> str:
-    """The class and the name of a file, by which tables and folders are compared: a disk may spell both otherwise."""
+    """Return class and name of a file in normalised Unicode: tables and file systems may spell them differently."""
     return f"{canonical(path.parent.name)}/{unicodedata.normalize('NFC', path.name)}"
 
 
 def read_photographs(directory: Path, training_dir: Path) -> dict[str, str]:
-    """The source photographs of the patches of Open Images in a folder, by `file_key`.
+    """Read the source photographs of the Open Images patches in a folder, by `file_key`.
 
-    Test images that were moved out of the training folder are found in its table.
+    Those of test images that were moved out of the training folder are in its table.
 
     Raises:
         UserError: a table is damaged.
@@ -203,17 +177,17 @@ def _read_table(directory: Path) -> dict[str, str]:
 
 
 def _read_moved(directory: Path) -> list[str]:
-    """The files, by `file_key`, that were moved to a test folder out of the training folder."""
+    """Read the `file_key` of each file that was moved from the training folder to this test folder."""
     rows = _read_rows(directory / TESTING_BATCH, ("class", "file"))
     return [file_key(Path(row["class"], row["file"])) for row in rows]
 
 
 def _read_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    return read_rows(table, columns) if table.parent.is_dir() else []  # beside an .npz file there is none
+    return read_rows(table, columns) if table.parent.is_dir() else []  # an .npz file has no tables
 
 
 def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Examined]:
-    """The original images that can be read, by their places."""
+    """Examine the readable original images; the result is keyed by place."""
     originals = np.flatnonzero(~folder.augmented).tolist()
     if folder.arrays is None and not folder.inverted[originals].any():
         found, _ = examine([folder.paths[place] for place in originals], store, folder.white)
@@ -226,13 +200,12 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
         except UnreadableImage:
             return None
 
-    images = zip(originals, on_all_cores(look, originals, "examining"), strict=True)
-    return {place: image for place, image in images if image is not None}
+    images = on_all_cores(look, originals, "examining")
+    return {place: image for place, image in zip(originals, images, strict=True) if image is not None}
 
 
-def _find_sources(folders: Sequence[ImageFolder], number: int) -> list[Hashable | None]:
-    """What each image of a folder has in common with those made from it; None if an image's source is not known."""
-    folder = folders[number]
+def _find_sources(folder: ImageFolder, number: int) -> list[Hashable | None]:
+    """Return for each image of the n-th folder a key that it shares with the images made from it; None if unknown."""
     moved = set(_read_moved(folder.directory)) if number else set()
     return [
         source and (number * (file_key(path) not in moved), folder.classes[label], source)
@@ -241,7 +214,7 @@ def _find_sources(folders: Sequence[ImageFolder], number: int) -> list[Hashable 
 
 
 def _link_equal(keys: Sequence[Hashable | None], kind: str, most: int = _MOST_LINKS) -> list[Link]:
-    """Links the places that have the same key: each with each, or each with the first where they are many."""
+    """Link the places with equal keys: all pairs, or each place with the first if there are more than `most`."""
     same: dict[Hashable, list[int]] = defaultdict(list)
     for place, key in enumerate(keys):
         if key is not None:
@@ -256,11 +229,11 @@ def _link_equal(keys: Sequence[Hashable | None], kind: str, most: int = _MOST_LI
 def _link_near_duplicates(
     images: Sequence[Examined], labels: Sequence[str], store: Path | None
 ) -> tuple[list[Link], list[str]]:
-    """Links near-duplicates that do not have identical pixels, and tells in which classes these mean nothing."""
+    """Link near-duplicates without identical pixels; also return notes on dense classes."""
     copies: dict[tuple[bytes, str], list[int]] = defaultdict(list)
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
         copies[image.pixels, label].append(place)
-    members = list(copies.values())  # one image of each stands for all
+    members = list(copies.values())  # the first image represents its copies
     fingerprints = [images[places[0]].fingerprint for places in members]
     _, pixels = np.unique([images[places[0]].pixels.hex() for places in members], return_inverse=True)
     names, classes = np.unique([label for _, label in copies], return_inverse=True)
@@ -268,21 +241,20 @@ def _link_near_duplicates(
     pairs, notes = _find_resembling(fingerprints, pixels, classes, store)
     links = []
     for first, second in pairs:
-        if pixels[first] != pixels[second]:  # else they are linked already
+        if pixels[first] != pixels[second]:  # otherwise they are linked already
             many = len(members[first]) * len(members[second]) > _MOST_LINKS
             ends = (members[place][:1] if many else members[place] for place in (first, second))
-            for one, other in product(*ends):
-                links.append(Link(min(one, other), max(one, other), NEAR_DUPLICATE))
-    told = [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
-    if len(told) > _MOST_NOTES:
-        told[_MOST_NOTES:] = [f"{len(told) - _MOST_NOTES} more classes whose images resemble one another"]
-    return links, told
+            links += [Link(*sorted(pair), NEAR_DUPLICATE) for pair in product(*ends)]
+    lines = [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
+    if len(lines) > _MOST_NOTES:
+        lines[_MOST_NOTES:] = [f"{len(lines) - _MOST_NOTES} more classes whose images resemble one another"]
+    return links, lines
 
 
 def _find_resembling(
     fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray, store: Path | None
 ) -> tuple[list[tuple[int, int]], dict[int, str]]:
-    """Pairs of images that show the same, and what to note of the dense classes."""
+    """Find pairs of images that show the same; also return notes on dense classes."""
     notes, dense, mixed = _find_dense(fingerprints, pixels, classes, store)
     others = np.flatnonzero(~dense[classes]).tolist()
     found = find_near_duplicates([fingerprints[place] for place in others], store)
@@ -290,23 +262,25 @@ def _find_resembling(
     sizes = np.bincount(classes)
     held, several = _find_swallowed(pairs, classes, sizes / 2)
     for number in np.flatnonzero(held).tolist():
-        notes[number] = f"a chain of near-duplicates holds {held[number]} of {sizes[number]} images (one movement?)"
+        notes[number] = (
+            f"a chain of near-duplicates contains {held[number]} of {sizes[number]} images (frames of one movement?)"
+        )
     dense |= held > 0
     mixed |= several
     kept = [pair for pair in pairs if not dense[classes[list(pair)]].any()]
     if not dense.any():
         return kept, {}
-    # The mean of a handful of images is no mean: small classes that resemble one another have a common one.
+    # The mean of a few images is unreliable: small classes that resemble one another share one.
     merged = np.where((mixed & dense & (sizes < _SMALL))[classes], len(sizes), classes)
     outstanding = find_outstanding_pairs(fingerprints, merged, np.unique(merged[dense[classes]]).tolist())
-    # Classes on one background may differ in a small detail only, or in colour, which a grey thumbnail does not show.
+    # Classes on one background may differ only in a small detail, or in colour, which grey thumbnails do not show.
     kept += [pair for pair in outstanding if len(set(classes[list(pair)])) == 1 or not mixed[classes[list(pair)]].any()]
     held, _ = _find_swallowed(kept, classes, np.minimum(sizes / 2, np.maximum(20, sizes / 4)))
     hopeless = (held > 0) & dense
     kept = [pair for pair in kept if not hopeless[classes[list(pair)]].any()]
-    closer = " and copies far closer than that"
+    closer = " and much closer copies"
     return sorted(kept), {
-        number: f"{note}: only identical pixels{'' if hopeless[number] else closer} count"
+        number: f"{note}: only identical pixels{'' if hopeless[number] else closer} count as duplicates"
         for number, note in notes.items()
     }
 
@@ -314,47 +288,25 @@ def _find_resembling(
 def _find_dense(
     fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray, store: Path | None
 ) -> tuple[dict[int, str], np.ndarray, np.ndarray]:
-    """Judges each class by random pairs of its images, and of these with images of other classes.
+    """Find dense classes by random pairs of their images with one another and with images of other classes.
 
     Returns:
-        By class what was measured where it is dense, whether it is, and whether it resembles other classes, each (C,).
+        The measurement for each dense class; which classes are dense; which resemble other classes; both bool (C,).
     """
-    order = in_order_of_content(fingerprints, range(len(fingerprints)))
-    count = int(classes.max(initial=-1)) + 1
-    by_class = np.argsort(classes[order], kind="stable")  # places in the order, of one class after the other
-    ends = np.searchsorted(classes[order][by_class], np.arange(count + 1))
-    dense, mixed = np.zeros((2, count), dtype=bool)
-    notes: dict[int, str] = {}
-    most = min(max(_SAMPLED // max(2 * count, 1), 50), 200)
     samples = []
-    for number in range(count):
-        own = by_class[ends[number] : ends[number + 1]]
-        members, others = order[own], len(order) - len(own)
-        if len(members) >= _FEW:
-            pairs = _draw_pairs(len(members), len(members) - 1, most)
-            pairs[:, 1] += pairs[:, 1] >= pairs[:, 0]  # no image with itself
-            samples.append((number, False, len(members) - 1, members[pairs]))
-        first, second = _draw_pairs(len(members), others, most).T
-        second = order[_places_of_others(own, second)]
-        samples.append((number, True, others, np.stack([members[first], second], axis=1)))
-    samples = [(*sample, pairs[pixels[pairs[:, 0]] != pixels[pairs[:, 1]]]) for *sample, pairs in samples]
-    samples = [sample for sample in samples if len(sample[-1])]
-    coarse = [are_coarsely_alike(fingerprints, pairs) for *_, pairs in samples]
-    # Of so many that comparing each closely would take hours, coarse resemblance is enough.
-    closely = [
-        others <= _MANY * (10 if across else 1) or alike.mean() <= 0.5
-        for (_, across, others, _), alike in zip(samples, coarse, strict=True)
-    ]
-    compared = [
-        pair
-        for (*_, pairs), alike, close in zip(samples, coarse, closely, strict=True)
-        if close
-        for pair in map(tuple, pairs[alike].tolist())
-    ]
-    same = iter(compare_closely(fingerprints, compared, store))
-    for (number, across, others, _), alike, close in zip(samples, coarse, closely, strict=True):
-        found = sum(next(same) for _ in range(alike.sum())) if close else alike.sum()
-        share = found / len(alike)
+    for number, others, across, pairs in _sample_pairs(fingerprints, classes):
+        pairs = pairs[pixels[pairs[:, 0]] != pixels[pairs[:, 1]]]
+        if len(pairs):
+            alike = list(map(tuple, pairs[are_coarsely_alike(fingerprints, pairs)].tolist()))
+            # Comparing very many images closely would take hours: then coarse resemblance is enough.
+            close = others <= _MANY * (10 if across else 1) or len(alike) <= len(pairs) / 2
+            samples.append((number, others, across, len(pairs), alike, close))
+    compared = [pair for *_, alike, close in samples if close for pair in alike]
+    same = dict(zip(compared, compare_closely(fingerprints, compared, store), strict=True))
+    notes: dict[int, str] = {}
+    dense, mixed = np.zeros((2, int(classes.max(initial=-1)) + 1), dtype=bool)
+    for number, others, across, count, alike, close in samples:
+        share = (sum(same[pair] for pair in alike) if close else len(alike)) / count
         if share > _RULE and share * others > _LEAST_ALIKE:
             dense[number] = True
             mixed[number] |= across
@@ -364,14 +316,30 @@ def _find_dense(
     return notes, dense, mixed
 
 
-def _places_of_others(own: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The places of the n-th ones, from 0, of what does not lie at the places `own`, which ascend."""
-    # Before the n-th other one lie n others, and those of `own` that have no more than n others before them.
-    return numbers + np.searchsorted(own - np.arange(len(own)), numbers, side="right")
+def _sample_pairs(
+    fingerprints: Sequence[Fingerprint], classes: np.ndarray
+) -> Iterator[tuple[int, int, bool, np.ndarray]]:
+    """Draw random pairs for each class, reproducibly.
+
+    Yields:
+        A class, how many images each of its images could be paired with, whether these are of other classes, and
+        places (N, 2).
+    """
+    order = in_order_of_content(fingerprints, range(len(fingerprints)))
+    ordered, count = classes[order], int(classes.max(initial=-1)) + 1
+    most = min(max(_SAMPLED // max(2 * count, 1), 50), 200)
+    for number in range(count):
+        members, others = order[ordered == number], order[ordered != number]
+        if len(members) >= _FEW:
+            pairs = _draw_pairs(len(members), len(members) - 1, most)
+            pairs[:, 1] += pairs[:, 1] >= pairs[:, 0]  # no image with itself
+            yield number, len(members) - 1, False, members[pairs]
+        first, second = _draw_pairs(len(members), len(others), most).T
+        yield number, len(others), True, np.stack([members[first], others[second]], axis=1)
 
 
 def _draw_pairs(rows: int, columns: int, most: int) -> np.ndarray:
-    """Random places (N, 2) in a table, each at most once; always the same."""
+    """Draw random cells (N, 2) of a table, without repetition and reproducibly."""
     cells = rows * columns
     chosen = np.arange(cells) if cells <= most else np.random.default_rng(0).choice(cells, most, replace=False)
     return np.stack(np.divmod(chosen, max(columns, 1)), axis=1)
@@ -380,18 +348,18 @@ def _draw_pairs(rows: int, columns: int, most: int) -> np.ndarray:
 def _find_swallowed(
     pairs: Sequence[tuple[int, int]], classes: np.ndarray, limits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the classes of which one group holds too much, also where it is linked through other classes.
+    """Find the classes of which one group, possibly linked through other classes, contains too many images.
 
-    Of a class of fewer than 8 images a group may hold all, unless it does so with several classes.
+    A group may contain a whole class of fewer than 8 images, unless it contains several classes.
 
     Args:
-        pairs: places of images that are linked.
+        pairs: places of linked images.
         classes: (N,) the class of each image.
-        limits: (C,) how many images of each class a group may hold.
+        limits: (C,) how many images of each class a group may contain.
 
     Returns:
-        How many images such a group holds of each class, 0 where there is none, and whether it holds too much of
-        several classes, both (C,).
+        How many images of each class such a group contains, 0 if there is none, and whether it contains too many
+        images of several classes, both (C,).
     """
     groups = number_groups(len(classes), [(*pair, "") for pair in pairs])
     (group, number), counts = np.unique(np.stack([groups, classes]), axis=1, return_counts=True)

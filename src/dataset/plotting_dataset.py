@@ -1,17 +1,17 @@
-"""The figures of a dataset: class sizes, forms of images, padding, augmentation; of array sets, side by side."""
+"""Draw the figures of a dataset: class sizes, image sizes, padding and augmentation; and compare array sets."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from common import printable
-from dataset.array_images import DARK_SHARE, ArraySet
 from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine, find_white
 from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
@@ -24,31 +24,24 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from PIL import Image
 
-
-_EXAMPLES = 3  # pairs a class
-_LARGEST_SHOWN = 1000  # pixels of the longer side, about
-_SOURCES = 2  # of a class, whose augmented images are shown
-_AUGMENTED_SHOWN = 5  # of a source
-_CLASSES_SHOWN = 6  # in a figure of pictures
-_FORMATS_SHOWN = 12  # classes, in a figure of the images' sizes
+DARK = 128  # grey values below it are dark
+DARK_SHARE = 0.5  # an image with a larger share of dark pixels has a black background
+_EXAMPLES = 3  # images per class, each beside its padded copy
+_LARGEST_SHOWN = 1000  # pixels of the longer side, approximately
+_SOURCES = 2  # per class, whose augmented images are shown
+_AUGMENTED_SHOWN = 5  # per source
+_CLASSES_SHOWN = 6  # in a figure of images
+_FORMATS_SHOWN = 12  # classes in the figure of image sizes
 _CLASSES_NUMBERED = 20  # up to which each bar has its number
 _ARRAY_CLASSES_SHOWN = 20
 _WIDEST = 14  # inches
-_IN_A_ROW = 5  # images of a class, from the start of an array set, from its middle and from its end
-_LONGEST_TITLE = 12  # letters of a file's name above a small picture
-_GAP = "#a9c4de"  # between array images, so that neither black nor white ones run into it
+_IN_A_ROW = 5  # images of a class from the start, the middle and the end of an array set
+_LONGEST_TITLE = 12  # characters of a file name above a small image
+_GAP = "#a9c4de"  # between array images: distinct from black and white
 
 
-@dataclass(frozen=True)
-class ClassSizes:
-    """How many images of a class lie where.
-
-    Attributes:
-        found: before anything was moved or made.
-        kept: to train on.
-        augmented: made from those.
-        testing: to test on.
-    """
+class ClassSizes(NamedTuple):
+    """Numbers of images of a class: as found, and for training, augmented, and for testing after preparation."""
 
     found: int
     kept: int
@@ -56,17 +49,26 @@ class ClassSizes:
     testing: int
 
 
+@dataclass(frozen=True)
+class ArraySet:
+    """The grey images of a set, sorted by file name."""
+
+    name: str
+    labels: np.ndarray  # (N,) str
+    pixels: np.ndarray  # (N, H, W) uint8
+
+    @cached_property
+    def dark_shares(self) -> np.ndarray:
+        """The share of dark pixels of each image, (N,)."""
+        return (self.pixels < DARK).mean(axis=(1, 2))
+
+    def of_class(self, name: str) -> np.ndarray:
+        """Return the images of a class, (M, H, W) uint8; M may be 0."""
+        return self.pixels[self.labels == name]
+
+
 def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir: Path) -> list[Path]:
-    """Draws all figures of a dataset.
-
-    Args:
-        dataset_dir: a folder a class.
-        sizes: of each class.
-        figures_dir: where the PNGs go.
-
-    Returns:
-        The PNGs.
-    """
+    """Draw all figures of a dataset, which has one folder per class, and return the PNG files."""
     names = class_names(dataset_dir)
     files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
     white = find_white([path for paths in files.values() for path in paths])
@@ -80,31 +82,27 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
     augmented = {name: image_files(class_folder(dataset_dir, name + AUGMENTED)) for name in names}
     if any(augmented.values()):
         figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a}, white)
-    paths = _save_all(figures, figures_dir)
-    if "augmented_images" not in figures:
-        (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # it would show another dataset's
-    return paths
+    else:
+        (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # from an earlier run
+    return _save_all(figures, figures_dir)
 
 
 def plot_array_sets(sets: Sequence[ArraySet], figures_dir: Path) -> list[Path]:
-    """Draws examples, intensities, and mean and variance images of sets side by side; returns the PNGs."""
+    """Draw examples, intensities, means and variances of sets side by side, and return the PNG files."""
     figures = {
-        "examples": draw_array_examples(sets),
-        "intensities": draw_intensities(sets),
-        "means": draw_means(sets),
-    }
+        "examples": draw_array_examples(sets), "intensities": draw_intensities(sets), "means": draw_means(sets),
+    }  # fmt: skip
     return _save_all(figures, figures_dir)
 
 
 def _save_all(figures: Mapping[str, Figure], figures_dir: Path) -> list[Path]:
-    paths = [figures_dir / f"{name}.png" for name in figures]
-    for figure, path in zip(figures.values(), paths, strict=True):
-        save_figure(figure, path)
-    return paths
+    for name, figure in figures.items():
+        save_figure(figure, figures_dir / f"{name}.png")
+    return [figures_dir / f"{name}.png" for name in figures]
 
 
 def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
-    """Bars of each class: as it was found, and what became of it. Where classes are many, without numbers."""
+    """Draw bars for each class: its images as found, and what they became."""
     many = len(sizes) > _CLASSES_NUMBERED
     figure = new_figure(_WIDEST if many else max(6.5, 1.6 * len(sizes) + 2), 4.5)
     axes = figure.subplots()
@@ -112,24 +110,21 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
     width = 0.27
     stacks = (
         (-width, (("found", "as found", GREY),)),
-        (0, (("kept", "to train on", BLUE), ("augmented", "augmented, to train on", ORANGE))),
-        (width, (("testing", "to test on", GREEN),)),
+        (0, (("kept", "training", BLUE), ("augmented", "training, augmented", ORANGE))),
+        (width, (("testing", "test", GREEN),)),
     )
+    edge = None if many else "white"
     for offset, parts in stacks:
         bottom = np.zeros(len(sizes), dtype=int)
         for field, text, colour in parts:
             heights = np.array([getattr(size, field) for size in sizes.values()])
-            axes.bar(
-                places + offset, heights, width, bottom, color=colour, label=text, edgecolor=None if many else "white"
-            )
+            axes.bar(places + offset, heights, width, bottom, color=colour, label=text, edgecolor=edge)
             bottom += heights
-        for place, total, size in zip(places, bottom, sizes.values(), strict=True):
-            if many:
-                break
+        for place, total, size in zip(places, bottom, sizes.values(), strict=True) if not many else ():
             text = f"{size.kept}+{size.augmented}" if len(parts) > 1 and size.augmented else f"{total}"
             axes.text(place + offset, total, text, ha="center", va="bottom", fontsize=9 if len(sizes) <= 8 else 7)
     name_ticks(axes.xaxis, list(sizes), rotation=90 if many else 0, fontsize=7 if many else None)
-    axes.set(ylabel="images", title="Class sizes before and after")
+    axes.set(ylabel="images", title="Class sizes before and after preparation")
     axes.set_ylim(0, 1.08 * max(max(size.found, size.kept + size.augmented) for size in sizes.values()))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -137,10 +132,9 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
 
 
 def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[str, Counter[str]]) -> Figure:
-    """Dots at the widths and heights of the images; above them, how many different ones, and of which file formats.
+    """Draw a dot at each width and height of the images of the first classes, and count sizes and file formats."""
+    from matplotlib.ticker import LogLocator
 
-    Of many classes the first ones are drawn.
-    """
     count = len(sizes)
     sizes = dict(list(sizes.items())[:_FORMATS_SHOWN])
     columns = min(3, len(sizes))
@@ -159,36 +153,40 @@ def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[
         axes.set_title(f"{short_label(name)}: {len(members)} images, {len(counted)} size{many}\n{files}", fontsize=10)
         axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
         axes.grid(alpha=0.3)
-        _use_plain_numbers(axes)
-        if max(sides) < 2 * min(sides):  # else there may be no tick near the dots
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        if max(sides) < 2 * min(sides):  # otherwise there may be no tick near the dots
             axes.set(xticks=sorted({min(sides), max(sides)}), yticks=sorted({min(sides), max(sides)}))
     for axes in grid.flat[len(sizes) :]:
         axes.set_visible(False)
     figure.supxlabel("width in pixels, logarithmic")
     figure.supylabel("height in pixels, logarithmic")
     some = f" ({len(sizes)} of {count} classes)" if count > len(sizes) else ""
-    figure.suptitle(
-        f"Sizes of the images{some}: a dot a size, larger where several images have it; on the line: squares"
-    )
+    figure.suptitle(f"Image sizes{some}: one dot per size, larger for several images; the line marks squares")
     return figure
 
 
 def draw_padded(paths: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
-    """Images of every class as they are, each beside what the models get."""
+    """Draw images of the first classes, each beside its resized and padded copy."""
     names = list(paths)[:_CLASSES_SHOWN]
     figure, grid = _picture_grid(names, 2 * _EXAMPLES)
     for row, name in zip(grid, names, strict=True):
-        for place, path in enumerate(_spread(paths[name], _EXAMPLES)):
-            image = upright_rgb(read_image(path, white))
-            _show(row[2 * place], _shrink(image), f"{image.width}x{image.height}")
+        spread = np.linspace(0, len(paths[name]) - 1, min(_EXAMPLES, len(paths[name]))).round().astype(int)
+        for column, place in enumerate(spread):
+            image = upright_rgb(read_image(paths[name][place], white))
+            # Matplotlib needs many times the memory of an image, and a figure cannot show more pixels than this.
+            shown = image.reduce(max(1, max(image.size) // _LARGEST_SHOWN))
+            _show(row[2 * column], shown, f"{image.width}x{image.height}")
             padded = resize_or_pad_image(image)
-            _show(row[2 * place + 1], padded, f"{padded.width}x{padded.height}")
-    figure.suptitle("Images as they are, and resized and padded")
+            _show(row[2 * column + 1], padded, f"{padded.width}x{padded.height}")
+    figure.suptitle("Images, and their resized and padded copies")
     return figure
 
 
 def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
-    """Images of every augmented class, each beside images that were made from it."""
+    """Draw images of the first augmented classes, each beside images that were made from it."""
     rows = []
     for name in list(augmented)[:_CLASSES_SHOWN]:
         files = {stem_of(path): path for path in image_files(class_folder(dataset_dir, name))}
@@ -198,17 +196,13 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]], w
             rows.append((name, files[source], of_source[:_AUGMENTED_SHOWN]))
     figure, grid = _picture_grid([name for name, *_ in rows], 1 + max(len(made) for *_, made in rows))
     for axes, (_, source, made) in zip(grid, rows, strict=True):
-        _show(axes[0], resize_or_pad_image(read_image(source, white)), f"source {_fit(printable(source.stem))}")
+        stem = legible(printable(source.stem))
+        short = stem if len(stem) <= _LONGEST_TITLE else f"{stem[:4]}\u2026{stem[5 - _LONGEST_TITLE :]}"
+        _show(axes[0], resize_or_pad_image(read_image(source, white)), f"source {short}")
         for place, path in enumerate(made):
             _show(axes[1 + place], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
-    figure.suptitle("Images, and what augmentation made of them")
+    figure.suptitle("Images, and augmented images made from them")
     return figure
-
-
-def _fit(name: str) -> str:
-    """A file's name as the width of a small picture has room for: its begin and its end."""
-    text = legible(name)
-    return text if len(text) <= _LONGEST_TITLE else f"{text[:4]}\u2026{text[5 - _LONGEST_TITLE :]}"
 
 
 def _picture_grid(names: Sequence[str], columns: int) -> tuple[Figure, np.ndarray]:
@@ -227,41 +221,18 @@ def _show(axes: Axes, image: Image.Image, title: str) -> None:
     axes.set_title(title, fontsize=9)
 
 
-def _shrink(image: Image.Image) -> Image.Image:
-    """An image of no more pixels than a figure can show: Matplotlib takes many times the memory of what it is given."""
-    return image.reduce(max(1, max(image.size) // _LARGEST_SHOWN))
-
-
-def _spread(paths: Sequence[Path], count: int) -> list[Path]:
-    """So many files, evenly from among all."""
-    places = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
-    return [paths[place] for place in places]
-
-
-def _use_plain_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-
-
 def draw_array_examples(sets: Sequence[ArraySet]) -> Figure:
-    """Images of every class: a column of panels a set, with the first, the middle and the last ones."""
-    names = _all_classes(sets)
+    """Draw the first, middle and last images of each class, with one column of panels per set."""
+    names, longest = _first_classes(sets)
     cell = 0.42
-    longest = max(len(short_label(name)) for name in names)
-    figure = new_figure(
-        len(sets) * (cell * _IN_A_ROW + 0.25) + 0.6 + 0.08 * longest, 3 * (cell * len(names) + 0.2) + 0.8
-    )
+    width = len(sets) * (cell * _IN_A_ROW + 0.25) + 0.6 + 0.08 * longest
+    figure = new_figure(width, 3 * (cell * len(names) + 0.2) + 0.8)
     grid = figure.subplots(3, len(sets), squeeze=False)
     for column, array_set in zip(grid.T, sets, strict=True):
         thirds = [np.array_split(array_set.of_class(name), 3) for name in names]
         for part, axes in enumerate(column):
-            _show_tiles(
-                axes, [_choose_part(third[part], part) for third in thirds], array_set.pixels.shape[1:], "gray", 255
-            )
+            tiles = [_choose_part(third[part], part) for third in thirds]
+            _show_tiles(axes, tiles, array_set.pixels.shape[1:], "gray", 255)
         column[0].set_title(f"{array_set.name}\n{len(array_set.pixels):,} images", fontsize=11)
     for axes, title in zip(grid[:, 0], ("first", "middle", "last"), strict=True):
         name_ticks(axes.yaxis, names, np.arange(len(names)) + 0.5)
@@ -271,43 +242,39 @@ def draw_array_examples(sets: Sequence[ArraySet]) -> Figure:
 
 
 def draw_intensities(sets: Sequence[ArraySet]) -> Figure:
-    """Two histograms a set, on shared axes: the values of all pixels, and how much of each image is dark."""
-    from matplotlib.ticker import PercentFormatter
-
+    """Draw two histograms per set, on shared axes: the values of all pixels, and the share of dark pixels per image."""
     figure = new_figure(max(5, 2.6 * len(sets) + 1.2), 5.2)
     grid = figure.subplots(2, len(sets), sharey="row", squeeze=False)
+    style = {"edgecolor": "white", "linewidth": 0.5}
     for (above, below), array_set in zip(grid.T, sets, strict=True):
         levels = np.bincount(array_set.pixels.ravel(), minlength=256).reshape(16, 16).sum(axis=1)
-        above.bar(np.arange(8, 256, 16), levels / levels.sum(), 16, color=BLUE, edgecolor="white", linewidth=0.5)
+        above.bar(np.arange(8, 256, 16), levels / levels.sum(), 16, color=BLUE, **style)
         shares = array_set.dark_shares
         above.set_title(f"{array_set.name}\n{shares.mean():.0%} of the pixels are dark", fontsize=11)
         above.set(xlim=(0, 256), xticks=[0, 128, 255])
         counts, edges = np.histogram(shares, 25, (0, 1))
-        below.bar(edges[:-1], counts / counts.sum(), 0.04, align="edge", color=ORANGE, edgecolor="white", linewidth=0.5)
+        below.bar(edges[:-1], counts / counts.sum(), 0.04, align="edge", color=ORANGE, **style)
         below.axvline(DARK_SHARE, color=VERMILION, linestyle="--", linewidth=1.2)
         below.set_title(f"{np.mean(shares <= DARK_SHARE):.0%} of the images on white", fontsize=11)
         below.set(xlim=(0, 1), xticks=[0, 0.5, 1])
-        below.xaxis.set_major_formatter(PercentFormatter(1))
-    for axes, label in zip(grid[:, 0], ("share of pixels", "share of images"), strict=True):
-        axes.set_ylabel(label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    for row, label in zip(
-        grid, ("grey value of a pixel (0 is black)", "dark pixels of an image (white, if at most half)"), strict=True
-    ):
-        row[len(sets) // 2].set_xlabel(label)
+        below.xaxis.set_major_formatter("{x:.0%}")
+    titles = ("grey value of a pixel (0 is black)", "dark pixels of an image (white, if at most half)")
+    for row, unit, title in zip(grid, ("pixels", "images"), titles, strict=True):
+        row[0].set_ylabel(f"share of {unit}")
+        row[0].yaxis.set_major_formatter("{x:.0%}")
+        row[len(sets) // 2].set_xlabel(title)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def draw_means(sets: Sequence[ArraySet]) -> Figure:
-    """The mean and the variance image of each class, of values from 0 to 1: a row a set; below, the numbers."""
-    names = _all_classes(sets)
+    """Draw the mean and variance images of each class, for values from 0 to 1, with one row per set."""
+    names, longest = _first_classes(sets)
     cell = 0.75 if len(names) <= 6 else 0.55
-    longest, longest_set = max(len(short_label(name)) for name in names), max(len(array_set.name) for array_set in sets)
-    upright = longest > 10 * cell  # or the names would run into one another
+    upright = longest > 10 * cell  # horizontal names would overlap
     figure = new_figure(
-        max(4.5, 2 * (cell * len(names) + 0.2)) + 0.9 + 0.08 * longest_set,
+        max(4.5, 2 * (cell * len(names) + 0.2)) + 0.9 + 0.08 * max(len(array_set.name) for array_set in sets),
         len(sets) * (cell + 0.3) + 1.5 + (0.08 * longest if upright else 0),
     )
     grid = figure.subplots(len(sets) + 1, 2, height_ratios=[1] * len(sets) + [0.1])
@@ -320,27 +287,26 @@ def draw_means(sets: Sequence[ArraySet]) -> Figure:
         row[0].set_ylabel(array_set.name, fontsize=11, rotation=0, ha="right", va="center")
         for place, images in enumerate(members):
             row[0].text(place + 0.5, 1.04, f"{len(images):,}", ha="center", va="top", fontsize=8)
-    explained = (
-        ("Mean (below: number of images)", "0 is black, 1 is white"),
-        ("Variance", "0.25: half black, half white"),
-    )
-    for column, image, (title, label) in zip(grid.T, shown, explained, strict=True):
+    titles = ("Mean (below: number of images)", "Variance")
+    scales = ("0 is black, 1 is white", "0.25: half black, half white")
+    for column, image, title, scale in zip(grid.T, shown, titles, scales, strict=True):
         column[0].xaxis.set_label_position("top")
         column[0].xaxis.tick_top()
         name_ticks(column[0].xaxis, names, np.arange(len(names)) + 0.5, rotation=90 if upright else 0)
         column[0].set_xlabel(title, fontsize=12)
         column[0].tick_params(length=0)
-        figure.colorbar(image, cax=column[-1], orientation="horizontal").set_label(label, fontsize=9)
+        figure.colorbar(image, cax=column[-1], orientation="horizontal").set_label(scale, fontsize=9)
     return figure
 
 
-def _all_classes(sets: Sequence[ArraySet]) -> list[str]:
-    """The classes of some sets, of many the first ones."""
-    return sorted(set().union(*(array_set.labels.tolist() for array_set in sets)))[:_ARRAY_CLASSES_SHOWN]
+def _first_classes(sets: Sequence[ArraySet]) -> tuple[list[str], int]:
+    """Return the names of the first classes of some sets, and the length of the longest label."""
+    names = sorted(set().union(*(array_set.labels.tolist() for array_set in sets)))[:_ARRAY_CLASSES_SHOWN]
+    return names, max(len(short_label(name)) for name in names)
 
 
 def _choose_part(images: np.ndarray, part: int) -> list[np.ndarray | None]:
-    """The first, the middle or the last five of some images; None in place of those that are not there."""
+    """Return the first, middle or last five images (part 0, 1 or 2), filled up with None."""
     spare = max(0, len(images) - _IN_A_ROW)
     chosen = images[part * spare // 2 :][:_IN_A_ROW]
     return [*chosen, *[None] * (_IN_A_ROW - len(chosen))]
@@ -349,19 +315,19 @@ def _choose_part(images: np.ndarray, part: int) -> list[np.ndarray | None]:
 def _show_tiles(
     axes: Axes, rows: Sequence[Sequence[np.ndarray | None]], shape: tuple[int, int], colours: str, white: float
 ) -> AxesImage:
-    """Shows rows of images of one shape with gaps between them, each over one unit of the axes."""
+    """Show rows of images of one shape, separated by gaps, each on one unit square of the axes."""
     import matplotlib
 
     (height, width), gap = shape, max(1, shape[0] // 14)
-    tiled = np.full((len(rows) * (height + 2 * gap), len(rows[0]) * (width + 2 * gap)), np.nan, dtype=np.float32)
-    for row, images in enumerate(rows):
-        for column, image in enumerate(images):
-            if image is not None:
-                top, left = row * (height + 2 * gap) + gap, column * (width + 2 * gap) + gap
-                tiled[top : top + height, left : left + width] = image
+    blank = np.full(shape, np.nan)
+
+    def frame(image: np.ndarray | None) -> np.ndarray:
+        return np.pad(np.asarray(blank if image is None else image, np.float32), gap, constant_values=np.nan)
+
+    tiles = np.block([[frame(image) for image in images] for images in rows])
     axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    shades = matplotlib.colormaps[colours].resampled(64).with_extremes(bad=_GAP)  # more would only make large files
+    shades = matplotlib.colormaps[colours].resampled(64).with_extremes(bad=_GAP)  # more shades enlarge the file
     extent = (0, len(rows[0]), len(rows), 0)
-    return axes.imshow(tiled, shades, vmin=0, vmax=white, interpolation="nearest", extent=extent, aspect=height / width)
+    return axes.imshow(tiles, shades, vmin=0, vmax=white, interpolation="nearest", extent=extent, aspect=height / width)

@@ -1,15 +1,15 @@
-"""Finds images that carry little information, are very dark, very blurred, or very narrow.
+"""Find images that contain little information, or are very dark, very blurred or very narrow.
 
-The kinds of flaws, the definition of darkness and its threshold are those of cleanvision
-(https://github.com/cleanlab/cleanvision). The other measures and thresholds differ. On 1,765 photographs, most of them
-cut out of larger ones, cleanvision 0.3.7 reports 22 as blurred, most of which are small or dark but not blurred, and
-363 as of odd shape. Of 120 drawn placeholders saved as JPEG it finds 70, this module 95; of 40 GIFs both find all.
+The kinds of flaws, and the measure and threshold of darkness, are those of cleanvision
+(https://github.com/cleanlab/cleanvision); the other measures and thresholds differ. On 1,765 photographs, most of them
+crops of larger ones, cleanvision 0.3.7 reports 22 as blurred, most of which are small or dark but sharp, and 363 as
+odd-sized. Of 120 drawn placeholders saved as JPEG it finds 70, and this module 95; of 40 GIFs both find all.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,33 +25,26 @@ BLANK, DARK, BLURRED, NARROW = "little information", "very dark", "very blurred"
 # Photographs of tools on a white background have at least 1.14 bits. Images of at most `SMALL` pixels are exempt: a
 # symbol of a thin line may have less.
 LEAST_ENTROPY, STEP = 1.0, 8
-LEAST_DEVIATION = 4  # standard deviation of the grey values; below it, an image is noise on one colour
-LEAST_BRIGHT = 0.32 * 255  # the 99th percentile of the grey values; threshold of cleanvision
+LEAST_DEVIATION = 4  # standard deviation of the grey values; below it, an image is noise on a uniform colour
+LEAST_BRIGHT = 0.32 * 255  # the 99th percentile of the grey values
 # Of `Examined.sharpness`. Chosen by eye on 1,765 photographs: the nine below it are all out of focus.
 LEAST_SHARPNESS = 0.7
-LEAST_ASPECT_RATIO = 1 / 16  # shorter side divided by longer; in a square of 224 pixels such an image is 14 pixels wide
+LEAST_ASPECT_RATIO = 1 / 16  # shorter side divided by longer; 14 of 224 pixels once padded to a square
 
-RULE_SHARE, RULE_COUNT = 0.1, 5  # a flaw is the rule in a class if more images have it than both this share and number
+RULE_SHARE, RULE_COUNT = 0.1, 5  # a flaw is the rule in a class if more images than either have it
 
 
 class Rule(NamedTuple):
-    """A flaw that so many images of a class have that it is usual there, as darkness is for symbols on black.
-
-    Attributes:
-        folder: of the class.
-        flaw: the property.
-        count: how many images have it.
-        images: how many the class has.
-    """
+    """A flaw that is usual in a class, for example darkness for symbols on black."""
 
     folder: Path
     flaw: str
-    count: int
-    images: int
+    count: int  # images with the flaw
+    images: int  # of the class
 
 
 def find_flaws(image: Examined) -> list[str]:
-    """Lists what is wrong with an image. One without information is not called dark or blurred as well."""
+    """List the flaws of an image. An image with little information is not also called dark or blurred."""
     narrow = [NARROW] if min(image.size) / max(image.size) < LEAST_ASPECT_RATIO else []
     shares = image.intensities.astype(np.float64)  # (256,)
     values = np.arange(256)
@@ -65,35 +58,32 @@ def find_flaws(image: Examined) -> list[str]:
 
 
 def _entropy(shares: np.ndarray) -> float:
-    """The entropy of shares (256,) in steps of grey values, the lower of two: a step may split a colour's noise."""
+    """Compute the entropy of shares (256,) in bins; the lower of two, since a bin edge may split a colour's noise."""
     found = []
     for shift in (0, STEP // 2):
-        steps = np.pad(shares, (shift, -shift % STEP)).reshape(-1, STEP).sum(1)
-        steps = steps[steps > 0]
-        found.append(-(steps * np.log2(steps)).sum())
+        bins = np.pad(shares, (shift, -shift % STEP)).reshape(-1, STEP).sum(1)
+        bins = bins[bins > 0]
+        found.append(-(bins * np.log2(bins)).sum())
     return float(min(found))
 
 
 def find_poor_images(images: Sequence[Examined]) -> tuple[dict[Path, list[str]], list[Rule]]:
-    """Finds images with flaws, and flaws that are the rule in a class.
+    """Find images with flaws, and flaws that are the rule in a class.
 
     Returns:
-        The flaws of each image, sorted by path, without those that are the rule in its class; and the rules.
+        The flaws of each image, sorted by path, except those that are the rule in its class; and the rules.
     """
-    members: dict[Path, list[Examined]] = defaultdict(list)
+    sizes = Counter(image.path.parent for image in images)
+    flawed: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for image in images:
-        members[image.path.parent].append(image)
-    named: dict[Path, list[str]] = defaultdict(list)
+        for flaw in find_flaws(image):
+            flawed[image.path.parent, flaw].append(image.path)
+    poor: dict[Path, list[str]] = defaultdict(list)
     rules = []
-    for folder, of_class in members.items():
-        with_flaw: dict[str, list[Path]] = defaultdict(list)
-        for image in of_class:
-            for flaw in find_flaws(image):
-                with_flaw[flaw].append(image.path)
-        for flaw, paths in with_flaw.items():
-            if len(paths) > max(RULE_COUNT, RULE_SHARE * len(of_class)):
-                rules.append(Rule(folder, flaw, len(paths), len(of_class)))
-            else:
-                for path in paths:
-                    named[path].append(flaw)
-    return dict(sorted(named.items())), rules
+    for (folder, flaw), paths in flawed.items():
+        if len(paths) > max(RULE_COUNT, RULE_SHARE * sizes[folder]):
+            rules.append(Rule(folder, flaw, len(paths), sizes[folder]))
+        else:
+            for path in paths:
+                poor[path].append(flaw)
+    return dict(sorted(poor.items())), rules

@@ -1,7 +1,7 @@
-"""Writes the offline sample: drawings of axes, books and hammers for somebody who has no photographs.
+"""Write the offline sample: drawings of axes, books and hammers, to try the programs without photographs.
 
-These are drawings to try the program with, from end to end, not data for results. Each image has its own pose, size,
-proportions, colours, lighting and cluttered background, and depends only on its seed, class, folder and number.
+The drawings are not meant for results. Each image has its own pose, size, proportions, colours, lighting and
+background, and depends only on its seed, class, folder and number.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,59 +22,46 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this fil
 from common import ArgumentParser, UserError, available_cores, check_least, run_program, write_whole
 from dataset.drawing import draw
 
-_log = logging.getLogger(__name__)
-
 CLASSES = ("Axe", "Book", "Hammer")
 TRAINING_COUNTS = {"Axe": 40, "Book": 160, "Hammer": 40}  # as imbalanced as the photographs
 TESTING_COUNTS = dict.fromkeys(CLASSES, 12)
-
-
-class _Drawing(NamedTuple):
-    """One image of the sample, which depends on nothing else."""
-
-    seed: int
-    label: str
-    testing: bool
-    number: int
-
-    def generator(self) -> np.random.Generator:
-        return np.random.default_rng([self.seed, CLASSES.index(self.label), int(self.testing), self.number])
+_NAME = re.compile(r"sample_\d{4}\.jpg")
+_log = logging.getLogger(__name__)
 
 
 def draw_numbered(label: str, seed: int, testing: bool, number: int) -> tuple[Image.Image, Image.Image]:
-    """Draws the image that `write_sample` writes under this number, before compression, and its object's mask."""
-    return draw(label, _Drawing(seed, label, testing, number).generator())
+    """Draw the image that `write_sample` writes under this number, uncompressed, and the mask of its object."""
+    return draw(label, _generator(label, seed, testing, number))
 
 
-def _write(path: Path, drawing: _Drawing) -> None:
-    generator = drawing.generator()
-    image, _ = draw(drawing.label, generator)
+def _generator(label: str, seed: int, testing: bool, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, CLASSES.index(label), int(testing), number])
+
+
+def _write(path: Path, drawing: tuple[str, int, bool, int]) -> None:
+    generator = _generator(*drawing)
+    image, _ = draw(drawing[0], generator)
     with write_whole(path) as partial:
         image.save(partial, quality=int(generator.integers(60, 93)))
 
 
 def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
-    """Writes what is missing of the sample, as <folder>/<class>/sample_<number>.jpg, unless there are other images.
+    """Write the missing images of the sample, as <folder>/<class>/sample_<number>.jpg, unless there are other images.
 
-    Args:
-        dataset_dir: the folder for 40 axes, 160 books and 40 hammers.
-        testing_dir: the folder for 12 of each.
-        seed: a number from 0 that decides every image.
-
-    Returns:
-        How many images were written.
+    There are 40 axes, 160 books and 40 hammers for training, and 12 of each for testing. The result is the number of
+    images written.
 
     Raises:
-        UserError: `testing_dir` alone holds other images: a model of drawings would be tested on them.
+        UserError: only `testing_dir` contains other images; a model of drawings would be tested on them.
     """
     foreign = _find_foreign(dataset_dir) or _find_foreign(testing_dir)
     if foreign and not any(dataset_dir.glob("*/[!.]*")):
-        raise UserError(f"{foreign} is not of the sample: put images in {dataset_dir} too, or empty {testing_dir}")
+        raise UserError(f"{foreign} is not part of the sample: put images in {dataset_dir} too, or empty {testing_dir}")
     if foreign:
-        _log.info("%s holds images already; they are left alone and nothing is drawn", dataset_dir)
+        _log.info("%s contains images already: nothing is drawn", dataset_dir)
         return 0
     drawings = {
-        folder / label / f"sample_{number:04d}.jpg": _Drawing(seed, label, testing, number)
+        folder / label / f"sample_{number:04d}.jpg": (label, seed, testing, number)
         for testing, folder, counts in ((False, dataset_dir, TRAINING_COUNTS), (True, testing_dir, TESTING_COUNTS))
         for label in CLASSES
         for number in range(1, counts[label] + 1)
@@ -90,49 +76,40 @@ def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
 
 
 def check_unmixed(paths: Iterable[Path]) -> None:
-    """Checks that either all images are of the sample, or none is.
-
-    Args:
-        paths: of images, <folder>/<class>/<file>.
+    """Check that image files, <folder>/<class>/<file>, do not mix the sample with other images.
 
     Raises:
-        UserError: some are drawings, others are not.
+        UserError: they do.
     """
-    by_kind = {_is_drawing(path): path for path in paths}
+    by_kind = {path.parent.name in CLASSES and _NAME.fullmatch(path.name) is not None: path for path in paths}
     if len(by_kind) > 1:
         drawing, other = by_kind[True], by_kind[False]
         raise UserError(
-            f"{drawing} is of the drawn sample, which photographs such as {other} must not be mixed with: remove the "
-            f"drawings, {drawing.parents[1] / '*/sample_????.jpg'}, or name another folder"
+            f"{drawing} is part of the drawn sample, but {other} is not: remove the drawings, "
+            f"{drawing.parents[1] / '*/sample_????.jpg'}, or name another folder"
         )
 
 
-def _is_drawing(path: Path) -> bool:
-    return path.parent.name in CLASSES and re.fullmatch(r"sample_\d{4}\.jpg", path.name) is not None
-
-
 def _find_foreign(folder: Path) -> Path | None:
-    """A visible file below the folder that is not the sample's own, if there is one."""
-    for path in sorted({*folder.rglob("*"), *folder.glob("*/*")}):  # the former follows no link to a class's folder
+    """Return a visible file below the folder that does not belong to the sample, if there is one."""
+    for path in sorted({*folder.rglob("*"), *folder.glob("*/*")}):  # only the latter follows links to class folders
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and not re.fullmatch(r"sample_\d{4}\.jpg", path.name):
+        if path.is_file() and not hidden and not _NAME.fullmatch(path.name):
             return path
     return None
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Draws a sample of axes, books and hammers where there are no images yet.")
+    parser = ArgumentParser(description="Draw a sample of axes, books and hammers unless there are other images.")
     parser.add_argument(
         "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
-        help="for the 240 images to train on (default: %(default)s)",
+        help="for 240 training images (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--testing-dir", type=Path, default=Path("dataset_testing"), metavar="DIR",
-        help="for the 36 images to test on (default: %(default)s)",
+        help="for 36 test images (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="another number draws other images (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="determines the images (default: %(default)s)")
     arguments = parser.parse_args()
     check_least(arguments, seed=0)
     write_sample(arguments.dataset_dir, arguments.testing_dir, arguments.seed)

@@ -1,4 +1,4 @@
-"""CSV tables beside the images: small, written whole, and bearing any name that a file can have."""
+"""Read and write small CSV tables of file names."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from common import UserError, decode_text, write_whole
 
-TESTING_BATCH = "testing_batch.csv"  # beside the test folders: which images were moved there
-OPEN_IMAGES = "open_images.csv"  # beside the class folders: which patch of Open Images each file is
+TESTING_BATCH = "testing_batch.csv"  # beside the test folders: the images that were moved there
+OPEN_IMAGES = "open_images.csv"  # beside the class folders: the Open Images patch of each file
 
 
 def read_rows(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
-    """The rows of a CSV table of file names; none where there is no such file.
+    """Read a CSV table of file names; a missing file has no rows.
 
     Raises:
-        UserError: it is damaged: a row lacks one of the columns, or names a file that lies elsewhere.
+        UserError: it is damaged: a column is missing, or a row names a file outside of the folder.
     """
     if not table.exists():
         return []
     try:
         names, numbered = parse_table(decode_text(table.read_bytes(), "surrogateescape"), columns)
         known, rows = set(columns) <= set(names), [row for _, row in numbered]
-        # None is DictReader's key for what a row has beyond the columns.
+        # DictReader stores superfluous fields of a row under the key None.
         if known and all(None not in row and all(_is_inside(row[column]) for column in columns) for row in rows):
             return rows
     except (csv.Error, KeyError, TypeError, UnicodeDecodeError):
@@ -35,17 +35,13 @@ def read_rows(table: Path, columns: Collection[str]) -> list[dict[str, str]]:
 
 
 def parse_table(text: str, columns: Collection[str]) -> tuple[list[str], list[tuple[int, dict[str | None, str]]]]:
-    """The names of the columns of a CSV table, and its rows, each with the number of its last line.
+    """Return the column names of a CSV table, and its rows, each with the number of its last line.
 
-    Fields may be divided by commas, semicolons or tabs, as a spreadsheet saves them. Above the names there may be empty
-    lines, comments (`#`), and the line `sep=;`.
-
-    Args:
-        text: the table.
-        columns: names by which to tell what divides the fields.
+    The separator may be a comma, semicolon or tab: the one that yields most of the given columns. The header may follow
+    empty lines, comments (`#`) and the line `sep=;`.
 
     Raises:
-        csv.Error: it is no table.
+        csv.Error: it is not a table.
     """
     lines = list(io.StringIO(text, newline=""))
     first = next((place for place, line in enumerate(lines) if not re.match(r"\s*(#|sep=.\s*$|$)", line)), len(lines))
@@ -60,7 +56,7 @@ def _is_inside(name: str) -> bool:
 
 
 def write_rows(table: Path, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
-    """Write a CSV table whole, and wait until it is on the disk."""
+    """Write a CSV table atomically, and wait until it is on the disk."""
     with (
         write_whole(table, sync=True) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,

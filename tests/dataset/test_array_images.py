@@ -1,4 +1,4 @@
-"""The array sets: the digits' structure, inversion, the choice by background, and what a look at sets shows."""
+"""Array sets: the embedded digits, inversion, selection by background, and the comparison of sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dataset import array_images
 from dataset.array_images import inspect, load_set, white_background, with_inversions, write_digits, write_set
 from dataset.folders import read_folder
 from dataset.groups import find_groups
-from dataset.plotting_dataset import draw_array_examples, draw_intensities, draw_means
+from dataset.plotting_dataset import DARK, draw_array_examples, draw_intensities, draw_means
 from helpers import REPOSITORY, digests, start
 from pipeline.cache import Cache
 from pipeline.splits import split_folder
@@ -44,7 +44,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def make_set(tmp_path):
-    """Writes the images of each class, (H, W) or (C, H, W), as arrays."""
+    """Write the images of each class, (H, W) or (C, H, W), as arrays."""
 
     def make(name, classes):
         for label, images in classes.items():
@@ -57,9 +57,9 @@ def make_set(tmp_path):
 
 
 def shaded(dark, side=10):
-    """(side, side) uint8 of which so many pixels are just dark, and the others just light."""
-    image = np.full(side * side, array_images.DARK, dtype=np.uint8)
-    image[:dark] = array_images.DARK - 1
+    """Return (side, side) uint8 in which `dark` pixels are just dark, and the others just light."""
+    image = np.full(side * side, DARK, dtype=np.uint8)
+    image[:dark] = DARK - 1
     return image.reshape(side, side)
 
 
@@ -74,7 +74,7 @@ def pixels(folder):
 # The embedded digits
 
 
-def test_digits_are_balanced_and_of_the_stated_form(digits):
+def test_digits_have_the_stated_counts_and_form(digits):
     counts = Counter(path.parent.relative_to(digits).as_posix() for path in digits.rglob("*.npy"))
     each = {"TRAIN": 100, "TEST": 140, "TEST2": 100}
     assert counts == {f"{name}/{label}": count for name, count in each.items() for label in range(1, 6)}
@@ -84,8 +84,8 @@ def test_digits_are_balanced_and_of_the_stated_form(digits):
         assert 0 <= array.min() < array.max() <= 1
 
 
-def test_no_digit_is_in_two_places(digits):
-    """Not even inverted: each image is brought to white on black before it is compared."""
+def test_each_digit_occurs_once(digits):
+    """Images are compared as white on black."""
     arrays = [np.load(path) for path in digits.rglob("*.npy")]
     seen = {(array if array[0, 0, 0] < 0.5 else 1 - array).round(4).tobytes() for array in arrays}
     assert len(seen) == len(arrays)
@@ -93,14 +93,14 @@ def test_no_digit_is_in_two_places(digits):
 
 @pytest.mark.parametrize(("name", "white"), [("TRAIN", 0), ("TEST", 70), ("TEST2", 100)])
 def test_backgrounds_of_the_digits(digits, name, white):
-    looked_at = load_set(digits / name)
+    loaded = load_set(digits / name)
     for label in "12345":
-        assert (looked_at.dark_shares[looked_at.labels == label] <= 0.5).sum() == white
-    assert np.abs(looked_at.dark_shares - 0.5).min() > 0.15
+        assert (loaded.dark_shares[loaded.labels == label] <= 0.5).sum() == white
+    assert np.abs(loaded.dark_shares - 0.5).min() > 0.15
 
 
-def test_a_label_is_one_digit_white_on_black_and_another_black_on_white(digits):
-    """Told by the nearest mean of scikit-learn's digits, enlarged in the same way."""
+def test_each_label_is_one_digit_white_on_black_and_another_black_on_white(digits):
+    """The nearest mean of scikit-learn's enlarged digits decides which digit it is."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -117,22 +117,17 @@ def test_a_label_is_one_digit_white_on_black_and_another_black_on_white(digits):
                     assert distances.argmin() == digit
 
 
-def test_writing_the_digits_again_changes_nothing(digits):
+def test_writing_existing_digits_changes_nothing(digits):
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     write_digits(digits)
     assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
-
-
-def test_the_digits_are_always_the_same(digits, tmp_path):
-    write_digits(tmp_path)
-    assert digests(tmp_path) == digests(digits)
 
 
 # Writing
 
 
 @pytest.mark.parametrize("damage", ["other file", "changed", "missing"])
-def test_sets_do_not_mix_with_other_images(make_set, tmp_path, damage):
+def test_folders_with_other_files_are_refused(make_set, tmp_path, damage):
     folder = read_folder(make_set("data", {"A": noise(3), "B": noise(2)}))
     out = tmp_path / "out"
     write_set(folder, out)
@@ -143,19 +138,19 @@ def test_sets_do_not_mix_with_other_images(make_set, tmp_path, damage):
     else:
         (out / "A/0000.npy").unlink()
     before = digests(out)
-    with pytest.raises(UserError, match=r"out is there already, with other files: remove it, or name another folder"):
+    with pytest.raises(UserError, match="out exists already and contains other files: remove it, or name"):
         write_set(folder, out)
     assert digests(out) == before
 
 
-def test_an_empty_folder_is_filled(make_set, tmp_path):
+def test_empty_folders_are_filled(make_set, tmp_path):
     data = make_set("data", {"A": noise(3), "B": noise(2)})
     (tmp_path / "out").mkdir()
     write_set(read_folder(data), tmp_path / "out")
     assert digests(tmp_path / "out") == digests(data)
 
 
-def test_a_killed_run_leaves_no_half_set(make_set, tmp_path):
+def test_killed_programs_leave_no_partial_set(make_set, tmp_path):
     data = make_set("data", {"A": noise(3), "B": noise(2)})
     killed = """
 import os, signal, sys
@@ -185,8 +180,7 @@ array_images.write_set(read_folder(Path(sys.argv[1])), Path(sys.argv[2]))
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_who_comes_second_leaves_the_set_alone(make_set, tmp_path, monkeypatch, same):
-    """Another program writes the same set, or another one, between the look whether it is there and the renaming."""
+def test_sets_that_another_program_writes_meanwhile_are_left_alone(make_set, tmp_path, monkeypatch, same):
     data = make_set("data", {"A": noise(3), "B": noise(2)})
     other = data if same else make_set("other", {"A": noise(1)})
     as_file = array_images._as_file
@@ -197,7 +191,7 @@ def test_who_comes_second_leaves_the_set_alone(make_set, tmp_path, monkeypatch, 
         return as_file(array)
 
     monkeypatch.setattr(array_images, "_as_file", copy_first)
-    with nullcontext() if same else pytest.raises(UserError, match="out is there already, with other files"):
+    with nullcontext() if same else pytest.raises(UserError, match="out exists already and contains other files"):
         write_set(read_folder(data), tmp_path / "out")
     assert digests(tmp_path / "out") == digests(other)
     assert not list(tmp_path.glob(".out*"))
@@ -214,7 +208,7 @@ def test_inversions_follow_the_images(make_set):
     assert both.augmented.tolist() == [False] * 5 + [True] * 5
 
 
-def test_twice_inverted_is_as_it_was(make_set):
+def test_inverting_twice_restores_the_images(make_set):
     folder = read_folder(make_set("data", {"A": noise(1), "B": noise(2)}))
     four = pixels(with_inversions(with_inversions(folder)))
     assert np.array_equal(four[:3], four[9:])
@@ -227,7 +221,7 @@ def test_inversions_of_an_archive(tmp_path):
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["on the fly", "as files"])
-def test_no_split_parts_an_image_from_its_inversion(make_set, tmp_path, written):
+def test_splits_keep_an_image_and_its_inversion_together(make_set, tmp_path, written):
     images = {label: noise(count) for label, count in (("A", 23), ("B", 31))}
     both = with_inversions(read_folder(make_set("data", images)))
     if written:
@@ -241,7 +235,7 @@ def test_no_split_parts_an_image_from_its_inversion(make_set, tmp_path, written)
     assert not both.augmented[split.validation].any()
 
 
-def test_an_inverted_set_as_files(make_set, tmp_path):
+def test_inversions_as_files(make_set, tmp_path):
     colour = noise(2, 30).reshape(2, 1, 30, 30).repeat(3, axis=1)
     grey = np.linspace(0, 1, 784, dtype=np.float32).reshape(1, 28, 28)
     source = make_set("data", {"A": [grey], "B": colour})
@@ -260,27 +254,27 @@ def test_an_inverted_set_as_files(make_set, tmp_path):
 # White backgrounds
 
 
-def test_white_is_what_has_at_most_the_stated_share_of_dark_pixels(make_set):
+def test_white_backgrounds_have_at_most_the_given_share_of_dark_pixels(make_set):
     folder = read_folder(make_set("data", {"A": [shaded(n) for n in (0, 49, 50, 51, 100)], "B": [shaded(50)]}))
     assert [path.stem for path in white_background(folder).paths] == ["0000", "0001", "0002", "0000"]
     assert [path.stem for path in white_background(folder, 0.51).paths] == ["0000", "0001", "0002", "0003", "0000"]
 
 
-def test_white_background_tells_how_clear_the_choice_was(make_set, caplog):
+def test_selection_by_background_reports_the_closest_shares(make_set, caplog):
     caplog.set_level("INFO")
     white_background(read_folder(make_set("data", {"A": map(shaded, (10, 30)), "B": map(shaded, (20, 83))})))
     assert "3 of 4 images have a white background" in caplog.text
-    assert "nearest to that: 0.300 and 0.830" in caplog.text
+    assert "closest: 0.300 and 0.830" in caplog.text
 
 
-def test_unreadable_images_are_named_and_left_out(make_set, caplog):
+def test_unreadable_images_are_reported_and_left_out(make_set, caplog):
     broken = np.full((10, 10), np.nan, dtype=np.float32)
     folder = read_folder(make_set("data", {"A": [shaded(0), broken], "B": [shaded(0)]}))
     assert len(white_background(folder).paths) == 2
     assert "0001.npy: an array with values that are not finite" in caplog.text
 
 
-def test_a_set_without_a_readable_image_is_an_error(tmp_path):
+def test_sets_without_readable_images_are_an_error(tmp_path):
     for label in "AB":
         (tmp_path / "data" / label).mkdir(parents=True)
         (tmp_path / "data" / label / "0.npy").write_bytes(b"damaged")
@@ -288,20 +282,20 @@ def test_a_set_without_a_readable_image_is_an_error(tmp_path):
         write_set(read_folder(tmp_path / "data"), tmp_path / "out")
 
 
-def test_a_class_without_white_images_is_an_error(make_set):
+def test_classes_without_white_images_are_an_error(make_set):
     folder = read_folder(make_set("data", {"A": [shaded(0)], "B": [shaded(100)]}))
     with pytest.raises(UserError, match="data/B has no image with a white background"):
         white_background(folder)
 
 
-def test_white_images_of_the_digits_as_files(digits, tmp_path):
+def test_white_digits_as_files(digits, tmp_path):
     write_set(white_background(read_folder(digits / "TEST")), tmp_path / "TRAIN3")
     made = load_set(tmp_path / "TRAIN3")
     assert Counter(made.labels.tolist()) == dict.fromkeys("12345", 70)
     assert np.array_equal(made.of_class("1"), load_set(digits / "TEST").of_class("1")[70:])
 
 
-# A look at sets
+# Comparison
 
 
 def test_inspecting_the_digits(digits, tmp_path, monkeypatch, capsys):
@@ -322,15 +316,15 @@ def test_inspecting_the_digits(digits, tmp_path, monkeypatch, capsys):
         assert (tmp_path / f"{name}.png").stat().st_size < 200_000
 
 
-def test_images_of_another_size_are_left_out_with_the_reason(make_set, caplog):
+def test_images_of_other_sizes_are_reported_and_left_out(make_set, caplog):
     directory = make_set("data", {"A": noise(3), "B": [*noise(2), noise(1, 20)[0]]})
     assert Counter(load_set(directory).labels.tolist()) == {"A": 3, "B": 2}
-    assert "B/0002.npy: of 20x20 pixels, where most images have 28x28" in caplog.text
+    assert "B/0002.npy: 20x20 pixels, while most images have 28x28" in caplog.text
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Five sets of twelve classes with long names, few images each, the third without the last class."""
+    """Five sets of twelve classes with long names; the third lacks the last class."""
     directory = tmp_path_factory.mktemp("many")
     labels = np.array([f"class_number_{number:02d}" for number in range(12)])
     sets = []
@@ -351,9 +345,9 @@ DRAWN = [draw_array_examples, draw_intensities, draw_means]
 
 @pytest.mark.parametrize("draw", DRAWN)
 @pytest.mark.parametrize("sets", ["one", "three", "many"])
-def test_texts_lie_inside_the_figure_and_apart(draw, sets, request, monkeypatch):
+def test_texts_do_not_overlap_or_leave_the_figure(draw, sets, request, monkeypatch):
     figure = draw(request.getfixturevalue("three")[:1] if sets == "one" else request.getfixturevalue(sets))
-    drawn = []  # not all that there are: ticks beyond the limits have labels too
+    drawn = []  # without the labels of ticks beyond the limits
     monkeypatch.setattr(Text, "draw", lambda text, renderer: drawn.append(text))
     FigureCanvasAgg(figure).draw()
     boxes = [(text.get_text(), text.get_window_extent()) for text in drawn if text.get_visible() and text.get_text()]
@@ -367,8 +361,8 @@ def test_texts_lie_inside_the_figure_and_apart(draw, sets, request, monkeypatch)
         assert not box.overlaps(other_box.padded(-1)), (text, other)
 
 
-def test_examples_are_from_the_start_the_middle_and_the_end(make_set):
-    """Each image is of its own grey value: 10, 11, and so on."""
+def test_examples_are_the_first_middle_and_last_images(make_set):
+    """The images have the grey values 10, 11 and so on."""
     images = {label: [np.full((4, 4), 10 + number, np.uint8) for number in range(25)] for label in "AB"}
     figure = draw_array_examples([load_set(make_set("data", images))])
     shown = [axes.images[0].get_array() for axes in figure.axes]
@@ -376,14 +370,14 @@ def test_examples_are_from_the_start_the_middle_and_the_end(make_set):
     assert values == [list(range(10, 15)), list(range(20, 25)), list(range(30, 35))]
 
 
-def test_no_example_is_shown_twice(make_set):
+def test_examples_of_small_classes_are_not_repeated(make_set):
     images = {label: [np.full((4, 4), 10 + number, np.uint8) for number in range(7)] for label in "AB"}
     figure = draw_array_examples([load_set(make_set("data", images))])
     values = [value for axes in figure.axes for value in np.unique(axes.images[0].get_array().compressed())]
     assert sorted(values) == list(range(10, 17))
 
 
-def test_means_and_variances_are_those_of_each_class(make_set):
+def test_means_and_variances_per_class(make_set):
     images = {"A": [np.full((4, 4), value, np.uint8) for value in (0, 255)], "B": [np.full((4, 4), 51, np.uint8)]}
     figure = draw_means([load_set(make_set("data", images))])
     mean, variance = (np.unique(axes.images[0].get_array().compressed()) for axes in figure.axes[:2])
@@ -392,7 +386,7 @@ def test_means_and_variances_are_those_of_each_class(make_set):
     assert [text.get_text() for text in figure.axes[0].texts] == ["2", "1"]
 
 
-def test_histograms_add_up(three):
+def test_histograms_sum_to_one(three):
     figure = draw_intensities(three)
     for axes in figure.axes:
         assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
@@ -410,7 +404,7 @@ def run(monkeypatch, *arguments):
     return stop.value.code
 
 
-def test_the_program_writes_sets(digits, tmp_path, monkeypatch):
+def test_program_writes_sets(digits, tmp_path, monkeypatch):
     assert run(monkeypatch, "digits", tmp_path) == 0
     assert run(monkeypatch, "invert", tmp_path / "TRAIN", tmp_path / "TRAIN2") == 0
     for _ in range(2):
@@ -421,8 +415,7 @@ def test_the_program_writes_sets(digits, tmp_path, monkeypatch):
     assert len(read_folder(tmp_path / "TRAIN3").paths) == 350
 
 
-def test_help_takes_less_than_a_second(tmp_path):
-    """Judged by what takes the time: nothing heavy is imported."""
+def test_help_imports_nothing_heavy(tmp_path):
     result = start(PROGRAM, "inspect", "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert "--out DIR" in result.stdout
     assert not re.search(r"\b(matplotlib|sklearn|torch|cv2)\b", result.stderr)
@@ -437,8 +430,8 @@ def test_help_takes_less_than_a_second(tmp_path):
         (("white", "a", "b", "--dark-share", "nan"), "--dark-share nan"),
         (("invert", "nowhere", "out"), "there is no folder nowhere"),
         (("invert", "data", "data/A"), "data and data/A must be folders apart"),
-        (("invert", "data", "other"), "other is there already, with other files"),
-        (("white", "data", "file"), "file is there already, with other files"),
+        (("invert", "data", "other"), "other exists already and contains other files"),
+        (("white", "data", "file"), "file exists already and contains other files"),
         (("inspect", "data", "x/data"), "two of the sets have the same name"),
         (("inspect", "broken"), "broken has no readable image"),
     ],
@@ -462,8 +455,8 @@ def test_errors_are_one_line(make_set, monkeypatch, capsys, tmp_path, arguments,
 
 
 @pytest.mark.slow
-def test_the_real_sets(photographs, tmp_path, capsys):
-    """Half of TEST is white, exactly, and all of TEST2; and the audit's sentences say so."""
+def test_shift_of_the_real_sets(photographs, tmp_path, capsys):
+    """Exactly half of TEST has a white background, and all of TEST2."""
     archives = photographs / "array_images"
     if not archives.is_dir():
         pytest.skip(f"{photographs} has no folder array_images")
@@ -471,7 +464,7 @@ def test_the_real_sets(photographs, tmp_path, capsys):
     for name in names:
         with tarfile.open(archives / f"{name}.tar.xz") as archive:
             members = [member for member in archive if member.name.endswith(".npy")]
-            members = members[:: 10 if name == "TRAIN" else 1]  # of which nothing is counted
+            members = members[:: 10 if name == "TRAIN" else 1]  # only TEST is counted
             arrays = [np.load(BytesIO(archive.extractfile(member).read())) for member in members]
         labels = [member.name.split("/")[-2] for member in members]
         np.savez(tmp_path / f"{name}.npz", images=np.stack(arrays), labels=labels)

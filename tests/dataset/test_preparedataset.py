@@ -577,7 +577,7 @@ def big(server):
 def test_a_download_that_broke_off_goes_on(server, big, tmp_path, ranges):
     server.drops, server.ranges = 1, ranges
     target = tmp_path / "got" / "big.csv"
-    with pytest.raises(UserError, match=r"has broken off: [\d,]+ bytes are kept in .* goes on from there"):
+    with pytest.raises(UserError, match=r"was interrupted: [\d,]+ bytes are kept in .* to resume"):
         download(f"{server.address}/big.csv", target)
     assert not target.exists()
     kept = (tmp_path / "got" / ".big.csv.partial").stat().st_size

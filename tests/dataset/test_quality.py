@@ -1,4 +1,4 @@
-"""Which images are named as of low quality, and which are not."""
+"""Images of low quality are found, with the reason; others are not."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def drawing(number=0):
 
 
 def placeholder():
-    """A grey picture of a picture, and words below it."""
+    """Draw a grey pictogram above a caption."""
     image = Image.new("RGB", (240, 180), "#eeeeee")
     draw = ImageDraw.Draw(image)
     draw.rectangle((70, 30, 170, 110), outline="#999999", width=4)
@@ -57,38 +57,40 @@ def test_flaws(image, expected):
     assert flaws(image) == expected
 
 
-def save_as(image, path, kind):
-    grey, exif = image.convert("L"), Image.Exif()
-    exif[0x0112] = 6
-    save = {
-        "turned": lambda: image.save(path.with_suffix(".jpg"), exif=exif),
-        "deep": lambda: Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(path.with_suffix(".png")),
-        "array": lambda: np.save(path.with_suffix(".npy"), np.asarray(grey) / 255),
-        "palette": lambda: image.quantize().save(path.with_suffix(".png")),
-        "gif": lambda: image.save(path.with_suffix(".gif")),
-        "grey": lambda: grey.save(path.with_suffix(".jpg")),
-    }
-    save[kind]()
+def deep(image):
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
 
 
-@pytest.mark.parametrize("kind", ["turned", "deep", "array", "palette", "gif", "grey"])
-def test_files_of_all_kinds_are_judged_by_what_they_show(tmp_path, kind):
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
+FORMATS = {
+    "rotated": lambda image, path: image.save(path.with_suffix(".jpg"), exif=ROTATED),
+    "16 bits": lambda image, path: deep(image).save(path.with_suffix(".png")),
+    "array": lambda image, path: np.save(path.with_suffix(".npy"), np.asarray(image.convert("L")) / 255),
+    "palette": lambda image, path: image.quantize().save(path.with_suffix(".png")),
+    "gif": lambda image, path: image.save(path.with_suffix(".gif")),
+    "grey": lambda image, path: image.convert("L").save(path.with_suffix(".jpg")),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_file_format_does_not_matter(tmp_path, kind):
     dark = drawing().point(lambda value: value // 4)
     for name, image in (("bright", drawing()), ("dark", dark), ("nothing", placeholder())):
-        save_as(image, tmp_path / name, kind)
+        FORMATS[kind](image, tmp_path / name)
     poor, rules = find_poor_images(examine(image_files(tmp_path))[0])
     assert {path.stem: found for path, found in poor.items()} == {"dark": [DARK], "nothing": [BLANK]}
     assert rules == []
 
 
-def test_a_sparse_symbol_is_no_placeholder():
+def test_sparse_symbols_are_not_placeholders():
     symbol = np.zeros((28, 28), dtype=np.uint8)
     symbol[4:24, 13:15] = 255
     assert flaws(Image.fromarray(symbol)) == []
     assert flaws(Image.fromarray(symbol).resize((280, 280), Image.Resampling.NEAREST)) == [BLANK]
 
 
-def test_what_is_the_rule_in_a_class_is_no_flaw_of_its_images():
+def test_properties_of_many_images_of_a_class_are_no_flaws():
     dark, bright = drawing().point(lambda value: value // 4), drawing()
     night = [examine_image(Path("data/night") / f"{k}.jpg", dark if k < 6 else bright) for k in range(30)]
     day = [examine_image(Path("data/day") / f"{k}.jpg", dark if k < 2 else bright) for k in range(30)]
@@ -99,7 +101,7 @@ def test_what_is_the_rule_in_a_class_is_no_flaw_of_its_images():
     assert len(find_poor_images(few)[0]) == 5
 
 
-def test_the_drawn_sample_has_none():
+def test_drawn_sample_has_no_flaws():
     images = [
         examine_image(Path(label) / f"{testing}{number}.jpg", draw_numbered(label, 0, testing, number)[0])
         for label in CLASSES
@@ -109,7 +111,7 @@ def test_the_drawn_sample_has_none():
     assert find_poor_images(images) == ({}, [])
 
 
-def test_few_photographs_are_named(photographs):
+def test_few_photographs_have_flaws(photographs):
     folders = [photographs / "open_images", photographs / "open_images_testing"]
     images, _ = examine([path for folder in folders for path in sorted(folder.glob("*/*.jpg"))])
     poor, rules = find_poor_images(images)

@@ -1,4 +1,4 @@
-"""The offline sample: its counts, its variety, its masks, and that it never touches somebody's own images."""
+"""The offline sample has the stated counts, varied images and correct masks, and leaves other images alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sklearn.preprocessing import StandardScaler
 from common import UserError
 from dataset import sample as sample_module
 from dataset.sample import CLASSES, draw_numbered, write_sample
+from helpers import REPOSITORY
 
-PROGRAM = Path(__file__).resolve().parents[2] / "src/dataset/sample.py"
 SOME = ("dataset/Axe/sample_0001.jpg", "dataset/Book/sample_0160.jpg", "testing/Hammer/sample_0012.jpg")
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory) -> Path:
-    """A whole sample of seed 0, drawn once: it takes seconds."""
+    """The complete sample of seed 0."""
     root = tmp_path_factory.mktemp("sample")
     assert write_sample(root / "dataset", root / "testing") == 276
     return root
@@ -37,7 +37,7 @@ def sample(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def interrupted(sample, tmp_path) -> Path:
-    """A copy of the sample that lacks the images in SOME."""
+    """A copy of the sample without the images in SOME."""
     root = shutil.copytree(sample, tmp_path / "copy")
     for name in SOME:
         (root / name).unlink()
@@ -53,16 +53,16 @@ def describe_files(root: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def run_program(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, PROGRAM, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+    command = [sys.executable, REPOSITORY / "src/dataset/sample.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "200"})
 
 
-def test_counts_are_imbalanced_for_training_and_even_for_testing(sample):
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"mine")
+
+
+def test_training_classes_are_imbalanced_and_test_classes_balanced(sample):
     counts = Counter(path.parent.relative_to(sample).as_posix() for path in list_files(sample))
     assert counts == {
         **{"dataset/Axe": 40, "dataset/Book": 160, "dataset/Hammer": 40},
@@ -70,7 +70,7 @@ def test_counts_are_imbalanced_for_training_and_even_for_testing(sample):
     }
 
 
-def test_images_are_rgb_jpegs_of_many_sizes_and_small_in_all(sample):
+def test_images_are_small_rgb_jpegs_of_many_sizes(sample):
     sizes = set()
     for path in list_files(sample):
         with Image.open(path) as image:
@@ -90,10 +90,10 @@ def test_all_images_are_distinct(sample):
     squares = (thumbnails**2).sum(axis=1)
     distances = squares[:, None] + squares - 2 * thumbnails @ thumbnails.T
     np.fill_diagonal(distances, np.inf)
-    assert np.sqrt(distances.min() / thumbnails.shape[1]) > 8  # grey levels, so not the same drawing saved twice
+    assert np.sqrt(distances.min() / thumbnails.shape[1]) > 8  # grey levels: not one drawing saved twice
 
 
-def test_colours_do_not_give_the_class_away(sample):
+def test_colours_do_not_reveal_the_class(sample):
     files = list_files(sample / "dataset")
     statistics = [ImageStat.Stat(Image.open(path)) for path in files]
     features = np.array([[*image.mean, *image.stddev] for image in statistics])
@@ -104,7 +104,7 @@ def test_colours_do_not_give_the_class_away(sample):
 
 
 @pytest.mark.parametrize("label", CLASSES)
-def test_masks_show_where_the_object_is(label):
+def test_masks_contain_one_large_object_inside_the_frame(label):
     for number in range(1, 9):
         image, mask = draw_numbered(label, 0, False, number)
         assert (image.mode, mask.mode) == ("RGB", "L")
@@ -118,8 +118,7 @@ def test_masks_show_where_the_object_is(label):
         assert framed < 0.6 * max(right - left, bottom - top)
 
 
-def test_objects_stand_out_from_their_surroundings():
-    """Also that the masks fit their pictures: elsewhere, the two mean colours would be nearly the same."""
+def test_masked_objects_differ_in_colour_from_their_surroundings():
     gaps = []
     for label in CLASSES:
         for number in range(1, 9):
@@ -129,26 +128,24 @@ def test_objects_stand_out_from_their_surroundings():
     assert np.median(gaps) > 40
 
 
-def test_numbered_drawings_are_the_files(sample):
+def test_numbered_drawings_equal_the_files(sample):
     for number in (1, 12):
         image, _ = draw_numbered("Hammer", 0, True, number)
         written = Image.open(sample / f"testing/Hammer/sample_{number:04d}.jpg")
         assert image.size == written.size
-        assert np.abs(np.asarray(image, dtype=np.int16) - np.asarray(written)).mean() < 8  # what the JPEG lost
+        assert np.abs(np.asarray(image, dtype=np.int16) - np.asarray(written)).mean() < 8  # JPEG artefacts
 
 
-def test_an_image_depends_on_its_seed_class_folder_and_number():
-    drawn = {
-        draw_numbered(*which)[0].tobytes()
-        for which in (("Axe", 0, False, 1), ("Axe", 1, False, 1), ("Axe", 0, True, 1), ("Axe", 0, False, 2))
-    }
-    assert len(drawn) == 4
-    assert draw_numbered("Axe", 0, False, 1)[0].tobytes() in drawn
+def test_images_depend_on_seed_class_folder_and_number():
+    variants = [("Axe", 0, False, 1), ("Axe", 1, False, 1), ("Axe", 0, True, 1), ("Axe", 0, False, 2)]
+    drawn = [draw_numbered(*variant)[0].tobytes() for variant in variants]
+    assert len(set(drawn)) == 4
+    assert draw_numbered(*variants[0])[0].tobytes() == drawn[0]
 
 
-def test_an_interrupted_write_is_completed_with_the_same_bytes(sample, interrupted):
-    (interrupted / "dataset/.gitkeep").touch()
-    (interrupted / "testing/.gitkeep").touch()
+def test_interrupted_writing_resumes_with_identical_files(sample, interrupted):
+    for folder in ("dataset", "testing"):
+        (interrupted / folder / ".gitkeep").touch()
     before = describe_files(interrupted)
     assert write_sample(interrupted / "dataset", interrupted / "testing", seed=0) == len(SOME)
     after = describe_files(interrupted)
@@ -165,59 +162,52 @@ def test_another_seed_draws_other_images(sample, interrupted):
         assert (interrupted / name).read_bytes() != (sample / name).read_bytes()
 
 
-@pytest.mark.parametrize("also_in_testing", [False, True])
-def test_somebodys_own_images_are_left_alone(tmp_path, caplog, also_in_testing):
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("dataset/Axe/photo.png",),
+        ("dataset/Axe/photo.png", "testing/Axe/photo.png"),
+        ("dataset/Axe/sample_0001.jpg", "testing/Axe/photo.png"),
+    ],
+)
+def test_existing_images_are_left_alone(tmp_path, caplog, files):
     caplog.set_level("INFO", logger="dataset")
-    photographs = [tmp_path / "dataset/Axe/photo.png"] + [tmp_path / "testing/Axe/photo.png"] * also_in_testing
-    for path in photographs:
-        path.parent.mkdir(parents=True)
-        path.write_bytes(b"mine")
+    for file in files:
+        write(tmp_path / file)
     before = describe_files(tmp_path)
     assert write_sample(tmp_path / "dataset", tmp_path / "testing") == 0
     assert describe_files(tmp_path) == before
     assert [record.getMessage().count("already") for record in caplog.records] == [1]
 
 
-def test_own_folders_that_are_linked_are_left_alone(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/photo.jpg").write_bytes(b"mine")
+def test_linked_class_folders_are_left_alone(tmp_path):
+    write(tmp_path / "mine/photo.jpg")
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset/cat").symlink_to(tmp_path / "mine")
     assert write_sample(tmp_path / "dataset", tmp_path / "testing") == 0
     assert [path.name for path in (tmp_path / "dataset").iterdir()] == ["cat"]
 
 
-def test_own_images_for_testing_alone_are_an_error(tmp_path):
-    photograph = tmp_path / "testing/Axe/sample_1.jpg"  # nearly a name of ours, but not ours
-    photograph.parent.mkdir(parents=True)
-    photograph.write_bytes(b"mine")
+def test_only_test_images_are_an_error(tmp_path):
+    photograph = tmp_path / "testing/Axe/sample_1.jpg"  # nearly a name of the sample
+    write(photograph)
     with pytest.raises(UserError, match=r"^[^\n]*sample_1\.jpg[^\n]*$"):
         write_sample(tmp_path / "dataset", tmp_path / "testing")
     assert list_files(tmp_path) == [photograph]
 
 
-def test_own_images_for_testing_beside_a_sample_are_left_alone(tmp_path):
-    for name in ("dataset/Axe/sample_0001.jpg", "testing/Axe/photo.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_bytes(b"something")
-    before = describe_files(tmp_path)
-    assert write_sample(tmp_path / "dataset", tmp_path / "testing") == 0
-    assert describe_files(tmp_path) == before
-
-
-def test_no_half_written_image_is_left_when_saving_fails(tmp_path, monkeypatch):
+def test_failed_writing_leaves_no_partial_file(tmp_path, monkeypatch):
     def fail(image, path, **_):
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    before = describe_files(tmp_path)
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(KeyboardInterrupt):
-        sample_module._write(tmp_path / "sample_0001.jpg", sample_module._Drawing(0, "Axe", False, 1))
-    assert describe_files(tmp_path) == before == {}
+        sample_module._write(tmp_path / "sample_0001.jpg", ("Axe", 0, False, 1))
+    assert list_files(tmp_path) == []
 
 
-def test_the_program_completes_a_sample_and_leaves_photographs_alone(sample, interrupted):
+def test_program_completes_the_sample_and_leaves_photographs_alone(sample, interrupted):
     folders = ("--dataset-dir", interrupted / "dataset", "--testing-dir", interrupted / "testing")
     done = run_program(*folders, "--seed", 0)
     assert (done.returncode, done.stdout) == (0, "")
@@ -228,8 +218,8 @@ def test_the_program_completes_a_sample_and_leaves_photographs_alone(sample, int
     (interrupted / SOME[0]).rename(interrupted / "dataset/photo.jpg")
     done = run_program(*folders)
     assert done.returncode == 0
-    assert len(done.stderr.splitlines()) == 1
-    assert "already" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "already" in line
     assert not (interrupted / SOME[0]).exists()
 
 
