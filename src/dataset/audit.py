@@ -83,11 +83,6 @@ class Twin:
         """Whether both images have identical pixels."""
         return self.link == PIXELS
 
-    @property
-    def reason(self) -> str:
-        """How the image relates to the other one, as a verb phrase."""
-        return _REASONS[self.link]
-
 
 @dataclass(frozen=True)
 class Report:
@@ -209,9 +204,7 @@ def fix(report: Report) -> int:
     """Move unreadable files and twins to `rejected/` in their folder, with a log; return their number.
 
     Images of low quality stay. Of images that belong together, the test image stays, else the one with more pixels.
-
-    Raises:
-        UserError: more than half of a class would be moved without being identical to other images; nothing is moved.
+    UserError, and nothing is moved, if more than half of a class would go that is not identical to other images.
     """
     for directory, counts in report.images.items():
         similar = [twin.path for twin in report.twins if directory in twin.path.parents and not twin.exact]
@@ -227,24 +220,10 @@ def fix(report: Report) -> int:
         for path, why in report.unreadable.items()
         if path.is_file() and not path.is_symlink() and path.parent not in report.images  # only in class folders
     }
-    reasons |= {twin.path: f"{twin.kind}: {twin.reason} {twin.of}" for twin in report.twins}
+    reasons |= {twin.path: f"{twin.kind}: {_REASONS[twin.link]} {twin.of}" for twin in report.twins}
     for directory in report.images:
         set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
     return len(reasons)
-
-
-def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[list[Examined], Links]:
-    """Return all images, test folders first and each folder's largest images first, and the links between them."""
-    images: list[Examined] = []
-    photographs: list[str | None] = []
-    stems: list[tuple[str, str] | None] = []
-    for directory, members in examined.items():
-        known = read_photographs(directory, dataset_dir)
-        ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
-        photographs += [known.get(file_key(image.path)) for image in ordered]
-        stems += find_stems([image.path for image in ordered], directory, dataset_dir)
-        images += ordered
-    return images, find_links(images, _labels(images).tolist(), photographs, stems, STORE)
 
 
 def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
@@ -254,7 +233,17 @@ def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) 
     tested on. Within a folder each image is kept that is not a near-duplicate of one kept before: a chain of links
     does not count, nor do cuts of one photograph.
     """
-    images, found = _link(dataset_dir, examined)
+    images: list[Examined] = []  # of test folders first, and of each folder the largest first
+    photographs: list[str | None] = []
+    stems: list[tuple[str, str] | None] = []
+    for directory, members in examined.items():
+        known = read_photographs(directory, dataset_dir)
+        ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
+        photographs += [known.get(file_key(image.path)) for image in ordered]
+        stems += find_stems([image.path for image in ordered], directory, dataset_dir)
+        images += ordered
+    labels = _labels(images).tolist()
+    found = find_links(images, labels, photographs, stems, STORE)
     paths = [image.path for image in images]
     folder = [path.parent.parent for path in paths]
     groups = number_groups(len(images), found.links).tolist()
@@ -277,8 +266,8 @@ def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) 
             continue
         for other, link in near:
             if link in (PIXELS, NEAR_DUPLICATE) and folder[place] == folder[other] and other not in moved:
-                same_class = canonical(paths[place].parent.name) == canonical(paths[other].parent.name)
-                twins.append(Twin(paths[place], paths[other], DUPLICATE if same_class else LABEL_CONFLICT, link))
+                kind = DUPLICATE if labels[place] == labels[other] else LABEL_CONFLICT
+                twins.append(Twin(paths[place], paths[other], kind, link))
                 moved.add(place)
                 break
     return found, twins
@@ -297,7 +286,7 @@ def describe(report: Report) -> Iterator[str]:
     for kind, title in _TITLES.items():
         twins = [twin for twin in report.twins if twin.kind == kind]
         yield f"{title}: {len(twins)}"
-        yield from (f"  {printable(twin.path)} {twin.reason} {printable(twin.of)}" for twin in twins)
+        yield from (f"  {printable(twin.path)} {_REASONS[twin.link]} {printable(twin.of)}" for twin in twins)
     yield from report.notes
     yield f"{_POOR}: {len(report.poor)}{' (review them: --fix does not move them)' if report.poor else ''}"
     yield from (f"  {printable(path)}: {', '.join(flaws)}" for path, flaws in report.poor.items())

@@ -10,11 +10,12 @@ import re
 import shutil
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from tqdm import tqdm
@@ -52,15 +53,12 @@ def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) 
     """Move random images of each class that has too many to `<dataset_dir>/left_out/<class>/`.
 
     The choice depends only on the seed and the names, so an interrupted reduction continues with the same choice.
-
-    Returns:
-        The number of images moved, by class.
+    Returns the number of images moved, by class.
     """
     moved = {}
     for name in class_names(dataset_dir):
         surplus = _find_surplus(dataset_dir, name, max_per_class, seed)
-        reason = f"the class had more than {max_per_class} images"
-        set_aside(dataset_dir, LEFT_OUT, dict.fromkeys(surplus, reason))
+        set_aside(dataset_dir, LEFT_OUT, dict.fromkeys(surplus, f"the class had more than {max_per_class} images"))
         moved[name] = len(surplus)
     return moved
 
@@ -77,11 +75,7 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
     to `per_class`, one image less is moved. The choice is written to `testing_batch.csv` before anything is moved, so
     that an interrupted split can be finished, and the origin of the test images is known later.
 
-    Returns:
-        The number of images moved, by class.
-
-    Raises:
-        UserError: a class has too few images.
+    Returns the number of images moved, by class; UserError if a class has too few.
     """
     rows = draw_testing_batch(dataset_dir, testing_dir, per_class, seed)
     table = testing_dir / TESTING_BATCH
@@ -106,11 +100,7 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
 def draw_testing_batch(
     dataset_dir: Path, testing_dir: Path, per_class: int, seed: int, without: Collection[Path] = ()
 ) -> list[dict[str, str]]:
-    """Return the rows of `testing_batch.csv` that `create_testing_batch` writes; images in `without` are not drawn.
-
-    Raises:
-        UserError: a class has too few images.
-    """
+    """Return the rows of `testing_batch.csv` that `create_testing_batch` writes; images in `without` are not drawn."""
     rows = read_rows(testing_dir / TESTING_BATCH, ("class", "file"))
     served = {canonical(row["class"]) for row in rows}
     folders = {name: class_folder(dataset_dir, name) for name in class_names(dataset_dir)}
@@ -179,11 +169,7 @@ def _draw_groups(groups: Sequence[Sequence[Path]], count: int, most: int, seed: 
 def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
     """Copy the readable images of a folder to the test folders as `extra_<name>`, unless they are there.
 
-    Returns:
-        The number of images copied, by class.
-
-    Raises:
-        UserError: the name belongs to another image.
+    Returns the number of images copied, by class; UserError if the name belongs to another image.
     """
     copied = {}
     for name in own_class_names(extra_dir):
@@ -194,8 +180,8 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
         for path in (path for path in files if path not in unreadable):
             target = folder / short_name(f"extra_{path.name}")
             if not target.exists():
-                with write_whole(target) as partial:
-                    shutil.copyfile(path, partial)
+                with write_whole(target) as file:
+                    shutil.copyfile(path, file)
                 copied[name] += 1
             elif target.read_bytes() != path.read_bytes():
                 raise UserError(f"cannot copy {path}: {target} is another image; rename one of them")
@@ -223,11 +209,7 @@ def plan_augmentation(sizes: Mapping[str, int], mode: str = MINORITY, target: in
 def check_augmentation(
     dataset_dir: Path, testing_dir: Path, max_per_class: int, per_class: int, seed: int, mode: str, target: int | None
 ) -> None:
-    """Check a target against the class sizes that `reduce_classes` and `create_testing_batch` will leave.
-
-    Raises:
-        UserError: the target does not fit them, or a class has too few images.
-    """
+    """Raise UserError if a target does not fit the class sizes after `reduce_classes` and `create_testing_batch`."""
     if target is None:
         return
     names = class_names(dataset_dir)
@@ -256,10 +238,8 @@ def _check_target(sizes: Mapping[str, int], mode: str, target: int | None) -> No
 def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | None = None) -> bool:
     """Start importing torch in a background process, from which the augmenting processes are forked.
 
-    `create_augmented_data` does this itself. Calling it earlier overlaps the seconds that the import takes.
-
-    Returns:
-        Whether several processes are worth it: there are several cores, and enough images are missing.
+    `create_augmented_data` does this itself. Calling it earlier overlaps the seconds that the import takes. Returns
+    whether several processes are worth it: there are several cores, and enough images are missing.
     """
     from multiprocessing import forkserver
 
@@ -284,11 +264,8 @@ def create_augmented_data(
     the seed, its number and the images of the class, not on the number of cores. Images that exist are not made again.
     Augmented images that are too many, or whose source has left the class, are moved to `<dataset_dir>/left_out/`.
 
-    Returns:
-        The number of images written, by class.
-
-    Raises:
-        UserError: a class has no readable image, or the target does not fit the class sizes.
+    Returns the number of images written, by class; UserError if a class has no readable image, or the target does not
+    fit the class sizes.
     """
     names = class_names(dataset_dir)
     cores = cores or (available_cores() if prepare_to_augment(dataset_dir, mode, target) else 1)
@@ -307,22 +284,15 @@ def create_augmented_data(
             source = _generator(seed, name, number, "source").choice(sources[name])
             of_source[name, source].append(number)
     white = find_white([path for name in names for path in sources[name]])
-    tasks = [_Task(dataset_dir, source, name, numbers, seed, white) for (name, source), numbers in of_source.items()]
-    with tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar:
-        for count in _work(tasks, cores):
+    write = partial(_write_augmented, dataset_dir, seed, white)
+    forkserver = multiprocessing.get_context("forkserver")
+    with (
+        ProcessPoolExecutor(cores, forkserver, _use_one_thread) if cores > 1 else nullcontext() as pool,
+        tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar,
+    ):
+        for count in (pool.map if pool else map)(write, of_source.items()):
             bar.update(count)
     return {name: len(numbers) for name, numbers in missing.items()}
-
-
-class _Task(NamedTuple):
-    """The augmented images of one source, which is read once for all of them."""
-
-    dataset_dir: Path
-    source: Path
-    label: str
-    numbers: Sequence[int]
-    seed: int
-    white: int
 
 
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
@@ -341,28 +311,21 @@ def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], coun
     return [number for number in range(1, count + 1) if number not in there]
 
 
-def _work(tasks: Sequence[_Task], cores: int) -> Iterator[int]:
-    """Yield the number of images that each task wrote."""
-    if cores == 1:
-        yield from map(_write_augmented, tasks)
-        return
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), _use_one_thread) as pool:
-        yield from pool.map(_write_augmented, tasks)
-
-
 def _use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # the processes keep all cores busy
 
 
-def _write_augmented(task: _Task) -> int:
-    image = resize_or_pad_image(read_image(task.source, task.white))
-    folder = class_folder(task.dataset_dir, task.label + AUGMENTED)
-    for number in task.numbers:
-        with write_whole(folder / augmented_name(task.source, number)) as partial:
-            augment(image, task.label, number, task.seed).save(partial, quality=QUALITY)
-    return len(task.numbers)
+def _write_augmented(dataset_dir: Path, seed: int, white: int, task: tuple[tuple[str, Path], list[int]]) -> int:
+    """Write the augmented images of one source, which is read once; return their number."""
+    (label, source), numbers = task
+    image = resize_or_pad_image(read_image(source, white))
+    folder = class_folder(dataset_dir, label + AUGMENTED)
+    for number in numbers:
+        with write_whole(folder / augmented_name(source, number)) as file:
+            augment(image, label, number, seed).save(file, quality=QUALITY)
+    return len(numbers)
 
 
 def augment(image: Image.Image, label: str, number: int, seed: int) -> Image.Image:

@@ -9,11 +9,7 @@ from common import UserError, command, first_line
 
 
 def connect() -> None:
-    """Start FiftyOne and its database, or connect to the one that the user's other programs have started.
-
-    Raises:
-        UserError: MongoDB is missing.
-    """
+    """Start FiftyOne's database, or connect to the one of the user's other programs; UserError without MongoDB."""
     try:
         import fiftyone
 

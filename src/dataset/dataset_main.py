@@ -45,11 +45,7 @@ from dataset.tables import TESTING_BATCH, read_rows
 
 
 def make_dataset(arguments: argparse.Namespace) -> None:
-    """Run all steps in order and print what each one did.
-
-    Raises:
-        UserError: a test image leaks into training, or a step cannot do its work.
-    """
+    """Run all steps in order and print what each one did."""
     dataset_dir, testing_dir, seed = arguments.dataset_dir, arguments.testing_dir, arguments.seed
     testing_dirs = [testing_dir, *filter(None, [arguments.extra_testing])]
     check_apart([dataset_dir, *testing_dirs])
@@ -147,24 +143,21 @@ def main() -> int:
         "--source", choices=("openimages", "sample", "existing"), default="existing",
         help="download images, draw them, or use those in the folder (default: %(default)s)",
     )  # fmt: skip
-    for flag, default, purpose in (
-        ("--dataset-dir", "dataset", "training images, one folder per class"),
-        ("--testing-dir", "dataset_testing", "test images; a class that has some keeps them as they are"),
-        ("--figures-dir", "saved_models/figures/dataset", "where figures are written"),
+    for flag, default, metavar, purpose in (
+        ("--dataset-dir", Path("dataset"), "DIR", "training images, one folder per class"),
+        ("--testing-dir", Path("dataset_testing"), "DIR", "test images; a class that has some keeps them as they are"),
+        ("--figures-dir", Path("saved_models/figures/dataset"), "DIR", "where figures are written"),
+        ("--max-per-class", 1500, "N", "images of each class; more are moved to left_out/"),
+        ("--testing-per-class", 30, "N", "images of each class to move to the test folders"),
+        ("--seed", 0, "N", "seed of all random choices"),
     ):
         parser.add_argument(
-            flag, type=Path, default=Path(default), metavar="DIR", help=f"{purpose} (default: %(default)s)"
+            flag, type=type(default), default=default, metavar=metavar, help=f"{purpose} (default: %(default)s)"
         )
     parser.add_argument(
         "--extra-testing", type=Path, metavar="DIR",
         help="more test images, one folder per class, which are copied to the test folders",
     )  # fmt: skip
-    for flag, default, purpose in (
-        ("--max-per-class", 1500, "images of each class; more are moved to left_out/"),
-        ("--testing-per-class", 30, "images of each class to move to the test folders"),
-        ("--seed", 0, "seed of all random choices"),
-    ):
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{purpose} (default: %(default)s)")
     parser.add_argument(
         "--augment", choices=(MINORITY, ALL), default=MINORITY,
         help=f"{MINORITY}: fill every class up to the size of the largest; {ALL}: give every class the same share of "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -35,7 +35,6 @@ _DIGEST = 16  # bytes of a digest
 _BLOCK = 16  # images per task of a thread: a task costs memory, and as much time as reading a small image
 _STRIP = 1 << 20  # pixels, or bytes of a file, that are hashed at once
 _Image, _Result = TypeVar("_Image"), TypeVar("_Result")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,9 @@ _FORMAT = json.dumps([_VERSION, _FIELDS]).encode()
 def examine(
     paths: Sequence[Path], store: Path | None = STORE, white: int = WHITE
 ) -> tuple[list[Examined], dict[Path, str]]:
-    """Examine files, except those that are stored and have not changed.
+    """Examine files, except unchanged ones whose results are in the folder `store`.
 
-    Args:
-        paths: N files.
-        store: the folder of the results of earlier calls; None for no store.
-        white: the 16-bit value that is white.
-
-    Returns:
-        The readable images in order, and the reason for each unreadable file.
+    `white` is the 16-bit value that is white. Returns the readable images in order, and the reason for each other file.
     """
 
     def recall(entry: _Entry) -> Examined | str | None:
@@ -111,10 +104,7 @@ def find_unreadable(paths: Sequence[Path], store: Path | None = STORE) -> dict[P
 
 
 def find_white(paths: Sequence[Path], store: Path | None = STORE) -> int:
-    """Return the 16-bit value that is white in a dataset: the end of the range of values that its files use.
-
-    Cameras and microscopes store 10, 12 or 14 bits in 16-bit files.
-    """
+    """Return the 16-bit value that is white in a dataset, since cameras store 10, 12 or 14 bits in 16-bit files."""
     return white_of(max(find_highest(paths, store), default=0))
 
 
@@ -129,11 +119,7 @@ def in_own_range(folder: ImageFolder, store: Path | None = STORE) -> ImageFolder
 
 
 def content_digests(paths: Sequence[Path], store: Path | None = STORE) -> list[bytes]:
-    """Return the 16-byte digest of each file's content; zeros for a file without read permission.
-
-    Raises:
-        OSError: a file is missing.
-    """
+    """Return the 16-byte digest of each file's content; zeros for a file without read permission."""
     return _remember(paths, store, lambda entry: entry.digest, _digest_content, "reading")
 
 
@@ -278,22 +264,18 @@ def _store_file(store: Path, folder: str) -> Path:
     return Path(os.path.abspath(store), f"{key}.npz")
 
 
-def _images_file(file: Path) -> Path:
-    return file.with_name(f"{file.stem}.images.npz")
-
-
 def _load(store: Path | None, folder: str, with_images: bool) -> dict[str, _Entry]:
     """Read the stored entries of a folder, by file name."""
     if store is None:
         return {}
     file = _store_file(store, folder)
     entries = {}
-    names = ("reasons", "digested", "digests", "highest")
-    for name, version, reason, digested, digest, highest in _read_rows(file, names):
-        known = digest if digested else None
-        entries[name] = _Entry(version, reason, known, highest if highest >= 0 else None)
+    rows = _read_rows(file, ("reasons", "digested", "digests", "highest"))
+    for name, version, reason, digested, digest, highest in rows:
+        entries[name] = _Entry(version, reason, digest if digested else None, highest if highest >= 0 else None)
     if with_images:
-        for name, version, *fields in _read_rows(_images_file(file), [f"image.{field}" for field in _FIELDS]):
+        rows = _read_rows(file.with_suffix(".images.npz"), [f"image.{field}" for field in _FIELDS])
+        for name, version, *fields in rows:
             entry = entries.setdefault(name, _Entry(version, ""))
             if entry.version == version:
                 entry.image = _to_image(Path(folder, name), fields)
@@ -302,16 +284,11 @@ def _load(store: Path | None, folder: str, with_images: bool) -> dict[str, _Entr
 
 def _read_rows(file: Path, names: Sequence[str]) -> list[tuple[Any, ...]]:
     """Read file name, version and the named columns of a store file; nothing if it is missing or unusable."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            if archive["format"].tobytes() == _FORMAT:
-                files = [os.fsdecode(name) for name in archive["names"].tobytes().split(b"\0")[:-1]]
-                columns = [_from_column(name, archive[name]) for name in names]
-                return list(zip(files, map(tuple, archive["versions"].tolist()), *columns, strict=True))
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # NumPy raises many types on damaged files
-        _log.debug("%s is not used: %s", file, error)
+    with suppress(Exception), np.load(file, allow_pickle=False) as archive:  # NumPy raises many types on damaged files
+        if archive["format"].tobytes() == _FORMAT:
+            files = [os.fsdecode(name) for name in archive["names"].tobytes().split(b"\0")[:-1]]
+            columns = [_from_column(name, archive[name]) for name in names]
+            return list(zip(files, map(tuple, archive["versions"].tolist()), *columns, strict=True))
     return []
 
 
@@ -329,7 +306,7 @@ def _to_image(path: Path, fields: Sequence[Any]) -> Examined:
 
 def _save(file: Path, folder: str, entries: Mapping[str, _Entry], with_images: bool) -> None:
     """Store the entries of the files that exist. Where several programs write one store file, the last one wins."""
-    try:
+    with suppress(OSError):  # then the next program examines the files again
         present = set(os.listdir(folder))
         entries = {name: entry for name, entry in entries.items() if name in present}
         values = entries.values()
@@ -347,19 +324,11 @@ def _save(file: Path, folder: str, entries: Mapping[str, _Entry], with_images: b
             for field, (kind, shape) in _FIELDS.items():
                 column = [attrgetter(field)(entry.image) for entry in seen.values()]
                 columns[f"image.{field}"] = np.array(column, kind).reshape(-1, *shape)
-            _write_rows(_images_file(file), seen, **columns)
-    except OSError as error:
-        _log.debug("%s could not be written: %s", file, error)
+            _write_rows(file.with_suffix(".images.npz"), seen, **columns)
 
 
 def _write_rows(file: Path, entries: Mapping[str, _Entry], **columns: np.ndarray) -> None:
-    names = b"".join(os.fsencode(name) + b"\0" for name in entries)
+    names = np.frombuffer(b"".join(os.fsencode(name) + b"\0" for name in entries), np.uint8)
     versions = np.array([entry.version for entry in entries.values()], np.int64).reshape(-1, 4)
     with write_whole(file) as partial:
-        np.savez(
-            partial,
-            format=np.frombuffer(_FORMAT, np.uint8),
-            names=np.frombuffer(names, np.uint8),
-            versions=versions,
-            **columns,
-        )
+        np.savez(partial, format=np.frombuffer(_FORMAT, np.uint8), names=names, versions=versions, **columns)

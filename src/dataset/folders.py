@@ -75,11 +75,7 @@ class ImageFolder:
     validates: np.ndarray | None = None
 
     def read(self, place: int) -> Image.Image:
-        """Read one image as it is stored, inverted if it should be.
-
-        Raises:
-            UnreadableImage: the message is the reason.
-        """
+        """Read one image as it is stored, inverted if it should be; UnreadableImage if it cannot be read."""
         image = read_image(self.paths[place], self.white) if self.arrays is None else image_of_array(self.arrays[place])
         if not self.inverted[place]:
             return image
@@ -171,9 +167,7 @@ def check_apart(directories: Sequence[Path]) -> None:
 def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
     """Return the canonical names of the class folders in a directory, sorted.
 
-    Raises:
-        UserError: the folder is missing, or has fewer than `least` classes, two folders of one class, or an
-            `_augmented` folder without its class.
+    UserError if it is missing or has fewer than `least` classes, two folders of one, or `_augmented` without its class.
     """
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
@@ -195,11 +189,7 @@ def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
 
 
 def own_class_names(directory: Path) -> list[str]:
-    """Return the canonical names of all class folders in a directory, sorted; there may be none.
-
-    Raises:
-        UserError: the directory is missing, or has two folders of one class.
-    """
+    """Return the canonical names of all class folders in a directory, sorted; UserError if it is missing."""
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}")
     return sorted(name for name in _class_folders(directory) if not name.endswith(AUGMENTED))
@@ -215,8 +205,7 @@ def _check_names(directory: Path, names: Sequence[str], least: int) -> None:
 def _class_folders(directory: Path) -> dict[str, Path]:
     """Return the class folders and `_augmented` folders in a directory, by canonical name.
 
-    Raises:
-        UserError: two of them have the same name, or a link is broken: its disk may not be mounted.
+    UserError if two have the same name, or a link is broken, since the disk of a class may not be mounted.
     """
     folders: dict[str, Path] = {}
     for folder in sorted(directory.iterdir()):
@@ -271,10 +260,7 @@ def _has_images(path: Path) -> bool:
 
 
 def image_files(directory: Path) -> list[Path]:
-    """Return the image files directly in a folder, sorted by name; none if there is no such folder.
-
-    The folder may be a link, but links to files are not followed.
-    """
+    """Return the image files directly in a folder, sorted by name, without links; none if there is no such folder."""
     return _sort_out(directory)[0]
 
 
@@ -293,10 +279,7 @@ def _sort_out(directory: Path) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
-    """List a folder by name: images, visible folders and links to folders, and the rest with the reasons.
-
-    Hidden files and folders without images are left out.
-    """
+    """List a folder: images, visible folders and links to folders, and the rest with reasons, if hidden only images."""
     images: list[Path] = []
     folders: list[Path] = []
     others: dict[Path, str] = {}
@@ -345,11 +328,8 @@ def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
 def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) -> Iterator[Path]:
     """Find the images in a folder and its sub-folders, sorted by name, each folder's own images first.
 
-    Links to folders are followed, unless their target is searched anyway. Links to files are not.
-
-    Args:
-        directory: the folder.
-        on_passed_over: called with everything else and the reason why it is not used.
+    Links to folders are followed, unless their target is searched anyway; links to files are not. `on_passed_over` is
+    called with everything else and the reason why it is not used.
     """
     root = Path(os.path.realpath(directory))
     searched = {root}
@@ -377,11 +357,7 @@ def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) 
 
 
 def read_labelled(directory: Path, classes: Sequence[str]) -> ImageFolder:
-    """Read a folder that has some of these classes and no other; labels are indices into them.
-
-    Raises:
-        UserError: as `read_folder`, or the folder has another class.
-    """
+    """Read a folder that has some of these classes; labels are indices into them; UserError if it has another class."""
     folder = None if directory.is_dir() else read_folder(directory, least_classes=1)
     names = folder.classes if folder else class_names(directory, 1)
     if unknown := [name for name in names if name not in classes]:
@@ -395,7 +371,7 @@ def read_labelled(directory: Path, classes: Sequence[str]) -> ImageFolder:
 
 
 def read_folder(directory: Path, with_augmented: bool = False, least_classes: int = 2) -> ImageFolder:
-    """List the images of every class without opening them; an `.npz` file is read.
+    """List the images of every class without opening them, or read an `.npz` file.
 
     Args:
         directory: one folder per class, or an `.npz` file.

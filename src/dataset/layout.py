@@ -38,10 +38,8 @@ class Layout:
 def find_layout(path: Path) -> Layout:
     """Find the sides of a split by the names of the folders, in any case.
 
-    A folder `train` that holds images itself is a class. `val` without `test` is the test side.
-
-    Raises:
-        UserError: two folders are the same side.
+    A folder `train` that holds images itself is a class. `val` without `test` is the test side. UserError if two
+    folders are the same side.
     """
     if not path.is_dir():
         return Layout(path)
@@ -49,8 +47,8 @@ def find_layout(path: Path) -> Layout:
     training, validation, testing = (_find_side(folders, names) for names in (_TRAINING, _VALIDATION, _TESTING))
     if training is None or image_files(training):
         return Layout(path)
-    sides = (training, validation, testing)
-    unused = tuple(folder for folder in folders if folder not in sides and not folder.name.startswith("."))
+    beside = (folder for folder in folders if folder not in (training, validation, testing))
+    unused = tuple(folder for folder in beside if not folder.name.startswith("."))
     if not testing:
         validation, testing = None, validation
     return Layout(training, validation, testing, unused)

@@ -24,11 +24,7 @@ def alone_in(directory: Path) -> AbstractContextManager[None]:
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Move a file, also to another disk, without overwriting.
-
-    Raises:
-        UserError: `target` is a different file.
-    """
+    """Move a file, also to another disk; UserError if `target` is a different file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         if not filecmp.cmp(source, target, shallow=False):
@@ -51,15 +47,9 @@ def is_set_aside(folder: Path) -> bool:
 
 
 def set_aside(directory: Path, place: str, reasons: Mapping[Path, str]) -> None:
-    """Move files from `<directory>/<class>/` to `<directory>/<place>/<class>/` and log their origin and the reason.
+    """Move files from `<directory>/<class>/` to `<directory>/<place>/<class>/`, and log their origin and the reason.
 
-    Args:
-        directory: a dataset.
-        place: `REJECTED` or `LEFT_OUT`.
-        reasons: the reason for each file.
-
-    Raises:
-        UserError: a class has the name of that place.
+    UserError if a class has the name of the place, which is `REJECTED` or `LEFT_OUT`.
     """
     aside = directory / place
     if reasons and aside.is_dir() and any(aside.iterdir()) and not is_set_aside(aside):

@@ -87,11 +87,7 @@ class Zoo:
         self.folder = folder
 
     def class_ids(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the id of each class, such as /m/01g317, by Open Images' spelling of its name, in the given order.
-
-        Raises:
-            UserError: there is no such class; the message suggests similar ones.
-        """
+        """Return the id of each class, such as /m/01g317, by Open Images' spelling; UserError if there is none."""
         with self._classes_file().open(encoding="utf8", newline="") as file:
             ids = {row[1]: row[0] for row in csv.reader(file) if len(row) == 2}
         spellings = {name.casefold(): name for name in ids}
@@ -113,9 +109,7 @@ class Zoo:
         """Load candidates with FiftyOne, which downloads missing images.
 
         FiftyOne gets a table of these rows only: it would read the whole table into several gigabytes of memory.
-
-        Raises:
-            UserError: there is no MongoDB, or the download fails.
+        UserError without MongoDB, or if the download fails.
         """
         detections: list[Detection] = []
         for split in sorted({candidate.box.split for candidate in candidates}):
@@ -159,10 +153,7 @@ def default_zoo_dir() -> Path:
 def wanted_rows(table: Path, label_ids: Collection[str]) -> Iterator[bytes]:
     """Yield the rows of some classes, such as /m/01g317, of a detections table, in order and without the header.
 
-    The table is read in chunks, since the one of the training split has 14.6 million rows.
-
-    Raises:
-        UserError: the file is not a detections table, or is truncated.
+    The table is read in chunks, since that of the training split has 14.6 million rows. UserError if it is damaged.
     """
     wanted = {label_id.encode() for label_id in label_ids}
     size = table.stat().st_size
@@ -198,11 +189,7 @@ class Selection:
                     files[row.split(b",", _LABEL + 1)[_LABEL]].write(split.encode() + b"," + row)
 
     def choose(self, label_id: str, count: int, seen: Collection[Box], seed: int) -> list[Candidate]:
-        """Return up to `count` boxes of a class that were not seen, in the order of the seed.
-
-        Raises:
-            UserError: a row of the class is damaged.
-        """
+        """Return up to `count` boxes of a class that were not seen, in the order of the seed."""
         with self._files[label_id].open("rb") as rows:
             candidates = (self._candidate(row, seed) for row in rows)
             first = heapq.nsmallest(count, (candidate for candidate in candidates if candidate.box not in seen))

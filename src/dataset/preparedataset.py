@@ -43,8 +43,6 @@ class Patches:
         self._folder = folder
         rows = read_rows(folder / OPEN_IMAGES, ("file", *Box._fields))
         self._boxes = {row["file"]: Box(*(row[name] for name in Box._fields)) for row in rows}  # by Axe/0001.jpg
-        self._staged: dict[str, Box] = {}
-        self._last_numbers: dict[str, int] = {}
         self.settle()
 
     @property
@@ -77,8 +75,8 @@ class Patches:
 
     def settle(self) -> None:
         """Make the hidden images visible that the table lists, and delete the others."""
-        self._staged = {}
-        self._last_numbers = {}
+        self._staged: dict[str, Box] = {}
+        self._last_numbers: dict[str, int] = {}
         for hidden in self._folder.glob("*/.*.partial.jpg"):
             if match := re.fullmatch(r"\.(\d+)\.partial\.jpg", hidden.name):
                 path = hidden.with_name(f"{match[1]}.jpg")
@@ -159,12 +157,8 @@ def fetch(
         min_size: the least length of a patch's shorter side in pixels.
         padding: context on each side of a box, as a fraction of its width and height.
 
-    Returns:
-        The number of patches added, by class.
-
-    Raises:
-        UserError: the folder holds the drawn sample or is locked, a class is unknown, the table is damaged, there is no
-            MongoDB, or a download fails.
+    Returns the number of patches added, by class. UserError if the folder holds the drawn sample or is locked, a class
+    is unknown, the table is damaged, there is no MongoDB, or a download fails.
     """
     if drawing := next(dataset_dir.glob("*/sample_[0-9][0-9][0-9][0-9].jpg"), None):
         raise UserError(

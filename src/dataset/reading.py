@@ -41,14 +41,8 @@ class UnreadableImage(Exception):
 def read_image(path: Path, white: int = WHITE) -> Image.Image:
     """Read an image as it is stored, neither rotated nor converted. The content decides the format, not the name.
 
-    An `.npy` file is one image of shape (H, W), (1, H, W) or (3, H, W), uint8 or floating point from 0 to 1.
-
-    Args:
-        path: the file.
-        white: the 16-bit value that `upright_rgb` maps to white.
-
-    Returns:
-        The image. Its `format` is None for an array.
+    An `.npy` file is one image of shape (H, W), (1, H, W) or (3, H, W), uint8 or floating point from 0 to 1; its
+    `format` is None. `white` is the 16-bit value that `upright_rgb` maps to white.
 
     Raises:
         UnreadableImage: the file is empty, truncated, too large, not an image, or its values are ambiguous.
@@ -203,12 +197,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the images (N, H, W) or (N, C, H, W) and the labels (N,) of an `.npz` file.
+    """Read the images (N, H, W) or (N, C, H, W) and the labels (N,) of an `.npz` file; UserError if they do not fit.
 
-    `image_of_array` checks the values of each image.
-
-    Raises:
-        UserError: the file is damaged, lacks an array, is larger than 1 GB, or shapes or types do not fit.
+    The values are checked later, by `image_of_array`.
     """
     try:
         with np.load(file, allow_pickle=False) as archive:

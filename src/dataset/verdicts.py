@@ -5,8 +5,8 @@ Results are kept in one file of a folder, by the content of both images.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ import numpy as np
 from common import write_whole
 
 _VERSION = 1  # raise it when images are compared differently: files of other versions are ignored
-_log = logging.getLogger(__name__)
 
 
 def judge(keys: np.ndarray, compare: Callable[[np.ndarray], np.ndarray], store: Path | None) -> np.ndarray:
@@ -49,22 +48,16 @@ def _merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _load(file: Path) -> np.ndarray:
     """Read the entries of a file; none if it is missing or unusable."""
-    try:
+    with suppress(Exception):  # NumPy raises many types on damaged files
         content = np.load(file, allow_pickle=False)
         if content.dtype == np.uint64 and content.ndim == 1 and content[0] == _VERSION:
             return content[1:]
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # NumPy raises many types on damaged files
-        _log.debug("%s is not used: %s", file, error)
     return np.zeros(0, dtype=np.uint64)
 
 
 def _save(file: Path, found: np.ndarray) -> None:
     """Add entries to a file. If two programs do so at once, the entries of one may be lost."""
-    try:
+    with suppress(OSError):  # then the pairs are compared again
         entries = _merge(_load(file), found)
         with write_whole(file) as partial:
             np.save(partial, np.concatenate([np.array([_VERSION], dtype=np.uint64), entries]))
-    except OSError as error:
-        _log.debug("%s could not be written: %s", file, error)
