@@ -260,7 +260,7 @@ def _has_images(path: Path) -> bool:
 
 
 def image_files(directory: Path) -> list[Path]:
-    """Return the image files directly in a folder, sorted by name, without links; none if there is no such folder."""
+    """Return the image files directly in a folder, sorted by name, except links; none if there is no such folder."""
     return _sort_out(directory)[0]
 
 
@@ -279,7 +279,7 @@ def _sort_out(directory: Path) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
-    """List a folder: images, visible folders and links to folders, and the rest with reasons, if hidden only images."""
+    """Return images, visible folders and links to folders, and the rest with reasons; hidden files only if images."""
     images: list[Path] = []
     folders: list[Path] = []
     others: dict[Path, str] = {}

@@ -53,7 +53,7 @@ def set_aside(directory: Path, place: str, reasons: Mapping[Path, str]) -> None:
     """
     aside = directory / place
     if reasons and aside.is_dir() and any(aside.iterdir()) and not is_set_aside(aside):
-        raise UserError(f"{aside} is a class, and the name of the folder that images are to be moved to: rename it")
+        raise UserError(f"{aside} is a class, but images are to be moved to a folder of this name: rename the class")
     finish_moves(directory, place)
     taken: set[str] = set()
     rows = []

@@ -87,7 +87,7 @@ class Zoo:
         self.folder = folder
 
     def class_ids(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the id of each class, such as /m/01g317, by Open Images' spelling; UserError if there is none."""
+        """Return the id of each class, such as /m/01g317, by Open Images' spelling; UserError for an unknown one."""
         with self._classes_file().open(encoding="utf8", newline="") as file:
             ids = {row[1]: row[0] for row in csv.reader(file) if len(row) == 2}
         spellings = {name.casefold(): name for name in ids}
@@ -163,12 +163,12 @@ def wanted_rows(table: Path, label_ids: Collection[str]) -> Iterator[bytes]:
     ):
         header = file.readline()
         if not header.startswith(_COLUMNS):
-            raise UserError(f"{table} is not a table of detections of Open Images: delete it, and it is downloaded")
+            raise UserError(f"{table} is not a detections table of Open Images: delete it to download it again")
         while rows := file.readlines(_CHUNK):
             bar.update(file.tell() - bar.n)
             if not rows[-1].endswith(b"\n"):
                 if rows[-1].count(b",") != header.count(b","):
-                    raise UserError(f"{table} is cut off in its last line: delete it, and it is downloaded again")
+                    raise UserError(f"{table} is truncated in its last line: delete it to download it again")
                 rows[-1] += b"\n"
             for row in rows:
                 fields = row.split(b",", _LABEL + 1)
@@ -205,9 +205,7 @@ class Selection:
                 raise ValueError
         except ValueError:
             table, text = self._tables[split.decode()], printable(row.decode(errors="replace").rstrip())
-            raise UserError(
-                f"{table} has a damaged row: {text} (delete the file, and it is downloaded again)"
-            ) from None
+            raise UserError(f"{table} has a damaged row: {text} (delete the file to download it again)") from None
         box = Box.from_edges(split.decode(), fields[0].decode(), *edges)
         return Candidate(box.rank(seed), box, row)
 

@@ -162,8 +162,8 @@ def fetch(
     """
     if drawing := next(dataset_dir.glob("*/sample_[0-9][0-9][0-9][0-9].jpg"), None):
         raise UserError(
-            f"{drawing} is of the drawn sample, which photographs must not be mixed with: empty {dataset_dir} and the "
-            "test folders, or name another --dataset-dir"
+            f"{drawing} belongs to the drawn sample, which must not be mixed with photographs: empty {dataset_dir} and "
+            "the test folders, or name another --dataset-dir"
         )
     zoo = Zoo(zoo_dir or default_zoo_dir())
     label_ids = zoo.class_ids(classes)

@@ -108,7 +108,7 @@ def test_class_named_rejected_is_audited_and_not_moved_to(folders):
     report = audit(dataset, [testing])
     assert report.images[dataset] == {"Axe": 7, "rejected": 6}
     before = digests(dataset)
-    with pytest.raises(UserError, match=r"dataset/rejected is a class, and the name of the folder that images are"):
+    with pytest.raises(UserError, match=r"dataset/rejected is a class, but images are to be moved to a folder"):
         fix(report)
     assert digests(dataset) == before
 

@@ -86,7 +86,7 @@ def test_class_may_be_named_rejected_or_left_out(make_folder, name):
     directory = make_folder("data", {"A": 2, name: 2})
     assert read_folder(directory).classes == ("A", name)
     if name != "accepted":
-        with pytest.raises(UserError, match=f"data/{name} is a class, and the name of the folder that images are"):
+        with pytest.raises(UserError, match=f"data/{name} is a class, but images are to be moved to a folder"):
             set_aside(directory, name, {directory / "A/0000.png": "why not"})
         assert read_folder(directory).classes == ("A", name)
         assert len(image_files(directory / "A")) == 2

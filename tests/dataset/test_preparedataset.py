@@ -109,7 +109,7 @@ def test_folder_with_the_drawn_sample_is_an_error(go, tmp_path):
     (tmp_path / "dataset" / "Axe").mkdir(parents=True)
     (tmp_path / "dataset" / "Axe" / "sample_0001.jpg").write_bytes(b"")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"sample_0001.jpg is of the drawn sample"):
+    with pytest.raises(UserError, match=r"sample_0001.jpg belongs to the drawn sample"):
         go(3)
     assert contents(tmp_path) == before
 
@@ -483,7 +483,7 @@ def test_damaged_row_is_an_error(staged, tmp_path, rest):
     lines = (HEADER, f"{image},xclick,{CLASS_IDS['Axe']},{rest}", good)
     (zoo / "validation" / "labels" / "detections.csv").write_text("\n".join(lines))
     with pytest.raises(
-        UserError, match=rf"detections.csv has a damaged row: {image},xclick,/m/.* \(delete the file, and"
+        UserError, match=rf"detections.csv has a damaged row: {image},xclick,/m/.* \(delete the file to"
     ):
         fetch(["Axe"], tmp_path / "dataset", zoo, ["validation"])
 
@@ -491,11 +491,11 @@ def test_damaged_row_is_an_error(staged, tmp_path, rest):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a table of detections"),
-        ("<html>404</html>\n", "not a table of detections"),
+        ("", "not a detections table"),
+        ("<html>404</html>\n", "not a detections table"),
         (
             f"{HEADER}\n1,xclick,/m/03bk1,1,0.1,0.2,0.1,0.2,0,0,0,0,0\n1,xclick,/m/03bk1,1,0.1",
-            "cut off in its last line",
+            "truncated in its last line",
         ),
     ],
 )
