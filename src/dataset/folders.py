@@ -283,7 +283,7 @@ def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
     images: list[Path] = []
     folders: list[Path] = []
     others: dict[Path, str] = {}
-    with os.scandir(directory) as entries:  # knows files from folders without a system call for each
+    with os.scandir(directory) as entries:  # distinguishes files from folders without a system call
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = directory / entry.name
             if entry.name.startswith("."):
