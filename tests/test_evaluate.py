@@ -132,7 +132,7 @@ def test_images_that_were_trained_on_are_told(score, tmp_path):
         (("runs", "nowhere"), "there is no folder nowhere"),
         (("nowhere", "test"), "there is no folder nowhere: name that of a trained run"),
         (("test", "test"), "test has no settings.json"),
-        (("runs", "."), ". has a class runs, which is none of one, three, two: name a folder of these"),
+        (("runs", "."), ". has a class runs, which is none of one, three, two: name a folder with these classes"),
         (("runs", "test", "other/test"), "test, other/test: must have different names"),
         (("runs", "test", "-o", "test/out"), "-o test/out: test, whose images are scored, must not hold the figures"),
         (("runs", "test", "--checkpoint", "best"), "best.pt"),

@@ -63,8 +63,8 @@ def write_dataset(place: Path) -> Dataset:
     for name in ("data/B", "test/A", "test/B"):
         hostile.write_ordinary(place / name, 6)
     (place / "data" / "round").symlink_to("..")
-    beside = {place / "data" / "round": "a link to a folder that it lies in"}
-    for name, reason in {"loose.png": "in no folder of a class", ".22LR/1.png": "hidden"}.items():
+    beside = {place / "data" / "round": "a link to a folder that contains it"}
+    for name, reason in {"loose.png": "outside the class folders", ".22LR/1.png": "hidden"}.items():
         path = place / "data" / name
         path.parent.mkdir(exist_ok=True)
         hostile.picture().save(path)
@@ -290,7 +290,7 @@ def test_of_many_files_left_out_for_one_reason_the_first_is_named(tmp_path, capl
     tell_left_out(tmp_path, passed_over(tmp_path))
     assert [record.getMessage() for record in caplog.records] == [
         f"left out: 1000 files, such as {tmp_path}/0000.txt: not an image",
-        f"left out: {tmp_path}/a.png: a folder in the folder of a class, which is not looked into",
+        f"left out: {tmp_path}/a.png: a folder inside a class folder, which is not searched",
         f"left out of {tmp_path}: 1001",
     ]
 

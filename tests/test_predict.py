@@ -237,7 +237,7 @@ def test_what_is_not_answered_in_a_folder_is_named(ask, photos, place):
     (photos / "within.jpg").symlink_to("b.jpg")
     status, output, notes = ask(RUN, photos, "--json")
     hidden, link = "hidden, since its name begins with a dot: rename it to use it", "a link, which is not followed: "
-    searched = "a link to a folder that is searched already, or around it"
+    searched = "a link to a folder that is already searched, or that contains it"
     assert [note.removeprefix(f"{photos}/").partition("put the file")[0] for note in notes] == [
         f".e.jpg: {hidden}", f".hidden: {hidden}", f"itself.jpg: {link}", f"within.jpg: {link}", f"again: {searched}",
         f"round: {searched}", "notes.txt: not an image: passed over", "6 were not answered",
@@ -264,7 +264,7 @@ def test_links_to_folders_are_followed_as_in_training(ask, photos, place):
     (photos / "linked" / "zoo").symlink_to(place / "test" / "one")
     _, output, _ = ask(RUN, "test", "--json")
     status, linked, notes = ask(RUN, photos / "linked", "--json")
-    assert notes == [f"{photos}/linked/zoo: a link to a folder that is searched already, or around it",
+    assert notes == [f"{photos}/linked/zoo: a link to a folder that is already searched, or that contains it",
                      "1 were not answered"]  # fmt: skip
     assert status == 1
     expected, answers = (

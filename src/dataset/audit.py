@@ -1,4 +1,4 @@
-"""Looks for what makes results wrong: unreadable files, duplicates, leaks, poor images, test data of another kind.
+"""Finds what makes results wrong: unreadable files, duplicates, train/test leakage, poor images, distribution shift.
 
 python src/dataset/audit.py --dataset-dir dataset --testing-dir dataset_testing --fix
 """
@@ -49,31 +49,28 @@ from dataset.reading import WHITE, white_of
 from dataset.shift import Aspect, in_short, measure_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
-# What is said of an image that is linked with another; `_GROUP` where other images are between the two.
-_GROUP = "group"
-_REASONS = {
-    PIXELS: "is",
-    NEAR_DUPLICATE: "resembles",
-    PHOTOGRAPH: "is cut from the same photograph as",
-    SAME_STEM: "has the class and the stem of",
-    _GROUP: "is linked through other images with",
-}
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
-
+_GROUP = "group"  # the link of two images that are linked through others only
+_REASONS = {
+    PIXELS: "has the same pixels as",
+    NEAR_DUPLICATE: "is a near-duplicate of",
+    PHOTOGRAPH: "is cut from the same photograph as",
+    SAME_STEM: "has the same class and stem as",
+    _GROUP: "is linked through other images to",
+}
 _POOR = "images of low quality"
-_MOSTLY = 0.9  # the share of files of fewer bits than their dataset above which something is probably wrong
-_REMEDY = "name the folder that belongs to it with --testing-dir (without a value: compare with none)"
+_MOSTLY = 0.9  # share of 16-bit files with fewer bits than training, above which a note is printed
 
 
 @dataclass(frozen=True)
 class Twin:
-    """An image that belongs with another.
+    """An image that should not be where it is, because it belongs with another one.
 
     Attributes:
         path: the image that `--fix` moves.
-        of: the one that it keeps.
-        kind: `LEAK` of a test image into training, `LABEL_CONFLICT` between two classes, or `DUPLICATE` within one.
-        link: how the two are linked: a kind of `dataset.groups`, or "group" if only through other images.
+        of: the image that it keeps.
+        kind: `LEAK` for a test image in training, `LABEL_CONFLICT` between classes, `DUPLICATE` within one.
+        link: what links the two: a kind of `dataset.groups`, or "group" for a link through other images only.
     """
 
     path: Path
@@ -83,27 +80,22 @@ class Twin:
 
     @property
     def exact(self) -> bool:
-        """Whether the two have identical pixels."""
+        """Whether both images have identical pixels."""
         return self.link == PIXELS
-
-    @property
-    def reason(self) -> str:
-        """What the image does with the other, as a verb: "is", "resembles"..."""
-        return _REASONS[self.link]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an audit found.
+    """The findings of an audit.
 
     Attributes:
-        images: how many images that can be read each class of each folder has.
-        unreadable: whatever else lies in the class folders and beside them, with the reason.
-        twins: images that belong with another, and should not be where they are.
-        shift: how each test folder differs from the training folder.
-        poor: images of low quality, each with its flaws.
-        rules: flaws that are the rule in a class, whose images are not in `poor` for them.
-        notes: a line on 16-bit files of fewer bits, and one per class in which resemblance alone makes no duplicate.
+        images: number of readable images per folder and class.
+        unreadable: everything else in the class folders and beside them, with the reason.
+        twins: images that belong with another one, sorted by path.
+        shift: the differences of each test folder from the training folder.
+        poor: images of low quality, with their flaws.
+        rules: flaws that are usual in a class; `poor` does not list them.
+        notes: on 16-bit files with fewer bits, and on classes in which near-duplicates are usual.
     """
 
     images: dict[Path, dict[str, int]]
@@ -120,30 +112,29 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was found that can be mended; images of low quality are for a person to judge."""
+        """Whether nothing was found; images of low quality do not count, since a person has to judge them."""
         shifted = any(aspect.shifted for aspects in self.shift.values() for aspect in aspects)
         return not (self.unreadable or self.twins or shifted)
 
 
 def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
-    """Examines a training folder and the test folders that belong to it; changes nothing.
+    """Examine a training folder and its test folders without changing them.
 
-    Augmented images are looked at only for whether they can be read: that they resemble their source is their purpose.
-    Which images count as near-duplicates depends on the images of their classes. The search is therefore repeated
-    without the twins that were found, until it finds no more: none is left when `fix` has moved them.
+    Augmented images are only checked for readability. Which images count as near-duplicates depends on the images of
+    their class, so the search is repeated without the twins found until there are no more.
 
     Args:
         dataset_dir: one folder per class.
-        testing_dirs: may have images of some classes only, or of none yet, or not exist yet.
+        testing_dirs: may lack classes and images, or not exist.
 
     Raises:
-        UserError: the training folder is missing, or has fewer than two classes or no images; or a folder lies in
-            another; or a test folder has a class that the training folder does not have; or a table of the images'
-            source photographs is damaged.
+        UserError: the training folder is missing or has fewer than two classes or no images; folders overlap; a test
+            folder has a class that training lacks; or a table of source photographs is damaged.
     """
     check_apart([dataset_dir, *testing_dirs])
     for directory in testing_dirs:
-        check_known_classes(dataset_dir, directory, _REMEDY)
+        remedy = "name the folder that belongs to it with --testing-dir (without a value: compare with none)"
+        check_known_classes(dataset_dir, directory, remedy)
     classes = {directory: own_class_names(directory) for directory in testing_dirs if directory.exists()}
     classes[dataset_dir] = class_names(dataset_dir)
     of_class = {
@@ -154,13 +145,12 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
     unreadable: dict[Path, str] = {}
     examined: dict[Path, list[Examined]] = {}
     for directory, names in classes.items():
-        folders = [class_folder(directory, name) for name in names]
-        made = [class_folder(directory, name + AUGMENTED) for name in names]
         found, bad = examine(of_class[directory], white=white)
         if directory == dataset_dir and not found and not bad:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
+        made = [class_folder(directory, name + AUGMENTED) for name in names]
         bad |= find_unreadable([path for folder in made for path in image_files(folder)])
-        for folder in (*folders, *made):
+        for folder in (*(class_folder(directory, name) for name in names), *made):
             bad |= passed_over(folder)
         bad |= passed_over_beside(directory)
         if found or bad:
@@ -174,16 +164,16 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         left = {place: [image for image in images if image.path not in moved] for place, images in examined.items()}
         _, more = _find_twins(dataset_dir, left)
         twins += more
+    labels = {directory: _labels(images) for directory, images in examined.items()}
+    counts = {directory: Counter(labels[directory].tolist()) for directory in reversed(examined)}
+    training = examined.pop(dataset_dir)
     return Report(
-        images={
-            directory: _count_classes(classes[directory], images) for directory, images in reversed(examined.items())
-        },
+        images={directory: {name: count[name] for name in classes[directory]} for directory, count in counts.items()},
         unreadable=dict(sorted(unreadable.items())),
         twins=sorted(twins, key=lambda twin: twin.path),
         shift={
-            directory: measure_shift(examined[dataset_dir], _labels(examined[dataset_dir]), images, _labels(images))
+            directory: measure_shift(training, labels[dataset_dir], images, labels[directory])
             for directory, images in examined.items()
-            if directory != dataset_dir
         },
         poor=poor,
         rules=rules,
@@ -192,7 +182,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
 
 
 def _describe_range(of_class: Mapping[Path, Sequence[Path]], dataset_dir: Path, white: int) -> Iterator[str]:
-    """Says which part of the 16 bits grey values use, where not all, and what does not fit that."""
+    """Describe 16-bit files that use a part of the range only, and folders that do not fit that part."""
     bits = white.bit_length()
     if white != WHITE:
         yield f"16-bit files of {dataset_dir} hold {bits}-bit values: {white} is white, not {WHITE}"
@@ -202,26 +192,19 @@ def _describe_range(of_class: Mapping[Path, Sequence[Path]], dataset_dir: Path, 
             yield f"{directory}: {above} of {len(values)} 16-bit files have values above {white}, which become white"
         low = sum(white_of(highest) < white for highest in values)
         if low > _MOSTLY * len(values):
-            yield f"{directory}: {low} of {len(values)} 16-bit files use less than {bits} bits: of another depth?"
+            yield f"{directory}: {low} of {len(values)} 16-bit files use less than {bits} bits: a different bit depth?"
 
 
 def fix_command(dataset_dir: Path, testing_dirs: Sequence[Path]) -> str:
-    """The command that moves what `audit` finds out of training."""
+    """Return the command that moves what `audit` finds out of training."""
     return command(__file__, "--fix", "--dataset-dir", dataset_dir, "--testing-dir", *testing_dirs)
 
 
 def fix(report: Report) -> int:
-    """Moves the files that a report names to `rejected/` in their folder, and logs it there; deletes nothing.
+    """Move unreadable files and twins to `rejected/` in their folder, with a log; return their number.
 
-    Images of low quality stay: whether they belong to the class is for a person to decide.
-
-    Of images that show the same, the one in a test folder stays, else the one with more pixels.
-
-    Returns:
-        How many files were moved.
-
-    Raises:
-        UserError: more than half of the images of a class would be moved, which are not identical to others; none is.
+    Images of low quality stay. Of images that belong together, the test image stays, else the one with more pixels.
+    UserError, and nothing is moved, if more than half of a class would go that is not identical to other images.
     """
     for directory, counts in report.images.items():
         similar = [twin.path for twin in report.twins if directory in twin.path.parents and not twin.exact]
@@ -235,17 +218,22 @@ def fix(report: Report) -> int:
     reasons = {
         path: why
         for path, why in report.unreadable.items()
-        if path.is_file() and not path.is_symlink() and path.parent not in report.images  # but in a class
+        if path.is_file() and not path.is_symlink() and path.parent not in report.images  # only in class folders
     }
-    reasons |= {twin.path: f"{twin.kind}: {twin.reason} {twin.of}" for twin in report.twins}
+    reasons |= {twin.path: f"{twin.kind}: {_REASONS[twin.link]} {twin.of}" for twin in report.twins}
     for directory in report.images:
         set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
     return len(reasons)
 
 
-def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[list[Examined], Links]:
-    """All images, those of test folders first and each folder's best first, and what links them."""
-    images: list[Examined] = []
+def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
+    """Find the links between images, and the leaks and duplicates that follow from them.
+
+    A training image leaks if any test image is in its group, also a duplicate that `--fix` moves, since that is still
+    tested on. Within a folder each image is kept that is not a near-duplicate of one kept before: a chain of links
+    does not count, nor do cuts of one photograph.
+    """
+    images: list[Examined] = []  # of test folders first, and of each folder the largest first
     photographs: list[str | None] = []
     stems: list[tuple[str, str] | None] = []
     for directory, members in examined.items():
@@ -254,18 +242,8 @@ def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tup
         photographs += [known.get(file_key(image.path)) for image in ordered]
         stems += find_stems([image.path for image in ordered], directory, dataset_dir)
         images += ordered
-    labels = [canonical(image.path.parent.name) for image in images]
-    return images, find_links(images, labels, photographs, stems, STORE)
-
-
-def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
-    """Finds what links the images, and tells leaks from duplicates within a folder.
-
-    A training image leaks if it shares its group with any test image, also with one that is not kept: as long as that
-    is there, it is tested on. Within a folder the images are gone through, best first, and each is kept that resembles
-    no kept one: no chain drags others along, and cuts of one photograph are no duplicates.
-    """
-    images, found = _link(dataset_dir, examined)
+    labels = _labels(images).tolist()
+    found = find_links(images, labels, photographs, stems, STORE)
     paths = [image.path for image in images]
     folder = [path.parent.parent for path in paths]
     groups = number_groups(len(images), found.links).tolist()
@@ -288,8 +266,8 @@ def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) 
             continue
         for other, link in near:
             if link in (PIXELS, NEAR_DUPLICATE) and folder[place] == folder[other] and other not in moved:
-                same_class = canonical(paths[place].parent.name) == canonical(paths[other].parent.name)
-                twins.append(Twin(paths[place], paths[other], DUPLICATE if same_class else LABEL_CONFLICT, link))
+                kind = DUPLICATE if labels[place] == labels[other] else LABEL_CONFLICT
+                twins.append(Twin(paths[place], paths[other], kind, link))
                 moved.add(place)
                 break
     return found, twins
@@ -299,13 +277,8 @@ def _labels(images: Sequence[Examined]) -> np.ndarray:
     return np.array([canonical(image.path.parent.name) for image in images])
 
 
-def _count_classes(names: Sequence[str], images: Sequence[Examined]) -> dict[str, int]:
-    counts = Counter(_labels(images).tolist())
-    return {name: counts[name] for name in names}
-
-
 def describe(report: Report) -> Iterator[str]:
-    """The report in lines for a person."""
+    """Yield the lines that the program prints."""
     for directory, counts in report.images.items():
         yield f"{directory}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
     yield f"unreadable files: {len(report.unreadable)}"
@@ -313,7 +286,7 @@ def describe(report: Report) -> Iterator[str]:
     for kind, title in _TITLES.items():
         twins = [twin for twin in report.twins if twin.kind == kind]
         yield f"{title}: {len(twins)}"
-        yield from (f"  {printable(twin.path)} {twin.reason} {printable(twin.of)}" for twin in twins)
+        yield from (f"  {printable(twin.path)} {_REASONS[twin.link]} {printable(twin.of)}" for twin in twins)
     yield from report.notes
     yield f"{_POOR}: {len(report.poor)}{' (review them: --fix does not move them)' if report.poor else ''}"
     yield from (f"  {printable(path)}: {', '.join(flaws)}" for path, flaws in report.poor.items())
@@ -321,7 +294,7 @@ def describe(report: Report) -> Iterator[str]:
         count = f"{rule.count} of {rule.images} images"
         yield f"  {printable(rule.folder)}: {rule.flaw}: {count}, usual in this class, not listed"
     for directory, aspects in report.shift.items():
-        yield f"shift of {directory} (in brackets: the most that two random parts of the training images differ)"
+        yield f"shift of {directory} (in brackets: the largest between two random parts of the training images)"
         for aspect in aspects:
             numbers = f"{aspect.distance:8.2f} ({aspect.random_parts:.2f}) {aspect.unit}"
             yield f"  {aspect.name:12}{numbers:36}{aspect.sentence if aspect.shifted else 'as in training'}"
@@ -329,7 +302,7 @@ def describe(report: Report) -> Iterator[str]:
 
 
 def summarise(report: Report) -> Iterator[str]:
-    """The report in a few lines, without the names of files."""
+    """Yield a few lines without file names."""
     found = [f"unreadable files: {len(report.unreadable)}"]
     found += [f"{title}: {sum(twin.kind == kind for twin in report.twins)}" for kind, title in _TITLES.items()]
     found += [f"{_POOR}: {len(report.poor)}"]
@@ -340,7 +313,7 @@ def summarise(report: Report) -> Iterator[str]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as `--json` prints it."""
+    """Return what `--json` prints."""
     return {
         "clean": report.clean,
         "images": {str(directory): counts for directory, counts in report.images.items()},
@@ -361,30 +334,28 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def main() -> int:
     parser = ArgumentParser(
-        description="Reports unreadable files, duplicates, leaks, images of low quality and shift. "
-        "Status 1 where it finds something other than low quality, else 0."
+        description="Reports unreadable files, duplicates, train/test leakage, images of low quality and distribution "
+        "shift. The exit status is 1 if anything except low quality is found, else 0."
     )
     parser.add_argument(
         "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
-        help="a folder a class, to train on (default: %(default)s)",
+        help="training images, one folder per class (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--testing-dir", type=Path, nargs="*", default=[Path("dataset_testing")], metavar="DIR",
-        help="such folders to test on, or none; those without images, or not there yet, are passed over "
+        help="folders of test images, or no value for none; folders that are empty or missing are skipped "
         "(default: dataset_testing)",
     )  # fmt: skip
     parser.add_argument(
-        "--fix",
-        action="store_true",
-        help=f"move what was found, except images of low quality, to {REJECTED}/ in its folder, with a log; nothing is "
-        "moved where a class would lose more than half of its images",
-    )
+        "--fix", action="store_true",
+        help=f"move everything that is found, except images of low quality, to {REJECTED}/ in its folder, with a log; "
+        "nothing is moved if a class would lose more than half of its images",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args()
     with ExitStack() as stack:
         if arguments.fix:
-            folders = [folder for folder in (arguments.dataset_dir, *arguments.testing_dir) if folder.is_dir()]
-            for folder in folders:
+            for folder in filter(Path.is_dir, (arguments.dataset_dir, *arguments.testing_dir)):
                 stack.enter_context(alone_in(folder))
                 finish_moves(folder, REJECTED)
         report = audit(arguments.dataset_dir, arguments.testing_dir)
@@ -398,7 +369,7 @@ def main() -> int:
         if arguments.fix and (moved := fix(report)):
             print(f"{moved} files moved to {REJECTED}/", file=sys.stderr)
             if conflicts := sum(twin.kind == LABEL_CONFLICT for twin in report.twins):
-                print(f"{conflicts} of them are in two classes: look which label is right", file=sys.stderr)
+                print(f"{conflicts} of them are in two classes: check which label is right", file=sys.stderr)
     return 0 if report.clean else 1
 
 

@@ -1,4 +1,4 @@
-"""Balances, splits, pads and augments: from folders of photographs to classes of equal size and a test set."""
+"""Balances, splits and augments a dataset: classes of equal size to train on, and a test set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import re
 import shutil
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores, short_name, write_whole
-from dataset.examining import STORE, Examined, examine, find_unreadable, find_white, why_unreadable
+from dataset.examining import STORE, Examined, examine, find_unreadable, find_white
 from dataset.folders import (
     AUGMENTED,
     augmented_name,
@@ -34,7 +35,7 @@ from dataset.folders import (
 )
 from dataset.groups import file_key, find_links, find_stems, number_groups, read_photographs
 from dataset.moving import LEFT_OUT, move_file, set_aside
-from dataset.reading import read_image, upright_rgb
+from dataset.reading import read_image, resize_or_pad_image
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -42,54 +43,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MOST_TIMES = 100  # the images of the largest class; a larger target is a slip, which would fill the disk
 MINORITY, ALL = "minority", "all"  # which classes get augmented images
-_EXTRA = "extra_"
 QUALITY = 95  # of the augmented JPEGs
-_WORTH_PROCESSES = 200  # fewer images are sooner made than torch is imported in every process
-
-
-def resize_or_pad_image(image: Image.Image, size: int = 224) -> Image.Image:
-    """Fits an image of any size and mode into a square: its aspect kept, centred, padded with black.
-
-    EXIF orientation is honoured, transparency is laid on white, and 16-bit grey values are scaled to 8 bits.
-
-    Args:
-        image: as Pillow opened it.
-        size: side of the square in pixels.
-
-    Returns:
-        An RGB image of (size, size).
-    """
-    image = upright_rgb(image)
-    left, upper, right, lower = place_in_square(image.size, size)
-    image = image.resize((right - left, lower - upper), Image.Resampling.BILINEAR)
-    padded = Image.new("RGB", (size, size))
-    padded.paste(image, (left, upper))
-    return padded
-
-
-def place_in_square(image_size: tuple[int, int], size: int) -> tuple[int, int, int, int]:
-    """Where `resize_or_pad_image` puts an upright image of this width and height: left, upper, right and lower edge."""
-    scale = size / max(image_size)
-    width, height = (max(1, round(side * scale)) for side in image_size)
-    left, upper = (size - width) // 2, (size - height) // 2
-    return left, upper, left + width, upper + height
+_LARGEST_FACTOR = 100  # a larger target, relative to the largest class, is taken for a mistake
+_WORTH_PROCESSES = 200  # below so many images, importing torch in every process takes longer than it saves
 
 
 def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) -> dict[str, int]:
-    """Moves what a class has above a number of images to `<dataset_dir>/left_out/<class>/`.
+    """Move random images of each class that has too many to `<dataset_dir>/left_out/<class>/`.
 
-    Each image is drawn by its name alone, so that a reduction that was broken off goes on as it would have.
-
-    Returns:
-        How many images of each class were moved.
+    The choice depends only on the seed and the names, so an interrupted reduction continues with the same choice.
+    Returns the number of images moved, by class.
     """
     moved = {}
     for name in class_names(dataset_dir):
         surplus = _find_surplus(dataset_dir, name, max_per_class, seed)
-        reason = f"the class had more than {max_per_class} images"
-        set_aside(dataset_dir, LEFT_OUT, dict.fromkeys(surplus, reason))
+        set_aside(dataset_dir, LEFT_OUT, dict.fromkeys(surplus, f"the class had more than {max_per_class} images"))
         moved[name] = len(surplus)
     return moved
 
@@ -99,19 +68,14 @@ def _find_surplus(dataset_dir: Path, name: str, max_per_class: int, seed: int) -
 
 
 def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 30, seed: int = 0) -> dict[str, int]:
-    """Moves images of each class to `<testing_dir>/<class>/`, once.
+    """Move images of each class to `<testing_dir>/<class>/`, once. A class that has test images keeps them.
 
-    A group of images, as `dataset.groups` has it, is never divided, so that nothing like a test image stays behind to
-    train on: images that are alone in their group are drawn first, then whole groups of the class. Two groups of each
-    class stay. Where whole groups do not make up `per_class` images, one image less is moved. A class that has a
-    test folder with images keeps it as it is. The list of what is moved is written first, as
-    `testing_batch.csv`: it tells later where the images came from, and a batch that was broken off goes on by it.
+    The groups of `dataset.groups` stay whole, so that no near-duplicate of a test image remains in training. Images
+    without a group are drawn first, then groups; at least two groups of each class stay. If whole groups do not add up
+    to `per_class`, one image less is moved. The choice is written to `testing_batch.csv` before anything is moved, so
+    that an interrupted split can be finished, and the origin of the test images is known later.
 
-    Returns:
-        How many images of each class were moved.
-
-    Raises:
-        UserError: a class has too few images for its batch and at least two groups to stay.
+    Returns the number of images moved, by class; UserError if a class has too few.
     """
     rows = draw_testing_batch(dataset_dir, testing_dir, per_class, seed)
     table = testing_dir / TESTING_BATCH
@@ -119,7 +83,7 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
         write_rows(table, ("class", "file"), rows)
     drawn = Counter(canonical(row["class"]) for row in rows if row not in served)
     for name in (name for name, count in drawn.items() if count < per_class):
-        _log.warning("%s gets %d test images: groups of near-duplicates are not divided", name, drawn[name])
+        _log.warning("%s gets %d test images: groups of near-duplicates are not split", name, drawn[name])
     moved = dict.fromkeys(class_names(dataset_dir), 0)
     for row in rows:
         name = canonical(row["class"])
@@ -129,25 +93,14 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
             moved[name] += 1
     for name in sorted({canonical(row["class"]) for row in served}):
         if not image_files(class_folder(testing_dir, name)):
-            _log.warning("%s has none of its test images left; without its lines in %s others are drawn", name, table)
+            _log.warning("%s has none of its test images left; delete its lines in %s to draw new ones", name, table)
     return moved
 
 
 def draw_testing_batch(
     dataset_dir: Path, testing_dir: Path, per_class: int, seed: int, without: Collection[Path] = ()
 ) -> list[dict[str, str]]:
-    """The rows of `testing_batch.csv` after `create_testing_batch`, in the columns `class` and `file`; moves nothing.
-
-    Args:
-        dataset_dir: one folder per class.
-        testing_dir: the same.
-        per_class: how many images of a class are to be moved.
-        seed: decides which.
-        without: images that do not count.
-
-    Raises:
-        UserError: a class has too few images.
-    """
+    """Return the rows of `testing_batch.csv` that `create_testing_batch` writes; images in `without` are not drawn."""
     rows = read_rows(testing_dir / TESTING_BATCH, ("class", "file"))
     served = {canonical(row["class"]) for row in rows}
     folders = {name: class_folder(dataset_dir, name) for name in class_names(dataset_dir)}
@@ -164,49 +117,42 @@ def draw_testing_batch(
             readable = sum(image.path.parent == folders[name] for image in examined)
             raise UserError(
                 f"{folders[name]} has {readable} readable images in {len(groups[name])} groups of near-duplicates: too "
-                f"few to move {per_class} to {testing_dir} and keep two groups (--testing-per-class asks for fewer)"
+                f"few to move {per_class} to {testing_dir} and keep two groups (lower --testing-per-class)"
             )
         rows += [{"class": name, "file": path.name} for path in sorted(chosen)]
     return sorted(rows, key=lambda row: (row["class"], row["file"]))
 
 
 def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str, list[list[Path]]]:
-    """The groups that have images of each class."""
+    """Return the groups that contain images of each class."""
     photographs = read_photographs(dataset_dir, dataset_dir)
-    labels = [canonical(image.path.parent.name) for image in examined]
+    paths = [image.path for image in examined]
     found = find_links(
         examined,
-        labels,
-        [photographs.get(file_key(image.path)) for image in examined],
-        find_stems([image.path for image in examined], dataset_dir, dataset_dir),
+        [canonical(path.parent.name) for path in paths],
+        [photographs.get(file_key(path)) for path in paths],
+        find_stems(paths, dataset_dir, dataset_dir),
         STORE,
     )
     members: dict[int, list[Path]] = defaultdict(list)
-    for image, number in zip(examined, number_groups(len(examined), found.links).tolist(), strict=True):
-        members[number].append(image.path)
+    for path, number in zip(paths, number_groups(len(paths), found.links).tolist(), strict=True):
+        members[number].append(path)
     groups: dict[str, list[list[Path]]] = defaultdict(list)
-    for paths in members.values():
-        for name in {canonical(path.parent.name) for path in paths}:
-            groups[name].append(paths)
+    for group in members.values():
+        for name in {canonical(path.parent.name) for path in group}:
+            groups[name].append(group)
     return groups
 
 
 def _draw_groups(groups: Sequence[Sequence[Path]], count: int, most: int, seed: int) -> list[Path] | None:
-    """Whole groups of so many images in all, single images first and at random; one less where no groups have so many.
+    """Draw at most `most` whole groups with `count` images in all, or with one less if no groups add up to `count`.
 
-    Args:
-        groups: the groups to choose from.
-        count: the number of images.
-        most: how many groups may be drawn.
-        seed: decides which.
-
-    Returns:
-        The images; None if it takes more groups.
+    Groups of one image come first, in random order. Returns None if it takes more than `most` groups.
     """
     ordered = [_in_random_order(group, seed, "test") for group in groups]
     first = {path: place for place, path in enumerate(_in_random_order([g[0] for g in ordered], seed, "test"))}
     ordered.sort(key=lambda group: (len(group) > 1, first[group[0]]))
-    drawn: dict[tuple[int, int], list[Path]] = {(0, 0): []}  # by numbers of images and groups; earlier choices stand
+    drawn: dict[tuple[int, int], list[Path]] = {(0, 0): []}  # by number of images and of groups; the first choice stays
     for group in ordered:
         for size, number in sorted(drawn, reverse=True):
             key = (size + len(group), number + 1)
@@ -221,25 +167,21 @@ def _draw_groups(groups: Sequence[Sequence[Path]], count: int, most: int, seed: 
 
 
 def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
-    """Copies images of one's own, in a folder a class, to the test folders, as `extra_<name>`.
+    """Copy the readable images of a folder to the test folders as `extra_<name>`, unless they are there.
 
-    Returns:
-        How many images of each class were copied; those that are there already, or cannot be read, are not.
-
-    Raises:
-        UserError: another image has such a name there already.
+    Returns the number of images copied, by class; UserError if the name belongs to another image.
     """
     copied = {}
     for name in own_class_names(extra_dir):
         copied[name] = 0
         folder = class_folder(testing_dir, name)
-        for path in image_files(class_folder(extra_dir, name)):
-            if why_unreadable(path):
-                continue
-            target = folder / short_name(f"{_EXTRA}{path.name}")
+        files = image_files(class_folder(extra_dir, name))
+        unreadable = find_unreadable(files)
+        for path in (path for path in files if path not in unreadable):
+            target = folder / short_name(f"extra_{path.name}")
             if not target.exists():
-                with write_whole(target) as partial:
-                    shutil.copyfile(path, partial)
+                with write_whole(target) as file:
+                    shutil.copyfile(path, file)
                 copied[name] += 1
             elif target.read_bytes() != path.read_bytes():
                 raise UserError(f"cannot copy {path}: {target} is another image; rename one of them")
@@ -247,15 +189,15 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
 
 
 def plan_augmentation(sizes: Mapping[str, int], mode: str = MINORITY, target: int | None = None) -> dict[str, int]:
-    """Computes how many augmented images each class is to have.
+    """Compute the number of augmented images of each class.
 
     Args:
-        sizes: how many images each class has.
-        mode: `MINORITY` brings every class up to the target, so that only small classes have augmented images. `ALL`
-            gives every class the same share of them, so that an augmented look does not identify the class.
-        target: the number of images, augmented ones included. With `MINORITY`, of every class; by default, the size of
-            the largest class. With `ALL`, of the largest class; by default, every class is doubled. The numbers of
-            augmented images of other classes are rounded to the nearest integer, halves up, and are at least 1.
+        sizes: the number of images of each class.
+        mode: `MINORITY` fills every class up to the target. `ALL` gives every class the same share of augmented images,
+            so that being augmented does not reveal the class.
+        target: the number of images including augmented ones. For `MINORITY`, of every class, by default the size of
+            the largest one. For `ALL`, of the largest class, by default twice its size; the numbers of the other
+            classes are rounded, halves up, and at least 1.
     """
     largest = max(sizes.values())
     if mode == MINORITY:
@@ -267,56 +209,37 @@ def plan_augmentation(sizes: Mapping[str, int], mode: str = MINORITY, target: in
 def check_augmentation(
     dataset_dir: Path, testing_dir: Path, max_per_class: int, per_class: int, seed: int, mode: str, target: int | None
 ) -> None:
-    """Checks a target against the sizes that the classes will have after `reduce_classes` and `create_testing_batch`.
-
-    Raises:
-        UserError: the target makes no sense with them, or a class has too few images.
-    """
+    """Raise UserError if a target does not fit the class sizes after `reduce_classes` and `create_testing_batch`."""
     if target is None:
         return
     names = class_names(dataset_dir)
     surplus = {path for name in names for path in _find_surplus(dataset_dir, name, max_per_class, seed)}
     rows = draw_testing_batch(dataset_dir, testing_dir, per_class, seed, surplus)
-    moved = {(canonical(row["class"]), row["file"]) for row in rows}
-    stay = {
-        name: [
-            path
-            for path in image_files(class_folder(dataset_dir, name))
-            if path not in surplus and (name, path.name) not in moved
-        ]
-        for name in names
-    }
-    unreadable = find_unreadable([path for paths in stay.values() for path in paths])
-    _check_target({name: sum(path not in unreadable for path in paths) for name, paths in stay.items()}, mode, target)
+    moved = {class_folder(dataset_dir, canonical(row["class"])) / row["file"] for row in rows}
+    files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
+    gone = surplus | moved
+    gone |= find_unreadable([path for paths in files.values() for path in paths if path not in gone]).keys()
+    _check_target({name: sum(path not in gone for path in paths) for name, paths in files.items()}, mode, target)
 
 
 def _check_target(sizes: Mapping[str, int], mode: str, target: int | None) -> None:
     if target is None:
         return
     smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    flag, limit = f"--augment-to {target}", f"the {sizes[largest]} images of {largest}, the largest class"
     if mode == ALL and target <= sizes[largest]:
-        raise UserError(
-            f"--augment-to {target}: must be above the {sizes[largest]} images of {largest}, the largest class, "
-            f"with --augment {ALL}"
-        )
+        raise UserError(f"{flag}: must be above {limit}, with --augment {ALL}")
     if mode == MINORITY and target < sizes[smallest]:
-        raise UserError(
-            f"--augment-to {target}: every class has more images already, {smallest} the fewest, {sizes[smallest]}"
-        )
-    if target > _MOST_TIMES * sizes[largest]:
-        raise UserError(
-            f"--augment-to {target}: must be at most {_MOST_TIMES} times the {sizes[largest]} images of {largest}, the "
-            "largest class"
-        )
+        raise UserError(f"{flag}: every class has more images already, {smallest} the fewest, {sizes[smallest]}")
+    if target > _LARGEST_FACTOR * sizes[largest]:
+        raise UserError(f"{flag}: must be at most {_LARGEST_FACTOR} times {limit}")
 
 
 def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | None = None) -> bool:
-    """Lets a process import torch in the background, from which those that augment are forked; it takes seconds.
+    """Start importing torch in a background process, from which the augmenting processes are forked.
 
-    `create_augmented_data` does this itself. Who has other work before it, calls this first.
-
-    Returns:
-        Whether there are several cores, and so many images are missing that processes are worth it.
+    `create_augmented_data` does this itself. Calling it earlier overlaps the seconds that the import takes. Returns
+    whether several processes are worth it: there are several cores, and enough images are missing.
     """
     from multiprocessing import forkserver
 
@@ -335,18 +258,14 @@ def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | No
 def create_augmented_data(
     dataset_dir: Path, seed: int = 0, cores: int | None = None, mode: str = MINORITY, target: int | None = None
 ) -> dict[str, int]:
-    """Makes images of 224x224 in `<class>_augmented/`, as many as `plan_augmentation` says of the readable images.
+    """Write 224 x 224 images to `<class>_augmented/`, as many as `plan_augmentation` gives for the readable images.
 
-    Each is made from a random image of the class by 1 to 6 of the six transforms, in random order. It depends only on
-    the seed, its own number and the images of the class, so that it is the same on any number of cores; what is there
-    already is not made again. Augmented images that are too many, or whose source has left the class, are moved to
-    `<dataset_dir>/left_out/`.
+    Each is made from a random image of the class by 1 to 6 of the six transforms in random order. It depends only on
+    the seed, its number and the images of the class, not on the number of cores. Images that exist are not made again.
+    Augmented images that are too many, or whose source has left the class, are moved to `<dataset_dir>/left_out/`.
 
-    Returns:
-        How many images of each class were written.
-
-    Raises:
-        UserError: a class has no readable image, or the target makes no sense with the sizes of the classes.
+    Returns the number of images written, by class; UserError if a class has no readable image, or the target does not
+    fit the class sizes.
     """
     names = class_names(dataset_dir)
     cores = cores or (available_cores() if prepare_to_augment(dataset_dir, mode, target) else 1)
@@ -354,7 +273,7 @@ def create_augmented_data(
     unreadable = find_unreadable([path for name in names for path in files[name]])
     sources = {name: [path for path in files[name] if path not in unreadable] for name in names}
     if empty := [name for name in names if not sources[name]]:
-        raise UserError(f"{class_folder(dataset_dir, empty[0])} has no readable image to make others from")
+        raise UserError(f"{class_folder(dataset_dir, empty[0])} has no readable image to augment")
     sizes = {name: len(sources[name]) for name in names}
     _check_target(sizes, mode, target)
     counts = plan_augmentation(sizes, mode, target)
@@ -365,28 +284,19 @@ def create_augmented_data(
             source = _generator(seed, name, number, "source").choice(sources[name])
             of_source[name, source].append(number)
     white = find_white([path for name in names for path in sources[name]])
-    tasks = [
-        _Task(dataset_dir, source, name, tuple(numbers), seed, white) for (name, source), numbers in of_source.items()
-    ]
-    with tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar:
-        for count in _work(tasks, cores):
+    write = partial(_write_augmented, dataset_dir, seed, white)
+    forkserver = multiprocessing.get_context("forkserver")
+    with (
+        ProcessPoolExecutor(cores, forkserver, _use_one_thread) if cores > 1 else nullcontext() as pool,
+        tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar,
+    ):
+        for count in (pool.map if pool else map)(write, of_source.items()):
             bar.update(count)
     return {name: len(numbers) for name, numbers in missing.items()}
 
 
-class _Task(NamedTuple):
-    """Augmented images to be made from one source, which is read once for all of them."""
-
-    dataset_dir: Path
-    source: Path
-    label: str
-    numbers: tuple[int, ...]
-    seed: int
-    white: int
-
-
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
-    """Which of the numbers from 1 to `count` have no augmented image yet; moves those aside that do not belong."""
+    """Return the numbers from 1 to `count` without an augmented image; set those aside that do not belong."""
     stems = {stem_of(path) for path in sources}
     there, aside = set(), {}
     for path in image_files(class_folder(dataset_dir, name + AUGMENTED)):
@@ -401,40 +311,32 @@ def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], coun
     return [number for number in range(1, count + 1) if number not in there]
 
 
-def _work(tasks: Sequence[_Task], cores: int) -> Iterator[int]:
-    """Gives the number of images that each task wrote."""
-    if cores == 1:
-        yield from map(_write_augmented, tasks)
-        return
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), _use_one_thread) as pool:
-        yield from pool.map(_write_augmented, tasks)
-
-
 def _use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # the processes keep all cores busy
 
 
-def _write_augmented(task: _Task) -> int:
-    image = resize_or_pad_image(read_image(task.source, task.white))
-    folder = class_folder(task.dataset_dir, task.label + AUGMENTED)
-    for number in task.numbers:
-        path = folder / augmented_name(task.source, number)
-        with write_whole(path) as partial:
-            augment(image, task.label, number, task.seed).save(partial, quality=QUALITY)
-    return len(task.numbers)
+def _write_augmented(dataset_dir: Path, seed: int, white: int, task: tuple[tuple[str, Path], list[int]]) -> int:
+    """Write the augmented images of one source, which is read once; return their number."""
+    (label, source), numbers = task
+    image = resize_or_pad_image(read_image(source, white))
+    folder = class_folder(dataset_dir, label + AUGMENTED)
+    for number in numbers:
+        with write_whole(folder / augmented_name(source, number)) as file:
+            augment(image, label, number, seed).save(file, quality=QUALITY)
+    return len(numbers)
 
 
 def augment(image: Image.Image, label: str, number: int, seed: int) -> Image.Image:
-    """Applies the transforms that the augmented image of a class with this number gets, to an RGB image."""
+    """Apply the transforms of the augmented image of a class with this number to an RGB image."""
     import torch
 
     generator = _generator(seed, label, number, "transforms")
     transforms = generator.sample(_transforms(), generator.randint(1, len(_transforms())))
-    # oneDNN takes seven times as long for the blur as what stands in for it
+    # For the blur, oneDNN takes seven times as long as PyTorch's own convolution.
     with torch.random.fork_rng(devices=[]), torch.backends.mkldnn.flags(enabled=False):
-        # torch.manual_seed would see to accelerators too, which takes longer than a transform
+        # torch.manual_seed would also seed accelerators, which takes longer than a transform.
         torch.default_generator.manual_seed(generator.getrandbits(63))
         for transform in transforms:
             image = transform(image)
@@ -449,7 +351,7 @@ def _generator(seed: int, label: str, number: int, purpose: str) -> random.Rando
 def _transforms() -> tuple[v2.Transform, ...]:
     from torchvision.transforms import v2
 
-    warnings.filterwarnings("ignore", "TF32 acceleration")  # of Intel's GPUs, told when oneDNN is switched back on
+    warnings.filterwarnings("ignore", "TF32 acceleration")  # on Intel GPUs, when oneDNN is switched back on
     return (
         v2.RandomRotation(40),
         v2.RandomAffine(degrees=0, translate=(0.2, 0.2)),
@@ -461,7 +363,7 @@ def _transforms() -> tuple[v2.Transform, ...]:
 
 
 def _in_random_order(paths: Iterable[Path], seed: int, purpose: str) -> list[Path]:
-    """Files in an order that depends on each one's class and name alone."""
+    """Sort files by a hash of seed, purpose, class and name, so that the order does not depend on the other files."""
 
     def key(path: Path) -> bytes:
         text = f"{seed}/{purpose}/{canonical(path.parent.name)}/{path.name}"

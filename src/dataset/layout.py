@@ -1,4 +1,4 @@
-"""What a folder of photographs holds: a folder per class, or one such folder for each side of a split."""
+"""Recognises the layout of a folder: one sub-folder per class, or one such folder per side of a split."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TRAINING, _VALIDATION, _TESTING = ("train", "training"), ("val", "valid", "vali
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders, or the `.npz` file, of each side.
+    """The folder or `.npz` file of each side of a split.
 
     Attributes:
-        training: what is trained on.
-        validation: what validates; None for a part of the training images.
-        testing: what is tested on; None for a part of the training images, which is held out.
+        training: the images to train on.
+        validation: the images to validate on; None for a part of the training images.
+        testing: the images to test on; None for a held-out part of the training images.
         unused: visible folders beside these.
     """
 
@@ -31,40 +31,39 @@ class Layout:
 
     @property
     def others(self) -> list[Path]:
-        """What is not trained on."""
+        """The validation and test folders."""
         return [folder for folder in (self.validation, self.testing) if folder]
 
 
 def find_layout(path: Path) -> Layout:
-    """Finds the sides of a split in a folder, by their names in any case.
+    """Find the sides of a split by the names of the folders, in any case.
 
-    A folder `train` that holds images itself is a class. `val` without `test` is tested on.
-
-    Raises:
-        UserError: there are two folders of one side.
+    A folder `train` that holds images itself is a class. `val` without `test` is the test side. UserError if two
+    folders are the same side.
     """
     if not path.is_dir():
         return Layout(path)
-    training, validation, testing = (_find_side(path, names) for names in (_TRAINING, _VALIDATION, _TESTING))
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    training, validation, testing = (_find_side(folders, names) for names in (_TRAINING, _VALIDATION, _TESTING))
     if training is None or image_files(training):
         return Layout(path)
-    beside = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    unused = tuple(folder for folder in beside if folder not in (training, validation, testing))
+    beside = (folder for folder in folders if folder not in (training, validation, testing))
+    unused = tuple(folder for folder in beside if not folder.name.startswith("."))
     if not testing:
         validation, testing = None, validation
     return Layout(training, validation, testing, unused)
 
 
-def _find_side(directory: Path, names: tuple[str, ...]) -> Path | None:
-    found = sorted(folder for folder in directory.iterdir() if folder.name.lower() in names and folder.is_dir())
+def _find_side(folders: list[Path], names: tuple[str, ...]) -> Path | None:
+    found = [folder for folder in folders if folder.name.lower() in names]
     if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1]} are folders of one side: join them, or rename one")
+        raise UserError(f"{found[0]} and {found[1]} are the same side of a split: join them, or rename one")
     return found[0] if found else None
 
 
 def join_validation(training: ImageFolder, validation: ImageFolder) -> ImageFolder:
-    """The images of two folders beside each other, of the same classes, of which those of the second one validate."""
-    # An image's source is found by its name, and both folders may number theirs from 1.
+    """Join two sibling folders of the same classes; the images of the second one are validated on."""
+    # Images of both folders may have the same stem.
     sources = (source and f"{validation.name}/{source}" for source in validation.sources)
     return replace(
         training,

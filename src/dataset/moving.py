@@ -1,4 +1,4 @@
-"""Moves images out of the way. Nothing is ever deleted, and a move that was broken off is finished by the next one."""
+"""Moves images out of a dataset. Nothing is deleted, and the next call finishes an interrupted move."""
 
 from __future__ import annotations
 
@@ -12,32 +12,24 @@ from pathlib import Path
 from common import UserError, lock, short_name, write_whole
 from dataset.tables import read_rows, write_rows
 
-REJECTED, LEFT_OUT = "rejected", "left_out"  # beside the class folders: what was moved out of them
+REJECTED, LEFT_OUT = "rejected", "left_out"  # folders beside the class folders
 _LOG, _PENDING = "log.csv", ".pending.csv"
 _FILES = ("file", "moved_to")
 _COLUMNS = (*_FILES, "reason")
 
 
 def alone_in(directory: Path) -> AbstractContextManager[None]:
-    """Keeps a dataset to this program, while files of it are moved or made.
-
-    Raises:
-        UserError: another program is at work on it.
-    """
+    """Lock a dataset while files in it are moved or created; UserError if another program holds the lock."""
     return lock(directory, f"another program is at work on {directory}: wait until it has finished")
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Moves a file, also to another disk, and never over another file.
-
-    Raises:
-        UserError: there is another file at `target`.
-    """
+    """Move a file, also to another disk; UserError if `target` is a different file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         if not filecmp.cmp(source, target, shallow=False):
             raise UserError(f"cannot move {source}: {target} is another file; rename one of them")
-        source.unlink()  # the rest of a move to another disk that was broken off
+        source.unlink()  # an earlier move to another disk was interrupted after the copy
         return
     try:
         source.rename(target)
@@ -50,43 +42,33 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def is_set_aside(folder: Path) -> bool:
-    """Whether `set_aside` made a folder, by the log that it keeps there."""
+    """Whether `set_aside` made this folder: it keeps a log there."""
     return (folder / _LOG).is_file() or (folder / _PENDING).is_file()
 
 
 def set_aside(directory: Path, place: str, reasons: Mapping[Path, str]) -> None:
-    """Moves files to the same place below `<directory>/<place>`, and logs where each was, and why it was moved.
+    """Move files from `<directory>/<class>/` to `<directory>/<place>/<class>/`, and log their origin and the reason.
 
-    Args:
-        directory: a folder with a sub-folder a class.
-        place: `REJECTED` or `LEFT_OUT`.
-        reasons: files in the sub-folders, each with the reason.
-
-    Raises:
-        UserError: that place is a folder of somebody else's, such as a class of this name.
+    UserError if a class has the name of the place, which is `REJECTED` or `LEFT_OUT`.
     """
     aside = directory / place
     if reasons and aside.is_dir() and any(aside.iterdir()) and not is_set_aside(aside):
-        raise UserError(f"{aside} is a class, and the name of the folder that images are to be moved to: rename it")
+        raise UserError(f"{aside} is a class, but images are to be moved to a folder of this name: rename the class")
     finish_moves(directory, place)
     taken: set[str] = set()
     rows = []
     for path, reason in sorted(reasons.items()):
-        if path.exists():  # else a move that was broken off earlier has just been finished
+        if path.exists():  # else `finish_moves` has moved it
             file = path.relative_to(directory).as_posix()
             rows.append({"file": file, "moved_to": _free_name(directory, f"{place}/{file}", taken), "reason": reason})
             taken.add(rows[-1]["moved_to"])
     if rows:
-        write_rows(directory / place / _PENDING, _COLUMNS, rows)
+        write_rows(aside / _PENDING, _COLUMNS, rows)
         finish_moves(directory, place)
 
 
 def finish_moves(directory: Path, place: str) -> int:
-    """Moves what `set_aside` was about to move, and logs it.
-
-    Returns:
-        How many files were moved.
-    """
+    """Finish an interrupted `set_aside`; return the number of files moved."""
     pending, log = directory / place / _PENDING, directory / place / _LOG
     rows = read_rows(pending, _FILES)
     moves = [row for row in rows if (directory / row["file"]).exists()]
@@ -101,7 +83,7 @@ def finish_moves(directory: Path, place: str) -> int:
 
 
 def _free_name(directory: Path, name: str, taken: set[str]) -> str:
-    """The name, with a number behind its stem where the directory has such a file or it is taken already."""
+    """Append a number to the stem of a name if the file exists or the name is taken."""
     path, free, number = Path(name), name, 1
     while free in taken or (directory / free).exists():
         number += 1

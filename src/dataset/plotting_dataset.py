@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common import printable
-from dataset.augmentation_data import resize_or_pad_image
 from dataset.examining import examine, find_white
 from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
-from dataset.reading import WHITE, read_image, upright_rgb
+from dataset.reading import WHITE, read_image, resize_or_pad_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, legible, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:

@@ -1,92 +1,63 @@
-"""Which pairs of images were compared closely, and with what result: a comparison takes about a millisecond.
+"""Stores which pairs of images are near-duplicates, since a close comparison takes about a millisecond.
 
-Verdicts are kept by the content of the two images, in memory and in one file of a folder.
+Results are kept in one file of a folder, by the content of both images.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from common import write_whole
 
-_VERSION = 1  # of how images are compared; verdicts of another version are not used
-_log = logging.getLogger(__name__)
-_known = np.zeros(0, dtype=np.uint64)  # sorted; the lowest bit of each is the verdict, the others are the pair's
-_loaded: set[Path] = set()
+_VERSION = 1  # raise it when images are compared differently: files of other versions are ignored
 
 
 def judge(keys: np.ndarray, compare: Callable[[np.ndarray], np.ndarray], store: Path | None) -> np.ndarray:
-    """Gives the verdict on each pair, and remembers it.
+    """Return the result for each pair, bool (N,), comparing only the unknown ones.
 
     Args:
-        keys: (N,) uint64, a hash of the two images of each pair; the lowest bit is ignored.
-        compare: gives the verdicts, bool (M,), on the pairs at the places (M,) that are not known yet.
-        store: a folder for what is remembered beyond this process; None keeps nothing on disk.
-
-    Returns:
-        (N,) bool.
+        keys: (N,) uint64, a hash of both images of each pair; the lowest bit is ignored.
+        compare: takes the indices (M,) of unknown pairs and returns their results, bool (M,).
+        store: the folder of the file; None for no file.
     """
-    global _known
-    file = None if store is None else _file(store)
-    if file is not None and file not in _loaded:
-        _loaded.add(file)
-        _known = _merge(_known, _load(file))
+    # Entries are sorted. The lowest bit of each is the result, the other bits are the key of the pair.
+    known = np.zeros(0, dtype=np.uint64) if store is None else _load(_file(store))
     keys = keys & ~np.uint64(1)
-    unknown = np.flatnonzero(~_is_known(keys))
+    unknown = np.flatnonzero(~np.isin(keys, known & ~np.uint64(1)))
     if len(unknown):
         found = keys[unknown] | np.asarray(compare(unknown), dtype=np.uint64)
-        _known = _merge(_known, found)
-        if file is not None:
-            _save(file, found)
-    return (_known[np.searchsorted(_known, keys)] & np.uint64(1)).astype(bool)
-
-
-def forget() -> None:
-    """Forgets what is in memory, so that a benchmark measures the comparisons."""
-    global _known
-    _known = _known[:0]
-    _loaded.clear()
+        known = _merge(known, found)
+        if store is not None:
+            _save(_file(store), found)
+    return (known[np.searchsorted(known, keys)] & np.uint64(1)).astype(bool)
 
 
 def _file(store: Path) -> Path:
     return store.absolute() / "pairs.npy"
 
 
-def _is_known(keys: np.ndarray) -> np.ndarray:
-    if not len(_known):
-        return np.zeros(len(keys), dtype=bool)
-    places = np.minimum(np.searchsorted(_known, keys), len(_known) - 1)
-    return _known[places] >> np.uint64(1) == keys >> np.uint64(1)
-
-
 def _merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The entries of both, one for each pair."""
+    """Return the entries of both, sorted, one per pair."""
     both = np.unique(np.concatenate([one, other]))
     return both[np.append(True, np.diff(both >> np.uint64(1)) > 0)] if len(both) else both
 
 
 def _load(file: Path) -> np.ndarray:
-    """The entries of a file; none if there is no such file, or it cannot be used."""
-    try:
+    """Read the entries of a file; none if it is missing or unusable."""
+    with suppress(Exception):  # NumPy raises many types on damaged files
         content = np.load(file, allow_pickle=False)
         if content.dtype == np.uint64 and content.ndim == 1 and content[0] == _VERSION:
             return content[1:]
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # the reader of arrays raises many kinds on damaged ones
-        _log.debug("%s is not used: %s", file, error)
     return np.zeros(0, dtype=np.uint64)
 
 
 def _save(file: Path, found: np.ndarray) -> None:
-    """Adds entries to a file; of two programs that do so at once one may lose its own."""
-    try:
+    """Add entries to a file. If two programs do so at once, the entries of one may be lost."""
+    with suppress(OSError):  # then the pairs are compared again
         entries = _merge(_load(file), found)
         with write_whole(file) as partial:
             np.save(partial, np.concatenate([np.array([_VERSION], dtype=np.uint64), entries]))
-    except OSError as error:
-        _log.debug("%s could not be written: %s", file, error)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from common import UserError
-from dataset.augmentation_data import place_in_square
 from dataset.examining import Examined, examine_image, on_all_cores
 from dataset.folders import ImageFolder, canonical, read_folder
 from dataset.groups import find_links, number_groups
-from dataset.reading import upright_rgb
+from dataset.reading import place_in_square, upright_rgb
 from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches, load_test_set, make_loader
 from pipeline.inference import BATCH, predict

@@ -14,9 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores
-from dataset.augmentation_data import resize_or_pad_image
 from dataset.folders import ImageFolder, tell_left_out
-from dataset.reading import WHITE, UnreadableImage
+from dataset.reading import WHITE, UnreadableImage, resize_or_pad_image
 from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes, release, take
 
 _BLOCK = 16  # images that a thread is given at once: handing one over takes as long as reading a small array

@@ -429,7 +429,7 @@ def test_help_imports_nothing_heavy(tmp_path):
         (("white", "a", "b", "--dark-share", "1"), "--dark-share 1.0: must be above 0 and below 1"),
         (("white", "a", "b", "--dark-share", "nan"), "--dark-share nan"),
         (("invert", "nowhere", "out"), "there is no folder nowhere"),
-        (("invert", "data", "data/A"), "data and data/A must be folders apart"),
+        (("invert", "data", "data/A"), "data and data/A must be separate folders"),
         (("invert", "data", "other"), "other exists already and contains other files"),
         (("white", "data", "file"), "file exists already and contains other files"),
         (("inspect", "data", "x/data"), "two of the sets have the same name"),

@@ -1,4 +1,4 @@
-"""What the audit finds, and that mending it loses nothing."""
+"""Tests of what the audit finds, and that fixing it loses nothing."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from helpers import digests, start
 
 @pytest.fixture
 def folders(tmp_path):
-    """A training and a test folder with six drawings of each class in either, no two alike."""
+    """Make a training and a test folder with six different drawings of each class."""
     for testing, folder in ((False, "dataset"), (True, "testing")):
         for label in ("Axe", "Book"):
             (tmp_path / folder / label).mkdir(parents=True)
@@ -39,7 +39,7 @@ def copy_smaller(source, target):
         image.resize((image.width * 2 // 3, image.height * 2 // 3)).save(target, quality=60)
 
 
-def test_drawings_are_clean(folders):
+def test_clean_dataset(folders):
     dataset, testing = folders
     report = audit(dataset, [testing])
     assert report.images == {dataset: {"Axe": 6, "Book": 6}, testing: {"Axe": 6, "Book": 6}}
@@ -47,7 +47,7 @@ def test_drawings_are_clean(folders):
     assert len(report.shift[testing]) == 7
 
 
-def test_tells_duplicates_conflicts_and_leaks_apart(folders):
+def test_duplicates_label_conflicts_and_leaks_are_distinguished(folders):
     dataset, testing = folders
     shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe/same.jpg")
     copy_smaller(dataset / "Axe/1.jpg", dataset / "Axe/smaller.jpg")
@@ -68,7 +68,7 @@ def test_tells_duplicates_conflicts_and_leaks_apart(folders):
     assert not report.clean
 
 
-def test_names_every_file_that_cannot_be_read(folders):
+def test_every_unreadable_file_is_reported(folders):
     dataset, testing = folders
     (dataset / "Axe/empty.jpg").write_bytes(b"")
     (dataset / "Axe/text.png").write_text("text")
@@ -88,7 +88,7 @@ def test_names_every_file_that_cannot_be_read(folders):
     assert "truncated" in audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]
 
 
-def test_images_in_no_class_are_named_and_stay(folders):
+def test_images_outside_classes_are_reported_and_not_moved(folders):
     dataset, testing = folders
     (dataset / ".22LR").mkdir()
     shutil.copy(dataset / "Axe/0.jpg", dataset / ".22LR/0.jpg")
@@ -100,7 +100,7 @@ def test_images_in_no_class_are_named_and_stay(folders):
     assert digests(dataset) == before
 
 
-def test_a_class_that_is_called_rejected_is_audited_and_not_moved_to(folders):
+def test_class_named_rejected_is_audited_and_not_moved_to(folders):
     dataset, testing = folders
     for folder in folders:
         (folder / "Book").rename(folder / "rejected")
@@ -108,12 +108,12 @@ def test_a_class_that_is_called_rejected_is_audited_and_not_moved_to(folders):
     report = audit(dataset, [testing])
     assert report.images[dataset] == {"Axe": 7, "rejected": 6}
     before = digests(dataset)
-    with pytest.raises(UserError, match=r"dataset/rejected is a class, and the name of the folder that images are"):
+    with pytest.raises(UserError, match=r"dataset/rejected is a class, but images are to be moved to a folder"):
         fix(report)
     assert digests(dataset) == before
 
 
-def test_test_folders_may_lack_classes_and_images(folders):
+def test_test_folder_may_lack_classes_and_images(folders):
     dataset, testing = folders
     shutil.rmtree(testing / "Book")
     report = audit(dataset, [testing])
@@ -124,7 +124,7 @@ def test_test_folders_may_lack_classes_and_images(folders):
     assert audit(dataset, [testing]).images.keys() == {dataset}
 
 
-def test_a_test_folder_without_a_single_image_is_mended_too(folders):
+def test_test_folder_without_images_is_fixed(folders):
     dataset, testing = folders
     shutil.rmtree(testing)
     (testing / "Axe").mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_a_test_folder_without_a_single_image_is_mended_too(folders):
     assert fix(audit(dataset, [testing])) == 0
 
 
-def test_what_was_moved_back_stays(folders):
+def test_file_that_was_moved_back_stays(folders):
     dataset, testing = folders
     (dataset / "Axe/bad.jpg").write_text("bad")
     fix(audit(dataset, [testing]))
@@ -145,7 +145,7 @@ def test_what_was_moved_back_stays(folders):
     assert (dataset / "Axe/bad.jpg").exists()
 
 
-def test_a_dataset_that_another_program_is_at_work_on_is_not_mended(folders):
+def test_locked_dataset_is_not_fixed(folders):
     dataset, testing = folders
     (dataset / "Axe/bad.jpg").write_text("bad")
     with alone_in(testing):
@@ -155,8 +155,8 @@ def test_a_dataset_that_another_program_is_at_work_on_is_not_mended(folders):
     assert (dataset / "Axe/bad.jpg").exists()
 
 
-def test_training_images_leak_a_test_image_that_is_itself_a_copy(folders, monkeypatch):
-    """A chain: 0 resembles 1, 1 resembles the training image, 0 does not. 1 is there, so it tests, so it leaks."""
+def test_duplicate_test_image_makes_a_training_image_leak(folders, monkeypatch):
+    """0 is a near-duplicate of 1, and 1 of the training image. 1 is still tested on, so it leaks."""
     dataset, testing = folders
     names = [testing / "Axe/0.jpg", testing / "Axe/1.jpg", dataset / "Axe/0.jpg"]
 
@@ -171,7 +171,7 @@ def test_training_images_leak_a_test_image_that_is_itself_a_copy(folders, monkey
     assert len(found) == 2
 
 
-def test_mending_keeps_one_of_each_and_loses_none(folders, tmp_path):
+def test_fix_keeps_one_of_each_and_loses_none(folders, tmp_path):
     dataset, testing = folders
     for number in range(3):
         shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe" / f"same_{number}.jpg")
@@ -198,8 +198,8 @@ def test_mending_keeps_one_of_each_and_loses_none(folders, tmp_path):
     assert digests(tmp_path) == state
 
 
-def test_no_chain_drags_others_along(folders, monkeypatch):
-    """Where one image resembles two that do not resemble each other, only the first goes."""
+def test_only_near_duplicates_of_kept_images_are_moved(folders, monkeypatch):
+    """The middle image of a chain of three is moved, but not the last, which no kept image resembles."""
     dataset, _ = folders
     names = ["0.jpg", "1.jpg", "2.jpg"]
     images = [path for path in image_files(dataset / "Axe") if path.name in names]
@@ -217,10 +217,10 @@ def test_no_chain_drags_others_along(folders, monkeypatch):
     assert {(twin.path.name, twin.of.name) for twin in audit(dataset, []).twins} == {("1.jpg", "0.jpg")}
 
 
-def test_cuts_of_one_photograph_leak_but_are_no_duplicates(folders):
+def test_crops_of_one_photograph_leak_but_are_not_duplicates(folders):
     dataset, testing = folders
     rows = [("Axe/0.jpg", "p"), ("Axe/9.jpg", "p"), ("Book/1.jpg", "q"), ("Book/2.jpg", "q")]
-    (testing / "Axe/0.jpg").rename(testing / "Axe/9.jpg")  # that was moved there from the training folder
+    (testing / "Axe/0.jpg").rename(testing / "Axe/9.jpg")  # as moved from the training folder
     write_rows(dataset / "open_images.csv", ("file", "image_id"), [{"file": f, "image_id": i} for f, i in rows])
     write_rows(testing / "testing_batch.csv", ("class", "file"), [{"class": "Axe", "file": "9.jpg"}])
     report = audit(dataset, [testing])
@@ -231,8 +231,8 @@ def test_cuts_of_one_photograph_leak_but_are_no_duplicates(folders):
     assert row["reason"] == f"leak: is cut from the same photograph as {testing}/Axe/9.jpg"
 
 
-def test_images_of_one_stem_leak_but_are_no_duplicates(folders):
-    """An augmented image's name does not tell which of the two it was made from."""
+def test_images_with_the_same_stem_leak_but_are_not_duplicates(folders):
+    """The name of an augmented image does not tell which of them is its source."""
     dataset, testing = folders
     draw_numbered("Axe", 0, False, 20)[0].save(dataset / "Axe/3.png")
     draw_numbered("Axe", 0, False, 21)[0].save(dataset / "Axe/9.png")
@@ -241,14 +241,13 @@ def test_images_of_one_stem_leak_but_are_no_duplicates(folders):
     write_rows(testing / "testing_batch.csv", ("class", "file"), [{"class": "Axe", "file": "9.jpg"}])
     report = audit(dataset, [testing])
     assert kinds(report) == {("9.png", "9.jpg", LEAK, False)}
-    assert f"  {dataset}/Axe/9.png has the class and the stem of {testing}/Axe/9.jpg" in describe(report)
+    assert f"  {dataset}/Axe/9.png has the same class and stem as {testing}/Axe/9.jpg" in describe(report)
     assert count_overlap(dataset, testing) == 1
     fix(report)
     assert count_overlap(dataset, testing) == 0
 
 
-def test_all_that_share_a_group_with_a_test_image_are_moved(folders):
-    """Also what is linked with it only through another training image."""
+def test_images_linked_to_a_test_image_through_others_leak(folders):
     dataset, testing = folders
     copy_smaller(testing / "Axe/3.jpg", dataset / "Axe/leak.jpg")
     rows = [{"file": f"Axe/{name}.jpg", "image_id": "p"} for name in ("leak", "1")]
@@ -264,7 +263,7 @@ def test_all_that_share_a_group_with_a_test_image_are_moved(folders):
     assert audit(dataset, [testing]).leaks == []
 
 
-def test_images_of_a_fixed_camera_are_not_all_duplicates(folders):
+def test_images_of_a_fixed_camera_are_not_duplicates(folders):
     dataset, testing = folders
     generator = np.random.default_rng(0)
     with Image.open(dataset / "Axe/0.jpg") as image:
@@ -291,8 +290,8 @@ def count_overlap(dataset, testing):
     return len(set(before.tolist()) & set(after.tolist()))
 
 
-def test_classes_of_one_background_are_mended_for_good(tmp_path):
-    """Images of 30 classes that differ by a small object only."""
+def test_classes_on_one_background_are_clean_after_one_fix(tmp_path):
+    """The images of 30 classes differ only by a small object."""
     dataset, testing = tmp_path / "dataset", tmp_path / "testing"
     scene = Image.fromarray(np.random.default_rng(3).integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((96, 96))
     for label in range(30):
@@ -315,7 +314,7 @@ def test_classes_of_one_background_are_mended_for_good(tmp_path):
     assert audit(dataset, [testing]).twins == []
 
 
-def test_what_is_found_only_once_others_are_gone_is_moved_too(folders, monkeypatch):
+def test_twins_found_after_others_are_removed_are_moved(folders, monkeypatch):
     dataset, testing = folders
     chain = [dataset / "Axe" / f"{number}.jpg" for number in (0, 1, 2)]
 
@@ -329,7 +328,7 @@ def test_what_is_found_only_once_others_are_gone_is_moved_too(folders, monkeypat
     assert len(audit(dataset, [testing]).twins) == 2
 
 
-def test_no_class_loses_more_than_half(folders, tmp_path):
+def test_fix_refuses_to_move_more_than_half_of_a_class(folders, tmp_path):
     dataset, testing = folders
     for number in range(6):
         image = Image.open(testing / "Book" / f"{number}.jpg")
@@ -351,13 +350,13 @@ def test_no_class_loses_more_than_half(folders, tmp_path):
 
 
 class TestProgram:
-    def test_clean(self, folders, tmp_path):
+    def test_clean_dataset(self, folders, tmp_path):
         result = start("dataset/audit.py", "--dataset-dir", "dataset", "--testing-dir", "testing", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert result.stdout.splitlines()[:2] == ["dataset: 6 Axe, 6 Book", "testing: 6 Axe, 6 Book"]
         assert "leaks: 0" in result.stdout
 
-    def test_finds_mends_and_is_clean(self, folders, tmp_path):
+    def test_fix_makes_the_dataset_clean(self, folders, tmp_path):
         dataset, testing = folders
         shutil.copy(testing / "Book/3.jpg", dataset / "Book/leak.jpg")
         arguments = ("dataset/audit.py", "--dataset-dir", "dataset", "--testing-dir", "testing")
@@ -374,24 +373,24 @@ class TestProgram:
             }
         ]
         assert (dataset / "Book/leak.jpg").exists()
-        mended = start(*arguments, "--fix", cwd=tmp_path)
-        assert mended.returncode == 1
-        assert "dataset/Book/leak.jpg is testing/Book/3.jpg" in mended.stdout
-        assert mended.stderr == "1 files moved to rejected/\n"
+        fixed = start(*arguments, "--fix", cwd=tmp_path)
+        assert fixed.returncode == 1
+        assert "dataset/Book/leak.jpg has the same pixels as testing/Book/3.jpg" in fixed.stdout
+        assert fixed.stderr == "1 files moved to rejected/\n"
         assert start(*arguments, cwd=tmp_path).returncode == 0
 
     @pytest.mark.parametrize(
         "arguments",
         [("--dataset-dir", "nowhere"), ("--testing-dir", "dataset/Axe"), ("--fixx",)],
     )
-    def test_bad_arguments(self, folders, tmp_path, arguments):
+    def test_invalid_arguments(self, folders, tmp_path, arguments):
         result = start("dataset/audit.py", "--dataset-dir", "dataset", *arguments, cwd=tmp_path)
         assert result.returncode == 2
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
 
     @pytest.mark.parametrize("flags", [(), ("--fix",)])
-    def test_a_test_folder_that_is_not_there_yet(self, folders, tmp_path, flags):
+    def test_missing_test_folder(self, folders, tmp_path, flags):
         shutil.rmtree(tmp_path / "testing")
         result = start("dataset/audit.py", "--testing-dir", "testing", *flags, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -400,7 +399,7 @@ class TestProgram:
         assert not (tmp_path / "testing").exists()
 
     @pytest.mark.parametrize("flags", [(), ("--fix",)])
-    def test_an_unrelated_test_folder(self, folders, tmp_path, flags):
+    def test_test_folder_with_other_classes(self, folders, tmp_path, flags):
         (tmp_path / "testing/Book").rename(tmp_path / "testing/Hammer")
         (tmp_path / "dataset/Axe/bad.jpg").write_text("bad")
         result = start("dataset/audit.py", "--testing-dir", "testing", *flags, cwd=tmp_path)
@@ -420,7 +419,7 @@ def placeholder():
     return image
 
 
-def test_names_a_placeholder_among_photographs_and_leaves_it_there(folders, tmp_path):
+def test_placeholder_image_is_reported_and_not_moved(folders, tmp_path):
     dataset, testing = folders
     placeholder().save(dataset / "Book/lost.gif")
     report = audit(dataset, [testing])
@@ -436,8 +435,8 @@ def test_names_a_placeholder_among_photographs_and_leaves_it_there(folders, tmp_
     assert (dataset / "Book/lost.gif").exists()
 
 
-def test_what_is_the_rule_in_a_class_is_told_in_one_line(folders):
-    """Of images made dark one by one; six are more than five, and all of the class."""
+def test_flaw_that_is_usual_in_a_class_is_summarised(folders):
+    """All six images of the class are dark."""
     dataset, _ = folders
     for path in image_files(dataset / "Axe"):
         with Image.open(path) as image:
@@ -451,8 +450,8 @@ def test_what_is_the_rule_in_a_class_is_told_in_one_line(folders):
     assert to_json(report)["poor_as_a_rule"] == [{"folder": f"{dataset}/Axe", "flaw": DARK, "count": 6, "images": 6}]
 
 
-def test_names_of_classes_may_be_composed_otherwise(folders):
-    """As macOS and Linux spell them, or with a space at the end."""
+def test_class_names_in_different_unicode_forms(folders):
+    """As macOS and Linux write them, or with a trailing space."""
     dataset, testing = folders
     for folder, spelled in ((dataset, "K\u00e4se"), (testing, "Ka\u0308se ")):
         (folder / "Axe").rename(folder / spelled)
@@ -477,7 +476,7 @@ def test_fix_moves_any_number_of_identical_copies(tmp_path):
     assert audit(tmp_path, []).clean
 
 
-def test_sixteen_bit_files_of_fewer_bits_are_named(folders):
+def test_16_bit_files_with_fewer_bits_are_noted(folders):
     dataset, testing = folders
     generator = np.random.default_rng(0)
     for folder, most in ((dataset, 4096), (testing, 65536)):
@@ -493,5 +492,5 @@ def test_sixteen_bit_files_of_fewer_bits_are_named(folders):
     assert report.notes[0] in list(describe(report))
     assert audit(testing, []).notes == []
     assert audit(testing, [dataset]).notes == [
-        f"{dataset}: 12 of 12 16-bit files use less than 16 bits: of another depth?"
+        f"{dataset}: 12 of 12 16-bit files use less than 16 bits: a different bit depth?"
     ]

@@ -1,4 +1,4 @@
-"""The whole of it as a user starts it: the same end however often it is run."""
+"""Tests of the whole program as a user starts it."""
 
 import shutil
 import sys
@@ -35,7 +35,7 @@ def run(place, *arguments):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A dataset after an undisturbed run, and what that run printed."""
+    """Return the folder of a finished run, and what the run printed."""
     place = tmp_path_factory.mktemp("finished")
     fill(place / "dataset")
     (place / "dataset_testing").mkdir()
@@ -44,11 +44,11 @@ def finished(tmp_path_factory):
     return place, result.stdout
 
 
-def test_does_all_of_it_in_order(finished):
+def test_steps_run_in_order(finished):
     place, output = finished
     steps = [line.split()[0] for line in output.splitlines()]
     assert list(dict.fromkeys(steps)) == ["audit", "reduce", "split", "augment", "draw", "now"]
-    assert "reduce   to 12 a class: 0 Axe, 4 Book, 0 Hammer moved to dataset/left_out" in output
+    assert "reduce   to 12 per class: 0 Axe, 4 Book, 0 Hammer moved to dataset/left_out" in output
     assert "split    3 Axe, 3 Book, 3 Hammer moved to dataset_testing" in output
     assert "augment  5 Axe, 0 Book, 6 Hammer written" in output
     assert "now      Book: 9 to train on, 0 augmented, 3 to test on" in output
@@ -56,7 +56,7 @@ def test_does_all_of_it_in_order(finished):
         assert len(image_files(place / "dataset" / name)) == count
 
 
-def test_draws_figures_that_open(finished):
+def test_figures_can_be_opened(finished):
     place, _ = finished
     names = {"class_sizes", "image_formats", "original_padded_images", "augmented_images"}
     assert {path.stem for path in (place / "figures").iterdir()} == names
@@ -66,7 +66,7 @@ def test_draws_figures_that_open(finished):
             assert image.width > 600
 
 
-def test_a_second_run_changes_no_file(finished):
+def test_second_run_changes_no_file(finished):
     place, first = finished
     before = digests(place)
     result = run(place)
@@ -76,7 +76,7 @@ def test_a_second_run_changes_no_file(finished):
     assert result.stdout.splitlines()[-3:] == first.splitlines()[-3:]
 
 
-def test_augments_all_classes_alike(tmp_path):
+def test_augment_all(tmp_path):
     fill(tmp_path / "dataset")
     result = run(tmp_path, "--augment", "all", "--augment-to", 12)
     assert result.returncode == 0, result.stderr
@@ -100,8 +100,8 @@ def test_augments_all_classes_alike(tmp_path):
         (("--augment-to", 2), "--augment-to 2: every class has more images already, Hammer the fewest, 3"),
     ],
 )
-def test_a_target_is_checked_before_anything_is_moved(tmp_path, arguments, message):
-    """By the sizes of the classes after reducing and splitting them."""
+def test_augment_to_is_checked_before_anything_is_moved(tmp_path, arguments, message):
+    """It is compared with the class sizes after reducing and splitting."""
     fill(tmp_path / "dataset")
     before = digests(tmp_path / "dataset")
     result = run(tmp_path, *arguments)
@@ -111,7 +111,7 @@ def test_a_target_is_checked_before_anything_is_moved(tmp_path, arguments, messa
     assert list((tmp_path / "dataset_testing").iterdir()) == []
 
 
-def test_an_unrelated_test_folder_is_refused_before_anything_is_done(tmp_path):
+def test_test_folder_with_other_classes_is_an_error(tmp_path):
     fill(tmp_path / "dataset")
     (tmp_path / "dataset_testing/Saw").mkdir(parents=True)
     before = digests(tmp_path)
@@ -124,7 +124,7 @@ def test_an_unrelated_test_folder_is_refused_before_anything_is_done(tmp_path):
     assert digests(tmp_path) == before
 
 
-def test_names_of_classes_may_be_composed_otherwise(tmp_path):
+def test_class_names_in_different_unicode_forms(tmp_path):
     fill(tmp_path / "dataset")
     (tmp_path / "dataset/Axe").rename(tmp_path / "dataset/Ka\u0308se")
     (tmp_path / "dataset_testing/K\u00e4se").mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_names_of_classes_may_be_composed_otherwise(tmp_path):
     assert (sizes["K\u00e4se"].found, sizes["K\u00e4se"].testing) == (7, 3)
 
 
-def test_stops_on_leaks_unless_they_are_allowed(tmp_path):
+def test_leaks_stop_the_program(tmp_path):
     fill(tmp_path / "dataset")
     fill(tmp_path / "dataset_testing", {"Axe": 4, "Book": 4, "Hammer": 4}, testing=True)
     shutil.copy(tmp_path / "dataset_testing/Axe/0001.jpg", tmp_path / "dataset/Axe/leak.jpg")
@@ -154,7 +154,7 @@ def test_stops_on_leaks_unless_they_are_allowed(tmp_path):
     assert not (tmp_path / "dataset/Axe/leak.jpg").exists()
 
 
-def test_leaks_from_own_test_images_are_found_too(tmp_path):
+def test_leaks_of_extra_test_images_are_found_and_may_be_allowed(tmp_path):
     fill(tmp_path / "dataset")
     (tmp_path / "dataset_testing").mkdir()
     fill(tmp_path / "own", {"Axe": 1, "Book": 1, "Hammer": 1}, testing=True)
@@ -175,13 +175,13 @@ def test_leaks_from_own_test_images_are_found_too(tmp_path):
         (("--augment-to", 0), "--augment-to 0: must be at least 1"),
         (("--max-per-class", 1), "--max-per-class 1: must be at least 2"),
         (("--max-per-class", 10), "--max-per-class 10: must leave two images beside the 30 of --testing-per-class"),
-        (("--testing-dir", "dataset"), "dataset and dataset must be folders apart"),
-        (("--extra-testing", "dataset/more"), "dataset and dataset/more must be folders apart"),
+        (("--testing-dir", "dataset"), "dataset and dataset must be separate folders"),
+        (("--extra-testing", "dataset/more"), "dataset and dataset/more must be separate folders"),
         (("--testing-per-class", "x"), "argument --testing-per-class: invalid int value: 'x'"),
         (("--extra-testing", "nowhere"), "there is no folder nowhere"),
     ],
 )
-def test_bad_arguments(tmp_path, arguments, message):
+def test_invalid_arguments(tmp_path, arguments, message):
     (tmp_path / "dataset").mkdir()
     if "--extra-testing" in arguments:
         fill(tmp_path / "dataset", {"Axe": 1, "Book": 1})

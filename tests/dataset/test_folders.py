@@ -1,4 +1,4 @@
-"""Which files are images, of which class, and what they were made from."""
+"""Tests of listing images, their classes and the sources of augmented ones."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from dataset.folders import (
 from dataset.moving import set_aside
 
 
-def test_lists_classes_and_images_in_a_fixed_order(make_folder):
+def test_classes_and_images_are_sorted(make_folder):
     folder = make_folder("data", {"Book": 3, "Axe": 2})
     listed = read_folder(folder)
     assert listed.classes == ("Axe", "Book")
@@ -33,23 +33,23 @@ def test_lists_classes_and_images_in_a_fixed_order(make_folder):
     assert listed.labels.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_labelled_images_have_the_places_of_their_classes_among_others(make_folder):
+def test_read_labelled_uses_the_indices_of_the_given_classes(make_folder):
     folder = make_folder("data", {"Book": 2, "Axe": 1})
     listed = read_labelled(folder, ("Axe", "Bear", "Book"))
     assert listed.classes == ("Axe", "Bear", "Book")
     assert listed.labels.tolist() == [0, 2, 2]
     assert read_labelled(make_folder("single", {"Book": 1}), ("Axe", "Book")).labels.tolist() == [1]
-    with pytest.raises(UserError, match="data has a class Axe, which is none of Bear, Book: name a folder of these"):
+    with pytest.raises(UserError, match="data has a class Axe, which is none of Bear, Book: name a folder with"):
         read_labelled(folder, ("Bear", "Book"))
 
 
-def test_images_without_class_folders_are_told(tmp_path):
+def test_images_without_class_folders_are_an_error(tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "0.png")
     with pytest.raises(UserError, match="holds images but no class folders: put the images of each class into a sub-"):
         read_folder(tmp_path)
 
 
-def test_leaves_other_files_alone(make_folder):
+def test_other_files_are_not_listed(make_folder):
     folder = make_folder("data", {"A": 2, "B": 2})
     (folder / ".hidden").mkdir()
     (folder / "notes.txt").touch()
@@ -60,7 +60,7 @@ def test_leaves_other_files_alone(make_folder):
     assert [path.name for path in read_folder(folder).paths] == ["0000.PNG", "0001.png", "0000.png", "0001.png"]
 
 
-def test_a_class_without_images_says_what_it_has_instead(make_folder):
+def test_error_for_a_class_without_images_names_a_file(make_folder):
     directory = make_folder("data", {"A": 2, "B": 1})
     (directory / "B/0000.png").unlink()
     (directory / "B/notes.txt").write_text("text")
@@ -69,7 +69,7 @@ def test_a_class_without_images_says_what_it_has_instead(make_folder):
 
 
 @pytest.mark.parametrize("name", ["0000", "0000.txt", "0000.heic", "0000.jfif", "0000.npy", "0000.tar.gz"])
-def test_content_says_what_is_an_image_and_not_its_name(make_folder, name):
+def test_content_decides_what_is_an_image(make_folder, name):
     directory = make_folder("data", {"A": 2, "B": 1})
     path = (directory / "B/0000.png").rename(directory / "B" / name)
     np.save(directory / "A/array.npy", np.zeros((4, 4)))
@@ -82,28 +82,27 @@ def test_content_says_what_is_an_image_and_not_its_name(make_folder, name):
 
 
 @pytest.mark.parametrize("name", ["rejected", "left_out", "accepted"])
-def test_a_folder_of_images_is_a_class_whatever_its_name(make_folder, name):
-    """Unless this project moved images there."""
+def test_class_may_be_named_rejected_or_left_out(make_folder, name):
     directory = make_folder("data", {"A": 2, name: 2})
     assert read_folder(directory).classes == ("A", name)
     if name != "accepted":
-        with pytest.raises(UserError, match=f"data/{name} is a class, and the name of the folder that images are"):
+        with pytest.raises(UserError, match=f"data/{name} is a class, but images are to be moved to a folder"):
             set_aside(directory, name, {directory / "A/0000.png": "why not"})
         assert read_folder(directory).classes == ("A", name)
         assert len(image_files(directory / "A")) == 2
 
 
 @pytest.mark.parametrize("name", ["rejected", "left_out"])
-def test_a_folder_of_images_that_were_moved_aside_is_no_class(make_folder, name):
+def test_folder_of_moved_images_is_not_a_class(make_folder, name):
     directory = make_folder("data", {"A": 2, "B": 2, "C": 2})
     set_aside(directory, name, {directory / "A/0000.png": "why not"})
     listed = read_folder(directory)
     assert (listed.classes, len(listed.paths), listed.passed_over) == (("A", "B", "C"), 5, {})
-    (directory / name / "log.csv").rename(directory / name / ".pending.csv")  # as the next move would begin
+    (directory / name / "log.csv").rename(directory / name / ".pending.csv")  # as after an interrupted move
     assert read_folder(directory).classes == ("A", "B", "C")
 
 
-def test_images_that_belong_to_no_class_are_named(make_folder):
+def test_images_outside_classes_are_passed_over(make_folder):
     directory = make_folder("data", {"A": 2, "B": 2, ".22LR": 2, ".cache": 1, ".git": 1})
     (directory / ".cache/0000.png").rename(directory / "loose.png")
     (directory / ".git/0000.png").write_text("no image")
@@ -114,12 +113,12 @@ def test_images_that_belong_to_no_class_are_named(make_folder):
     hidden = "hidden, since its name begins with a dot: rename it to use it"
     assert {path.relative_to(directory).as_posix(): reason for path, reason in found.items()} == {
         ".22LR": hidden,
-        "loose.png": "an image in no folder of a class",
+        "loose.png": "an image outside the class folders",
         "A/.0001.png": hidden,
     }
 
 
-def test_augmented_images_are_listed_when_asked_for(make_folder):
+def test_augmented_images_are_listed_on_request(make_folder):
     folder = make_folder("data", {"A": 1, "B": 1, "A_augmented": 2})
     assert not read_folder(folder).augmented.any()
     listed = read_folder(folder, with_augmented=True)
@@ -132,13 +131,13 @@ def test_augmented_images_are_listed_when_asked_for(make_folder):
     stem=st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30),
     number=st.integers(0, 10**6),
 )
-def test_an_augmented_images_name_carries_its_source(stem, number):
+def test_name_of_an_augmented_image_holds_its_source(stem, number):
     source = Path("Axe") / f"{stem}.jpg"
     assert source_stem(Path(augmented_name(source, number))) == source.stem
 
 
 @pytest.mark.parametrize("length", [1, 200, 225, 251])
-def test_also_of_a_source_of_a_long_name(tmp_path, length):
+def test_names_of_augmented_images_with_long_sources_are_unique(tmp_path, length):
     folder = tmp_path / "data"
     for name in ("A", "A_augmented", "B"):
         (folder / name).mkdir(parents=True)
@@ -154,7 +153,7 @@ def test_also_of_a_source_of_a_long_name(tmp_path, length):
     assert len(set(listed.sources)) == 2
 
 
-def test_images_that_are_numbered_by_their_suffix_have_stems_of_their_own():
+def test_numeric_suffix_belongs_to_the_stem():
     assert stem_of(Path("scan.001")) == "scan.001"
     assert source_stem(Path(augmented_name(Path("scan.001"), 7))) == "scan.001"
 
@@ -179,7 +178,7 @@ def test_canonical_names(name, expected):
     assert canonical(name) == canonical(expected) == expected
 
 
-def test_a_class_is_known_by_its_canonical_name_and_read_from_its_own_folder(make_folder):
+def test_class_folder_is_found_by_canonical_name(make_folder):
     folder = make_folder("data", {DECOMPOSED: 2, f"{COMPOSED}_augmented": 1, "Brot ": 3})
     listed = read_folder(folder, with_augmented=True)
     assert listed.classes == ("Brot", COMPOSED)
@@ -204,15 +203,15 @@ def test_a_class_is_known_by_its_canonical_name_and_read_from_its_own_folder(mak
         ((COMPOSED, DECOMPOSED), r"two folders of one class, 'Ka\\u0308se' and 'K\\xe4se': put their images"),
         (("Axe", "Axe "), "two folders of one class, 'Axe' and 'Axe '"),
         (("Axe", "Axe_augmented", "Axe _augmented", "Book"), "'Axe _augmented' and 'Axe_augmented'"),
-        (("Axe", "\u2003"), r"has a folder '\\u2003', a name of white space only: rename it"),
+        (("Axe", "\u2003"), r"has a folder '\\u2003', whose name is only white space: rename it"),
     ],
 )
-def test_names_that_cannot_be_told_apart(make_folder, names, complaint):
+def test_class_names_must_be_distinct_and_visible(make_folder, names, complaint):
     with pytest.raises(UserError, match=complaint):
         read_folder(make_folder("data", dict.fromkeys(names, 2)))
 
 
-def test_labels_of_an_archive_are_canonical_too(tmp_path):
+def test_labels_of_an_archive_are_canonical(tmp_path):
     file = tmp_path / "TRAIN.npz"
     np.savez(file, images=np.zeros((4, 2, 2), np.uint8), labels=[DECOMPOSED, "Brot", f"{COMPOSED} ", "Brot"])
     listed = read_folder(file)
@@ -221,17 +220,17 @@ def test_labels_of_an_archive_are_canonical_too(tmp_path):
     assert listed.paths[2] == file / COMPOSED / "2"
 
 
-def test_a_name_without_source():
+def test_names_without_source():
     assert source_stem(Path("0001.jpg")) is None
     assert source_stem(Path("_aug_3.jpg")) is None
 
 
-def test_lists_the_images_of_an_archive(tmp_path):
+def test_images_of_an_archive_are_listed(tmp_path):
     file = tmp_path / "TRAIN.npz"
     images = np.arange(5 * 16, dtype=np.uint8).reshape(5, 4, 4)
     np.savez(file, images=images, labels=[10, 2, 10, 2, 10])
     listed = read_folder(file, with_augmented=True)
-    assert listed.classes == ("10", "2")  # as folders of these names are sorted
+    assert listed.classes == ("10", "2")  # sorted as text, like folders
     assert listed.labels.tolist() == [0, 1, 0, 1, 0]
     assert listed.paths[3] == file / "2" / "3"
     assert not listed.augmented.any()
@@ -240,7 +239,7 @@ def test_lists_the_images_of_an_archive(tmp_path):
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_a_subset_keeps_all_that_belongs_to_an_image(make_folder, tmp_path, archive):
+def test_subset_keeps_all_attributes(make_folder, tmp_path, archive):
     if archive:
         images = np.random.default_rng(0).integers(0, 256, (6, 4, 4)).astype(np.uint8)
         np.savez(tmp_path / "set.npz", images=images, labels=list("AABBBB"))
@@ -285,7 +284,7 @@ IMAGES, LABELS = np.zeros((4, 28, 28), np.float32), np.array([0, 0, 1, 1])
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "has pickled objects"),
     ],
 )
-def test_archives_that_are_no_datasets(tmp_path, arrays, complaint):
+def test_unsuitable_archives_are_errors(tmp_path, arrays, complaint):
     file = tmp_path / "set.npz"
     np.savez(file, **arrays)
     with pytest.raises(UserError, match=complaint) as error:
@@ -294,7 +293,7 @@ def test_archives_that_are_no_datasets(tmp_path, arrays, complaint):
     assert "\n" not in str(error.value)
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
+def test_too_large_archive_is_not_unpacked(tmp_path, monkeypatch):
     file = tmp_path / "set.npz"
     np.savez_compressed(file, images=IMAGES, labels=LABELS)
     read_folder(file)
@@ -305,7 +304,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeyp
         read_folder(file)
 
 
-def test_damaged_archives(tmp_path):
+def test_damaged_archives_are_errors(tmp_path):
     file = tmp_path / "set.npz"
     with pytest.raises(UserError, match="there is no file"):
         read_folder(file)

@@ -1,4 +1,4 @@
-"""Which folder is a side of a split, and which is a class."""
+"""Tests of recognising the sides of a split."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from helpers import write_images
     ],
     ids=["classes", "test", "val", "all", "train alone", "a class called train", "no train"],
 )
-def test_sides_are_known_by_their_names(tmp_path, folders, training, validation, testing):
+def test_sides_are_recognised_by_name(tmp_path, folders, training, validation, testing):
     write_images(tmp_path / "photos", dict.fromkeys(folders, 1))
 
     def place(name):
@@ -31,16 +31,16 @@ def test_sides_are_known_by_their_names(tmp_path, folders, training, validation,
     assert find_layout(tmp_path / "photos") == Layout(place(training), place(validation), place(testing))
 
 
-def test_folders_beside_the_sides_are_named(tmp_path):
+def test_folders_beside_the_sides_are_unused(tmp_path):
     write_images(tmp_path / "photos", dict.fromkeys(["train/cat", "test/cat", "cat", ".hidden"], 1))
     assert find_layout(tmp_path / "photos").unused == (tmp_path / "photos" / "cat",)
 
 
-def test_what_is_no_folder_is_taken_as_it_is(tmp_path):
+def test_file_is_the_training_side(tmp_path):
     assert find_layout(tmp_path / "mine.npz") == Layout(tmp_path / "mine.npz")
 
 
-def test_joined_folders_keep_their_names_and_numbers_apart(tmp_path):
+def test_joined_folders_keep_names_and_sources_distinct(tmp_path):
     for name in ("train", "val"):
         write_images(tmp_path / name, {"A": 2, "B": 1})
     joined = join_validation(*(read_folder(tmp_path / name) for name in ("train", "val")))

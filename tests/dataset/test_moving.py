@@ -1,4 +1,4 @@
-"""What is moved out of the way is never lost, wherever the program is stopped."""
+"""Tests that moved images are never lost, wherever the program is interrupted."""
 
 import errno
 from pathlib import Path
@@ -27,7 +27,7 @@ def files(directory):
     }
 
 
-def test_keeps_the_place_and_logs_the_reason(dataset):
+def test_set_aside_keeps_the_class_and_logs_the_reason(dataset):
     set_aside(dataset, "rejected", {dataset / "B/1.jpg": "is bad", dataset / "A/2.jpg": "is worse"})
     assert files(dataset) == {"A/1.jpg": "A/1.jpg", "rejected/A/2.jpg": "A/2.jpg", "rejected/B/1.jpg": "B/1.jpg"}
     assert read_rows(dataset / "rejected/log.csv", ["moved_to"]) == [
@@ -36,7 +36,7 @@ def test_keeps_the_place_and_logs_the_reason(dataset):
     ]
 
 
-def test_a_name_that_is_taken_gets_a_number(dataset):
+def test_taken_name_gets_a_number(dataset):
     for text in ("first", "second"):
         (dataset / "A/1.jpg").write_text(text)
         set_aside(dataset, "rejected", {dataset / "A/1.jpg": "is bad"})
@@ -45,7 +45,7 @@ def test_a_name_that_is_taken_gets_a_number(dataset):
     assert len(read_rows(dataset / "rejected/log.csv", ["moved_to"])) == 2
 
 
-def test_the_longest_names_are_moved_too(dataset):
+def test_longest_file_names_can_be_moved(dataset):
     long = dataset / "A" / ("\u5199" * 83 + ".jpg")
     for text in ("first", "second"):
         long.write_text(text)
@@ -55,7 +55,7 @@ def test_the_longest_names_are_moved_too(dataset):
     assert moved[f"rejected/A/{long.name}"] == "first"
 
 
-def test_names_that_spreadsheets_stumble_over(dataset):
+def test_unusual_file_names_are_logged(dataset):
     odd = dataset / "A" / 'a, "b"\nc\udcff.jpg'
     odd.write_text("odd")
     set_aside(dataset, "rejected", {odd: "x"})
@@ -63,7 +63,7 @@ def test_names_that_spreadsheets_stumble_over(dataset):
     assert read_rows(dataset / "rejected/log.csv", ["moved_to"])[0]["file"] == f"A/{odd.name}"
 
 
-def test_tables_that_a_spreadsheet_saved(tmp_path):
+def test_tables_saved_by_a_spreadsheet_are_read(tmp_path):
     table = tmp_path / "batch.csv"
     for content in ("class;file\r\nK\u00e4se;1, 2.jpg\r\n", "class\tfile\nK\u00e4se\t1, 2.jpg\n",
                     'sep=,\nclass,file\nK\u00e4se,"1, 2.jpg"\n'):  # fmt: skip
@@ -73,14 +73,14 @@ def test_tables_that_a_spreadsheet_saved(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\xfe\xff\xd8", b"\xef\xbb\xbf", b"# comment", b"sep=;\n"])
-def test_tables_that_are_none(tmp_path, content):
+def test_damaged_tables_are_reported(tmp_path, content):
     (tmp_path / "batch.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"batch.csv is damaged: fix or delete it"):
         read_rows(tmp_path / "batch.csv", ("class", "file"))
 
 
 @pytest.mark.parametrize("moves_done", [0, 1])
-def test_a_broken_off_move_is_finished(dataset, monkeypatch, moves_done):
+def test_finish_moves_completes_an_interrupted_move(dataset, monkeypatch, moves_done):
     done = []
 
     def stop(source: Path, target: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_broken_off_move_is_finished(dataset, monkeypatch, moves_done):
 
 
 @pytest.mark.parametrize("function", ["write_rows", "move_file"])
-def test_setting_aside_again_what_was_broken_off_leaves_one_row(dataset, monkeypatch, function):
+def test_repeating_an_interrupted_call_leaves_one_row(dataset, monkeypatch, function):
     def stop(*arguments):
         if function == "move_file" or arguments[0].name == "log.csv":
             raise KeyboardInterrupt
@@ -113,7 +113,7 @@ def test_setting_aside_again_what_was_broken_off_leaves_one_row(dataset, monkeyp
     assert [path.name for path in (dataset / "left_out").iterdir() if path.is_file()] == ["log.csv"]
 
 
-def test_what_was_moved_back_stays_and_may_be_moved_again(dataset):
+def test_file_that_was_moved_back_can_be_moved_again(dataset):
     for reason in ("first", "second"):
         set_aside(dataset, "left_out", {dataset / "A/1.jpg": reason})
         (dataset / "left_out/A/1.jpg").rename(dataset / "A/1.jpg")
@@ -122,13 +122,13 @@ def test_what_was_moved_back_stays_and_may_be_moved_again(dataset):
     assert row["reason"] == "second"
 
 
-def test_never_over_another_file(dataset):
+def test_other_files_are_not_overwritten(dataset):
     with pytest.raises(UserError, match="is another file"):
         move_file(dataset / "A/1.jpg", dataset / "A/2.jpg")
     assert len(files(dataset)) == 3
 
 
-def test_to_another_disk(dataset, monkeypatch):
+def test_move_to_another_disk(dataset, monkeypatch):
     def refuse(self, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
@@ -137,7 +137,7 @@ def test_to_another_disk(dataset, monkeypatch):
     assert files(dataset) == {"A/2.jpg": "A/2.jpg", "B/1.jpg": "B/1.jpg", "elsewhere/1.jpg": "A/1.jpg"}
 
 
-def test_the_rest_of_a_broken_off_copy_goes(dataset):
+def test_source_of_an_interrupted_copy_is_deleted(dataset):
     (dataset / "A/2.jpg").write_text("A/1.jpg")
     move_file(dataset / "A/1.jpg", dataset / "A/2.jpg")
     assert files(dataset) == {"A/2.jpg": "A/1.jpg", "B/1.jpg": "B/1.jpg"}

@@ -1,4 +1,4 @@
-"""Fetching from Open Images: the real FiftyOne and MongoDB, on a small folder staged as FiftyOne keeps it."""
+"""Tests of fetching from Open Images, with the real FiftyOne and MongoDB on a small folder in FiftyOne's layout."""
 
 import csv
 import hashlib
@@ -32,7 +32,7 @@ CLASS_IDS = {
 }  # fmt: skip
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
 CLICKS = ",XClick1X,XClick2X,XClick3X,XClick4X,XClick1Y,XClick2Y,XClick3Y,XClick4Y"
-COUNTS = {  # boxes of each class, as unequal as Open Images'
+COUNTS = {  # boxes of each class, unbalanced as in Open Images
     "train": {"Person": 40, "Book": 60, "Axe": 9, "Hammer": 4, "Table": 20},
     "validation": {"Person": 10, "Book": 12, "Axe": 3, "Hammer": 2, "Table": 5},
 }
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory):
-    """Two splits of 40 and 12 drawn images, and their tables; test is not there."""
+    """Make two splits of 40 and 12 drawn images with their tables; there is no test split."""
     zoo = tmp_path_factory.mktemp("zoo")
     generator = np.random.default_rng(5)
     for split, counts in COUNTS.items():
@@ -68,7 +68,7 @@ def staged(tmp_path_factory):
 
 
 def draw_image(path, generator):
-    """A smooth picture, grey one time in four, in which every place looks different."""
+    """Draw a smooth image in which every place looks different; one in four is grey."""
     channels = 1 if generator.random() < 0.25 else 3
     small = generator.integers(0, 256, (5, 6, channels), dtype=np.uint8)
     Image.fromarray(small.squeeze()).resize((240, 200), Image.Resampling.BICUBIC).save(path, quality=95)
@@ -82,7 +82,7 @@ def row(image_id, label, generator):
 
 @pytest.fixture
 def go(staged, tmp_path):
-    """Fetches into `dataset` from the staged folder; patches of any size unless told."""
+    """Return a function that fetches from the staged folder into `dataset`, by default patches of any size."""
 
     def run(max_samples, folder="dataset", **options):
         options = {"zoo_dir": staged, "splits": tuple(COUNTS), "min_size": 1, **options}
@@ -92,7 +92,7 @@ def go(staged, tmp_path):
 
 
 def contents(folder):
-    """A checksum of every file below a folder, hidden ones too."""
+    """Return the checksums of all files in a folder, including hidden ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -105,23 +105,23 @@ def table(folder):
         return {line["file"]: line for line in csv.DictReader(file)}
 
 
-def test_does_not_mix_photographs_with_the_sample(go, tmp_path):
+def test_folder_with_the_drawn_sample_is_an_error(go, tmp_path):
     (tmp_path / "dataset" / "Axe").mkdir(parents=True)
     (tmp_path / "dataset" / "Axe" / "sample_0001.jpg").write_bytes(b"")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"sample_0001.jpg is of the drawn sample"):
+    with pytest.raises(UserError, match=r"sample_0001.jpg belongs to the drawn sample"):
         go(3)
     assert contents(tmp_path) == before
 
 
-def test_does_not_make_a_second_class_of_another_spelling(go, tmp_path):
+def test_class_folder_in_another_case_is_an_error(go, tmp_path):
     (tmp_path / "dataset" / "axe").mkdir(parents=True)
     with pytest.raises(UserError, match=r"dataset/axe is called Axe in Open Images: rename it"):
         go(3)
     assert contents(tmp_path) == {}
 
 
-def test_does_not_make_a_second_class_that_looks_the_same(go, tmp_path):
+def test_class_folder_that_looks_the_same_is_an_error(go, tmp_path):
     (tmp_path / "dataset" / "Axe ").mkdir(parents=True)
     with pytest.raises(UserError, match=r"dataset/'Axe ' is called 'Axe' in Open Images: rename it"):
         go(3)
@@ -133,7 +133,7 @@ def pixels(image):
 
 
 def assert_patch(folder, line, staged, padding=0.0):
-    """A file shows the pixels of its box, but for what JPEG loses."""
+    """Check that a file shows the pixels of its box, except for JPEG artefacts."""
     with Image.open(staged / line["split"] / "data" / f"{line['image_id']}.jpg") as image:
         x_min, x_max, y_min, y_max = (float(line[edge]) for edge in ("x_min", "x_max", "y_min", "y_max"))
         wide, high = padding * (x_max - x_min), padding * (y_max - y_min)
@@ -147,7 +147,7 @@ def assert_patch(folder, line, staged, padding=0.0):
 
 def test_each_class_has_its_own_quota(go, staged, tmp_path):
     before = contents(staged)
-    assert go(8) == {"Axe": 8, "Book": 8, "Hammer": 6}  # all hammers that there are
+    assert go(8) == {"Axe": 8, "Book": 8, "Hammer": 6}  # all hammers
     lines = table(tmp_path / "dataset")
     assert sorted(lines) == [
         f"{label}/{number:04d}.jpg" for label, count in (("Axe", 8), ("Book", 8), ("Hammer", 6))
@@ -165,20 +165,20 @@ def test_each_class_has_its_own_quota(go, staged, tmp_path):
         assert (line["image_id"], CLASS_IDS[file.split("/")[0]], *box) in rows
 
 
-def test_a_second_run_changes_nothing(go, tmp_path, monkeypatch):
+def test_second_run_changes_nothing(go, tmp_path, monkeypatch):
     go(5)
     before = contents(tmp_path / "dataset")
     assert go(5, seed=1, padding=0.2) == dict.fromkeys(WANTED, 0)
     assert contents(tmp_path / "dataset") == before
 
 
-def test_a_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
+def test_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "_ROUND", 4)  # several rounds
     go(3)
     before = contents(tmp_path / "dataset")
     (tmp_path / "dataset" / "Axe" / "0002.jpg").unlink()
     (tmp_path / "dataset" / "Book" / "0003.jpg").rename(tmp_path / "moved.jpg")
-    shutil.copy(tmp_path / "moved.jpg", tmp_path / "dataset" / "Hammer" / "0042.png")  # a user's own
+    shutil.copy(tmp_path / "moved.jpg", tmp_path / "dataset" / "Hammer" / "0042.png")  # the user's own
     assert go(6, seed=3) == {"Axe": 3, "Book": 3, "Hammer": 3}
     after = contents(tmp_path / "dataset")
     gone = {"Axe/0002.jpg", "Book/0003.jpg"}
@@ -195,7 +195,7 @@ def test_a_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
         assert_patch(tmp_path / "dataset", lines[name], staged)
 
 
-def test_rounds_do_not_change_what_is_taken(go, tmp_path, monkeypatch):
+def test_rounds_do_not_change_the_result(go, tmp_path, monkeypatch):
     go(7, "at once")
     monkeypatch.setattr(program, "_ROUND", 5)
     go(7, "in rounds")
@@ -206,7 +206,7 @@ def test_rounds_do_not_change_what_is_taken(go, tmp_path, monkeypatch):
     assert contents(tmp_path / "other seed") != contents(tmp_path / "at once")
 
 
-def test_small_patches_are_left_out_and_others_taken(go, tmp_path, caplog):
+def test_small_patches_are_replaced_by_others(go, tmp_path, caplog):
     caplog.set_level("INFO")
     added = go(20, min_size=40)
     for file in table(tmp_path / "dataset"):
@@ -220,20 +220,20 @@ def test_small_patches_are_left_out_and_others_taken(go, tmp_path, caplog):
     assert "; no more in train, validation" in caplog.text
 
 
-def test_padding_takes_context_as_far_as_the_image_goes(go, staged, tmp_path):
+def test_padding_adds_context_within_the_image(go, staged, tmp_path):
     go(8, padding=0.5)
     for line in table(tmp_path / "dataset").values():
         assert_patch(tmp_path / "dataset", line, staged, padding=0.5)
 
 
-def test_modes_that_jpeg_lacks_become_rgb():
+def test_modes_without_jpeg_support_become_rgb():
     box = Box.from_edges("train", "1", 0, 0.5, 0, 0.5)
     assert cut_out(Image.new("P", (8, 8)), box, 0).mode == "RGB"
     assert cut_out(Image.new("RGBA", (8, 8)), box, 0).mode == "RGB"
 
 
-def test_the_boxes_are_those_that_fiftyones_loader_made(go, staged, tmp_path, monkeypatch):
-    """Shifts what the loader makes of a row: the patches and the table must follow."""
+def test_boxes_are_those_of_fiftyones_loader(go, staged, tmp_path, monkeypatch):
+    """Patches and table follow when the loader shifts its boxes."""
     from fiftyone.utils import openimages
 
     create = openimages._create_detections
@@ -256,7 +256,7 @@ def test_the_boxes_are_those_that_fiftyones_loader_made(go, staged, tmp_path, mo
         assert_patch(tmp_path / "shifted", line, staged)
 
 
-def test_fiftyone_sees_only_the_chosen_rows(go, staged, monkeypatch):
+def test_fiftyone_reads_only_the_chosen_rows(go, staged, monkeypatch):
     import fiftyone
     from fiftyone.utils import openimages
 
@@ -271,12 +271,12 @@ def test_fiftyone_sees_only_the_chosen_rows(go, staged, monkeypatch):
     monkeypatch.setattr(openimages, "_parse_csv", watched)
     go(2)
     counts = [count for path, count in seen.items() if path.name == "detections.csv"]
-    assert sum(counts) == 6 + len(counts)  # each has one row that belongs to no image
+    assert sum(counts) == 6 + len(counts)  # each table has one row without an image
     assert not any(path.is_relative_to(staged) for path in seen)
     assert not [name for name in fiftyone.list_datasets() if name.startswith("open-images-")]
 
 
-def test_ids_of_digits_alone_are_not_numbers(staged, tmp_path):
+def test_ids_of_digits_are_not_read_as_numbers(staged, tmp_path):
     zoo = tmp_path / "zoo"
     shutil.copytree(staged / "validation", zoo / "validation")
     image = next((zoo / "validation" / "data").iterdir())
@@ -288,7 +288,7 @@ def test_ids_of_digits_alone_are_not_numbers(staged, tmp_path):
     assert list(line.values())[2:] == ["0000000000000017", "0.000000", "0.550000", "0.022673", "0.964201"]
 
 
-def test_a_box_of_two_wanted_classes_comes_once(staged, tmp_path):
+def test_box_of_two_classes_is_used_once(staged, tmp_path):
     zoo = tmp_path / "zoo"
     shutil.copytree(staged / "validation", zoo / "validation")
     image = next((zoo / "validation" / "data").iterdir())
@@ -297,7 +297,7 @@ def test_a_box_of_two_wanted_classes_comes_once(staged, tmp_path):
     assert sum(fetch(["Axe", "Tool"], tmp_path / "dataset", zoo, ["validation"]).values()) == 1
 
 
-def test_an_unreadable_image_is_left_out(staged, tmp_path, caplog):
+def test_unreadable_images_are_left_out(staged, tmp_path, caplog):
     zoo = tmp_path / "zoo"
     shutil.copytree(staged, zoo)
     for image in (zoo / "train" / "data").iterdir():
@@ -307,7 +307,7 @@ def test_an_unreadable_image_is_left_out(staged, tmp_path, caplog):
 
 
 class Killed(BaseException):
-    """As a kill leaves things: nothing after it is done."""
+    """Stands for SIGKILL: no handler of the program catches it."""
 
 
 def stage_all(patches):
@@ -319,7 +319,7 @@ def stage_all(patches):
 
 
 def kill_in(monkeypatch, target, name, after, calls):
-    """Has a function end the program at one of its calls, before or after it has done its work."""
+    """Make one call of a function raise `Killed`, before or after its work."""
     real, count = getattr(target, name), itertools.count(1)
 
     def fatal(*arguments, **options):
@@ -341,7 +341,7 @@ def kill_in(monkeypatch, target, name, after, calls):
         (program, "write_rows", 1), (os, "replace", 1), (os, "replace", 2), (os, "replace", 4), (os, "replace", 7),
     ],
 )  # fmt: skip
-def test_a_killed_batch_counts_wholly_or_not_at_all(monkeypatch, tmp_path, target, name, calls, after):
+def test_killed_batch_counts_completely_or_not_at_all(monkeypatch, tmp_path, target, name, calls, after):
     for folder in ("undisturbed", "killed"):
         (tmp_path / folder).mkdir()
         patches = Patches(tmp_path / folder)
@@ -353,7 +353,7 @@ def test_a_killed_batch_counts_wholly_or_not_at_all(monkeypatch, tmp_path, targe
     first = contents(tmp_path / "killed")
     with monkeypatch.context() as patch:
         kill_in(patch, target, name, after, calls)
-        with pytest.raises(Killed):  # noqa: PT012  the kill may come in either
+        with pytest.raises(Killed):  # noqa: PT012  each statement may raise
             patches = Patches(tmp_path / "killed")
             stage_all(patches)
             patches.commit()
@@ -364,7 +364,7 @@ def test_a_killed_batch_counts_wholly_or_not_at_all(monkeypatch, tmp_path, targe
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_a_fetch_that_fails_in_between_goes_on_as_if_it_had_not(go, tmp_path, monkeypatch):
+def test_interrupted_fetch_gives_identical_results(go, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "_ROUND", 6)
     go(7, "undisturbed")
     with monkeypatch.context() as patch:
@@ -377,7 +377,7 @@ def test_a_fetch_that_fails_in_between_goes_on_as_if_it_had_not(go, tmp_path, mo
     assert contents(tmp_path / "dataset") == contents(tmp_path / "undisturbed")
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path):
+def test_full_disk_leaves_existing_patches(tmp_path):
     folder = tmp_path / "dataset"
     folder.mkdir()
     patches = Patches(folder)
@@ -391,11 +391,11 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     assert contents(folder) == before
 
 
-def test_a_users_file_is_never_written_over(tmp_path, monkeypatch):
+def test_user_files_are_not_overwritten(tmp_path, monkeypatch):
     patches = Patches(tmp_path)
     stage_all(patches)
     with monkeypatch.context() as patch:
-        kill_in(patch, os, "replace", after=True, calls=1)  # the table's
+        kill_in(patch, os, "replace", after=True, calls=1)  # of the table
         with pytest.raises(Killed):
             patches.commit()
     (tmp_path / "Axe" / "0001.jpg").write_bytes(b"precious")
@@ -404,7 +404,7 @@ def test_a_users_file_is_never_written_over(tmp_path, monkeypatch):
     assert len(list((tmp_path / "Axe").iterdir())) == 3
 
 
-def test_only_one_program_at_a_time_fills_a_folder(go, tmp_path):
+def test_locked_folder_is_an_error(go, tmp_path):
     (tmp_path / "dataset").mkdir()
     with (
         program._open_patches(tmp_path / "dataset"),
@@ -423,7 +423,7 @@ def test_only_one_program_at_a_time_fills_a_folder(go, tmp_path):
         b"file,split,image_id,x_min,x_max,y_min,y_max\nAxe/0001.jpg,train,a,0,1,0,1,more",
     ],
 )
-def test_a_damaged_table_is_not_taken_for_an_empty_one(go, tmp_path, text):
+def test_damaged_table_of_patches_is_an_error(go, tmp_path, text):
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "open_images.csv").write_bytes(text)
     with pytest.raises(UserError, match=r"open_images\.csv is damaged"):
@@ -449,9 +449,9 @@ def lines_of_tables(draw):
     wanted=st.sets(LABEL, max_size=4),
     end=st.sampled_from(["\n", "\r\n"]),
     last_end=st.booleans(),
-    chunk=st.integers(1, 3000),
+    chunk=st.integers(2, 3000),
 )
-def test_the_filter_keeps_what_a_csv_reader_would(tmp_path_factory, lines, wanted, end, last_end, chunk):
+def test_filter_keeps_the_rows_that_a_csv_reader_keeps(tmp_path_factory, lines, wanted, end, last_end, chunk):
     text = end.join([HEADER, *lines]) + (end if last_end else "")
     path = tmp_path_factory.getbasetemp() / "property.csv"
     path.write_bytes(text.encode())
@@ -474,16 +474,16 @@ def test_the_filter_keeps_what_a_csv_reader_would(tmp_path_factory, lines, wante
         "1,0.6,0.2,0.1,0.2,0,0,0,0,0",
     ],
 )
-def test_a_damaged_row_is_told(staged, tmp_path, rest):
+def test_damaged_row_is_an_error(staged, tmp_path, rest):
     zoo = tmp_path / "zoo"
     shutil.copytree(staged / "validation", zoo / "validation")
-    # The line is not the last: one that is cut off there is found earlier.
+    # A truncated last line is found earlier.
     image = next((zoo / "validation" / "data").iterdir()).stem
     good = f"{image},xclick,{CLASS_IDS['Tool']},1,0,0.5,0,0.5,0,0,0,0,0"
     lines = (HEADER, f"{image},xclick,{CLASS_IDS['Axe']},{rest}", good)
     (zoo / "validation" / "labels" / "detections.csv").write_text("\n".join(lines))
     with pytest.raises(
-        UserError, match=rf"detections.csv has a damaged row: {image},xclick,/m/.* \(delete the file, and"
+        UserError, match=rf"detections.csv has a damaged row: {image},xclick,/m/.* \(delete the file to"
     ):
         fetch(["Axe"], tmp_path / "dataset", zoo, ["validation"])
 
@@ -491,15 +491,15 @@ def test_a_damaged_row_is_told(staged, tmp_path, rest):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a table of detections"),
-        ("<html>404</html>\n", "not a table of detections"),
+        ("", "not a detections table"),
+        ("<html>404</html>\n", "not a detections table"),
         (
             f"{HEADER}\n1,xclick,/m/03bk1,1,0.1,0.2,0.1,0.2,0,0,0,0,0\n1,xclick,/m/03bk1,1,0.1",
-            "cut off in its last line",
+            "truncated in its last line",
         ),
     ],
 )
-def test_what_is_no_whole_table_is_said(tmp_path, text, message):
+def test_other_or_truncated_tables_are_errors(tmp_path, text, message):
     (tmp_path / "detections.csv").write_text(text)
     with pytest.raises(UserError, match=f"detections.csv is {message}"):
         list(wanted_rows(tmp_path / "detections.csv", ["/m/03bk1"]))
@@ -509,16 +509,16 @@ def test_what_is_no_whole_table_is_said(tmp_path, text, message):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves the files of a folder; may drop connections in the middle, know no ranges, and be out of order."""
+    """Serves the files of a folder. It can drop connections, ignore ranges, and answer with errors."""
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.drops, self.ranges, self.requests = folder, 0, True, []
-        self.fault: int | None = None  # the status that is answered instead
+        self.fault: int | None = None  # the status of every answer
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request, client_address):
-        """Says nothing of connections that the other side closes."""
+        """Print nothing about closed connections."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -553,7 +553,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *arguments):
-        """Keeps pytest's output clean."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -567,14 +567,14 @@ def server(tmp_path):
 
 @pytest.fixture
 def big(server):
-    """A file to download."""
+    """Write a file to download."""
     path = server.folder / "big.csv"
     path.write_bytes(np.random.default_rng(0).bytes(5_000_000))
     return path
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_that_broke_off_goes_on(server, big, tmp_path, ranges):
+def test_interrupted_download_continues(server, big, tmp_path, ranges):
     server.drops, server.ranges = 1, ranges
     target = tmp_path / "got" / "big.csv"
     with pytest.raises(UserError, match=r"was interrupted: [\d,]+ bytes are kept in .* to resume"):
@@ -588,7 +588,7 @@ def test_a_download_that_broke_off_goes_on(server, big, tmp_path, ranges):
     assert [path.name for path in target.parent.iterdir()] == ["big.csv"]
 
 
-def test_a_server_out_of_order_costs_nothing_of_what_is_there(server, big, tmp_path):
+def test_server_error_keeps_the_partial_download(server, big, tmp_path):
     part = tmp_path / ".big.csv.partial"
     part.write_bytes(big.read_bytes()[:3_000_000])
     server.fault = 503
@@ -601,13 +601,13 @@ def test_a_server_out_of_order_costs_nothing_of_what_is_there(server, big, tmp_p
     assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
 
 
-def test_a_download_that_lacked_only_its_name(server, big, tmp_path):
+def test_complete_partial_download_is_renamed(server, big, tmp_path):
     shutil.copy(big, tmp_path / ".big.csv.partial")
     download(f"{server.address}/big.csv", tmp_path / "big.csv")
     assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
 
 
-def test_a_part_of_another_file_is_not_gone_on_with(server, big, tmp_path):
+def test_partial_download_of_another_file_is_discarded(server, big, tmp_path):
     (tmp_path / ".big.csv.partial").write_bytes(bytes(6_000_000))
     with pytest.raises(UserError, match="the server answers 416"):
         download(f"{server.address}/big.csv", tmp_path / "big.csv")
@@ -615,13 +615,13 @@ def test_a_part_of_another_file_is_not_gone_on_with(server, big, tmp_path):
     assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
 
 
-def test_a_file_that_the_server_lacks(server, tmp_path):
+def test_missing_file_on_the_server_is_an_error(server, tmp_path):
     with pytest.raises(UserError, match=r"none\.csv: the server answers 404"):
         download(f"{server.address}/none.csv", tmp_path / "none.csv")
     assert not (tmp_path / "none.csv").exists()
 
 
-def test_two_programs_do_not_download_the_same_at_once(server, big, tmp_path):
+def test_simultaneous_downloads_are_an_error(server, big, tmp_path):
     import fcntl
 
     with (tmp_path / ".big.csv.partial").open("wb") as file:
@@ -631,7 +631,7 @@ def test_two_programs_do_not_download_the_same_at_once(server, big, tmp_path):
 
 
 def ends_with_one_line(monkeypatch, capsys, *arguments):
-    """Runs the program in this process; returns the last line on stderr, after checking status and stdout."""
+    """Run the program in this process, check status and stdout, and return the last line on stderr."""
     monkeypatch.setattr("sys.argv", ["preparedataset.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         run_program(program.main)
@@ -645,7 +645,7 @@ def ends_with_one_line(monkeypatch, capsys, *arguments):
 
 
 def test_missing_tables_and_images_are_downloaded(server, staged, tmp_path, monkeypatch, capsys):
-    """The tables by us, the images by FiftyOne with boto3, both from a server that drops connections."""
+    """Tables are downloaded by this project, images by FiftyOne, here from a server that drops connections."""
     shutil.copytree(staged / "validation" / "data", server.folder / "open-images-dataset" / "validation")
     shutil.copy(staged / "validation" / "metadata" / "classes.csv", server.folder)
     shutil.copy(staged / "validation" / "labels" / "detections.csv", server.folder)
@@ -672,8 +672,8 @@ def test_missing_tables_and_images_are_downloaded(server, staged, tmp_path, monk
     assert {path.name for path in (tmp_path / "zoo" / "validation" / "data").glob("*.jpg")} == {f"{i}.jpg" for i in ids}
 
 
-def test_no_network(staged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # where nobody listens
+def test_missing_network_is_an_error(staged, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # a closed port
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     arguments = ["--dataset-dir", tmp_path / "dataset", "--zoo-dir"]
     line = ends_with_one_line(monkeypatch, capsys, *arguments, tmp_path / "zoo")
@@ -688,7 +688,7 @@ def test_no_network(staged, tmp_path, monkeypatch, capsys):
     assert contents(tmp_path / "dataset") == {}
 
 
-def test_a_full_disk_while_downloading(server, big, tmp_path, monkeypatch, capsys):
+def test_full_disk_while_downloading(server, big, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(open_images, "_CLASSES_URL", f"{server.address}/big.csv")
     (tmp_path / "zoo" / "train" / "metadata").mkdir(parents=True)
     (tmp_path / "zoo" / "train" / "metadata" / ".classes.csv.partial").symlink_to("/dev/full")
@@ -704,27 +704,27 @@ def test_a_full_disk_while_downloading(server, big, tmp_path, monkeypatch, capsy
     ("arguments", "message"),
     [
         (["--classes", "Hamer"], "Open Images has no class 'Hamer': the nearest are Hammer"),
-        (["--classes", "axe", "xylophonist"], "Open Images has no class 'xylophonist': nor one like it"),
-        (["--splits", "val"], "--splits val: unknown; choose from train, validation, test"),
+        (["--classes", "axe", "xylophonist"], "Open Images has no class 'xylophonist': nor a similar one"),
+        (["--splits", "val"], "argument --splits: invalid choice: 'val'"),
         (["--max-samples", "0"], "--max-samples 0: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--min-size", "0"], "--min-size 0: must be at least 1"),
-        (["--padding", "-0.1"], "--padding -0.1: must be a number from 0 up"),
-        (["--padding", "nan"], "--padding nan: must be a number from 0 up"),
+        (["--padding", "-0.1"], "--padding -0.1: must be a finite number of at least 0"),
+        (["--padding", "nan"], "--padding nan: must be a finite number of at least 0"),
         (["--max-samples", "many"], "--max-samples"),
     ],
 )
-def test_bad_arguments(staged, tmp_path, monkeypatch, capsys, arguments, message):
+def test_invalid_arguments(staged, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in ends_with_one_line(monkeypatch, capsys, "--zoo-dir", staged, *arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_classes_in_any_case_and_order(staged, tmp_path):
+def test_class_names_in_any_case_and_order(staged, tmp_path):
     assert fetch(["HAMMER", "human FACE", "hammer"], tmp_path, staged, ["train"], 2) == {"Hammer": 2, "Human face": 0}
 
 
-def test_the_default_folder_is_fiftyones(staged, tmp_path, monkeypatch):
+def test_default_zoo_folder_is_fiftyones(staged, tmp_path, monkeypatch):
     import fiftyone
 
     monkeypatch.setattr(fiftyone.config, "dataset_zoo_dir", str(tmp_path))
@@ -732,7 +732,7 @@ def test_the_default_folder_is_fiftyones(staged, tmp_path, monkeypatch):
     assert fetch(["Axe"], tmp_path / "dataset", splits=["validation"], min_size=1) == {"Axe": 3}
 
 
-def test_help_is_quick(tmp_path):
+def test_help_imports_no_heavy_packages(tmp_path):
     code = (
         "import sys; sys.argv[1:] = ['--help']; import dataset.preparedataset as program\n"
         "try: program.main()\n"
@@ -746,17 +746,17 @@ def test_help_is_quick(tmp_path):
 
 
 def run_in_shell(code, staged, tmp_path, **environment):
-    """Runs the program as a user would, after some code."""
+    """Run the program as a user would, after some code."""
     arguments = ["--zoo-dir", str(staged), "--splits", "validation", "--min-size", "1"]
     code = f"{code}\nimport runpy, sys\nsys.argv[1:] = {arguments}\nrunpy.run_path({PROGRAM!r}, run_name='__main__')"
     environment = {**os.environ, **environment}
-    environment.pop("FIFTYONE_PRIVATE_DATABASE_PORT", None)  # where this process' database listens
+    environment.pop("FIFTYONE_PRIVATE_DATABASE_PORT", None)  # of the database of this process
     return subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
 
 
-def test_through_the_shell(staged, tmp_path):
+def test_program_reports_each_class(staged, tmp_path):
     result = run_in_shell("", staged, tmp_path)
     assert (result.returncode, result.stdout) == (0, "")
     assert result.stderr.splitlines() == [
@@ -769,13 +769,13 @@ def test_through_the_shell(staged, tmp_path):
 NO_MONGOD = """
 import fiftyone.constants, fiftyone.service.util
 fiftyone.constants.FIFTYONE_DB_BIN_DIR = "/nowhere"
-fiftyone.service.util.find_processes_by_args = lambda arguments: []  # nor one that another program has started
+fiftyone.service.util.find_processes_by_args = lambda arguments: []  # nor any that another program has started
 """
 NO_SERVER = {"FIFTYONE_DATABASE_URI": "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200"}
 
 
 @pytest.mark.parametrize(("code", "environment"), [(NO_MONGOD, {}), ("", NO_SERVER)], ids=["no mongod", "no server"])
-def test_no_database(staged, tmp_path, code, environment):
+def test_missing_database_is_an_error(staged, tmp_path, code, environment):
     result = run_in_shell(code, staged, tmp_path, **environment)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

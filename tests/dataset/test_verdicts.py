@@ -1,4 +1,4 @@
-"""Two images are compared closely once."""
+"""Tests that the results of close comparisons are stored."""
 
 import numpy as np
 import pytest
@@ -13,20 +13,9 @@ from dataset.duplicates import compare_closely, fingerprint
 from dataset.verdicts import judge
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    """Returns what makes this process forget; nothing is known at first."""
-
-    def forget():
-        verdicts.forget()
-
-    forget()
-    return forget
-
-
 @pytest.fixture
 def compared(monkeypatch):
-    """The pairs that were compared closely."""
+    """Record the pairs that are compared closely."""
     pairs = []
     original = duplicates.are_alike
     monkeypatch.setattr(duplicates, "are_alike", lambda *pair: pairs.append(pair) or original(*pair))
@@ -38,35 +27,34 @@ def draw(seed):
     return fingerprint(Image.fromarray(pixels).resize((60, 60), Image.Resampling.BICUBIC))
 
 
-def test_in_either_order_and_of_equal_images(compared):
+def test_pairs_are_known_in_either_order_and_by_content(tmp_path, compared):
     prints = [draw(0), draw(0), draw(1)]
-    assert compare_closely(prints, [(0, 2), (2, 0), (1, 2), (0, 1), (0, 2)]) == [False, False, False, True, False]
+    pairs = [(0, 2), (2, 0), (1, 2), (0, 1), (0, 2)]
+    assert compare_closely(prints, pairs, tmp_path) == [False, False, False, True, False]
     assert len(compared) == 2
-    assert compare_closely(prints[::-1], [(0, 1), (2, 1)]) == [False, True]
+    assert compare_closely(prints[::-1], [(0, 1), (2, 1)], tmp_path) == [False, True]
     assert len(compared) == 2
-    assert compare_closely([], []) == []
+    assert compare_closely([], [], tmp_path) == []
 
 
-def test_a_store_serves_other_processes_and_is_shared(tmp_path, compared, forget):
+def test_store_collects_the_results_of_several_calls(tmp_path, compared):
     prints, store = [draw(seed) for seed in range(4)], tmp_path / "store"
     compare_closely(prints, [(0, 1), (1, 2)], store)
-    forget()
     compare_closely(prints, [(0, 2), (1, 2)], store)
     assert len(compared) == 3
-    forget()
     assert compare_closely(prints, [(0, 1), (0, 2), (1, 2)], store) == [False] * 3
     assert len(compared) == 3
     assert len(np.load(store / "pairs.npy")) == 4
 
 
-def test_nothing_is_written_without_a_store(tmp_path, monkeypatch):
+def test_without_store_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compare_closely([draw(0), draw(1)], [(0, 1)])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "foreign", "no numbers", "other version", "folder"])
-def test_a_store_that_cannot_be_used_is_ignored(tmp_path, damage, compared, forget, monkeypatch):
+def test_unusable_store_is_ignored(tmp_path, damage, compared, monkeypatch):
     prints = [draw(0), draw(1)]
     compare_closely(prints, [(0, 1)], tmp_path)
     (file,) = tmp_path.iterdir()
@@ -80,34 +68,31 @@ def test_a_store_that_cannot_be_used_is_ignored(tmp_path, damage, compared, forg
         monkeypatch.setattr(verdicts, "_VERSION", 99)
     else:
         file.write_bytes({"empty": b"", "text": b"text", "cut": content[: len(content) - 4]}[damage])
-    forget()
     assert compare_closely(prints, [(0, 1)], tmp_path) == [False]
     assert len(compared) == 2
 
 
-def test_a_store_that_cannot_be_written_is_no_error(tmp_path):
+def test_unwritable_store_is_no_error(tmp_path):
     (tmp_path / "store").write_text("a file where the folder should be")
     assert compare_closely([draw(0), draw(0)], [(0, 1)], tmp_path / "store") == [True]
 
 
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=8), max_size=6))
-def test_each_pair_is_judged_once(batches):
-    verdicts.forget()
-    asked = []
+def test_each_pair_is_compared_once(tmp_path_factory, batches):
+    store = tmp_path_factory.mktemp("store")
     for batch in batches:
         keys = np.array(sorted(batch), dtype=np.uint64)
 
         def compare(places, keys=keys):
-            asked.extend(keys[places].tolist())
             return keys[places] % 6 < 2  # does not depend on the lowest bit
 
         expected = (keys & ~np.uint64(1)) % 6 < 2
-        assert judge(keys, compare, None).tolist() == expected.tolist()
+        assert judge(keys, compare, store).tolist() == expected.tolist()
     for batch in batches:
-        judge(np.array(batch, dtype=np.uint64), lambda places: pytest.fail("asked again"), None)
+        judge(np.array(batch, dtype=np.uint64), lambda places: pytest.fail("compared again"), store)
 
 
-def test_a_second_audit_compares_nothing(tmp_path, monkeypatch, compared, forget):
+def test_second_audit_compares_nothing(tmp_path, monkeypatch, compared):
     monkeypatch.setattr(audit_module, "STORE", tmp_path / "store")
     for number in range(1050):
         pattern = np.random.default_rng([2, number % 10]).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
@@ -118,17 +103,15 @@ def test_a_second_audit_compares_nothing(tmp_path, monkeypatch, compared, forget
     first = audit(tmp_path / "dataset", [])
     assert len(compared) > 1000
     compared.clear()
-    forget()
     assert audit(tmp_path / "dataset", []) == first
     assert compared == []
 
 
-def test_a_second_audit_of_photographs_compares_nothing(photographs, tmp_path, monkeypatch, compared, forget):
+def test_second_audit_of_photographs_compares_nothing(photographs, tmp_path, monkeypatch, compared):
     monkeypatch.setattr(audit_module, "STORE", tmp_path / "store")
     folders = (photographs / "open_images", [photographs / "open_images_testing"])
     first = audit(*folders)
     assert len(compared) > 1000
     compared.clear()
-    forget()
     assert audit(*folders).twins == first.twins
     assert compared == []
