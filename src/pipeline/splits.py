@@ -1,4 +1,4 @@
-"""Which images train and which validate: folds of whole groups, and what a run was trained and tested on."""
+"""Cross-validation folds of whole groups of images, and digests of the images of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from common import UserError
 from dataset.examining import STORE, content_digests, find_unreadable, in_own_range
@@ -22,26 +21,25 @@ from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes
 from pipeline.images import file_versions
 from pipeline.settings import FOLDS
 
-_SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation images
-_ATTEMPTS = 20  # shuffles that are tried until each fold has images of every class
-_FORM = 1  # to be raised when the same images come to have other groups or folds
+_SPLIT_SEED = 42  # not the seed of the run: all runs are compared on the same validation images
+_FORM = 1  # increase when the same images get other groups or folds
 _SIDES = ("unreadable", "left out", "train", "validation")
-_TEST = "test"  # the side of images that are held out
-_NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # what the groups of a class are needed for
+_TEST = "test"  # side of images that are held out
+_NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # uses of the groups of a class
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Places in an `ImageFolder`, each array int, ascending.
+    """A split of an `ImageFolder` of N images, as sorted arrays of indices.
 
     Attributes:
-        train: images to train on; augmented ones only if their source trains.
-        validation: images to validate on, none of them augmented; empty where all images train.
-        left_out: other readable images: augmented ones whose source validates or is not known, and those that share a
-            group with a folder of validation images.
-        groups: (N,) int64, of all images of the folder; no group is divided between `train` and `validation`.
-        folds: into how many parts the images are divided.
+        train: training images; augmented images only if their source trains.
+        validation: validation images, without augmented ones; empty if all images train.
+        left_out: other readable images: augmented images whose source validates or is unknown, and images that share a
+            group with a separate validation folder.
+        groups: (N,) int64, the group of each image. All images of a group are on the same side.
+        folds: the number of folds.
     """
 
     train: np.ndarray
@@ -51,21 +49,21 @@ class Split:
     folds: int
 
     def group_sizes(self, folder: ImageFolder) -> np.ndarray:
-        """How many images that are not augmented each group of a folder has, without empty ones."""
+        """Return the number of original images in each group."""
         return np.unique(self.groups[~folder.augmented], return_counts=True)[1]
 
     def write(
         self, folder: ImageFolder, path: Path, held_out: ImageFolder | None = None, groups: np.ndarray | None = None
     ) -> None:
-        """Writes a CSV file with the columns `file`, `side` and `group`.
+        """Write a CSV file with the columns `file`, `side` and `group`.
 
-        A side is one of train, validation, left out, unreadable and test.
+        A side is train, validation, left out, unreadable or test.
 
         Args:
-            folder: the images that are divided.
+            folder: the images of the split.
             path: the file.
-            held_out: M images of the same folder that are tested on.
-            groups: (M,) int64, theirs.
+            held_out: M test images from the same folder.
+            groups: (M,) int64, the groups of the test images.
         """
         sides = np.zeros(len(folder.paths), dtype=int)
         for side, places in enumerate((self.left_out, self.train, self.validation), start=1):
@@ -83,17 +81,12 @@ class Split:
 
 
 def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups:
-    """The groups of a training folder and its test folders, by `dataset.groups.find_groups`.
-
-    Args:
-        folders: the training folder first.
-        cache: keeps the result.
-    """
+    """Return the result of `dataset.groups.find_groups` for a training folder and its test folders, or cache it."""
     counts = [len(folder.paths) for folder in folders]
     digest = hashlib.sha256(str(_FORM).encode())
     for folder in folders:
         digest.update(file_versions(folder).encode())
-        for table in (OPEN_IMAGES, TESTING_BATCH):  # which say what was cut from one photograph
+        for table in (OPEN_IMAGES, TESTING_BATCH):  # they say which images were cropped from one photograph
             path = folder.directory / table
             digest.update(b"\0" + (path.read_bytes() if path.is_file() else b""))
     key = digest.hexdigest()[:32]
@@ -104,18 +97,16 @@ def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups
         numbers[:] = np.concatenate(groups.numbers)
         return {"notes": list(groups.notes)}
 
-    kept = _keep(cache, f"groups/{key}", (sum(counts),), np.int64, fill)
+    kept = _keep(cache, f"groups/{key}", sum(counts), fill)
     numbers = np.split(np.array(kept.array), np.cumsum(counts)[:-1])
     return Groups(numbers, tuple(kept.notes["notes"]))
 
 
-def _keep(
-    cache: Cache, name: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]
-) -> Kept:
+def _keep(cache: Cache, name: str, count: int, fill: Callable[[np.memmap], Notes]) -> Kept:
     try:
-        return cache.get(name, shape, dtype, fill)
+        return cache.get(name, (count,), np.int64, fill)
     except NoRoom:
-        return Cache(directory=None).get(name, shape, dtype, fill)
+        return Cache(directory=None).get(name, (count,), np.int64, fill)
 
 
 def split_folder(
@@ -126,22 +117,21 @@ def split_folder(
     fold: int | None = 0,
     cache: Cache = SHARED,
 ) -> Split:
-    """Divides the images into folds of whole groups, of which one validates and the others train.
+    """Split images into training and validation by stratified group k-fold (scikit-learn's `StratifiedGroupKFold`).
 
-    The folds are those of scikit-learn's `StratifiedGroupKFold`: each has about the same share of every class.
-    An augmented image trains if its source trains, else it is left out. Where the folder says which images validate,
-    these do, and images that share a group with one of them are left out.
+    An augmented image trains if its source trains; otherwise it is left out. If the folder itself names validation
+    images, these validate, and images that share a group with them are left out.
 
     Args:
-        folder: the images, N.
-        readable: (N,) bool; the others are on neither side.
-        groups: (N,) int64; an augmented image has its source's.
-        folds: how many; fewer where a class has fewer groups.
-        fold: which one validates, from 0; None to train on all images.
-        cache: keeps the folds.
+        folder: N images.
+        readable: (N,) bool; unreadable images are on neither side.
+        groups: (N,) int64; an augmented image has the group of its source.
+        folds: number of folds, reduced if a class has fewer groups.
+        fold: the fold that validates, from 0; None trains on all images.
+        cache: stores the folds.
 
     Raises:
-        UserError: a class has too few groups to be divided, or there is no such fold.
+        UserError: a class has too few groups, or there is no such fold.
     """
     originals = np.flatnonzero(readable & ~folder.augmented)
     if folder.validates is not None:
@@ -153,11 +143,11 @@ def split_folder(
         _check_classes(folder, originals, groups, least=2)
         numbers, possible = _find_folds(folder.labels[originals], groups[originals], folds, cache)
         if possible < folds:
-            _log.info("%d folds, not %d: the smallest class has too few groups of images", possible, folds)
+            _log.info("%d folds instead of %d: the smallest class has too few groups of images", possible, folds)
         if fold >= possible:
             raise UserError(
-                f"--fold {fold}: {folder.directory} divides into {possible} folds, from 0 to {possible - 1} "
-                "(more need more groups of images in its smallest class)"
+                f"--fold {fold}: {folder.directory} divides into {possible} folds, from 0 to {possible - 1}, since its "
+                "smallest class has too few groups of images for more"
             )
         folds, validation = possible, originals[numbers == fold]
     train = originals[~np.isin(groups[originals], groups[validation])]
@@ -171,7 +161,7 @@ def split_folder(
 
 
 def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
-    """Divides the images of a folder into those to train and validate on and those to test on, a fold of whole groups.
+    """Split a folder into images for training and validation, and one fold of whole groups for testing.
 
     Raises:
         UserError: a class has fewer than three groups.
@@ -188,30 +178,30 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
 
 
 def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
-    """The images of a folder that a run trained on, validated on, or held out to test on, by its `split.csv`.
+    """Return the images of a folder that are on one side of a run's `split.csv`.
 
     Raises:
-        UserError: there are none, or they are not there.
+        UserError: there are none, or some are missing.
     """
     rows = read_rows(run_dir / "split.csv", ("file", "side"))
     names = {row["file"] for row in rows if row["side"] == side}
     places = [place for place in range(len(folder.paths)) if folder.name_of(place) in names]
     if not names:
-        raise UserError(f"{run_dir} has no {side} images: split.csv names none")
+        raise UserError(f"{run_dir} has no {side} images in its split.csv")
     if len(places) < len(names):
         remedy = ", or name test images with --test-dir" if side == _TEST else ""
         raise UserError(
-            f"{folder.directory} holds {len(places)} of the {len(names)} {side} images of {run_dir}: bring them back"
-            + remedy
+            f"{folder.directory} holds {len(places)} of the {len(names)} {side} images of {run_dir}: "
+            f"bring them back{remedy}"
         )
     return replace(folder.subset(places), part=side)
 
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
-    """The training folder without the images that share a group with a test image, and the test folders.
+    """Remove training images that share a group with test images.
 
     Raises:
-        UserError: nothing is left of a class.
+        UserError: no image of a class is left.
     """
     numbers, *tested = load_groups(folders, cache).numbers
     kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
@@ -222,14 +212,14 @@ def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> li
 
 
 def _check_left(folder: ImageFolder, places: np.ndarray, side: str) -> None:
-    """Raises UserError where these places have no image of a class."""
+    """Raise UserError if a class has no image at these indices."""
     for label, name in enumerate(folder.classes):
         if label not in folder.labels[places]:
             raise UserError(f"{folder.directory}: all images of {name} to train on share a group with {side} images")
 
 
 def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
-    """Into how many folds a folder can be divided, at most `folds`: small classes allow fewer.
+    """Return the number of folds that a folder divides into: `folds`, or fewer if a class has fewer groups.
 
     Raises:
         UserError: a class has fewer than two groups.
@@ -241,13 +231,13 @@ def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
 
 
 def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> None:
-    """Raises UserError where a class has fewer groups than `least`."""
+    """Raise UserError if a class has fewer groups than `least`."""
     labels = folder.labels[originals]
     images = np.bincount(labels, minlength=len(folder.classes)).tolist()
     counts = _count_groups(labels, groups[originals], len(folder.classes)).tolist()
     for name, members, count in zip(folder.classes, images, counts, strict=True):
         if count < least:
-            same = f", all near-duplicates of one another: they make {count} group" if members > 1 else ""
+            same = f", all near-duplicates of one another, so they are {count} group" if members > 1 else ""
             raise UserError(
                 f"{folder.directory / name} has {members} readable image(s){same}. It needs at least {least}"
                 + (f" groups, {', '.join(_NEEDED_FOR[: least - 1])} and {_NEEDED_FOR[least - 1]}" if least > 1 else "")
@@ -255,17 +245,17 @@ def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarra
 
 
 def _count_groups(labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
-    """(C,) how many groups have images of each class, of M labels and M numbers of groups."""
+    """Return the number of groups of each class, (C,), for labels (M,) and groups (M,)."""
     return np.bincount(np.unique(groups * classes + labels) % classes, minlength=classes)
 
 
 def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache) -> tuple[np.ndarray, int]:
-    """(M,) the fold of each of M images, and how many folds there are: each has images of every class.
+    """Return the fold of each image, (M,), and the number of folds. Each fold has images of every class.
 
     Raises:
-        UserError: not even two folds have images of every class.
+        UserError: the classes do not even divide into two folds.
     """
-    # Numbered as they occur: the folds then depend on which images belong together, and on nothing else.
+    # Renumbered in order of appearance, so that the folds only depend on which images belong together.
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     groups = np.argsort(np.argsort(first))[inverse]
     parts = (labels.tobytes(), groups.tobytes(), f"{_FORM} {folds}".encode())
@@ -276,23 +266,23 @@ def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache
 
         classes = np.unique(labels)
         fewest = int(_count_groups(labels, groups, classes[-1] + 1)[classes].min())
-        for count in range(min(folds, fewest), 1, -1):  # groups of several classes can leave a class out of a fold
+        for count in range(min(folds, fewest), 1, -1):  # a fold can lack a class if groups have several classes
             splitter = StratifiedGroupKFold(count, shuffle=True, random_state=_SPLIT_SEED)
             for number, (_, validation) in enumerate(splitter.split(labels, labels, groups)):
                 numbers[validation] = number
             if len(np.unique(labels * count + numbers)) == count * len(classes):
                 return {"folds": count}
-        raise UserError("the classes share so many groups of images that no split leaves each of them on both sides")
+        raise UserError("the classes share too many groups of images: no split has every class on both sides")
 
-    kept = _keep(cache, f"groups/{key}", labels.shape, np.int64, fill)
+    kept = _keep(cache, f"groups/{key}", len(labels), fill)
     return np.array(kept.array), kept.notes["folds"]
 
 
 def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict[str, Any]:
-    """What a run is trained and tested on, in JSON's types: names, counts, digests of the contents, and overlap.
+    """Describe the training and test images, in JSON types: names, counts, digests of the contents, and overlap.
 
-    The digests depend on the images and their classes, not on file names. `augmented` is that of the augmented images,
-    None without any. `overlap` is the number of images to train on that share a group with a test image.
+    `augmented` is the digest of the augmented images, or None. `overlap` is the number of original training images that
+    share a group with a test image.
     """
     training, *tests = folders
     groups = load_groups(folders, cache)
@@ -314,12 +304,12 @@ def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict
 
 
 def digest_images(folder: ImageFolder, cache: Cache = SHARED, chosen: np.ndarray | None = None) -> str:
-    """A digest of the contents of images and of their classes, whatever their names and order.
+    """Compute a digest of the contents and classes of images, which is independent of file names and order.
 
     Args:
         folder: N images.
-        cache: where digests of files are kept.
-        chosen: (N,) bool, which of them; by default those that are not augmented.
+        cache: stores digests of files.
+        chosen: (N,) bool, the images to include; the original ones by default.
     """
     chosen = ~folder.augmented if chosen is None else chosen
     contents = _contents(folder, cache)
@@ -332,8 +322,13 @@ def digest_images(folder: ImageFolder, cache: Cache = SHARED, chosen: np.ndarray
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
+def digest_all(folders: Sequence[ImageFolder], cache: Cache) -> str:
+    """Compute the digests of all images of each folder."""
+    return " ".join(digest_images(folder, cache, np.full(len(folder.paths), True)) for folder in folders)
+
+
 def digest_split(folder: ImageFolder, split: Split, cache: Cache = SHARED) -> str:
-    """A digest of the contents and the order of all images that train and that validate."""
+    """Compute a digest of the contents and the order of all training and validation images."""
     contents = _contents(folder, cache)
     digest = hashlib.sha256()
     for places in (split.train, split.validation):
@@ -343,18 +338,17 @@ def digest_split(folder: ImageFolder, split: Split, cache: Cache = SHARED) -> st
     return digest.hexdigest()
 
 
-_known: WeakKeyDictionary[ImageFolder, list[bytes]] = WeakKeyDictionary()  # the runs of a sweep share their folders
+_known: WeakKeyDictionary[ImageFolder, list[bytes]] = WeakKeyDictionary()  # the runs of a sweep share folders
 
 
 def _contents(folder: ImageFolder, cache: Cache) -> list[bytes]:
-    """A digest of each image's contents."""
+    """Return a digest of each image."""
     if folder not in _known:
         if folder.arrays is None:
             contents = content_digests(folder.paths, None if cache.directory is None else STORE)
         else:
-            contents = [
-                hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in folder.arrays
-            ]
+            arrays = map(np.ascontiguousarray, folder.arrays)
+            contents = [hashlib.blake2b(array, digest_size=16).digest() for array in arrays]
         inverted = folder.inverted.tolist()
         _known[folder] = [b"inverted" * turned + content for content, turned in zip(contents, inverted, strict=True)]
     return _known[folder]
