@@ -16,33 +16,20 @@ from common import UserError, first_line, write_whole
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's weights, with the information needed to rebuild the model.
-
-    Attributes:
-        model_type: name of the model.
-        classes: the class of each logit.
-        epoch: the number of completed epochs.
-        weights: state dict of the model.
-        validation: logits (N, classes) of the validation images, or None.
-    """
+    """A model's weights, with the information needed to rebuild the model."""
 
     model_type: str
-    classes: tuple[str, ...]
-    epoch: int
-    weights: dict[str, Tensor]
-    validation: Tensor | None = None
+    classes: tuple[str, ...]  # of the logits
+    epoch: int  # number of completed epochs
+    weights: dict[str, Tensor]  # state dict
+    validation: Tensor | None = None  # logits (N, classes) of the validation images
 
     def save(self, path: Path) -> None:
-        """Save the checkpoint, see `save_state`."""
         save_state(vars(self), path)
 
     @classmethod
     def load(cls, path: Path, model_type: str) -> Checkpoint:
-        """Load a checkpoint.
-
-        Raises:
-            UserError: the file is missing, damaged, or of another architecture.
-        """
+        """Load a checkpoint; raise UserError if the file is missing, damaged, or of another architecture."""
         state = load_state(path)
         fields = cls.__dataclass_fields__.keys()
         if not fields - {"validation"} <= state.keys() <= fields:  # earlier versions did not save "validation"
@@ -59,11 +46,7 @@ class Checkpoint:
         return named and len(self.classes) >= 2 and isinstance(self.epoch, int) and isinstance(self.weights, dict)
 
     def load_into(self, model: nn.Module, path: Path) -> None:
-        """Load the weights into a model.
-
-        Raises:
-            UserError: they do not fit; `path` is named in the message.
-        """
+        """Load the weights into a model; raise UserError, which names `path`, if they do not fit."""
         try:
             model.load_state_dict(self.weights)
         except (RuntimeError, AttributeError, TypeError) as error:  # wrong shapes, values that are not tensors
@@ -71,11 +54,7 @@ class Checkpoint:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read `settings.json` or `metrics.json` of a run.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read `settings.json` or `metrics.json` of a run; raise UserError if it is damaged."""
     try:
         content = json.loads(file.read_text())
         if not isinstance(content, dict):
@@ -86,11 +65,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Save tensors and plain values atomically. An existing file is replaced only after the new one has been loaded.
-
-    Raises:
-        UserError: the new file does not load.
-    """
+    """Save tensors and plain values atomically. A new file that does not load raises UserError and replaces nothing."""
     with write_whole(path, sync=True) as partial:
         with partial.open("wb") as file:
             try:
@@ -109,11 +84,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Load what `save_state` saved, onto the CPU.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Load what `save_state` saved, onto the CPU; raise UserError if the file is missing or damaged."""
     try:
         return _load(path)
     except FileNotFoundError as error:

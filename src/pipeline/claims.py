@@ -35,17 +35,11 @@ class ClaimLost(UserError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of this program.
-
-    Attributes:
-        file: the claim file.
-        stream: the open file, locked while this program lives.
-        content: what this program wrote to it, unique to this claim.
-    """
+    """A claim of this program."""
 
     file: Path
-    stream: IO[str]
-    content: str
+    stream: IO[str]  # the open file, locked while this program lives
+    content: str  # unique to this claim
 
     def is_held(self) -> bool:
         """Return whether no other program has taken over the claim."""
@@ -74,7 +68,7 @@ def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], obje
         name: title of the progress bar.
 
     Yields:
-        A run, claimed until the next one is requested.
+        A run that is claimed until the next one is requested.
     """
     pending = [settings for settings in runs if not has_finished(settings)]
     _log.info("%d runs, %d already finished", len(runs), len(runs) - len(pending))
@@ -192,12 +186,7 @@ def _create(file: Path) -> Claim | None:
 
 
 def _is_free(file: Path, clear: bool = False) -> bool:
-    """Return whether no live program holds a claim.
-
-    Args:
-        file: the claim file.
-        clear: delete the file of a dead program.
-    """
+    """Return whether no live program holds a claim; optionally delete the file of a dead program."""
     try:
         try:
             stream = file.open("r+", errors="replace")  # NFS cannot lock read-only files

@@ -27,13 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class ImageBatches(Dataset):
-    """Batches of decoded images. Indexing with a list returns one batch.
-
-    Attributes:
-        decoded: the N images of a folder, or their features.
-        labels: (N,) int64.
-        places: (M,) int, the images of this dataset.
-    """
+    """Batches of `places`, (M,) int, in the N images of a folder or their features, with labels (N,) int64."""
 
     def __init__(self, decoded: DecodedImages | np.memmap, labels: np.ndarray, places: np.ndarray) -> None:
         self.decoded, self.labels, self.places = decoded, torch.from_numpy(labels), places
@@ -91,13 +85,8 @@ def bring_near(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[
 class BatchOrder(Sampler[list[int]]):
     """The images of each batch. With several processes, each gets a share of every batch.
 
-    When shuffling, a last batch that is too small for batch normalisation is dropped.
-
-    Args:
-        count: the number of images, N.
-        batch_size: the size of all batches but the last.
-        shuffle: shuffle the images in each epoch.
-        balanced: (N,) int labels, to draw every class equally often in N draws; None takes each image once.
+    When shuffling, a last batch that is too small for batch normalisation is dropped. With labels (N,) in `balanced`,
+    every class is drawn equally often in N draws; otherwise each image is taken once.
 
     Attributes:
         batch_sizes: the number of images of each batch, over all processes.
@@ -161,20 +150,13 @@ def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training and validation images of a run.
-
-    Attributes:
-        folder: all images.
-        split: their sides.
-        train, validation: the images of each side; `validation` may be empty.
-        digest: identifies the contents of both sides.
-    """
+    """The training and validation images of a run."""
 
     folder: ImageFolder
     split: Split
     train: ImageBatches
-    validation: ImageBatches
-    digest: str
+    validation: ImageBatches  # may be empty
+    digest: str  # of the contents of both sides
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -188,19 +170,12 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TestSet:
-    """The readable images of a folder.
+    """The N readable images of a folder."""
 
-    Attributes:
-        name: name of the folder.
-        paths: N files, in the order of `images`.
-        files: their names from `ImageFolder.name_of`.
-        labels: (N,) int64.
-    """
-
-    name: str
+    name: str  # of the folder
     paths: tuple[Path, ...]
-    files: tuple[str, ...]
-    labels: np.ndarray
+    files: tuple[str, ...]  # names from `ImageFolder.name_of`
+    labels: np.ndarray  # (N,) int64
     images: ImageBatches
 
 
@@ -257,8 +232,7 @@ def load_training_data(
         input_size: channels, height and width of the model's input.
         cache: stores the decoded images.
         groups: (N,) int64, the groups for the split; by default those of the folder alone.
-        folds: number of folds.
-        fold: the fold that validates; None trains on all images.
+        folds, fold: as in `split_folder`.
 
     Raises:
         UserError: a class has too few readable images.

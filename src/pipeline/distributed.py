@@ -39,21 +39,13 @@ _waiting: dist.ProcessGroup | None = None  # for `wait_for_all`
 
 @dataclass(frozen=True)
 class _Place:
-    """A process among those that were started together.
+    """A process among those that were started together."""
 
-    Attributes:
-        rank: number of the process, from 0.
-        size: number of processes.
-        local_rank: number of the process on its machine.
-        address: machine of the first process.
-        port: port on which the first process listens.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    address: str = ""
-    port: int = 0
+    rank: int = 0  # number of the process
+    size: int = 1  # number of processes
+    local_rank: int = 0  # number of the process on its machine
+    address: str = ""  # machine of the first process
+    port: int = 0  # on which the first process listens
 
 
 @contextmanager
@@ -79,11 +71,7 @@ def joined_processes() -> Iterator[None]:
 
 
 def _find_place() -> _Place:
-    """Read the environment variables of torchrun, or those of srun.
-
-    Raises:
-        UserError: they are incomplete or wrong.
-    """
+    """Read the environment variables of torchrun or srun; raise UserError if they are incomplete or wrong."""
     if _is_set("WORLD_SIZE") or _is_set("RANK") or _number("SLURM_STEP_NUM_TASKS", 1, least=1) == 1:
         size = _number("WORLD_SIZE", 1, least=1)
         if size == 1:
@@ -107,11 +95,7 @@ def _is_set(name: str) -> bool:
 
 
 def _require(name: str) -> str:
-    """Read an environment variable.
-
-    Raises:
-        UserError: it is not set.
-    """
+    """Read an environment variable; raise UserError if it is not set."""
     if _is_set(name):
         return os.environ[name]
     several = next(each for each in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS") if _is_set(each))
@@ -122,11 +106,7 @@ def _require(name: str) -> str:
 
 
 def _number(name: str, default: int | None = None, least: int = 0, most: int = 2**31) -> int:
-    """Read a number from the environment.
-
-    Raises:
-        UserError: it is not a number between `least` and `most`, or is not set and has no default.
-    """
+    """Read a number from the environment; raise UserError if it is invalid, or not set and without a default."""
     if default is not None and not _is_set(name):
         if name in os.environ:
             _log.warning("the environment variable %s is empty, and counts as not set", name)
@@ -138,11 +118,7 @@ def _number(name: str, default: int | None = None, least: int = 0, most: int = 2
 
 
 def _join(place: _Place) -> None:
-    """Connect to the other processes.
-
-    Raises:
-        UserError: there are too few GPUs, or the others did not connect.
-    """
+    """Connect to the other processes; raise UserError if they do not connect, or if there are too few GPUs."""
     global _waiting
     try:
         store = _meet(place)
@@ -163,12 +139,7 @@ def _join(place: _Place) -> None:
 
 
 def _meet(place: _Place) -> dist.Store:
-    """Wait until all processes have connected. torch would wait too, but without handling Ctrl-C and SIGTERM.
-
-    Raises:
-        OSError: they did not connect in time, or the address is wrong.
-        RuntimeError: the port is in use, or the first process has ended.
-    """
+    """Wait until all processes have connected. torch would wait too, but without handling Ctrl-C and SIGTERM."""
     deadline = time.monotonic() + _PATIENCE
     # Either the first process or torchrun is the server.
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -194,11 +165,7 @@ def _meet(place: _Place) -> dist.Store:
 
 
 def _check_gpus(store: dist.Store, place: _Place, gpu: str) -> None:
-    """Check that each process has its own GPU; `gpu` identifies that of this process.
-
-    Raises:
-        UserError: two processes have the same one.
-    """
+    """Raise UserError if two processes have the same GPU; `gpu` identifies that of this process."""
     store.set(f"gpu {place.rank}", gpu)
     gpus = {store.get(f"gpu {rank}") for rank in range(place.size)}
     if len(gpus) < place.size:

@@ -18,15 +18,10 @@ from pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Halving:
-    """The schedule of successive halving.
-
-    Attributes:
-        eta: one run in `eta` continues at each rung, and each rung has `eta` times as many epochs as the previous one.
-        min_epochs: epochs of the first rung.
-    """
+    """At each rung one run in `eta` continues, for `eta` times as many epochs."""
 
     eta: int
-    min_epochs: int
+    min_epochs: int  # of the first rung
 
     def rungs(self, epochs: int) -> list[int]:
         """Return the epochs after which runs may stop, for runs of at most `epochs` epochs."""
@@ -35,11 +30,7 @@ class Halving:
         return [rung for rung in rungs if rung < epochs]
 
     def survivors(self, runs: Sequence[Settings], rung: int) -> list[Settings]:
-        """Return the runs that continue after a rung, in order. Runs are compared within their seed and fold.
-
-        Raises:
-            UserError: the history of a run is damaged.
-        """
+        """Return the runs that continue after a rung, in order. Runs are compared within their seed and fold."""
         rivals = defaultdict(list)
         for settings in runs:
             rivals[settings.seed, settings.fold].append(settings)

@@ -19,11 +19,7 @@ _HISTORY = "history.csv"
 
 
 def read_history(run_dir: Path) -> list[dict[str, float]]:
-    """Read the completed epochs of a run, one row each, without empty cells; none if the run has not started.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the completed epochs of a run, without empty cells; raise UserError if the file is damaged."""
     file = run_dir / _HISTORY
     try:
         with file.open(newline="") as opened:

@@ -50,11 +50,7 @@ FIELDS: dict[str, Callable[[str], Any]] = {
 }
 
 # Other settings, given as flags of a sweep or at the end of a line.
-FLAGS = (
-    "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
-    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "tracker", "wandb",
-    "no_cache", "cache_limit", "save_every",
-)  # fmt: skip
+FLAGS = tuple(name for name in Settings.__dataclass_fields__ if name not in (*FIELDS, "restart"))
 
 
 def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:

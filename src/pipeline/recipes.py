@@ -9,67 +9,43 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random data augmentation of training images; sizes of changes are maxima.
+    """Random data augmentation of training images. Every number is a maximum."""
 
-    Attributes:
-        crop: share of the area that is cut off; the rest, with an aspect ratio of 3:4 to 4:3, is resized.
-        flip: probability of a horizontal flip.
-        colour: relative change of brightness, contrast and saturation.
-        erase: probability that a rectangle is erased (Zhong et al., "Random Erasing Data Augmentation", 2020).
-        zoom: relative change of the size.
-        degrees: rotation in degrees.
-        shear: shear in degrees.
-        shift: translation, relative to the size of the image.
-    """
-
-    crop: float = 0.0
-    flip: float = 0.0
-    colour: float = 0.0
-    erase: float = 0.0
-    zoom: float = 0.0
-    degrees: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
+    crop: float = 0.0  # share of the area that is cut off; the rest, with an aspect ratio of 3:4 to 4:3, is resized
+    flip: float = 0.0  # probability of a horizontal flip
+    colour: float = 0.0  # relative change of brightness, contrast and saturation
+    erase: float = 0.0  # probability of an erased rectangle (Zhong et al., "Random Erasing Data Augmentation", 2020)
+    zoom: float = 0.0  # relative change of the size
+    degrees: float = 0.0  # rotation
+    shear: float = 0.0  # in degrees
+    shift: float = 0.0  # translation relative to the size of the image
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """How a model is trained."""
 
-    Attributes:
-        amsgrad: use the AMSGrad variant of AdamW. Without it and without weight decay, AdamW is Adam.
-        fit_head: first fit the last layer to frozen features by logistic regression (`pipeline.head`). If all other
-            layers are frozen, training ends there.
-        trained: share of the layers that are trained, the last ones.
-        first_rate: learning rate of the first trained layer relative to the last; between them it grows geometrically.
-        keep_statistics: batch normalisation keeps its pretrained means and variances.
-        one_cycle: one-cycle learning-rate schedule (Smith and Topin, "Super-Convergence", 2018); otherwise the learning
-            rate is multiplied by the run's gamma after each epoch.
-        label_smoothing: share of each label that is spread over all classes.
-        averaging: decay per batch of an exponential moving average of the weights, which is validated, tested and
-            saved; 0 for none.
-        first_share: share of the initial weights in that average after the last batch; sets the decay. Weights between
-            pretrained and fine-tuned ones are more robust to distribution shift (Wortsman et al., "Robust fine-tuning
-            of zero-shot models", 2022).
-        balance: draw every class equally often, as `--balance` does.
-        augmentation: random data augmentation.
-        sizes: image sizes relative to the model's input size, for equal parts of the epochs.
-        defaults: default settings.
-    """
-
-    amsgrad: bool = False
+    amsgrad: bool = False  # the AMSGrad variant of AdamW; without it and without weight decay, AdamW is Adam
+    # First fit the last layer to frozen features by logistic regression (`pipeline.head`). If all other layers are
+    # frozen, training ends there.
     fit_head: bool = False
-    trained: float = 1.0
-    first_rate: float = 1.0
-    keep_statistics: bool = False
+    trained: float = 1.0  # share of the layers that are trained, the last ones
+    first_rate: float = 1.0  # learning rate of the first trained layer relative to the last; geometric in between
+    keep_statistics: bool = False  # batch normalisation keeps its pretrained means and variances
+    # One-cycle learning-rate schedule (Smith and Topin, "Super-Convergence", 2018); otherwise the learning rate is
+    # multiplied by the run's gamma after each epoch.
     one_cycle: bool = False
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes
+    # Decay per batch of an exponential moving average of the weights, which is validated, tested and saved.
     averaging: float = 0.0
+    # Share of the initial weights in that average after the last batch; sets the decay. Weights between pretrained and
+    # fine-tuned ones are more robust to distribution shift (Wortsman et al., "Robust fine-tuning of zero-shot models",
+    # 2022).
     first_share: float = 0.0
-    balance: bool = False
+    balance: bool = False  # draw every class equally often, as `--balance` does
     augmentation: Augmentation | None = None
-    sizes: tuple[float, ...] = (1.0,)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[float, ...] = (1.0,)  # of images, relative to the model's input size, for equal parts of the epochs
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # default settings
 
 
 DEFAULTS = {"num_epochs": 30, "learning_rate": 1e-4, "weight_decay": 1e-4}  # of recipes without their own

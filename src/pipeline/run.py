@@ -35,21 +35,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Everything that training and testing need.
+    """Everything that training and testing need."""
 
-    Attributes:
-        folders: the training folder, then the test folders.
-        held_out: the test folder, if it is a part of the training folder.
-        groups: of the training folder, and of `held_out`.
-        images: the result of `describe_data`.
-        described: the settings as `settings.json` stores them.
-    """
-
-    folders: Sequence[ImageFolder]
-    held_out: ImageFolder | None
-    groups: Groups
-    images: dict[str, Any]
-    described: dict[str, Any]
+    folders: Sequence[ImageFolder]  # the training folder, then the test folders
+    held_out: ImageFolder | None  # the test folder, if it is a part of the training folder
+    groups: Groups  # of the training folder, and of `held_out`
+    images: dict[str, Any]  # the result of `describe_data`
+    described: dict[str, Any]  # the settings as `settings.json` stores them
     hardware: Hardware
     model: Classifier
     data: TrainingData

@@ -159,13 +159,14 @@ class Settings:
         for name, value in (DEFAULTS | dict(RECIPES[self.recipe].defaults)).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        self._require(self.num_epochs >= 1, "num_epochs", "at least 1")
+        for name in ("num_epochs", "val_freq", "early_stopping_patience"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("weight_decay", "cache_limit", "save_every"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
         self._require(self.batch_size >= 2, "batch_size", "at least 2: batch normalisation cannot train on one image")
         self._require(0 < self.learning_rate < math.inf, "learning_rate", "a number above 0")
-        self._require(0 <= self.weight_decay < math.inf, "weight_decay", "at least 0")
+        self._require(self.weight_decay < math.inf, "weight_decay", "finite")
         self._require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
-        self._require(self.val_freq >= 1, "val_freq", "at least 1")
-        self._require(self.early_stopping_patience >= 1, "early_stopping_patience", "at least 1")
         self._require(self.folds >= 2, "folds", "at least 2")
         within = self.fold is None or self.fold < self.folds
         self._require(within, "fold", f"from 0 to {self.folds - 1}, as --folds says, or none")
@@ -173,8 +174,6 @@ class Settings:
         fits = not RECIPES[self.recipe].fit_head or (self.pretrained and has_backbone(self.model_type))
         self._require(fits, "recipe", "used together with -p, and a model such as EfficientNetLite0")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
-        self._require(self.cache_limit >= 0, "cache_limit", "at least 0")
-        self._require(self.save_every >= 0, "save_every", "at least 0")
         if self.tracker == "tensorboard":
             require_packages("--tracker tensorboard", "requirements-tensorboard.txt", "tensorboard")
         names = {own_name(directory) for directory in self.test_dir}

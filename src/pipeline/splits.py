@@ -31,22 +31,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """A split of an `ImageFolder` of N images, as sorted arrays of indices.
+    """A split of an `ImageFolder` of N images, as sorted arrays of indices. All images of a group are on one side."""
 
-    Attributes:
-        train: training images; augmented images only if their source trains.
-        validation: validation images, without augmented ones; empty if all images train.
-        left_out: other readable images: augmented images whose source validates or is unknown, and images that share a
-            group with a separate validation folder.
-        groups: (N,) int64, the group of each image. All images of a group are on the same side.
-        folds: the number of folds.
-    """
-
-    train: np.ndarray
-    validation: np.ndarray
-    left_out: np.ndarray
-    groups: np.ndarray
-    folds: int
+    train: np.ndarray  # with augmented images whose source trains
+    validation: np.ndarray  # without augmented images; empty if all images train
+    left_out: np.ndarray  # augmented images without a training source, and those in a group of a validation folder
+    groups: np.ndarray  # (N,) int64
+    folds: int  # number of folds
 
     def group_sizes(self, folder: ImageFolder) -> np.ndarray:
         """Return the number of original images in each group."""
@@ -55,15 +46,9 @@ class Split:
     def write(
         self, folder: ImageFolder, path: Path, held_out: ImageFolder | None = None, groups: np.ndarray | None = None
     ) -> None:
-        """Write a CSV file with the columns `file`, `side` and `group`.
+        """Write a CSV file with the columns `file`, `side` (one of `_SIDES`, or test) and `group`.
 
-        A side is train, validation, left out, unreadable or test.
-
-        Args:
-            folder: the images of the split.
-            path: the file.
-            held_out: M test images from the same folder.
-            groups: (M,) int64, the groups of the test images.
+        `held_out` are M test images from the same folder, and `groups` (M,) their groups.
         """
         sides = np.zeros(len(folder.paths), dtype=int)
         for side, places in enumerate((self.left_out, self.train, self.validation), start=1):
@@ -250,11 +235,7 @@ def _count_groups(labels: np.ndarray, groups: np.ndarray, classes: int) -> np.nd
 
 
 def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache) -> tuple[np.ndarray, int]:
-    """Return the fold of each image, (M,), and the number of folds. Each fold has images of every class.
-
-    Raises:
-        UserError: the classes do not even divide into two folds.
-    """
+    """Return the fold of each image, (M,), and the number of folds, such that each has images of every class."""
     # Renumbered in order of appearance, so that the folds only depend on which images belong together.
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     groups = np.argsort(np.argsort(first))[inverse]
@@ -306,10 +287,7 @@ def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict
 def digest_images(folder: ImageFolder, cache: Cache = SHARED, chosen: np.ndarray | None = None) -> str:
     """Compute a digest of the contents and classes of images, which is independent of file names and order.
 
-    Args:
-        folder: N images.
-        cache: stores digests of files.
-        chosen: (N,) bool, the images to include; the original ones by default.
+    `chosen`, (N,) bool, selects images; by default, those that are not augmented.
     """
     chosen = ~folder.augmented if chosen is None else chosen
     contents = _contents(folder, cache)

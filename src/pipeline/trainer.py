@@ -165,11 +165,7 @@ class Trainer:
         return self.validations_without_improvement >= self.settings.early_stopping_patience
 
     def fit(self, until: int | None = None) -> None:
-        """Train from the current state to the last epoch or until early stopping.
-
-        Args:
-            until: the epoch after which to pause and save the full state.
-        """
+        """Train to the last epoch or until early stopping; pause and save the full state after epoch `until`."""
         if (self.history or self.unfinished) and not self._pauses(until):
             _log.info("resuming %s epoch %d", *(("in", self.epoch + 1) if self.unfinished else ("after", self.epoch)))
         try:
@@ -204,11 +200,7 @@ class Trainer:
             self._stop.grant()
 
     def _suggest_batch_size(self) -> NoReturn:
-        """Find a batch size that fits, and leave the model in an unusable state.
-
-        Raises:
-            UserError: always, with the batch size.
-        """
+        """Raise UserError with a batch size that fits. Leaves the model in an unusable state."""
         size = self.train_loader.batch_sampler.batch_sizes[0] // 2
         while size >= 2 and not self._fits(size):
             size //= 2
@@ -230,11 +222,7 @@ class Trainer:
         return True
 
     def _fit_head(self) -> None:
-        """Epoch 0: fit the last layer to the output of all layers before it.
-
-        Raises:
-            UserError: the features do not fit on the disk.
-        """
+        """Epoch 0: fit the last layer to the output of all layers before it."""
         start = time.perf_counter()
         freeze_point = self.model.freeze_points[-1]
         sides = self._compute_features(freeze_point)

@@ -16,7 +16,6 @@ from pipeline.data import (
     BatchOrder,
     ImageBatches,
     ResidentBatches,
-    bring_near,
     find_range,
     load_test_set,
     load_training_data,
@@ -59,16 +58,6 @@ def test_resident_batches_are_identical(batches, monkeypatch, kind):
         assert torch.equal(images, others)
         assert torch.equal(labels, other_labels)
         assert not indices or images.stride()[1:] == others.stride()[1:]
-
-
-@pytest.mark.parametrize(("free", "fits"), [(4 * 33 * 108, True), (4 * 33 * 108 - 1, False)])
-def test_gpu_holds_the_images_if_half_of_its_memory_suffices(batches, monkeypatch, free, fits):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
-    monkeypatch.setattr("pipeline.data.ResidentBatches", lambda batches, device: (batches, device))
-    gpu = torch.device("cuda", 0)
-    both = [batches[1]] * 2
-    assert bring_near(both, gpu) == ([(batches[1], gpu)] * 2 if fits else both)
-    assert bring_near(both, torch.device("cpu")) is both
 
 
 def test_shuffling_depends_on_the_seed_and_drops_a_last_single_image(batches):

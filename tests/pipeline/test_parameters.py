@@ -94,10 +94,7 @@ def test_spellings_of_true_and_false(parameter_file, yes, no):
         (LINE.replace(" 0.1 ", " 0,1 "), "learning_rate 0,1: must be a number"),
         (LINE.replace(" 0.1 ", " nan "), "-l/--learning-rate nan: must be a number above 0"),
         (LINE.replace(" false", " 2"), "data_augmentation 2: must be True or False"),
-        (
-            LINE + " x",
-            "10 fields instead of 9, separated by spaces: model_type pretrained num_epochs batch_size",
-        ),
+        (LINE + " x", "10 fields instead of 9, separated by spaces: model_type pretrained num_epochs batch_size"),
         ("VGG", "1 fields instead of 9"),
         (LINE + " --nonsense 3", "unrecognized arguments: --nonsense 3"),
         (LINE + " --seed x", "argument --seed: invalid int value: 'x'"),

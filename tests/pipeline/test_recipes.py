@@ -12,7 +12,6 @@ from dataset.folders import read_folder
 from models import build_model
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_training_data, make_loader
-from pipeline.features import BehindFrozen
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
 from pipeline.logger import Logger
@@ -105,19 +104,6 @@ def test_average_contains_a_third_of_the_initial_weights(make_trainer):
         trainer.averaged.update_parameters(trainer.model)
     average = trainer.averaged.module.state_dict()["backbone.conv_stem.weight"]
     torch.testing.assert_close(average, torch.lerp(constant, first, 1 / 3))
-
-
-def test_training_on_features_equals_training_on_images(make_trainer, monkeypatch):
-    """A frozen backbone with batch normalisation and the default recipe."""
-    once = make_trainer("once", freeze_to="backbone", recipe="default", learning_rate=0.01)
-    assert isinstance(once.network, BehindFrozen)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline.trainer, "compute_features", lambda *_: None)
-        plain = make_trainer("plain", freeze_to="backbone", recipe="default", learning_rate=0.01)
-    once.fit()
-    plain.fit()
-    for first, second in zip(once.history, plain.history, strict=True):
-        assert first == pytest.approx(second, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("batches", [0, 2, 5])

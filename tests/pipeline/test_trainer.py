@@ -78,6 +78,20 @@ def stop_in_epoch(run, number, monkeypatch):
             run.fit()
 
 
+def signal_in_batches(monkeypatch, *batches, number=signal.SIGINT):
+    """Send a signal in these batches; return the list of all batches."""
+    seen = []
+
+    def compute_logits(*arguments, original=pipeline.trainer.compute_logits):
+        seen.append(1)
+        if len(seen) in batches:
+            signal.raise_signal(number)
+        return original(*arguments)
+
+    monkeypatch.setattr("pipeline.trainer.compute_logits", compute_logits)
+    return seen
+
+
 def test_interrupted_run_refuses_changed_images(trainer, monkeypatch):
     stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
     Image.new("RGB", (20, 20)).save("data/A/added.png")
@@ -176,25 +190,6 @@ def test_frozen_layers_are_not_optimised(trainer):
     in_optimizer = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
     assert in_optimizer == {id(parameter) for name, parameter in parameters.items() if name not in frozen}
     assert len(run.optimizer.state) == len(in_optimizer)
-
-
-def test_default_optimizer_is_amsgrad_adamw(trainer):
-    (group,) = trainer(learning_rate=0.02, weight_decay=0.3).optimizer.param_groups
-    assert (group["amsgrad"], group["lr"], group["weight_decay"]) == (True, 0.02, 0.3)
-    assert isinstance(trainer().optimizer, torch.optim.AdamW)
-
-
-def test_recipe_adam_is_adam(trainer):
-    run = trainer(recipe="adam", weight_decay=0.0, gamma=1.0, num_epochs=2)
-    twin = build_model("Tiny", 2)
-    twin.load_state_dict(run.model.state_dict())
-    adam = torch.optim.Adam(twin.parameters(), run.settings.learning_rate)
-    for parameter, other in zip(run.model.parameters(), twin.parameters(), strict=True):
-        parameter.grad = other.grad = torch.randn_like(parameter)
-    for _ in range(3):
-        run.optimizer.step()
-        adam.step()
-    torch.testing.assert_close(run.model.state_dict(), twin.state_dict())
 
 
 def test_one_cycle_schedule_and_averaged_weights(trainer):
@@ -305,12 +300,8 @@ def test_state_is_synced_before_it_replaces_the_earlier_one(tmp_path, monkeypatc
 
 
 def test_first_process_counts_the_images_of_an_interrupted_epoch(trainer, monkeypatch):
-    def stop_in_first(*arguments, original=pipeline.trainer.compute_logits):
-        signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.trainer.compute_logits", stop_in_first)
+        signal_in_batches(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             trainer().fit()  # after the first of four batches of eight
     for rank, images in ((0, 32), (1, 24)):
@@ -327,15 +318,7 @@ def test_signal_stops_after_the_batch_and_resumes_with_identical_results(
     whole = trainer("whole", hardware=hardware, recipe=recipe)
     whole.fit()
 
-    batches = []
-
-    def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
-        batches.append(1)
-        if len(batches) in (3, 11):  # of four per epoch
-            signal.raise_signal(number)
-        return original(*arguments)
-
-    monkeypatch.setattr("pipeline.trainer.compute_logits", count_and_signal)
+    batches = signal_in_batches(monkeypatch, 3, 11, number=number)  # of four per epoch
     for _ in range(2):
         with pytest.raises(kind):
             trainer("stopped", hardware=hardware, recipe=recipe).fit()
@@ -368,15 +351,7 @@ def test_compiled_training_equals_eager_training_and_resumes_exactly(trainer, co
         # AdamW amplifies rounding errors in biases before batch normalisation.
         assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.05)
 
-    batches = []
-
-    def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
-        batches.append(1)
-        if len(batches) == 6:
-            signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
-
-    monkeypatch.setattr("pipeline.trainer.compute_logits", count_and_signal)
+    batches = signal_in_batches(monkeypatch, 6)
     with pytest.raises(KeyboardInterrupt):
         make("stopped", compile=True).fit()
     resumed = make("stopped", compile=True)
@@ -484,14 +459,7 @@ def test_non_finite_validation_loss_stops_the_run(trainer, monkeypatch):
 
 def test_non_finite_state_is_not_saved_on_a_signal(trainer, monkeypatch):
     run = trainer()
-    batches = iter(range(1, 5))
-
-    def signal_in_third(*arguments, original=pipeline.trainer.compute_logits):
-        if next(batches) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
-
-    monkeypatch.setattr("pipeline.trainer.compute_logits", signal_in_third)
+    signal_in_batches(monkeypatch, 3)
     make_not_finite(monkeypatch, 2)
     with pytest.raises(UserError, match="in epoch 1, batch 2 of 4"):
         run.fit()
@@ -528,13 +496,6 @@ def test_out_of_memory_suggests_a_batch_size(trainer, monkeypatch, most, advice)
         run.fit()
     assert str(error.value).endswith(f"fp32 has too little memory for batches of 8 images: {advice}")
     assert digests(run.folder) == before
-
-
-def test_last_batch_of_one_image_is_dropped(trainer):
-    run = trainer(batch_size=8, num_epochs=1)
-    assert len(run.train_loader.dataset) == 33
-    run.fit()
-    assert math.isfinite(run.history[0]["train_loss"])
 
 
 def test_batch_loop_does_not_synchronise(trainer, monkeypatch):
