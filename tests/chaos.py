@@ -22,9 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import psutil
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+from common import align
 from dataset.array_images import write_digits
 from dataset.sample import draw_numbered
 from helpers import REPOSITORY
@@ -143,29 +145,11 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@dataclass
-class Tally:
-    """The outcome of all rounds of a program."""
-
-    rounds: int = 0
-    kills: int = 0
-    in_a_write: int = 0
-    opened: int = 0
-    compared: int = 0
-    right: int = 0
-    mistakes: list[str] = field(default_factory=list)
-
-
 class Undisturbed:
-    """The input files of a program, and the results of an undisturbed run.
-
-    Attributes:
-        files: folder with the input files.
-        seconds: processor time of the run.
-        contents: the result of `read_contents`.
-    """
+    """The input files of a program, and processor time and results of an undisturbed run."""
 
     def __init__(self, program: Program, folder: Path) -> None:
+        folder.mkdir()
         self.files = folder / "files"
         self.files.mkdir()
         program.write_files(self.files)
@@ -179,8 +163,8 @@ class Undisturbed:
         shutil.rmtree(place)
 
 
-def play_round(program: Program, undisturbed: Undisturbed, number: int, place: Path, tally: Tally) -> None:
-    """Kill a program at random moments, let it finish, and check its files."""
+def play_round(program: Program, undisturbed: Undisturbed, number: int, place: Path, tally: Counter[str]) -> list[str]:
+    """Kill a program at random moments, let it finish, and check its files; return what is wrong."""
     generator = random.Random(number)
     mistakes: list[str] = []
     killed = 0
@@ -192,24 +176,24 @@ def play_round(program: Program, undisturbed: Undisturbed, number: int, place: P
             if not kill(program.start(place), place, moment, writing):
                 break
             killed += 1
-            tally.in_a_write += any(place.rglob(".*.partial*"))
+            tally["in a write"] += any(place.rglob(".*.partial*"))
             for path in final_files(place):
-                tally.opened += 1
+                tally["files opened"] += 1
                 if reason := why_damaged(path):
                     mistakes.append(f"{path} after a kill: {reason}")
-    tally.kills += killed
+    tally["kills"] += killed
     status, errors = program.run(place)
     if status:
         mistakes.append(f"ends with status {status}: {errors.strip().splitlines()[-1:]}")
     mistakes += [f"{path} is left of a killed program" for path in place.rglob(".*.partial.pt")]
     contents = read_contents(place)
-    tally.compared += len(contents)
+    tally["compared"] += len(contents)
     for name in sorted(contents.keys() | undisturbed.contents.keys()):
         if contents.get(name) != undisturbed.contents.get(name):
             mistakes.append(f"{place / name} differs from that of an undisturbed run, or only one of them has it")
-    tally.rounds += 1
-    tally.right += not mistakes
-    tally.mistakes += mistakes
+    tally["rounds"] += 1
+    tally["right"] += not mistakes
+    return mistakes
 
 
 def kill(process: subprocess.Popen[str], place: Path, moment: float, writing: bool) -> bool:
@@ -345,13 +329,12 @@ def _flatten(state: Any) -> Iterator[bytes]:
         yield repr(state).encode()
 
 
-def make_table(tallies: dict[str, Tally]) -> str:
+def make_table(tallies: dict[str, Counter[str]]) -> str:
     """Format one line per program."""
-    lines = ["program       rounds  kills  in a write  files opened  compared  right"]
-    for name, tally in tallies.items():
-        lines.append(f"{name:12}  {tally.rounds:6}  {tally.kills:5}  {tally.in_a_write:10}  {tally.opened:12}"
-                     f"  {tally.compared:8}  {tally.right:5}")  # fmt: skip
-    return "\n".join(lines)
+    columns = ("rounds", "kills", "in a write", "files opened", "compared", "right")
+    return align(
+        [("program", *columns), *((name, *(str(tally[c]) for c in columns)) for name, tally in tallies.items())]
+    )
 
 
 def main() -> int:
@@ -361,27 +344,22 @@ def main() -> int:
     parser.add_argument("--program", choices=tuple(PROGRAMS), help="test only this program")
     arguments = parser.parse_args()
     programs = {name: program for name, program in PROGRAMS.items() if arguments.program in (None, name)}
-    tallies = {name: Tally() for name in programs}
+    tallies: dict[str, Counter[str]] = {name: Counter() for name in programs}
     folder = Path(tempfile.mkdtemp(prefix="chaos_"))
-    undisturbed = {}
-    for name, program in programs.items():
-        (folder / name).mkdir()
-        undisturbed[name] = Undisturbed(program, folder / name)
-        print(f"{name}: {undisturbed[name].seconds:.1f} s of processor time", file=sys.stderr, flush=True)
+    undisturbed = {name: Undisturbed(program, folder / name) for name, program in programs.items()}
     try:
         for number in range(arguments.first, arguments.first + arguments.rounds):
             for name, program in programs.items():
-                place, tally = folder / f"{name}_{number}", tallies[name]
-                known = len(tally.mistakes)
-                play_round(program, undisturbed[name], number, place, tally)
-                for mistake in tally.mistakes[known:]:
+                place = folder / f"{name}_{number}"
+                mistakes = play_round(program, undisturbed[name], number, place, tallies[name])
+                for mistake in mistakes:
                     print(f"{name}, round {number}: {mistake}", file=sys.stderr, flush=True)
-                if len(tally.mistakes) == known:
+                if not mistakes:
                     shutil.rmtree(place)
             print(f"after round {number}:\n{make_table(tallies)}", file=sys.stderr, flush=True)
     finally:
         print(make_table(tallies))
-    if any(tally.mistakes for tally in tallies.values()):
+    if any(tally["right"] < tally["rounds"] for tally in tallies.values()):
         print(f"files of the failed rounds: {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)

@@ -109,14 +109,13 @@ class Settings:
     data_dir: Path = _option(
         "-d --data-dir", Path("dataset"), "training and validation images: one folder per class, or an .npz file")
     test_dir: tuple[Path, ...] = _option(
-        "-t --test-dir", (Path("dataset_testing"),), "one or more such sets of test images", nargs="+")
+        "-t --test-dir", (Path("dataset_testing"),), "test images: one or more such folders or files", nargs="+")
     output_dir: Path = _option(
         "-o --output-dir", Path("saved_models"), "parent of the run's folder", describes_run=False)
     folds: int = _option("--folds", FOLDS, "number of stratified folds")
     fold: int | None = _option(
         "--fold", 0, "the fold that validates, from 0; none trains on all images", type=_read_fold, metavar="K")
-    balance: bool = _option(
-        "--balance", False, "draw every class equally often, against class imbalance")
+    balance: bool = _option("--balance", False, "draw every class equally often, against class imbalance")
     strict: bool = _option(
         "--strict", False, "stop if training images share a group with test images", describes_run=False)
     seed: int = _option("--seed", 100, "seed of weights, batches and dropout")
@@ -132,8 +131,7 @@ class Settings:
     weights: Path | None = _option(
         "--weights", None, "with -p: a file of ImageNet weights of torchvision or timm, for machines without internet",
         type=Path, metavar="FILE")
-    freeze_to: str | None = _option(
-        "--freeze-to", None, _FREEZE_HELP, type=str, metavar="BLOCK")
+    freeze_to: str | None = _option("--freeze-to", None, _FREEZE_HELP, type=str, metavar="BLOCK")
     tracker: str = _option(
         "--tracker", "wandb", "where to log numbers and figures, besides the run's folder",
         choices=("wandb", "tensorboard", "none"), describes_run=False)

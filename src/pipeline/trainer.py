@@ -240,16 +240,13 @@ class Trainer:
                 parameter.copy_(distributed.sum_over_processes(own))  # the same in all processes
         if self.averaged:
             self.averaged.update_parameters(self.model)
-        row = {"epoch": 0, "learning_rate": 0.0}
-        row |= _columns("train", Scores.of(torch.from_numpy(head.logits(train)), labels))
-        improved: list[str] = []
+        train_scores, validation_scores = Scores.of(torch.from_numpy(head.logits(train)), labels), None
         if self.validates:
             self.validation_logits = torch.from_numpy(head.logits(validation))
-            scores = Scores.of(self.validation_logits, validation_labels)
-            row |= _columns("val", scores)
-            improved = self._keep_best(scores)
+            validation_scores = Scores.of(self.validation_logits, validation_labels)
         _log.info("the head was fitted to features by logistic regression, C = %g", head.strength)
-        self._finish_epoch(row, improved, sum(map(len, sides)) / (time.perf_counter() - start))
+        images_per_second = sum(map(len, sides)) / (time.perf_counter() - start)
+        self._finish_epoch(0.0, train_scores, validation_scores, images_per_second)
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
@@ -259,22 +256,26 @@ class Trainer:
         images_per_second = (train.images - before) / (time.perf_counter() - start)
         learning_rate = max(self.scheduler.get_last_lr())  # of a one-cycle schedule, that at the end of the epoch
         self.epoch += 1
-        row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
-        improved: list[str] = []
-        self.validation_logits = None
+        validation = self.validation_logits = None
         if self.validates and (self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs):
             validation, self.validation_logits = evaluate(
                 self.validation_network, self.validation_loader, self.hardware, "validating"
             )
-            row |= _columns("val", validation)
-            if not math.isfinite(validation.loss):
-                raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
-            improved = self._keep_best(validation)
         if not self.recipe.one_cycle:
             self.scheduler.step()
-        self._finish_epoch(row, improved, images_per_second)
+        self._finish_epoch(learning_rate, train, validation, images_per_second)
 
-    def _finish_epoch(self, row: dict[str, Any], improved: list[str], images_per_second: float) -> None:
+    def _finish_epoch(
+        self, learning_rate: float, train: Scores, validation: Scores | None, images_per_second: float
+    ) -> None:
+        """Save the best checkpoints, and log the epoch."""
+        row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
+        improved: list[str] = []
+        if validation:
+            if not math.isfinite(validation.loss):
+                raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
+            row |= _columns("val", validation)
+            improved = self._keep_best(validation)
         self.history.append(row)
         if distributed.is_first():
             self.logger.log_epoch(self.history, images_per_second)

@@ -73,7 +73,14 @@ def write_foreign(file, silence=0.0):
     os.utime(file, (then, then))
 
 
-def test_claim_is_exclusive_and_released(run, file):
+def refuse(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_claim_is_exclusive_and_released(run, file, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
     with claim(run) as held, claim(run) as another:
         assert held.is_held()
         assert another is None
@@ -122,7 +129,7 @@ def test_one_of_many_programs_takes_over_a_claim(tmp_path):
 
 
 @pytest.mark.parametrize("locks", [True, False])
-@pytest.mark.parametrize(("silence", "abandoned"), [(0, False), (500, False), (700, True)])
+@pytest.mark.parametrize(("silence", "abandoned"), [(-86400, False), (0, False), (500, False), (700, True)])
 def test_claim_of_another_machine_expires_after_ten_minutes(run, file, monkeypatch, locks, silence, abandoned):
     if not locks:
         monkeypatch.setattr(fcntl, "flock", refuse)
@@ -130,10 +137,6 @@ def test_claim_of_another_machine_expires_after_ten_minutes(run, file, monkeypat
     assert is_claimed(run) != abandoned
     with claim(run) as held:
         assert (held is not None) == abandoned
-
-
-def refuse(*_):
-    raise OSError(errno.ENOSYS, "Function not implemented")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])
@@ -145,20 +148,6 @@ def test_damaged_claim_expires_after_seconds(run, file, content):
     os.utime(file, (then, then))
     with claim(run) as held:
         assert held
-
-
-def test_claim_is_exclusive_without_file_locking(run, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with claim(run) as held, claim(run) as another:
-        assert held
-        assert another is None
-    assert not is_claimed(run)
-
-
-def test_claim_with_a_time_in_the_future_is_valid(run, file):
-    write_foreign(file, silence=-86400)
-    with claim(run) as held:
-        assert held is None
 
 
 def test_heartbeat_updates_the_claim(run, file, monkeypatch):

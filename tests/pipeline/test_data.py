@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from common import UserError
 from dataset.folders import read_folder
 from pipeline.cache import Cache
 from pipeline.data import (
@@ -137,12 +136,6 @@ def test_trains_on_a_folder_of_arrays_and_tests_on_an_archive(tmp_path, monkeypa
     assert test_set.labels.tolist() == [0] * 5 + [1] * 6
     (batch, _), *_ = make_loader(test_set.images, 16)
     assert np.array_equal(batch.numpy(), np.round(np.delete(images, 4, axis=0) * 255).astype(np.uint8))
-
-
-def test_archive_with_other_classes_is_refused(make_folder, tmp_path):
-    np.savez(tmp_path / "TEST.npz", images=np.zeros((3, 28, 28)), labels=["A", "A", "C"])
-    with pytest.raises(UserError, match=r"differ in their classes: only .* has B; only .* has C"):
-        read_folders(make_folder("data", {"A": 2, "B": 2}), (tmp_path / "TEST.npz",), with_augmented=False)
 
 
 def test_class_names_are_compared_in_normal_form(make_folder):

@@ -106,13 +106,6 @@ def test_restart_moves_the_earlier_run_aside(settings):
     assert digests(settings.output_dir / "replaced" / f"{settings.run_name}_1") == before
 
 
-def test_damaged_settings_are_reported(settings):
-    run(settings)
-    (settings.run_dir / "settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"settings\.json is damaged: train again with --restart$"):
-        run(settings)
-
-
 def test_plots_of_a_finished_run_need_no_training(settings, monkeypatch):
     before = run(settings)
     monkeypatch.setattr("pipeline.trainer.Trainer._train", None)

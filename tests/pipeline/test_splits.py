@@ -140,24 +140,6 @@ def test_augmented_images_do_not_change_the_validation_images(make_folder):
     assert len(split.train) == 16 + 8
 
 
-def test_every_fold_has_every_class():
-    labels = np.repeat([0, 1, 2], [20, 6, 7])
-    folder = ImageFolder(
-        Path("data"), ("A", "B", "C"), tuple(map(Path, map(str, range(33)))), labels, np.full(33, False),
-        (None,) * 33, np.full(33, False),
-    )  # fmt: skip
-    counts = set()
-    for seed in range(40):
-        groups = np.arange(33)
-        mixed = np.random.default_rng(seed).permutation(33)[:12]
-        groups[mixed] = 100 + np.arange(12) // 3
-        first = split_folder(folder, np.full(33, True), groups, 5, 0, NO_CACHE)
-        splits = [split_folder(folder, np.full(33, True), groups, 5, k, NO_CACHE) for k in range(first.folds)]
-        assert all(set(labels[split.validation].tolist()) == {0, 1, 2} for split in splits)
-        counts.add(first.folds)
-    assert {4, 5} <= counts
-
-
 def test_a_fifth_is_held_out(make_folder):
     folder = read_folder(make_folder("data", {"A": 20, "B": 10}))
     training, testing = hold_out(folder, NO_CACHE)
