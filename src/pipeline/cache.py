@@ -66,11 +66,7 @@ class Cache:
         return cls(None if settings.no_cache else cls.directory, settings.cache_limit * 1e9)
 
     def find(self, name: str) -> Kept | None:
-        """Return a cached array, or None if it has to be computed.
-
-        Raises:
-            NoRoom: the file cannot be read.
-        """
+        """Return a cached array, or None if it has to be computed; raise NoRoom if it cannot be read."""
         if self.directory is None:
             return None
         with _as_no_room(self._file(name)):
@@ -80,9 +76,8 @@ class Cache:
         """Return a cached array; compute it if necessary.
 
         Args:
-            name: kind and key. The key must identify everything that the values depend on.
-            shape: shape of the array.
-            dtype: data type of the array.
+            name: kind and key. The key must identify everything that shape, dtype and values depend on.
+            shape, dtype: of the array.
             fill: writes the values into an array of zeros and returns the metadata.
 
         Raises:
@@ -94,7 +89,7 @@ class Cache:
                 return _make_unnamed(shape, dtype, fill)
         file, waiting = self._file(name), False
         with _as_no_room(file):
-            while not (kept := _open(file, shape, dtype)):
+            while not (kept := _open(file)):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with _partial_of(file).open("a+b") as stream:
                     if _lock(stream) and _is_named(stream, _partial_of(file)):
@@ -111,7 +106,7 @@ class Cache:
         """Compute an array in the locked partial file, unless another program has just finished it."""
         partial, size = _partial_of(file), _count_bytes(shape, dtype)
         try:
-            if kept := _open(file, shape, dtype):
+            if kept := _open(file):
                 partial.unlink()
                 return kept
             stream.truncate(0)  # what a killed program wrote
@@ -132,8 +127,7 @@ class Cache:
     def _make_room(self, size: int, replaced: tuple[Path, Path]) -> None:
         """Delete partial files of killed programs, and as many unused arrays as the limit requires.
 
-        Raises:
-            NoRoom: that would not free enough space; nothing is deleted.
+        Nothing is deleted, and NoRoom raised, if that would not free enough space.
         """
         found = []
         for kind in _KINDS:
@@ -213,18 +207,16 @@ def _allocate(stream: IO[bytes], size: int) -> None:
     os.posix_fallocate(stream.fileno(), 0, size)
 
 
-def _open(file: Path, shape: tuple[int, ...] | None = None, dtype: DTypeLike | None = None) -> Kept | None:
-    """Open an array; return None if it is missing, damaged, or has another shape or data type."""
+def _open(file: Path) -> Kept | None:
+    """Open an array; return None if it is missing or damaged."""
     try:
         with file.open("rb") as stream:
             _share(stream)
             record = json.loads(_record_of(file).read_text())
             if record.pop("own") == _checksum(record) and _version(stream).items() <= record.items():
-                array = _map(stream)
-                if shape is None or (array.shape == shape and array.dtype == dtype):
-                    with suppress(OSError):  # a read-only cache
-                        os.utime(_record_of(file))  # time of last use
-                    return Kept(array, record["notes"])
+                with suppress(OSError):  # a read-only cache
+                    os.utime(_record_of(file))  # time of last use
+                return Kept(_map(stream), record["notes"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not a record
@@ -302,11 +294,7 @@ def _last_used(file: Path) -> int:
 
 
 def _check_disk(folder: Path, size: int) -> None:
-    """Check that an array leaves as much free space as it takes: a run also writes checkpoints.
-
-    Raises:
-        NoRoom: it does not.
-    """
+    """Raise NoRoom if an array takes more than half of the free space: a run also writes checkpoints."""
     free = shutil.disk_usage(folder).free
     if size > free / 2:
         raise NoRoom(f"{readable_size(size)} is more than half of the free space in {folder} ({readable_size(free)})")

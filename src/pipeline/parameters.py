@@ -20,34 +20,15 @@ RUNS_PER_FILE = 30
 
 
 def _read_bool(text: str) -> bool:
-    values = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() not in values:
-        raise ValueError("must be True or False")
-    return values[text.lower()]
-
-
-def _read_number(kind: type, what: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"must be {what}") from None
-
-    return read
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
 
 
 # The fields of a line, in order, with their parsers.
 FIELDS: dict[str, Callable[[str], Any]] = {
-    "model_type": read_model,
-    "pretrained": _read_bool,
-    "num_epochs": _read_number(int, "a whole number"),
-    "batch_size": _read_number(int, "a whole number"),
-    "learning_rate": _read_number(float, "a number"),
-    "weight_decay": _read_number(float, "a number"),
-    "gamma": _read_number(float, "a number"),
-    "data_augmentation": _read_bool,
-    "plots": _read_bool,
-}
+    "model_type": read_model, "pretrained": _read_bool, "num_epochs": int, "batch_size": int, "learning_rate": float,
+    "weight_decay": float, "gamma": float, "data_augmentation": _read_bool, "plots": _read_bool,
+}  # fmt: skip
+_EXPECTED = {_read_bool: "True or False", int: "a whole number", float: "a number"}
 
 # Other settings, given as flags of a sweep or at the end of a line.
 FLAGS = tuple(name for name in Settings.__dataclass_fields__ if name not in (*FIELDS, "restart"))
@@ -84,7 +65,9 @@ def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
     for (name, read), text in zip(FIELDS.items(), texts[:count], strict=True):
         try:
             values[name] = read(text)
-        except (ValueError, argparse.ArgumentTypeError) as error:
+        except (ValueError, LookupError):
+            raise UserError(f"{where}: {name} {text}: must be {_EXPECTED[read]}") from None
+        except argparse.ArgumentTypeError as error:
             raise UserError(f"{where}: {name} {text}: {error}") from None
     if not values["pretrained"]:
         others = {**others, "weights": None}  # for pretrained models only
@@ -113,15 +96,11 @@ def experiment() -> Iterator[Settings]:
     The VGG models run with and without pretrained weights, and without the learning rate 0.01; the others are trained
     from scratch.
     """
-    for model, pretrained, learning_rates in (
-        ("VGG", (True, False), _RATES[1:]),
-        ("VGGAdapted", (True, False), _RATES[1:]),
-        ("CustomVGG", (True, False), _RATES[1:]),
-        ("ResNet18", (False,), _RATES),
-        ("CNNBasic", (False,), _RATES),
-    ):
-        for weights in pretrained:
-            yield from _grid(model, weights, learning_rates, plots=True)
+    for model in ("VGG", "VGGAdapted", "CustomVGG"):
+        for pretrained in (True, False):
+            yield from _grid(model, pretrained, _RATES[1:], plots=True)
+    for model in ("ResNet18", "CNNBasic"):
+        yield from _grid(model, False, _RATES, plots=True)
 
 
 def _grid(model: str, pretrained: bool, learning_rates: Sequence[float], plots: bool = False) -> Iterator[Settings]:

@@ -170,7 +170,7 @@ class Settings:
         self._require(within, "fold", f"from 0 to {self.folds - 1}, as --folds says, or none")
         self._require(self.image_size is None or self.image_size >= 32, "image_size", "at least 32")
         fits = not RECIPES[self.recipe].fit_head or (self.pretrained and has_backbone(self.model_type))
-        self._require(fits, "recipe", "used together with -p, and a model such as EfficientNetLite0")
+        self._require(fits, "recipe", "used together with -p and a model like EfficientNetLite0")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         if self.tracker == "tensorboard":
             require_packages("--tracker tensorboard", "requirements-tensorboard.txt", "tensorboard")

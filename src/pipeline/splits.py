@@ -66,7 +66,7 @@ class Split:
 
 
 def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups:
-    """Return the result of `dataset.groups.find_groups` for a training folder and its test folders, or cache it."""
+    """Find the groups of a training folder and its test folders (`dataset.groups.find_groups`), or read the cache."""
     counts = [len(folder.paths) for folder in folders]
     digest = hashlib.sha256(str(_FORM).encode())
     for folder in folders:
@@ -125,8 +125,7 @@ def split_folder(
         _check_classes(folder, originals, groups, least=1)
         validation = originals[:0]
     else:
-        _check_classes(folder, originals, groups, least=2)
-        numbers, possible = _find_folds(folder.labels[originals], groups[originals], folds, cache)
+        numbers, possible = _find_folds(folder, originals, groups, folds, cache)
         if possible < folds:
             _log.info("%d folds instead of %d: the smallest class has too few groups of images", possible, folds)
         if fold >= possible:
@@ -155,8 +154,7 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
     unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
     originals = np.array([place for place, path in enumerate(folder.paths) if path not in unreadable], dtype=np.int64)
     [groups] = load_groups([in_own_range(folder, store)], cache).numbers
-    _check_classes(folder, originals, groups, least=3)
-    numbers, _ = _find_folds(folder.labels[originals], groups[originals], FOLDS, cache)
+    numbers, _ = _find_folds(folder, originals, groups, FOLDS, cache, least=3)
     testing = originals[numbers == 0]
     training = np.setdiff1d(np.arange(len(folder.paths)), testing)
     return [folder.subset(training), replace(folder.subset(testing), part=_TEST, passed_over={})]
@@ -210,9 +208,7 @@ def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
         UserError: a class has fewer than two groups.
     """
     [groups] = load_groups([folder], cache).numbers
-    originals = np.flatnonzero(~folder.augmented)
-    _check_classes(folder, originals, groups, least=2)
-    return _find_folds(folder.labels[originals], groups[originals], folds, cache)[1]
+    return _find_folds(folder, np.flatnonzero(~folder.augmented), groups, folds, cache)[1]
 
 
 def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> None:
@@ -234,10 +230,18 @@ def _count_groups(labels: np.ndarray, groups: np.ndarray, classes: int) -> np.nd
     return np.bincount(np.unique(groups * classes + labels) % classes, minlength=classes)
 
 
-def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache) -> tuple[np.ndarray, int]:
-    """Return the fold of each image, (M,), and the number of folds, such that each has images of every class."""
+def _find_folds(
+    folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, folds: int, cache: Cache, least: int = 2
+) -> tuple[np.ndarray, int]:
+    """Return the fold of each original image, (M,), and the number of folds, each with images of every class.
+
+    Raises:
+        UserError: a class has fewer groups than `least`.
+    """
+    _check_classes(folder, originals, groups, least)
+    labels = folder.labels[originals]
     # Renumbered in order of appearance, so that the folds only depend on which images belong together.
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(groups[originals], return_index=True, return_inverse=True)
     groups = np.argsort(np.argsort(first))[inverse]
     parts = (labels.tobytes(), groups.tobytes(), f"{_FORM} {folds}".encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
@@ -292,11 +296,8 @@ def digest_images(folder: ImageFolder, cache: Cache = SHARED, chosen: np.ndarray
     chosen = ~folder.augmented if chosen is None else chosen
     contents = _contents(folder, cache)
     labels = (folder.classes[label] for label in folder.labels.tolist())
-    parts = sorted(
-        f"{name}\0{content.hex()}"
-        for name, content, used in zip(labels, contents, chosen.tolist(), strict=True)
-        if used
-    )
+    images = zip(labels, contents, chosen.tolist(), strict=True)
+    parts = sorted(f"{name}\0{content.hex()}" for name, content, used in images if used)
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 

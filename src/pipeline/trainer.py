@@ -331,7 +331,7 @@ class Trainer:
         return logits.detach(), labels, losses.detach()
 
     def _side(self) -> int:
-        """Return the height and width of this epoch's training images in pixels."""
+        """Return the height and width of the epoch's training images in pixels."""
         full, sizes = self.model.input_size[1], self.recipe.sizes
         share = sizes[self.epoch * len(sizes) // self.settings.num_epochs]
         return full if share == 1 or not self.model.any_size else max(_STEP, round(full * share / _STEP) * _STEP)
@@ -389,7 +389,7 @@ class Trainer:
             return
         state = {name: getattr(self, name) for name in _PROGRESS}
         can_be_longer = self.keep_state and not self.recipe.one_cycle and not self._stopped_early
-        if not self.finished or can_be_longer:  # otherwise nobody needs these gigabytes
+        if not self.finished or can_be_longer:  # otherwise the state is not needed, and can take gigabytes
             state |= {name: part.state_dict() for name, part in self._stateful_parts().items()}
         save_state(state, self.folder / "last.pt")
         self._saved = time.monotonic()

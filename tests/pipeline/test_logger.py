@@ -44,10 +44,10 @@ def main():
 
 
 @pytest.fixture
-def tell(tmp_path):
+def log_run(tmp_path):
     """Log a short run in a new process, check its files, and return the lines on stderr."""
 
-    def tell(mode, *options, **variables):
+    def log_run(mode, *options, **variables):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
         own = {"NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path / "config"), "HOME": str(tmp_path)}
         own["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # has the list of fonts
@@ -60,7 +60,7 @@ def tell(tmp_path):
         check_files(tmp_path / Settings(model_type="ResNet18").run_dir)
         return result.stderr.splitlines()
 
-    return tell
+    return log_run
 
 
 def check_files(folder: Path):
@@ -73,59 +73,59 @@ def check_files(folder: Path):
     assert (folder / "model_card.md").read_text() == describe_run(METRICS)
 
 
-def test_disabled_wandb_writes_nothing(tell, tmp_path):
-    assert tell("disabled") == []
+def test_disabled_wandb_writes_nothing(log_run, tmp_path):
+    assert log_run("disabled") == []
     assert not (tmp_path / "wandb").exists()
 
 
-def test_auto_without_a_key_is_offline(tell, tmp_path):
-    messages = tell("auto")
+def test_auto_without_a_key_is_offline(log_run, tmp_path):
+    messages = log_run("auto")
     (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert messages == [f"wandb: offline; to upload the run later: wandb sync {record.parent.relative_to(tmp_path)}"]
     content = record.read_bytes()
-    for told in (b"ResNet18_pretrained_False", b"val_loss", b"images_per_second", b"learning_rate", b"set/terminal"):
-        assert told in content
+    for text in (b"ResNet18_pretrained_False", b"val_loss", b"images_per_second", b"learning_rate", b"set/terminal"):
+        assert text in content
 
 
-def test_environment_variables_of_wandb_are_used(tell, tmp_path):
+def test_environment_variables_of_wandb_are_used(log_run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    tell("auto", WANDB_DIR=str(tmp_path / "elsewhere"), WANDB_PROJECT="another-project", WANDB_MODE="offline")
+    log_run("auto", WANDB_DIR=str(tmp_path / "elsewhere"), WANDB_PROJECT="another-project", WANDB_MODE="offline")
     (record,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/*.wandb")
     assert b"another-project" in record.read_bytes()
 
 
-def test_failing_wandb_does_not_stop_a_run(tell):
-    (message,) = tell("auto", WANDB_API_KEY="not a key at all", WANDB_BASE_URL="http://127.0.0.1:9")
+def test_failing_wandb_does_not_stop_a_run(log_run):
+    (message,) = log_run("auto", WANDB_API_KEY="not a key at all", WANDB_BASE_URL="http://127.0.0.1:9")
     assert message.startswith("wandb: ")
     assert message.endswith(": going on without it")
 
 
-def test_unresponsive_wandb_does_not_delay_a_run(tell):
+def test_unresponsive_wandb_does_not_delay_a_run(log_run):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        messages = tell("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
+        messages = log_run("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
     assert ["going on without it" in message for message in messages] == [True], messages
 
 
-def test_wandb_that_stops_responding_does_not_delay_a_run(tell):
+def test_wandb_that_stops_responding_does_not_delay_a_run(log_run):
     """Not even when the program ends, and wandb waits for unsent data."""
     with WandbServer(silent_after_start=True) as server:
-        messages = tell("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
+        messages = log_run("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
     assert server.starts == ["f00dcafe"]
     assert ["going on without it" in message for message in messages] == [True], messages
 
 
-def test_resumed_run_continues_in_wandb(tell):
+def test_resumed_run_continues_in_wandb(log_run):
     """The second program logs the same epochs again; they count once."""
     with WandbServer() as server:
         for _ in range(2):
-            assert tell("auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address) == []
+            assert log_run("auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address) == []
     assert set(server.starts) == {"f00dcafe"}
     assert [values["_step"] for values in server.history["f00dcafe"] if "epoch" in values] == [1, 2]
 
 
-def test_parts_of_an_offline_run_are_uploaded_as_one_run(tell, tmp_path):
-    commands = [tell("offline")[0].partition("later: ")[2].split() for _ in range(2)]
+def test_parts_of_an_offline_run_are_uploaded_as_one_run(log_run, tmp_path):
+    commands = [log_run("offline")[0].partition("later: ")[2].split() for _ in range(2)]
     environment = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": KEY}
     with WandbServer() as server:
         for command in commands:

@@ -203,5 +203,5 @@ def test_run_name_of_a_timm_model_has_no_slash():
 
 def test_finetune_refuses_other_models():
     for settings in ({"model_type": "VGG", "pretrained": True}, {"model_type": "ResNet18"}):
-        with pytest.raises(UserError, match="--recipe finetune: must be used together with -p, and a model such as"):
+        with pytest.raises(UserError, match="--recipe finetune: must be used together with -p and a model like"):
             Settings(**settings, recipe="finetune")

@@ -316,15 +316,15 @@ def test_more_epochs_do_not_continue_an_early_stopped_run(settings, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("begun", "message"),
+    ("first", "message"),
     [
         ({"recipe": "one-cycle"}, "the one-cycle learning rate of recipe one-cycle was planned for 2 epochs"),
         ({"val_freq": 3}, "it validated after epoch 2, its last, which is not a multiple of -f 3"),
     ],
     ids=["one-cycle", "validation"],
 )
-def test_more_epochs_are_refused_if_results_would_differ(settings, begun, message):
-    settings = replace(settings, num_epochs=2, **begun)
+def test_more_epochs_are_refused_if_results_would_differ(settings, first, message):
+    settings = replace(settings, num_epochs=2, **first)
     metrics = run(settings)
     before = digests(settings.run_dir)
     with pytest.raises(UserError, match=f"cannot be trained further: {message}: another --output-dir, or --restart"):

@@ -39,7 +39,7 @@ def test_replaced_runs_and_runs_without_checkpoint_are_ignored(make_run):
     run = make_run("models/run")
     for name in (f"models/{REPLACED}/run_1", "models/.hidden/run"):
         make_run(name)
-    make_run("models/begun", "last")
+    make_run("models/started", "last")
     assert find_run(Path("models")) == (run, None)
     assert find_run(Path(f"models/{REPLACED}")) == (Path(f"models/{REPLACED}/run_1"), None)
 
