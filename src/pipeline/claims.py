@@ -57,18 +57,10 @@ class Claim:
 
 
 def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], object], name: str) -> Iterator[Settings]:
-    """Iterate over unfinished runs with a progress bar; several programs can share the runs.
+    """Yield unfinished runs, each claimed until the next one is requested; several programs can share the runs.
 
     Ends when all runs have finished: waits for runs that other programs have claimed, and takes over those of programs
-    that died.
-
-    Args:
-        runs: the runs, in order.
-        has_finished: returns something true for a run that is complete.
-        name: title of the progress bar.
-
-    Yields:
-        A run that is claimed until the next one is requested.
+    that died. `name` is the title of the progress bar.
     """
     pending = [settings for settings in runs if not has_finished(settings)]
     _log.info("%d runs, %d already finished", len(runs), len(runs) - len(pending))
@@ -101,11 +93,7 @@ def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], obje
 
 @contextmanager
 def claim_alone(settings: Settings) -> Iterator[None]:
-    """Claim a single run. If another machine holds the claim, wait for its next heartbeat or its timeout.
-
-    Raises:
-        UserError: another program is training the run.
-    """
+    """Claim a single run, or raise UserError. If another machine holds it, wait for its heartbeat or its timeout."""
     file = _file_of(settings.run_dir)
     last_beat = None
     while True:
@@ -128,14 +116,11 @@ def claim_alone(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def claim(run_dir: Path) -> Iterator[Claim | None]:
-    """Claim a run, and release it at the end. While inside, `write_whole` checks the claim before each write to it.
+    """Claim a run, and release it at the end; yield None if another program holds it.
 
     Only one program can create the claim file. It stays locked until the program ends, so other programs on the same
     machine notice immediately when it dies. Other machines may not see the lock: they take over a claim without a
-    heartbeat for ten minutes.
-
-    Yields:
-        The claim, or None if another program holds it.
+    heartbeat for ten minutes. `write_whole` checks the claim before each write to the run's folder.
     """
     file = _file_of(run_dir)
     file.parent.mkdir(parents=True, exist_ok=True)

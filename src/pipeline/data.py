@@ -117,7 +117,7 @@ class BatchOrder(Sampler[list[int]]):
 
 
 def _draw_balanced(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Draw as many indices as there are labels, with at most one difference between the counts of the classes.
+    """Draw as many indices as there are labels, such that the counts of the classes differ by at most one.
 
     A class is drawn without replacement until all of its images have been drawn, then again.
     """
@@ -138,14 +138,10 @@ def make_loader(
     return DataLoader(
         batches,
         batch_sampler=BatchOrder(len(batches), batch_size, shuffle, balanced),
-        collate_fn=_unchanged,
+        collate_fn=lambda batch: batch,
         generator=torch.Generator(),  # by default, the loader would draw a seed from the generator of dropout
         pin_memory=torch.cuda.is_available() and not isinstance(batches, ResidentBatches),
     )
-
-
-def _unchanged(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
 
 
 @dataclass(frozen=True)
@@ -180,11 +176,7 @@ class TestSet:
 
 
 def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> list[ImageFolder]:
-    """List the training folder and the test folders, without opening images.
-
-    Raises:
-        UserError: a folder is missing or empty, a class has no images, or the classes differ.
-    """
+    """List the training folder and the test folders, without opening images; raise UserError if the classes differ."""
     check_apart([data_dir, *test_dirs])
     training = read_folder(data_dir, with_augmented)
     testing = [read_folder(directory) for directory in test_dirs]
@@ -225,17 +217,9 @@ def load_training_data(
     folds: int = FOLDS,
     fold: int | None = 0,
 ) -> TrainingData:
-    """Decode and split a training folder.
+    """Decode a training folder for a model with this input (channels, height, width), and split it: see `split_folder`.
 
-    Args:
-        folder: N images.
-        input_size: channels, height and width of the model's input.
-        cache: stores the decoded images.
-        groups: (N,) int64, the groups for the split; by default those of the folder alone.
-        folds, fold: as in `split_folder`.
-
-    Raises:
-        UserError: a class has too few readable images.
+    By default, `groups` are those of the folder alone.
     """
     decoded = decode_images(folder, input_size, cache)
     if groups is None:
@@ -246,11 +230,7 @@ def load_training_data(
 
 
 def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TestSet:
-    """Decode a test folder.
-
-    Raises:
-        UserError: no image can be read.
-    """
+    """Decode a test folder for a model with this input (channels, height, width)."""
     decoded = decode_images(folder, input_size, cache)
     places = np.flatnonzero(_readable(folder, decoded.unreadable))
     return _test_set(folder.name, folder, ImageBatches(decoded, folder.labels, places))

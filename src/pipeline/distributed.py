@@ -50,11 +50,7 @@ class _Place:
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """Connect the processes that were started together, if there are several.
-
-    Raises:
-        UserError: the environment variables are incomplete or wrong, or the other processes did not connect.
-    """
+    """Connect the processes that were started together, or raise UserError."""
     place = _find_place()
     if place.rank > 0:
         logging.disable(logging.WARNING)

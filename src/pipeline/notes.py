@@ -24,11 +24,7 @@ _MOST_NAMED = 30  # classes in one line
 
 
 def check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence[ImageFolder]) -> None:
-    """Warn of train/test leakage: training images that share a group with test images.
-
-    Raises:
-        UserError: there are some, and `--strict` is given.
-    """
+    """Warn of train/test leakage, training images in a group of test images; raise UserError with `--strict`."""
     overlaps = {name: of_set["overlap"] for name, of_set in images["test"].items() if of_set["overlap"]}
     if not overlaps:
         return

@@ -35,14 +35,9 @@ FLAGS = tuple(name for name in Settings.__dataclass_fields__ if name not in (*FI
 
 
 def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
-    """Read a parameter file. Empty lines and lines that begin with `#` are skipped.
+    """Read a parameter file. Empty lines and lines that begin with `#` are skipped; malformed ones raise UserError.
 
-    Args:
-        path: the file.
-        others: default values of the settings `FLAGS`.
-
-    Raises:
-        UserError: a line is malformed; the message names file, line and field.
+    `others` are the default values of the settings `FLAGS`.
     """
     try:
         lines = decode_text(path.read_bytes()).splitlines()

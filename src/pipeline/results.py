@@ -29,8 +29,7 @@ def gather(
 
     Args:
         trainer: the trained run.
-        tested: the scores of each checkpoint on the test sets; the scores of its epoch in training and validation are
-            added.
+        tested: the result of `Tester.test`, to which the training and validation scores of each epoch are added.
         described: the settings as `settings.json` stores them.
         images: the result of `describe_data`.
     """
@@ -66,11 +65,7 @@ def _count_originals(data: TrainingData) -> dict[str, int]:
 
 
 def read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Sequence[str]) -> dict[str, Any]:
-    """Read and validate the `metrics.json` of a run on these folders.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the `metrics.json` of a run on these folders; raise UserError if it is damaged."""
     metrics = read_json(file)
     count = len(folders[0].classes)
     names = {folder.name for folder in folders[1:]}

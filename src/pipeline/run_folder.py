@@ -23,12 +23,7 @@ _log = logging.getLogger(__name__)
 def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict[str, Any] | None:
     """Return the contents of `metrics.json` if a run has finished with everything that the settings ask for.
 
-    Args:
-        settings: settings of the run.
-        folders: the training images and the test sets.
-
-    Raises:
-        UserError: the hardware does not support the settings, the run was started with others, or a file is damaged.
+    A run that was started with other settings, and a damaged file, raise UserError.
     """
     if settings.restart:
         return None

@@ -83,11 +83,7 @@ _FREEZE_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of one run.
-
-    Raises:
-        UserError: a value is out of range.
-    """
+    """The settings of one run. A value that is out of range raises UserError."""
 
     # fmt: off
     model_type: str = _option("-m --model-type", dataclasses.MISSING, _MODEL_HELP, type=read_model, metavar="MODEL")
@@ -244,14 +240,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | None]:
-    """Find a run.
-
-    Args:
-        path: the run's folder, a checkpoint file in it, or a folder that contains one run at any depth.
-        checkpoint: the name of a checkpoint, if given.
+    """Find a run by its folder, by a checkpoint file in it, or by a folder that contains one run at any depth.
 
     Returns:
-        The run's folder, or `path` if there is no run, and the name of the checkpoint.
+        The run's folder, or `path` if there is no run, and the name of the checkpoint, if one is named.
 
     Raises:
         UserError: the folder contains several runs, or two checkpoints are named.

@@ -102,15 +102,13 @@ def split_folder(
     fold: int | None = 0,
     cache: Cache = SHARED,
 ) -> Split:
-    """Split images into training and validation by stratified group k-fold (scikit-learn's `StratifiedGroupKFold`).
+    """Split N images into training and validation by stratified group k-fold (scikit-learn's `StratifiedGroupKFold`).
 
     An augmented image trains if its source trains; otherwise it is left out. If the folder itself names validation
     images, these validate, and images that share a group with them are left out.
 
     Args:
-        folder: N images.
-        readable: (N,) bool; unreadable images are on neither side.
-        groups: (N,) int64; an augmented image has the group of its source.
+        folder, readable, groups: the images; (N,) bool; (N,) int64, where augmented images have their source's group.
         folds: number of folds, reduced if a class has fewer groups.
         fold: the fold that validates, from 0; None trains on all images.
         cache: stores the folds.
@@ -145,10 +143,9 @@ def split_folder(
 
 
 def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
-    """Split a folder into images for training and validation, and one fold of whole groups for testing.
+    """Split a folder into images for training and validation, and one fold for testing.
 
-    Raises:
-        UserError: a class has fewer than three groups.
+    A class with fewer than three groups raises UserError.
     """
     store = None if cache.directory is None else STORE
     unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
@@ -161,11 +158,7 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
 
 
 def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
-    """Return the images of a folder that are on one side of a run's `split.csv`.
-
-    Raises:
-        UserError: there are none, or some are missing.
-    """
+    """Return the images of a folder on one side of a run's `split.csv`; raise UserError if some are missing."""
     rows = read_rows(run_dir / "split.csv", ("file", "side"))
     names = {row["file"] for row in rows if row["side"] == side}
     places = [place for place in range(len(folder.paths)) if folder.name_of(place) in names]
@@ -181,11 +174,7 @@ def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
 
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
-    """Remove training images that share a group with test images.
-
-    Raises:
-        UserError: no image of a class is left.
-    """
+    """Remove training images that share a group with test images; raise UserError if no image of a class is left."""
     numbers, *tested = load_groups(folders, cache).numbers
     kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
     training = folders[0].subset(kept)
@@ -202,11 +191,7 @@ def _check_left(folder: ImageFolder, places: np.ndarray, side: str) -> None:
 
 
 def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
-    """Return the number of folds that a folder divides into: `folds`, or fewer if a class has fewer groups.
-
-    Raises:
-        UserError: a class has fewer than two groups.
-    """
+    """Return the number of folds that a folder divides into: `folds`, or fewer if a class has fewer groups."""
     [groups] = load_groups([folder], cache).numbers
     return _find_folds(folder, np.flatnonzero(~folder.augmented), groups, folds, cache)[1]
 
@@ -233,11 +218,7 @@ def _count_groups(labels: np.ndarray, groups: np.ndarray, classes: int) -> np.nd
 def _find_folds(
     folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, folds: int, cache: Cache, least: int = 2
 ) -> tuple[np.ndarray, int]:
-    """Return the fold of each original image, (M,), and the number of folds, each with images of every class.
-
-    Raises:
-        UserError: a class has fewer groups than `least`.
-    """
+    """Return the fold of each original image, (M,), and the number of folds, each with images of every class."""
     _check_classes(folder, originals, groups, least)
     labels = folder.labels[originals]
     # Renumbered in order of appearance, so that the folds only depend on which images belong together.
