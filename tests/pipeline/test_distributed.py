@@ -324,24 +324,23 @@ def start_waiting(port, ranks):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_a_process_that_waits_for_connections(variables, free_port, number, status):
+@pytest.mark.parametrize(
+    ("ranks", "lines", "message"),
+    [
+        ([0], ["ready\n"], "stopped; the same command goes on from where it was\n"),
+        ([0, 1], ["ready\n", "joined\n"], "stopped while waiting for the other processes\n"),
+    ],
+    ids=["for connections", "inside torch"],
+)
+def test_signal_ends_a_waiting_process(variables, free_port, ranks, lines, message, number, status):
     variables()
-    (process,) = start_waiting(free_port, [0])
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (status, "stopped; the same command goes on from where it was\n")
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_a_process_that_waits_inside_torch(variables, free_port, number, status):
-    variables()
-    first, other = start_waiting(free_port, [0, 1])
-    for process in (first, other):
-        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "joined\n"]
-    time.sleep(0.5)  # until it is in the barrier
-    first.send_signal(number)
-    _, errors = first.communicate(timeout=30)
-    assert (first.returncode, errors) == (status, "stopped while waiting for the other processes\n")
-    other.kill()
-    other.communicate()
+    processes = start_waiting(free_port, ranks)
+    for process in processes:
+        assert [process.stdout.readline() for _ in lines] == lines
+    time.sleep(0.5)  # until it waits
+    processes[0].send_signal(number)
+    _, errors = processes[0].communicate(timeout=30)
+    assert (processes[0].returncode, errors) == (status, message)
+    for process in processes[1:]:
+        process.kill()
+        process.communicate()
