@@ -91,7 +91,7 @@ class Cache:
         with _as_no_room(file):
             while not (kept := _open(file)):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with _partial_of(file).open("a+b") as stream:
+                with os.fdopen(os.open(_partial_of(file), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
                     if _lock(stream) and _is_named(stream, _partial_of(file)):
                         return self._make(file, stream, shape, dtype, fill)
                 if not waiting:
