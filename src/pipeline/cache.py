@@ -109,6 +109,8 @@ class Cache:
             if kept := _open(file):
                 partial.unlink()
                 return kept
+            if file.exists():
+                _log.warning("%s is damaged: it is rebuilt", file)
             stream.truncate(0)  # what a killed program wrote
             with _locked_folder(self.directory):
                 self._make_room(size, (file, partial))
@@ -217,11 +219,8 @@ def _open(file: Path) -> Kept | None:
                 with suppress(OSError):  # a read-only cache
                     os.utime(_record_of(file))  # time of last use
                 return Kept(_map(stream), record["notes"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not a record
-        pass
-    _log.warning("%s is damaged: it is rebuilt", file)
+    except (FileNotFoundError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
+        pass  # missing, or not a record
     return None
 
 
