@@ -156,7 +156,8 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         folder: for the runs.
         common: settings that all runs share.
     """
-    from pipeline.run import finished_results, run
+    from pipeline.run import run
+    from pipeline.run_folder import finished_results
 
     def folders(settings: Settings) -> list[ImageFolder]:
         return [sets[directory.name] for directory in (settings.data_dir, *settings.test_dir)]

@@ -82,7 +82,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _print(metrics: dict[str, Any], evaluations: dict[str, Evaluation], output_dir: Path) -> None:
-    from pipeline.run import class_tables, results_table
+    from pipeline.results import class_tables, results_table
 
     print(f"{results_table(metrics)}\n\n{class_tables(metrics)}\n")
     for name, evaluation in evaluations.items():

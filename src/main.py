@@ -11,7 +11,8 @@ def main() -> int:
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.baseline import describe_baselines
     from pipeline.distributed import joined_processes
-    from pipeline.run import class_tables, results_table, run
+    from pipeline.results import class_tables, results_table
+    from pipeline.run import run
 
     with joined_processes():
         metrics = run(settings)

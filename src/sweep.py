@@ -117,7 +117,7 @@ def _has_reached(settings: Settings, until: int | None) -> bool:
 
 
 def _results(settings: Settings) -> dict[str, Any] | None:
-    from pipeline.run import finished_results
+    from pipeline.run_folder import finished_results
 
     return finished_results(settings, _folders_of(settings))
 

@@ -33,7 +33,8 @@ def main() -> int:
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.baseline import describe_baselines
     from pipeline.distributed import joined_processes
-    from pipeline.run import class_tables, describe_confusions, results_table, run
+    from pipeline.results import class_tables, describe_confusions, results_table
+    from pipeline.run import run
 
     settings = _make_settings(arguments, layout)
     for line in _audit(layout, folders[0]):

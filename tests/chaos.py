@@ -1,10 +1,10 @@
-"""Kills each program at random moments and looks whether it ends as if it had not been.
+"""Kill each program at random moments, and check that its results are those of an undisturbed run.
 
     python tests/chaos.py --rounds 100
 
-A round starts a program on a few images, kills it one to three times, and lets it finish. After each kill every file
-must open that is there under its final name; in the end all files must hold what an undisturbed run's do. A round
-depends on its number only, by which later calls go on: after `--rounds 10`, `--rounds 10 --first 10` is another ten.
+A round starts a program on a few images, kills it one to three times, and then lets it finish. After each kill every
+file under its final name must open; in the end all files must equal those of an undisturbed run. A round depends only
+on its number: `--rounds 10 --first 10` continues after `--rounds 10`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+from common import align
 from dataset.array_images import write_digits
 from dataset.sample import draw_numbered
 from helpers import REPOSITORY
 
-_MOST_KILLS = 3  # in a round
-_PATIENCE = 30  # seconds in which all that a killed program had started must be gone
-# What two undisturbed runs differ in: how long they took, and the number that wandb knows a run by.
-_UNLIKE = {"settings.json": "wandb_run_id", "study.json": "seconds"}
+_MOST_KILLS = 3  # per round
+_PATIENCE = 30  # seconds within which the children of a killed program must end
+_UNLIKE = {"settings.json": "wandb_run_id", "study.json": "seconds"}  # entries that differ between undisturbed runs
 _IGNORED = {"seconds.json"}
 
-# The study's plan would train four models for a thousand epochs on as few images.
+# The full study would train four models for a thousand epochs on these few images.
 _SHORT_STUDY = """
 import dataclasses, sys
 sys.path.insert(0, sys.argv.pop(1))
@@ -71,7 +73,7 @@ _RUNS = "".join(f"{model} False 3 4 0.001 0.01 0.9 False False\n" for model in (
 
 
 def _write_arrays(place: Path, images: int = 4) -> None:
-    """A few images of each digit in each set, of all backgrounds that the set has."""
+    """Write a few images of each digit in each set, with all backgrounds of the set."""
     write_digits(place / "all")
     for folder in sorted((place / "all").glob("*/*")):
         files = sorted(folder.iterdir())
@@ -94,7 +96,7 @@ def _write_photographs(place: Path) -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """What is started, and what writes the files that it starts with."""
+    """A command, and a function that writes its input files."""
 
     arguments: Sequence[str]
     write_files: Callable[[Path], None] = _write_arrays
@@ -111,19 +113,22 @@ class Program:
             start_new_session=True,
         )
 
-    def run(self, place: Path) -> tuple[subprocess.Popen[str], str]:
-        """Runs it to its end; returns what it said on stderr, too."""
+    def run(self, place: Path) -> tuple[int, str]:
+        """Run the program to its end; return its status and stderr."""
         process = self.start(place)
         try:
-            return process, process.communicate()[1]
+            errors = process.communicate()[1]
+            return process.returncode, errors
         finally:
-            process.kill()  # where this program is stopped, which does not stop that one
+            process.kill()  # if chaos.py itself is interrupted
 
 
 def _source(name: str) -> str:
     return str(REPOSITORY / "src" / name)
 
 
+_SETS = ("-d", "sets/TRAIN", "-t", "sets/TEST")
+_SWEEP = ("-c", _SWEEP_AND_REPORT, str(REPOSITORY / "src"), "runs.txt", *_SETS, "--precision", "bf16")
 PROGRAMS = {
     "dataset_main": Program(
         [_source("dataset/dataset_main.py"), "--max-per-class", "12", "--testing-per-class", "3",
@@ -131,63 +136,39 @@ PROGRAMS = {
         _write_photographs,
     ),
     "main": Program(
-        [_source("main.py"), "-m", "SmallVGG", "-d", "sets/TRAIN", "-t", "sets/TEST", "-e", "8", "-b", "4",
-         "-l", "0.001", "--precision", "fp32", "--save-every", "0"],
+        [_source("main.py"), "-m", "SmallVGG", *_SETS, "-e", "8", "-b", "4", "-l", "0.001", "--precision", "fp32",
+         "--save-every", "0"],
     ),
-    "sweep": Program(
-        ["-c", _SWEEP_AND_REPORT, str(REPOSITORY / "src"), "runs.txt", "-d", "sets/TRAIN", "-t", "sets/TEST",
-         "--precision", "bf16", "--save-every", "0.02"],
-    ),
-    "halving": Program(
-        ["-c", _SWEEP_AND_REPORT, str(REPOSITORY / "src"), "runs.txt", "-d", "sets/TRAIN", "-t", "sets/TEST",
-         "--precision", "bf16", "--halving", "--eta", "2", "--min-epochs", "1"],
-    ),
+    "sweep": Program([*_SWEEP, "--save-every", "0.02"]),
+    "halving": Program([*_SWEEP, "--halving", "--eta", "2", "--min-epochs", "1"]),
     "array_study": Program(["-c", _SHORT_STUDY, str(REPOSITORY / "src"), "sets", "--seeds", "1"]),
 }  # fmt: skip
 
 
-@dataclass
-class Tally:
-    """What all rounds of a program came to."""
-
-    rounds: int = 0
-    kills: int = 0
-    in_a_write: int = 0
-    opened: int = 0
-    compared: int = 0
-    right: int = 0
-    mistakes: list[str] = field(default_factory=list)
-
-
 class Undisturbed:
-    """A program's files before it is started, and what an undisturbed run makes of them, in which time.
-
-    Attributes:
-        files: a folder to copy.
-        seconds: of the processor, which, unlike the clock's, do not depend on who else is at work.
-        contents: as `read_contents` gives them.
-    """
+    """The input files of a program, and processor time and results of an undisturbed run."""
 
     def __init__(self, program: Program, folder: Path) -> None:
+        folder.mkdir()
         self.files = folder / "files"
         self.files.mkdir()
         program.write_files(self.files)
-        shutil.copytree(self.files, folder / "undisturbed")
+        place = shutil.copytree(self.files, folder / "undisturbed")
         before = _seconds_of_children()
-        process, errors = program.run(folder / "undisturbed")
+        status, errors = program.run(place)
         self.seconds = _seconds_of_children() - before
-        if process.returncode:
-            raise SystemExit(f"an undisturbed run ends with status {process.returncode}:\n{errors}")
-        self.contents = read_contents(folder / "undisturbed")
-        shutil.rmtree(folder / "undisturbed")
+        if status:
+            raise SystemExit(f"an undisturbed run ends with status {status}:\n{errors}")
+        self.contents = read_contents(place)
+        shutil.rmtree(place)
 
 
-def play_round(program: Program, undisturbed: Undisturbed, number: int, place: Path, tally: Tally) -> None:
-    """Kills a program at random moments, lets it finish, and looks at what it left."""
+def play_round(program: Program, undisturbed: Undisturbed, number: int, place: Path, tally: Counter[str]) -> list[str]:
+    """Kill a program at random moments, let it finish, and check its files; return what is wrong."""
     generator = random.Random(number)
     mistakes: list[str] = []
     killed = 0
-    while not killed:  # it may have been faster than the undisturbed run
+    while not killed:  # the program may end before it is killed
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(undisturbed.files, place)
         for _ in range(generator.randint(1, _MOST_KILLS)):
@@ -195,34 +176,34 @@ def play_round(program: Program, undisturbed: Undisturbed, number: int, place: P
             if not kill(program.start(place), place, moment, writing):
                 break
             killed += 1
-            tally.in_a_write += any(_partial_files(place))
+            tally["in a write"] += any(place.rglob(".*.partial*"))
             for path in final_files(place):
-                tally.opened += 1
+                tally["files opened"] += 1
                 if reason := why_damaged(path):
                     mistakes.append(f"{path} after a kill: {reason}")
-    tally.kills += killed
-    process, errors = program.run(place)
-    if process.returncode:
-        mistakes.append(f"ends with status {process.returncode}: {errors.strip().splitlines()[-1:]}")
+    tally["kills"] += killed
+    status, errors = program.run(place)
+    if status:
+        mistakes.append(f"ends with status {status}: {errors.strip().splitlines()[-1:]}")
     mistakes += [f"{path} is left of a killed program" for path in place.rglob(".*.partial.pt")]
     contents = read_contents(place)
-    tally.compared += len(contents)
+    tally["compared"] += len(contents)
     for name in sorted(contents.keys() | undisturbed.contents.keys()):
         if contents.get(name) != undisturbed.contents.get(name):
             mistakes.append(f"{place / name} differs from that of an undisturbed run, or only one of them has it")
-    tally.rounds += 1
-    tally.right += not mistakes
-    tally.mistakes += mistakes
+    tally["rounds"] += 1
+    tally["right"] += not mistakes
+    return mistakes
 
 
 def kill(process: subprocess.Popen[str], place: Path, moment: float, writing: bool) -> bool:
-    """Kills a program after so many seconds of the processor's, or as soon as it writes a file after that.
+    """Kill a program after some seconds of processor time, or as soon as it writes a file after that.
 
     Returns:
         False if it ended before.
 
     Raises:
-        SystemExit: something that it had started goes on without it.
+        SystemExit: its children did not end.
     """
     with process:
         try:
@@ -236,16 +217,18 @@ def kill(process: subprocess.Popen[str], place: Path, moment: float, writing: bo
         if process.wait() != -signal.SIGKILL:
             return False
     begin = time.monotonic()
-    while _group_lives(process.pid):
-        if time.monotonic() > begin + _PATIENCE:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise SystemExit(f"what {process.args} had started was still there {_PATIENCE} s after it was killed")
-        time.sleep(0.05)
+    with suppress(ProcessLookupError):  # the process group has ended
+        while True:
+            os.killpg(process.pid, 0)
+            if time.monotonic() > begin + _PATIENCE:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise SystemExit(f"children of {process.args} were alive {_PATIENCE} s after it was killed")
+            time.sleep(0.05)
     return True
 
 
 def _sizes(place: Path) -> dict[str, int]:
-    """The size of every file, under whatever name; quickly, since writing one takes milliseconds."""
+    """Return the size of every file. Uses scandir, since writing a file takes only milliseconds."""
     sizes, folders = {}, [os.fspath(place)]
     while folders:
         with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
@@ -258,9 +241,8 @@ def _sizes(place: Path) -> dict[str, int]:
 
 
 def _seconds_of(pid: int) -> float:
-    """The processor time that a child, which was not waited for yet, has taken so far."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Return the processor time of a child; it does not depend on other programs, unlike wall-clock time."""
+    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def _seconds_of_children() -> float:
@@ -268,28 +250,16 @@ def _seconds_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _partial_files(place: Path) -> Iterator[Path]:
-    return place.rglob(".*.partial*")
-
-
 def final_files(place: Path) -> list[Path]:
-    """All files that are there under their final names, those of the cache among them."""
+    """Return all files under their final names, including those of the cache."""
     return [path for path in sorted(place.rglob("*")) if path.is_file() and not path.name.startswith(".")]
 
 
 def why_damaged(path: Path) -> str | None:
-    """Why a file cannot be read whole; None if it can, or is of no known kind."""
+    """Return why a file cannot be read completely; None if it can, or is of an unknown kind."""
     try:
         _OPENERS.get(path.suffix, Path.read_bytes)(path)
-    except Exception as error:  # whatever a reader stumbles over
+    except Exception as error:  # damaged files raise arbitrary errors
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -309,7 +279,7 @@ def _read_table(path: Path) -> None:
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows) or not path.read_text().endswith("\n"):
-        raise ValueError("cut off")
+        raise ValueError("truncated")
 
 
 _OPENERS: dict[str, Callable[[Path], object]] = {
@@ -324,7 +294,7 @@ _OPENERS: dict[str, Callable[[Path], object]] = {
 
 
 def read_contents(place: Path) -> dict[str, str]:
-    """A checksum of what each file says that two undisturbed runs agree in, by its path; hidden folders left out."""
+    """Return a digest of each file's reproducible contents, by path, without hidden folders."""
     contents = {}
     for path in final_files(place):
         name = path.relative_to(place)
@@ -334,7 +304,7 @@ def read_contents(place: Path) -> dict[str, str]:
 
 
 def _content(path: Path) -> bytes:
-    if path.suffix == ".pt":  # whose bytes hold the partial file's name
+    if path.suffix == ".pt":  # its bytes contain the name of the partial file
         return b"".join(_flatten(_read_state(path)))
     if path.name in _UNLIKE:
         return repr({**json.loads(path.read_text()), _UNLIKE[path.name]: None}).encode()
@@ -342,7 +312,7 @@ def _content(path: Path) -> bytes:
 
 
 def _flatten(state: Any) -> Iterator[bytes]:
-    """Tensors and plain values to the last bit."""
+    """Yield the exact bytes of tensors and plain values."""
     import torch
 
     if isinstance(state, torch.Tensor):
@@ -359,44 +329,38 @@ def _flatten(state: Any) -> Iterator[bytes]:
         yield repr(state).encode()
 
 
-def make_table(tallies: dict[str, Tally]) -> str:
-    """A line a program."""
-    lines = ["program       rounds  kills  in a write  files opened  compared  right"]
-    for name, tally in tallies.items():
-        lines.append(f"{name:12}  {tally.rounds:6}  {tally.kills:5}  {tally.in_a_write:10}  {tally.opened:12}"
-                     f"  {tally.compared:8}  {tally.right:5}")  # fmt: skip
-    return "\n".join(lines)
+def make_table(tallies: dict[str, Counter[str]]) -> str:
+    """Format one line per program."""
+    columns = ("rounds", "kills", "in a write", "files opened", "compared", "right")
+    return align(
+        [("program", *columns), *((name, *(str(tally[c]) for c in columns)) for name, tally in tallies.items())]
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each program (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first (default: %(default)s)")
-    parser.add_argument("--program", choices=tuple(PROGRAMS), help="this one only")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="per program (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="first number (default: %(default)s)")
+    parser.add_argument("--program", choices=tuple(PROGRAMS), help="test only this program")
     arguments = parser.parse_args()
     programs = {name: program for name, program in PROGRAMS.items() if arguments.program in (None, name)}
-    tallies = {name: Tally() for name in programs}
+    tallies: dict[str, Counter[str]] = {name: Counter() for name in programs}
     folder = Path(tempfile.mkdtemp(prefix="chaos_"))
-    undisturbed = {}
-    for name, program in programs.items():
-        (folder / name).mkdir()
-        undisturbed[name] = Undisturbed(program, folder / name)
-        print(f"{name}: {undisturbed[name].seconds:.1f} s of the processor undisturbed", file=sys.stderr, flush=True)
+    undisturbed = {name: Undisturbed(program, folder / name) for name, program in programs.items()}
     try:
         for number in range(arguments.first, arguments.first + arguments.rounds):
             for name, program in programs.items():
-                place, tally = folder / f"{name}_{number}", tallies[name]
-                known = len(tally.mistakes)
-                play_round(program, undisturbed[name], number, place, tally)
-                for mistake in tally.mistakes[known:]:
+                place = folder / f"{name}_{number}"
+                mistakes = play_round(program, undisturbed[name], number, place, tallies[name])
+                for mistake in mistakes:
                     print(f"{name}, round {number}: {mistake}", file=sys.stderr, flush=True)
-                if len(tally.mistakes) == known:
+                if not mistakes:
                     shutil.rmtree(place)
             print(f"after round {number}:\n{make_table(tallies)}", file=sys.stderr, flush=True)
     finally:
         print(make_table(tallies))
-    if any(tally.mistakes for tally in tallies.values()):
-        print(f"the files of what went wrong: {folder}", file=sys.stderr)
+    if any(tally["right"] < tally["rounds"] for tally in tallies.values()):
+        print(f"files of the failed rounds: {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,4 +1,4 @@
-"""Each program, killed at random moments, ends as if it had not been; and what looks at that sees what is wrong."""
+"""Programs that are killed at random moments give identical results, and chaos.py detects damaged files."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from helpers import REPOSITORY
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", chaos.PROGRAMS)
-def test_two_rounds(program):
+def test_killed_programs_give_identical_results(program):
     command = [sys.executable, REPOSITORY / "tests" / "chaos.py", "--rounds", "2", "--program", program]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     print(result.stdout)
@@ -36,20 +36,20 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_whole_files_open(place):
+def test_complete_files_open(place):
     assert len(chaos.final_files(place)) == 8
     assert [path for path in chaos.final_files(place) if chaos.why_damaged(path)] == []
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.9])
-def test_every_kind_of_file_is_seen_to_be_cut_off(place, share):
+def test_truncated_files_are_detected(place, share):
     for path in chaos.final_files(place):
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
         assert chaos.why_damaged(path), path
 
 
-def test_contents_differ_where_runs_differ(place):
+def test_contents_differ_if_runs_differ(place):
     before = chaos.read_contents(place)
     (place / "settings.json").write_text(json.dumps({"seed": 1, "wandb_run_id": "b"}))
     (place / ".last.1.partial.pt").touch()

@@ -142,7 +142,7 @@ BAD_ARGUMENTS = [
     (["-m", "VGG", "--precision", "fp8"], "--precision"),
     (["-m", "VGG", "--weights", "w.pth"], "--weights w.pth: must be used together with -p"),
     (["-m", "VGG", "--freeze-to", "conv2"], "--freeze-to conv2: must be used together with -p"),
-    (["-m", "ResNet18", "-t", "a/test", "b/test"], "folders of different names"),
+    (["-m", "ResNet18", "-t", "a/test", "b/test"], "folders with different names"),
     (["-m", "ResNet18", "-p", "--weights", "nowhere.pth"], "cannot read --weights nowhere.pth"),
     (["-m", "timm/"], "unknown model 'timm/'"),
     (["-m", "timm/mobilenetv3_smal_100"], "did you mean mobilenetv3_small_100"),

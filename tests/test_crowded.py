@@ -1,4 +1,4 @@
-"""Machines as users have them: full, shared, cut off, or with hardly anything. One line each, and nothing lost."""
+"""Runs on difficult machines: full or read-only disks, no network, one core, concurrent programs."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ ENVIRONMENT |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder with images to train and to test on, and in `alone` an undisturbed run on them."""
+    """A folder with training and test images, and an undisturbed run on them in `alone`."""
     place = tmp_path_factory.mktemp("undisturbed")
     write_images(place / "dataset", {"A": 8, "B": 9})
     write_images(place / "dataset_testing", {"A": 3, "B": 3})
@@ -32,12 +32,11 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def finished(undisturbed, tmp_path):
-    """The same, for a test of its own."""
+    """A copy of it."""
     return shutil.copytree(undisturbed, tmp_path / "place")
 
 
 def results(folder):
-    """What a run in a folder came to."""
     return read_contents(folder / RUN)
 
 
@@ -46,11 +45,11 @@ def command(*arguments):
 
 
 def unshared(what, script, cwd, **environment):
-    """Runs a shell script that may mount, or has no network: nobody else sees it."""
+    """Run a shell script in its own namespace, where it may mount disks or has no network."""
     unshare = ["unshare", "--user", "--map-root-user", "--mount", what, "sh", "-ec"]
     attempt = "mount -t tmpfs none /mnt"
     if not shutil.which("unshare") or subprocess.run([*unshare, attempt], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("this machine does not let programs mount anything")
+        pytest.skip("programs cannot mount disks here")
     result = subprocess.run(
         [*unshare, script], cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, check=False
     )
@@ -58,7 +57,7 @@ def unshared(what, script, cwd, **environment):
     return result
 
 
-# Its `main.py`, but that it tells in a file of each time that it decodes images.
+# main.py, but each decoding of images is recorded in a file.
 COUNTING = """
 import sys
 from pathlib import Path
@@ -75,7 +74,7 @@ common.run_program(main.main)
 """
 
 
-def test_of_four_runs_on_a_cold_cache_two_at_most_build_it(finished):
+def test_concurrent_runs_share_a_cold_cache(finished):
     shutil.rmtree(finished / ".cache")
     programs = [
         subprocess.Popen(
@@ -92,7 +91,7 @@ def test_of_four_runs_on_a_cold_cache_two_at_most_build_it(finished):
     assert all(results(finished / str(number)) == expected for number in range(4))
 
 
-# Starts a program on a disk of a few kilobytes, and again when it has more; keeps what is there in between.
+# Runs a program on a full disk, then again with more space; copies the files after each attempt.
 FULL = """
 mkdir disk && mount -t tmpfs -o size={size}k none disk
 cd disk && cp -r ../files/. . && cd ..
@@ -106,8 +105,8 @@ cp -r disk later
 
 
 @pytest.mark.parametrize("kilobytes", [100, 12000])
-def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(finished, kilobytes):
-    """It is full at the first checkpoint, or at the second state to go on from."""
+def test_run_resumes_after_a_full_disk(finished, kilobytes):
+    """The disk is full at the first checkpoint, or at the second full state."""
     expected = results(finished / "alone")
     (finished / "files").mkdir()
     arguments = ("-d", finished / "dataset", "-t", finished / "dataset_testing", "--no-cache")
@@ -122,7 +121,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(finished, kiloby
     assert {name for name in expected if found.get(name) != expected[name]} == naming_folders
 
 
-def test_a_full_disk_ends_the_making_of_a_dataset_that_goes_on_when_there_is_room(tmp_path):
+def test_dataset_is_completed_after_a_full_disk(tmp_path):
     program = PROGRAMS["dataset_main"]
     program.write_files(tmp_path / "files")
     shutil.copytree(tmp_path / "files", tmp_path / "alone")
@@ -135,9 +134,9 @@ def test_a_full_disk_ends_the_making_of_a_dataset_that_goes_on_when_there_is_roo
     assert read_contents(tmp_path / "later") == read_contents(tmp_path / "alone")
 
 
-# The array study claims its runs as a sweep does, and gets no further.
+# The array study fails at the same place as a sweep, its claims.
 @pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"array_study"}))
-def test_an_output_folder_that_may_only_be_read(tmp_path, name):
+def test_read_only_output_folder_is_reported(tmp_path, name):
     PROGRAMS[name].write_files(tmp_path)
     before = digests(tmp_path)
     script = f"mount --bind . . && cd . && mount -o remount,ro,bind . && cd {shlex.quote(str(tmp_path))}\n"
@@ -147,7 +146,7 @@ def test_an_output_folder_that_may_only_be_read(tmp_path, name):
     assert digests(tmp_path) == before
 
 
-def test_without_a_folder_for_the_cache_a_run_does_without(finished):
+def test_run_works_with_a_read_only_cache_folder(finished):
     shutil.rmtree(finished / ".cache")
     script = (
         "mount --bind . . && cd {0} && mount -o remount,ro,bind .\nmount -t tmpfs none {0}/out\n{1}\ncp -r out/. {2}"
@@ -161,7 +160,7 @@ def test_without_a_folder_for_the_cache_a_run_does_without(finished):
     assert results(copy) == results(finished / "alone")
 
 
-def test_without_a_network_a_run_does_without_wandb(finished):
+def test_run_works_without_network(finished):
     online = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "HOME": str(finished)}
     result = unshared("--net", shlex.join(command()), finished, **online)
     assert result.returncode == 0, result.stderr
@@ -170,7 +169,7 @@ def test_without_a_network_a_run_does_without_wandb(finished):
     assert results(finished / "saved_models") == results(finished / "alone")
 
 
-def test_one_core_no_home_no_gpu_and_a_path_with_spaces(finished):
+def test_run_works_on_one_core_without_home_in_a_path_with_spaces(finished):
     place = finished / "my pictures, ä '1"
     for name in ("dataset", "dataset_testing"):
         shutil.move(finished / name, place / name)
@@ -183,4 +182,4 @@ def test_one_core_no_home_no_gpu_and_a_path_with_spaces(finished):
     assert result.returncode == 0, result.stderr
     assert "on CPU with 1 threads, fp32" in result.stderr
     expected, found = results(finished / "alone"), results(place / "saved_models")
-    assert {name for name in expected if found.get(name) != expected[name]} == {"metrics.json"}  # has it plots?
+    assert {name for name in expected if found.get(name) != expected[name]} == {"metrics.json"}  # it has plots

@@ -1,4 +1,4 @@
-"""Runs on a GPU compute what they compute on a CPU, never wait within a batch, and resume exactly."""
+"""Training on a GPU: same results as on a CPU, no synchronisation within a batch, and exact resuming."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from pipeline.settings import Settings
 from pipeline.tester import class_activation_maps
 from pipeline.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # with which cuBLAS is deterministic
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 STEPS = 3
-# Of the mean loss of a batch: in the first step only rounding differs, later the weights do too.
+# Tolerances of the mean loss: in the first step only rounding differs, later the weights do too.
 CLOSE = {"fp32": (0.002, 0.05), "bf16": (0.05, 0.25)}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with 41 images of two classes, of which 33 train."""
+    """A folder with 41 images of two classes, 33 of them for training."""
     place = tmp_path_factory.mktemp("cuda")
     write_images(place / "dataset", {"A": 21, "B": 20})
     write_images(place / "dataset_testing", {"A": 4, "B": 4})
@@ -52,7 +52,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def make(place, tmp_path, monkeypatch):
-    """Makes a trainer, by default of two epochs of four batches."""
+    """Make a trainer, by default of two epochs of four batches."""
     monkeypatch.chdir(place)
     set_up_torch()
 
@@ -81,7 +81,7 @@ def deterministic():
 
 
 def losses_of(trainer):
-    """The mean losses of the first steps."""
+    """Return the mean losses of the first steps."""
     trainer.model.train()
     order = trainer.train_loader.batch_sampler
     order.set_epoch(0)
@@ -92,13 +92,13 @@ def losses_of(trainer):
 
 @pytest.fixture(scope="module")
 def on_cpu():
-    """The losses of models on a CPU in fp32, by name."""
+    """The losses of each model on a CPU in fp32."""
     return {}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("model_type", MODELS)
-def test_losses_are_those_of_a_cpu(make, on_cpu, model_type, precision):
+def test_losses_equal_those_of_a_cpu(make, on_cpu, model_type, precision):
     if model_type not in on_cpu:
         on_cpu[model_type] = losses_of(make(model_type, CPU, name="cpu", learning_rate=1e-5))
     expected = on_cpu[model_type]
@@ -109,21 +109,21 @@ def test_losses_are_those_of_a_cpu(make, on_cpu, model_type, precision):
     assert on_gpu[1:] == pytest.approx(expected[1:], abs=later)
 
 
-def test_fp32_is_not_tf32(make):
-    """The products of a convolution and of matrices are as exact as those of a CPU."""
+def test_fp32_does_not_use_tf32(make):
+    """Convolutions and matrix products are as exact as on a CPU."""
     make("SmallVGG")
     torch.manual_seed(0)
     images, weights = torch.randn(4, 256, 14, 14), torch.randn(256, 256, 3, 3)
     exact = nn.functional.conv2d(images.double(), weights.double())
     error = (nn.functional.conv2d(images.to(GPU), weights.to(GPU)).cpu() - exact).norm() / exact.norm()
-    assert error < 5e-5  # of TF32 3e-4
+    assert error < 5e-5  # TF32: 3e-4
     exact = weights.double().flatten(1).T @ weights.double().flatten(1)
     weights = weights.to(GPU).flatten(1)
     assert ((weights.T @ weights).cpu() - exact).norm() / exact.norm() < 5e-5
 
 
 def interrupt(monkeypatch, batch):
-    """Sends Ctrl-C in a batch, counted from now on."""
+    """Send Ctrl-C in a batch."""
     batches = iter(range(1, 1000))
 
     def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
@@ -136,8 +136,10 @@ def interrupt(monkeypatch, batch):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("recipe", ["default", "one-cycle"])
-def test_a_stopped_run_resumes_exactly(make, deterministic, tiny_model, monkeypatch, precision, recipe):
-    """Within an epoch, with random numbers of the GPU, in the fastest deterministic algorithms."""
+def test_interrupted_run_resumes_with_identical_results(
+    make, deterministic, tiny_model, monkeypatch, precision, recipe
+):
+    """Within an epoch, with dropout on the GPU and deterministic algorithms."""
     same = {"precision": precision, "recipe": recipe, "dropout": True, "learning_rate": 0.01}
     whole = make(tiny_model, name="whole", **same)
     whole.fit()
@@ -154,7 +156,7 @@ def test_a_stopped_run_resumes_exactly(make, deterministic, tiny_model, monkeypa
     assert all(torch.equal(weights[name], other) for name, other in others.items())
 
 
-def test_images_on_the_gpu_are_those_of_the_host(make, deterministic, tiny_model, monkeypatch):
+def test_images_on_the_gpu_equal_those_of_the_host(make, deterministic, tiny_model, monkeypatch):
     resident = make(tiny_model, name="resident")
     batches = resident.data.train
     (near,) = bring_near([batches], GPU)
@@ -176,8 +178,8 @@ def test_images_on_the_gpu_are_those_of_the_host(make, deterministic, tiny_model
 
 @pytest.mark.parametrize("recipe", ["default", "scratch", "one-cycle"])
 @pytest.mark.parametrize("near", [True, False], ids=["resident", "host"])
-def test_batches_wait_for_nothing(make, monkeypatch, recipe, near):
-    """Neither do glances at the scores so far."""
+def test_batches_do_not_synchronise(make, monkeypatch, recipe, near):
+    """Nor does the progress bar."""
     if not near:
         monkeypatch.setattr("pipeline.trainer.bring_near", lambda parts, device: parts)
     monkeypatch.setattr("pipeline.trainer.tqdm", lambda **options: tqdm(**{**options, "mininterval": 0}))
@@ -203,13 +205,13 @@ def synchronisation_forbidden():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_what_waits_is_noticed():
+def test_synchronisation_is_detected():
     with synchronisation_forbidden(), pytest.raises(RuntimeError, match="synchroniz"):
         torch.ones(1, device=GPU).item()
 
 
 @pytest.mark.parametrize("model_type", ["SmallResNet", "ResNet18"])
-def test_compiled_to_graphs_the_losses_are_the_same(make, tmp_path, monkeypatch, model_type):
+def test_losses_with_cuda_graphs_equal_eager_losses(make, tmp_path, monkeypatch, model_type):
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
@@ -218,14 +220,14 @@ def test_compiled_to_graphs_the_losses_are_the_same(make, tmp_path, monkeypatch,
     eager, compiled = make(model_type, name="eager"), make(model_type, name="compiled", compile=True)
     for run in (eager, compiled):
         run.fit()
-    assert compiled.network._run != compiled.network._run_eagerly, "it had to go on without"
+    assert compiled.network._run != compiled.network._run_eagerly, "compiling failed"
     assert not counters["inductor"]["cudagraph_skips"]
     for row, other in zip(compiled.history, eager.history, strict=True):
         assert row["train_loss"] == pytest.approx(other["train_loss"], abs=0.02)
         assert row["val_loss"] == pytest.approx(other["val_loss"], rel=0.2)
 
 
-def test_one_process_of_nccl_comes_to_the_same(make):
+def test_one_nccl_process_gives_the_same_losses(make):
     alone = make("SmallResNet", name="alone")
     alone.fit()
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
@@ -240,7 +242,7 @@ def test_one_process_of_nccl_comes_to_the_same(make):
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
 
 
-def test_batch_normalisation_is_that_of_the_whole_batch():
+def test_batch_normalisation_uses_the_whole_batch():
     """Two processes share the GPU, over gloo."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     command = [sys.executable, *launcher, REPOSITORY / "tests" / "joined_layers.py", REPOSITORY / "src", "cuda"]
@@ -248,13 +250,13 @@ def test_batch_normalisation_is_that_of_the_whole_batch():
     assert result.returncode == 0, result.stderr
 
 
-def test_out_of_memory_it_says_which_batch_fits(make):
+def test_out_of_memory_suggests_a_batch_size(make):
     gc.collect()
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.7e9) / total)
     try:
-        with pytest.raises(UserError, match=r"too little memory for batches of 33 images: -b \d+ would do") as error:
+        with pytest.raises(UserError, match=r"too little memory for batches of 33 images: use -b \d+") as error:
             make("ResNet18", batch_size=33, name="large").fit()
         fits = int(re.search(r"-b (\d+)", str(error.value))[1])
         torch.cuda.empty_cache()
@@ -263,7 +265,7 @@ def test_out_of_memory_it_says_which_batch_fits(make):
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_frozen_layers_run_once_with_the_same_result(make, tiny_model):
+def test_cached_features_give_the_same_losses(make, tiny_model):
     runs = [make(tiny_model, device, frozen=True, learning_rate=0.01, name=device.type) for device in (CPU, GPU)]
     for run in runs:
         assert run.network is not run.model
@@ -274,7 +276,7 @@ def test_frozen_layers_run_once_with_the_same_result(make, tiny_model):
 
 
 @pytest.mark.parametrize("model_type", ["ResNet18", "CustomVGG", "SmallVGG"])
-def test_heatmaps_are_those_of_a_cpu(model_type):
+def test_heatmaps_equal_those_of_a_cpu(model_type):
     pytest.importorskip("pytorch_grad_cam")
     set_up_torch()
     torch.manual_seed(0)
@@ -286,8 +288,8 @@ def test_heatmaps_are_those_of_a_cpu(model_type):
     assert on_gpu.any()
 
 
-def test_the_programs_run_on_the_gpu(place):
-    """From folders to a tested run and an answer."""
+def test_programs_run_on_the_gpu(place):
+    """From folders to a tested run and a prediction."""
     pytest.importorskip("pytorch_grad_cam")
     result = start("main.py", "-m", "ResNet18", "-e", 2, "-b", 8, "-c", "--wandb", "disabled", "-o", "runs", cwd=place)
     assert result.returncode == 0, result.stderr

@@ -35,7 +35,9 @@ from pipeline.checkpoints import Checkpoint, load_state
 from pipeline.claims import is_claimed
 from pipeline.parameters import FIELDS, read_parameters
 from pipeline.prediction import load_run
-from pipeline.run import _open_folder, class_tables, results_table, run
+from pipeline.results import class_tables, results_table
+from pipeline.run import run
+from pipeline.run_folder import open_folder
 from pipeline.settings import CHECKPOINTS, Settings
 from pipeline.timing import read_processor_time
 from pipeline.trainer import Trainer
@@ -181,7 +183,7 @@ def test_a_finished_run(trained, own, name, data):
         results_table(metrics), class_tables(metrics)
         scores = metrics["checkpoints"][array_study._CHECKPOINT]["test"][own.test_dir[0].name]
         assert np.array(scores["confusion_matrix"]).shape == (2, 2)
-    for ask in (lambda: load_run(own.run_dir, "terminal"), lambda: _open_folder(own, {})):
+    for ask in (lambda: load_run(own.run_dir, "terminal"), lambda: open_folder(own, {})):
         try:
             ask()
         except UserError as error:
@@ -269,7 +271,7 @@ def test_going_on_from_another_architectures_state(own, monkeypatch):
     others = {"model": build_model("SmallVGG", 2).state_dict(), "optimizer": {}, "scheduler": 3}
     for name, value in others.items():
         torch.save({**saved, name: value}, file)
-        with pytest.raises(UserError, match=r"last\.pt does not fit SmallEfficientNet: begin anew with --restart"):
+        with pytest.raises(UserError, match=r"last\.pt does not fit SmallEfficientNet: start over with --restart"):
             run(own)
     torch.save({name: value for name, value in saved.items() if name != "history"}, file)
     with pytest.raises(UserError, match=r"last\.pt does not fit"):

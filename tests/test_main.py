@@ -156,5 +156,5 @@ def test_a_finished_run_says_so_and_does_nothing(copy):
     result = start(*TRAIN, "-c", cwd=copy)
     assert result.returncode == 0
     assert result.stdout == (copy / "stdout").read_text()
-    assert result.stderr == f"saved_models/{RUN} has finished already; --restart begins anew\n"
+    assert result.stderr == f"saved_models/{RUN} has finished already; --restart starts over\n"
     assert snapshot(copy) == before

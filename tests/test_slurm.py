@@ -306,9 +306,9 @@ class TestJobs:
         (state,) = cluster.await_end(job, 120)
         log = (place / "log").read_text()
         assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0"), log
-        assert re.search(r"^error: the 2 processes do not meet at \S+ \(1 came within 50 s\): start them", log, re.M), (
-            log
-        )
+        assert re.search(
+            r"^error: the 2 processes do not meet at \S+ \(1 connected within 50 s\): start them", log, re.M
+        ), log
         assert time.monotonic() - begin < 100  # with the time that a job waits, and torch's start
 
     def test_bad_arguments_end_the_job_at_once(self, cluster, place, submit):

@@ -158,7 +158,7 @@ def test_settings_that_differ_from_a_finished_run_are_told(runs):
     other = dataclasses.replace(runs[0], batch_size=8)
     assert program.describe_state(other).startswith("cannot go on: ")
     assert not program.sweep([other])
-    assert "begun with other settings (batch_size 4 there, 8 here)" in program.describe_state(other)
+    assert "started with other settings (batch_size 4 there, 8 here)" in program.describe_state(other)
 
 
 def test_finished_runs_keep_no_state_to_be_trained_further(runs):
@@ -166,7 +166,7 @@ def test_finished_runs_keep_no_state_to_be_trained_further(runs):
     assert not load_state(runs[0].run_dir / "last.pt").keys() & {"model", "optimizer"}
     longer = dataclasses.replace(runs[0], num_epochs=3)
     assert not program.sweep([longer])
-    assert "finished after epoch 2 without keeping the state to go on from" in program.describe_state(longer)
+    assert "finished after epoch 2 without saving its full state" in program.describe_state(longer)
     assert program.describe_state(runs[0]) == "finished"
 
 
@@ -218,7 +218,7 @@ def test_a_run_that_was_taken_over_is_not_recorded_as_failed(runs, monkeypatch, 
     monkeypatch.setattr(pipeline.run, "run", lose)
     assert program.sweep(runs[:1])
     assert program.describe_state(runs[0]) == "finished"
-    assert "is no longer this program's" in caplog.text
+    assert "no longer belongs to this program" in caplog.text
 
 
 def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypatch):

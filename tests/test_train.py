@@ -93,7 +93,7 @@ def test_run_again_it_says_that_it_has_finished(train, make_folder):
     again, printed, notes = train("photos")
     (run_dir,) = Path("saved_models/photos").glob("[!.]*")
     assert (again, printed) == (0, lines)
-    assert f"{run_dir} has finished already; --restart begins anew" in notes
+    assert f"{run_dir} has finished already; --restart starts over" in notes
     Image.new("RGB", (20, 20)).save("photos/A/added.png")
     assert any("has finished already, on OTHER IMAGES" in note for note in train("photos")[2])
 

@@ -1,4 +1,4 @@
-"""A run's files, written and read back. Weights can hold tensors and plain values only, never code."""
+"""Checkpoints and JSON files of a run. Checkpoints contain tensors and plain values only, never code."""
 
 from __future__ import annotations
 
@@ -16,36 +16,23 @@ from common import UserError, first_line, write_whole
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's weights, with what it takes to build the model again.
-
-    Attributes:
-        model_type: a key of `models.MODELS`.
-        classes: what the logits stand for.
-        epoch: how many epochs the weights were trained.
-        weights: the model's state dict.
-        validation: logits (N, classes) of the run's validation images; None where none were computed.
-    """
+    """A model's weights, with the information needed to rebuild the model."""
 
     model_type: str
-    classes: tuple[str, ...]
-    epoch: int
-    weights: dict[str, Tensor]
-    validation: Tensor | None = None
+    classes: tuple[str, ...]  # of the logits
+    epoch: int  # number of completed epochs
+    weights: dict[str, Tensor]  # state dict
+    validation: Tensor | None = None  # logits (N, classes) of the validation images
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint, whole or not at all."""
         save_state(vars(self), path)
 
     @classmethod
     def load(cls, path: Path, model_type: str) -> Checkpoint:
-        """Reads a checkpoint.
-
-        Raises:
-            UserError: there is no such file, or it is damaged, or of another architecture.
-        """
+        """Load a checkpoint; raise UserError if the file is missing, damaged, or of another architecture."""
         state = load_state(path)
         fields = cls.__dataclass_fields__.keys()
-        if not fields - {"validation"} <= state.keys() <= fields:  # which checkpoints of earlier versions lack
+        if not fields - {"validation"} <= state.keys() <= fields:  # earlier versions did not save "validation"
             raise UserError(f"{path} is not a checkpoint of this program")
         if state["model_type"] != model_type:
             raise UserError(f"{path} is a checkpoint of {state['model_type']}, not of {model_type}")
@@ -59,84 +46,68 @@ class Checkpoint:
         return named and len(self.classes) >= 2 and isinstance(self.epoch, int) and isinstance(self.weights, dict)
 
     def load_into(self, model: nn.Module, path: Path) -> None:
-        """Gives a model these weights, which are from `path`.
-
-        Raises:
-            UserError: they are not those of such a model.
-        """
+        """Load the weights into a model; raise UserError, which names `path`, if they do not fit."""
         try:
             model.load_state_dict(self.weights)
-        except (RuntimeError, AttributeError, TypeError) as error:  # of other shapes, no tensors, names that are none
+        except (RuntimeError, AttributeError, TypeError) as error:  # wrong shapes, values that are not tensors
             raise UserError(f"{path} does not fit {self.model_type}: train again with --restart") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads `settings.json` or `metrics.json` of a run.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Read `settings.json` or `metrics.json` of a run; raise UserError if it is damaged."""
     try:
         content = json.loads(file.read_text())
         if not isinstance(content, dict):
-            raise ValueError("no JSON object")
+            raise ValueError
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: train again with --restart") from error
     return content
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values, whole or not at all. An earlier file is kept until the new one is known to load.
-
-    Raises:
-        UserError: what was written does not load.
-    """
+    """Save tensors and plain values atomically. A new file that does not load raises UserError and replaces nothing."""
     with write_whole(path, sync=True) as partial:
         with partial.open("wb") as file:
             try:
                 torch.save(state, file)
-            except RuntimeError as error:  # torch's complaint about what it could not write to the end
+            except RuntimeError as error:  # torch hides the OSError of a full disk
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
         try:
             _load(partial, mmap=True)
-        except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
+        except Exception as error:  # damaged files raise arbitrary errors
             raise UserError(
                 f"{path} does not load after it was written ({first_line(error)}), and the earlier one is kept: "
-                "check the disk, and start the same command again"
+                "check the disk, then run the same command again"
             ) from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, onto the CPU.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
+    """Load what `save_state` saved, onto the CPU; raise UserError if the file is missing or damaged."""
     try:
         return _load(path)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}") from error
     except PermissionError:
         raise
-    except Exception as error:  # a damaged file raises whatever the unpickler stumbles over
+    except Exception as error:  # damaged files raise arbitrary errors
         raise UserError(f"{path} is damaged: train again with --restart") from error
 
 
 def saved_epoch(path: Path) -> int:
-    """How many epochs had finished when a trainer's state was saved; 0 where there is none, or it is damaged."""
+    """Return the number of completed epochs in a trainer's state; 0 if the file is missing or damaged."""
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])  # reads no tensor
-    except Exception:  # a damaged file raises whatever the unpickler stumbles over
+    except Exception:  # damaged files raise arbitrary errors
         return 0
 
 
 def _load(path: Path, mmap: bool = False) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
-        if archive.testzip():  # torch does not look at the checksums
+        if archive.testzip():  # torch does not verify checksums
             raise zipfile.BadZipFile("wrong checksum")
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if not isinstance(state, dict):
-        raise TypeError("no dict")
+        raise TypeError("not a dict")
     return state

@@ -1,4 +1,4 @@
-"""One run, one program: claims on runs, which programs on other machines respect if they share the folder."""
+"""Claims on runs: programs that share a folder, also on different machines, never work on the same run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from common import UserError, guard_writes
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
-_PAUSE = 5.0  # seconds until what others are at work on is looked at again
-_HEARTBEAT = 60  # seconds between signs of life
-_WRITING = 10  # seconds after which a claim that says nothing is of a program that was killed while it wrote it
-_SILENCE = 600  # seconds without one, after which an owner on another machine is taken for gone
+_PAUSE = 5.0  # seconds between two looks at runs that other programs have claimed
+_HEARTBEAT = 60  # seconds between two updates of a claim's modification time
+_WRITING = 10  # seconds after which a claim without content belongs to a program that was killed while writing it
+_SILENCE = 600  # seconds without a heartbeat after which a program on another machine is considered dead
 
 
 class ClaimLost(UserError):
@@ -35,48 +35,35 @@ class ClaimLost(UserError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of this program, as long as its file says so.
-
-    Attributes:
-        file: stands for the claim.
-        stream: the open file, locked while this program lives.
-        content: what this program wrote into it; no other claim has the same.
-    """
+    """A claim of this program."""
 
     file: Path
-    stream: IO[str]
-    content: str
+    stream: IO[str]  # the open file, locked while this program lives
+    content: str  # unique to this claim
 
     def is_held(self) -> bool:
-        """Return whether no other program has taken it over."""
+        """Return whether no other program has taken over the claim."""
         with suppress(FileNotFoundError):
             return self.file.read_text(errors="replace") == self.content
         return False
 
     def check(self) -> None:
-        """Raise `ClaimLost` if it is not held any more."""
+        """Raise `ClaimLost` if another program has taken over the claim."""
         if not self.is_held():
             raise ClaimLost(
-                f"{self.file} is no longer this program's, which gave no sign of life for {_SILENCE // 60} minutes: "
-                "another program may be at work on the run, and this one writes nothing more to it"
+                f"{self.file} no longer belongs to this program, which sent no heartbeat for {_SILENCE // 60} minutes: "
+                "another program may be training the run, and this one writes nothing more to it"
             )
 
 
 def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], object], name: str) -> Iterator[Settings]:
-    """Go through the runs that are to do, with a bar; several programs that do so at once share them.
+    """Yield unfinished runs, each claimed until the next one is requested; several programs can share the runs.
 
-    Ends when all are done: waits for the programs that are at work on what is left, and takes over what they leave.
-
-    Args:
-        runs: in the order in which to do them.
-        has_finished: is true of a run that needs no more doing.
-        name: for the bar.
-
-    Yields:
-        A run that is claimed until the next one is asked for.
+    Ends when all runs have finished: waits for runs that other programs have claimed, and takes over those of programs
+    that died. `name` is the title of the progress bar.
     """
     pending = [settings for settings in runs if not has_finished(settings)]
-    _log.info("%d runs, of which %d have finished", len(runs), len(runs) - len(pending))
+    _log.info("%d runs, %d already finished", len(runs), len(runs) - len(pending))
     waiting = False
     with tqdm(desc=name, total=len(pending), unit="run", smoothing=0, disable=None) as bar:
         while pending:
@@ -85,8 +72,8 @@ def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], obje
                 with claim(settings.run_dir) as held:
                     if held is None:
                         elsewhere.append(settings)
-                    elif has_finished(settings):  # by another program, meanwhile
-                        bar.total -= 1  # the time left is estimated from this program's own runs only
+                    elif has_finished(settings):  # another program has just finished it
+                        bar.total -= 1  # the remaining time is estimated from this program's own runs
                     else:
                         yield settings
                         if held.is_held():
@@ -96,21 +83,17 @@ def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], obje
             if len(elsewhere) == len(pending):
                 if not waiting:
                     _log.info(
-                        "waiting for %d runs of other programs; one that gives no sign of life for %d minutes loses "
-                        "its run", len(elsewhere), _SILENCE // 60,
+                        "waiting for %d runs of other programs; a program without a heartbeat for %d minutes loses its "
+                        "run", len(elsewhere), _SILENCE // 60,
                     )  # fmt: skip
                 waiting = True
                 time.sleep(_PAUSE)
-            pending = elsewhere  # whose owners may be gone by now
+            pending = elsewhere
 
 
 @contextmanager
 def claim_alone(settings: Settings) -> Iterator[None]:
-    """Claim one run. An owner on another machine is given the time to show that it lives.
-
-    Raises:
-        UserError: another program is at work on it.
-    """
+    """Claim a single run, or raise UserError. If another machine holds it, wait for its heartbeat or its timeout."""
     file = _file_of(settings.run_dir)
     last_beat = None
     while True:
@@ -118,13 +101,13 @@ def claim_alone(settings: Settings) -> Iterator[None]:
             if held is not None:
                 yield
                 return
-        with suppress(FileNotFoundError):  # given back
+        with suppress(FileNotFoundError):  # just released
             beat = file.stat().st_mtime
             if _boot_of(file.read_text(errors="replace")) == _boot() or last_beat not in (None, beat):
                 raise UserError(f"another program is at work on {settings.run_dir}: wait until it has finished")
             if last_beat is None:
                 _log.info(
-                    "%s is claimed by a program on another machine: waiting up to %d minutes for a sign of life",
+                    "%s is claimed by a program on another machine: waiting up to %d minutes for a heartbeat",
                     settings.run_dir, _SILENCE // 60,
                 )  # fmt: skip
             last_beat = beat
@@ -133,14 +116,11 @@ def claim_alone(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def claim(run_dir: Path) -> Iterator[Claim | None]:
-    """Claim a run, and give it back at the end. Files below its folder are then written as long as the claim is held.
+    """Claim a run, and release it at the end; yield None if another program holds it.
 
-    The claim is a file that one program alone can create. It is locked, and the lock ends with the program, which
-    other programs on the same machine notice at once. Other machines may not see the lock: they take the claim over
-    when its file has not been touched for ten minutes.
-
-    Yields:
-        The claim; None if another program has it.
+    Only one program can create the claim file. It stays locked until the program ends, so other programs on the same
+    machine notice immediately when it dies. Other machines may not see the lock: they take over a claim without a
+    heartbeat for ten minutes. `write_whole` checks the claim before each write to the run's folder.
     """
     file = _file_of(run_dir)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +143,7 @@ def claim(run_dir: Path) -> Iterator[Claim | None]:
 
 
 def is_claimed(run_dir: Path) -> bool:
-    """Return whether a program that lives has claimed a run."""
+    """Return whether a live program has claimed a run."""
     return not _is_free(_file_of(run_dir))
 
 
@@ -172,36 +152,31 @@ def _file_of(run_dir: Path) -> Path:
 
 
 def _create(file: Path) -> Claim | None:
-    """Create a claim's file; None if another program was faster."""
+    """Create a claim file; return None if another program was faster."""
     try:
         stream = file.open("x")
     except FileExistsError:
         return None
-    with suppress(OSError):  # of a file system without locks
+    with suppress(OSError):  # file systems without locks
         fcntl.flock(stream, fcntl.LOCK_EX)
-    owner = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": secrets.token_hex(8)}
+    owner = json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": secrets.token_hex(8)})
     try:
-        stream.write(json.dumps(owner))
+        stream.write(owner)
         stream.flush()
-        os.fsync(stream.fileno())  # for other machines to read
-    except OSError:  # a full disk
+        os.fsync(stream.fileno())  # so that other machines can read it
+    except OSError:  # disk full
         file.unlink()
         raise
-    return Claim(file, stream, json.dumps(owner))
+    return Claim(file, stream, owner)
 
 
 def _is_free(file: Path, clear: bool = False) -> bool:
-    """Return whether nobody has a claim.
-
-    Args:
-        file: the claim's.
-        clear: delete the file if its owner is gone.
-    """
+    """Return whether no live program holds a claim; optionally delete the file of a dead program."""
     try:
         try:
-            stream = file.open("r+", errors="replace")  # NFS locks no file that is only read
-        except PermissionError:
-            stream = file.open(errors="replace")  # another user's
+            stream = file.open("r+", errors="replace")  # NFS cannot lock read-only files
+        except PermissionError:  # another user's
+            stream = file.open(errors="replace")
     except FileNotFoundError:
         return True
     with stream:
@@ -210,23 +185,19 @@ def _is_free(file: Path, clear: bool = False) -> bool:
             locked = True
         except BlockingIOError:
             return False
-        except OSError:  # of a file system without locks
+        except OSError:  # file systems without locks
             locked = False
         boot = _boot_of(stream.read())
         free = (locked and boot == _boot()) or _age(file, stream) > (_SILENCE if boot else _WRITING)
-        if free and clear and _is_named(file, stream):  # else another program has just taken it over
-            file.unlink(missing_ok=True)
+        if free and clear:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(file.stat(), os.fstat(stream.fileno())):  # no other program has just taken it over
+                    file.unlink()
     return free
 
 
-def _is_named(file: Path, stream: IO[str]) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(file.stat(), os.fstat(stream.fileno()))
-    return False
-
-
 def _boot_of(content: str) -> str | None:
-    """The boot id of a claim's owner; None in a file that is damaged, or being written."""
+    """Return the boot id in a claim file; None if the file is damaged or still empty."""
     try:
         return json.loads(content)["boot"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -234,18 +205,18 @@ def _boot_of(content: str) -> str | None:
 
 
 def _boot() -> str:
-    """What tells this machine, since it was started, from all others."""
+    """Return an id that is unique to this machine and changes when it restarts."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _age(file: Path, stream: IO[str]) -> float:
-    """Seconds since the last sign of life, by the clock that stamps the folder's files, maybe another machine's."""
+    """Return seconds since the last heartbeat, by the file system's clock."""
     with tempfile.TemporaryFile(dir=file.parent) as new:
         return os.fstat(new.fileno()).st_mtime - os.fstat(stream.fileno()).st_mtime
 
 
 def _beat(stream: IO[str], finished: threading.Event) -> None:
-    """Touch the file of a claim now and then. By its stream: a file of the same name may be another program's."""
+    """Update a claim file's modification time regularly, by its descriptor: the path may belong to another claim."""
     while not finished.wait(_HEARTBEAT):
-        with suppress(OSError):  # a shared disk may be away for a moment; the next beat reaches it
+        with suppress(OSError):  # a network disk may be unavailable for a moment
             os.utime(stream.fileno())

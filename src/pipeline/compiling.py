@@ -1,4 +1,4 @@
-"""`torch.compile` in training, for those who ask for it."""
+"""`torch.compile` in training, for `--compile`."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _log = logging.getLogger(__name__)
 class Compiled(nn.Module):
     """A network whose full batches run compiled, forward and backward; on a GPU as CUDA graphs.
 
-    Batches of another size, which would have to be compiled anew, run through the network as it is. So does
-    everything where compiling fails, for want of a C++ compiler, say.
+    Batches of another size would be compiled separately, so they run uncompiled. So does everything if compiling
+    fails, for example without a C++ compiler.
     """
 
     def __init__(self, network: nn.Module, batch_size: int, hardware: Hardware) -> None:
-        from torch._dynamo import config  # which takes seconds to import
+        from torch._dynamo import config  # takes seconds to import
 
         super().__init__()
         self.network, self.batch_size = network, batch_size
-        # torch looks for CUDA's compiler, and says so, also where it is to compile for the CPU.
+        # torch warns if it does not find CUDA's compiler, even when compiling for a CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        # Some activations are cheaper to compute again than to keep: 100 MB less for ResNet18, in no more time.
+        # Recompute cheap activations: saves 100 MB for ResNet18 at the same speed.
         torch._functorch.config.activation_memory_budget = 0.85
-        config.recompile_limit = 64  # of the kinds of networks that a program trains one after the other
+        config.recompile_limit = 64  # a program may train many different networks
         mode = "reduce-overhead" if hardware.device.type == "cuda" else "default"
         self._run: Callable[[Tensor], Tensor] = torch.compile(self._run_eagerly, dynamic=False, mode=mode)
-        _log.info("compiling the network: up to a minute, some seconds where it has been compiled before")
+        _log.info("compiling the network: up to a minute, or a few seconds if it was compiled before")
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images as they are: `forward` normalises them, as part of what is compiled."""
+        """Return images unchanged: `forward` normalises them as part of the compiled graph."""
         return images
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Compiled(nn.Module):
         try:
             return self._run(images)
         except torch._dynamo.exc.TorchDynamoException as error:
-            _log.warning("torch.compile failed, going on without: %s", first_line(error))
+            _log.warning("torch.compile failed, continuing without it: %s", first_line(error))
             self._run = self._run_eagerly
             return self._run_eagerly(images)
 

@@ -1,4 +1,4 @@
-"""From folders to batches: loads the images of each side of a split, and says how batches reach the model."""
+"""Training, validation and test images, and the batches in which they reach the model."""
 
 from __future__ import annotations
 
@@ -22,18 +22,12 @@ from pipeline.images import DecodedImages, decode_images
 from pipeline.settings import FOLDS
 from pipeline.splits import Split, digest_split, load_groups, split_folder
 
-_COPIED_AT_ONCE = 256  # images, on their way to a device
+_COPIED_AT_ONCE = 256  # images per copy to a device
 _log = logging.getLogger(__name__)
 
 
 class ImageBatches(Dataset):
-    """Batches as slices of the decoded images. Asked for a list of places, it answers with one batch.
-
-    Attributes:
-        decoded: the images of a folder, or what frozen layers make of them.
-        labels: theirs, (N,) int64.
-        places: (M,) int, which of them these batches are made from.
-    """
+    """Batches of `places`, (M,) int, in the N images of a folder or their features, with labels (N,) int64."""
 
     def __init__(self, decoded: DecodedImages | np.memmap, labels: np.ndarray, places: np.ndarray) -> None:
         self.decoded, self.labels, self.places = decoded, torch.from_numpy(labels), places
@@ -42,13 +36,13 @@ class ImageBatches(Dataset):
         return len(self.places)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
+        """Return images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
         places = self.places[np.array(indices, dtype=np.int64)]
         return rows_to_maps(torch.from_numpy(self.decoded[places])), self.labels[places]
 
 
 class ResidentBatches(ImageBatches):
-    """The same batches, of images that all live on a device."""
+    """The same batches, with all images stored on a device."""
 
     def __init__(self, batches: ImageBatches, device: torch.device) -> None:
         super().__init__(batches.decoded, batches.labels.numpy(), batches.places)
@@ -60,25 +54,25 @@ class ResidentBatches(ImageBatches):
             self._rows[some[0] : some[-1] + 1] = maps_to_rows(batches.__getitems__(some)[0])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """As of the batches that these were made from, on the device."""
-        # From pinned memory: any other copy would wait for all that the GPU still has to do.
+        """Return the same batch, on the device."""
+        # From pinned memory: any other copy would synchronise with the GPU.
         places = torch.tensor(indices, dtype=torch.int64, pin_memory=self._rows.is_cuda)
         places = places.to(self._rows.device, non_blocking=True)
         return rows_to_maps(self._rows[places]), self._labels[places]
 
 
 def rows_to_maps(rows: Tensor) -> Tensor:
-    """Images and maps as they are kept, (N, H, W, C), as a model takes them, (N, C, H, W); vectors as they are."""
+    """Convert images and maps from (N, H, W, C) to (N, C, H, W); leave vectors unchanged."""
     return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
 
 def maps_to_rows(maps: Tensor) -> Tensor:
-    """The reverse."""
+    """Reverse `rows_to_maps`."""
     return maps.permute(0, 2, 3, 1) if maps.dim() == 4 else maps
 
 
 def bring_near(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[ImageBatches]:
-    """Has all images live on a GPU if together they take no more than half of what is free there."""
+    """Copy all images to a GPU if they fit in half of its free memory."""
     if device.type != "cuda":
         return parts
     size = sum(len(batches) * batches.__getitems__([0])[0].nbytes for batches in parts if len(batches))
@@ -89,18 +83,13 @@ def bring_near(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Which images make up each batch; of several joined processes each is given its share of every batch.
+    """The images of each batch. With several processes, each gets a share of every batch.
 
-    When shuffling, a last batch that is too small for batch normalisation to train on is dropped.
-
-    Args:
-        count: of images, N.
-        batch_size: of all batches but the last.
-        shuffle: draw another order in each epoch.
-        balanced: (N,) int labels; each of N draws then takes every class equally often. None takes each image once.
+    When shuffling, a last batch that is too small for batch normalisation is dropped. With labels (N,) in `balanced`,
+    every class is drawn equally often in N draws; otherwise each image is taken once.
 
     Attributes:
-        batch_sizes: the number of images of each batch, in all processes together.
+        batch_sizes: the number of images of each batch, over all processes.
     """
 
     def __init__(self, count: int, batch_size: int, shuffle: bool, balanced: np.ndarray | None = None) -> None:
@@ -111,7 +100,7 @@ class BatchOrder(Sampler[list[int]]):
         self._seed = self._first = 0
 
     def set_epoch(self, seed: int, first_batch: int = 0) -> None:
-        """Draws another order from now on, the same in all processes; leaves out the batches before `first_batch`."""
+        """Set the seed of the next order, the same in all processes, and skip the batches before `first_batch`."""
         self._seed, self._first = seed, first_batch
 
     def __len__(self) -> int:
@@ -128,9 +117,9 @@ class BatchOrder(Sampler[list[int]]):
 
 
 def _draw_balanced(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """As many places as there are labels, the same number of each class, give or take one.
+    """Draw as many indices as there are labels, such that the counts of the classes differ by at most one.
 
-    A class is drawn without replacement until all of its images were drawn, then again.
+    A class is drawn without replacement until all of its images have been drawn, then again.
     """
     classes = np.unique(labels)
     drawn = []
@@ -145,36 +134,25 @@ def _draw_balanced(labels: np.ndarray, generator: np.random.Generator) -> np.nda
 def make_loader(
     batches: ImageBatches, batch_size: int, shuffle: bool = False, balanced: np.ndarray | None = None
 ) -> DataLoader:
-    """Torch's loader over slices. Without worker processes: a copy of 5 MB is sooner done than handed over."""
+    """Make a loader of whole batches. It has no worker processes: copying 5 MB is faster than sending them."""
     return DataLoader(
         batches,
         batch_sampler=BatchOrder(len(batches), batch_size, shuffle, balanced),
-        collate_fn=_as_they_are,
-        generator=torch.Generator(),  # the loader draws a seed from it, else from the one that dropout draws from
+        collate_fn=lambda batch: batch,
+        generator=torch.Generator(),  # by default, the loader would draw a seed from the generator of dropout
         pin_memory=torch.cuda.is_available() and not isinstance(batches, ResidentBatches),
     )
 
 
-def _as_they_are(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
-
-
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains and validates on.
-
-    Attributes:
-        folder: all images.
-        split: which of them are on which side.
-        train, validation: the images of each side, or features of them; `validation` may be empty.
-        digest: of the contents of both sides.
-    """
+    """The training and validation images of a run."""
 
     folder: ImageFolder
     split: Split
     train: ImageBatches
-    validation: ImageBatches
-    digest: str
+    validation: ImageBatches  # may be empty
+    digest: str  # of the contents of both sides
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -182,34 +160,23 @@ class TrainingData:
 
     @property
     def validation_set(self) -> TestSet:
-        """What validates, as a test set is given."""
+        """The validation images as a `TestSet`."""
         return _test_set("validation", self.folder, self.validation)
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """A folder to test on.
+    """The N readable images of a folder."""
 
-    Attributes:
-        name: the folder's own name.
-        paths: (N) files, in the order of `images`.
-        files: (N) names of the files, as `ImageFolder.name_of` gives them.
-        labels: (N,) int64.
-    """
-
-    name: str
+    name: str  # of the folder
     paths: tuple[Path, ...]
-    files: tuple[str, ...]
-    labels: np.ndarray
+    files: tuple[str, ...]  # names from `ImageFolder.name_of`
+    labels: np.ndarray  # (N,) int64
     images: ImageBatches
 
 
 def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> list[ImageFolder]:
-    """Lists the training folder and the test folders; opens no image.
-
-    Raises:
-        UserError: a folder is missing or empty, a class has no images, or the classes differ.
-    """
+    """List the training folder and the test folders, without opening images; raise UserError if the classes differ."""
     check_apart([data_dir, *test_dirs])
     training = read_folder(data_dir, with_augmented)
     testing = [read_folder(directory) for directory in test_dirs]
@@ -223,22 +190,20 @@ def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bo
 
 
 def find_range(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
-    """The same folders, with 16-bit values scaled by the range that the training images use, the first folder.
+    """Return the training folder and the test folders with the range of values that the training images use.
 
-    Args:
-        folders: the training folder, followed by the test folders.
-        cache: whether what is found may be kept.
+    The range scales 16-bit images, which may use only 12 bits, for example.
     """
     store = None if cache.directory is None else STORE
     training = in_own_range(folders[0], store)
     if training.white != WHITE:
         bits = training.white.bit_length()
-        _log.info("%s has %d-bit values in files of 16 bits: %d is white", training.directory, bits, training.white)
+        _log.info("%s has %d-bit values in 16-bit files: %d is white", training.directory, bits, training.white)
         for folder in folders[1:]:
             highest = max(find_highest(folder.paths, store), default=0) if folder.arrays is None else 0
             if highest > training.white:
                 _log.warning(
-                    "%s has values up to %d, which become white: %s has %d bits", folder.directory, highest,
+                    "%s has values up to %d, which become white: %s uses %d bits", folder.directory, highest,
                     training.directory, bits,
                 )  # fmt: skip
     return [training, *(replace(folder, white=training.white) for folder in folders[1:])]
@@ -252,18 +217,9 @@ def load_training_data(
     folds: int = FOLDS,
     fold: int | None = 0,
 ) -> TrainingData:
-    """Decodes and splits a training folder.
+    """Decode a training folder for a model with this input (channels, height, width), and split it: see `split_folder`.
 
-    Args:
-        folder: the images, N.
-        input_size: channels, height and width that the model takes.
-        cache: keeps the decoded images.
-        groups: (N,) int64, none of which is divided; by default those of the folder alone.
-        folds: into how many parts the images are divided.
-        fold: the part that validates; None for none.
-
-    Raises:
-        UserError: a class has too few readable images.
+    By default, `groups` are those of the folder alone.
     """
     decoded = decode_images(folder, input_size, cache)
     if groups is None:
@@ -274,16 +230,7 @@ def load_training_data(
 
 
 def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TestSet:
-    """Decodes a test folder.
-
-    Args:
-        folder: the images.
-        input_size: channels, height and width that the model takes.
-        cache: keeps the decoded images.
-
-    Raises:
-        UserError: none of its images can be read.
-    """
+    """Decode a test folder for a model with this input (channels, height, width)."""
     decoded = decode_images(folder, input_size, cache)
     places = np.flatnonzero(_readable(folder, decoded.unreadable))
     return _test_set(folder.name, folder, ImageBatches(decoded, folder.labels, places))

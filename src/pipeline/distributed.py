@@ -1,8 +1,8 @@
-"""One run by several processes, each with its own GPU or its share of the CPU.
+"""One run in several processes, each with its own GPU or a share of the CPU.
 
-torchrun starts them (`torchrun --nproc_per_node=2 src/main.py ...`), or srun does; torch's DistributedDataParallel
-averages their gradients. Each has its share of every batch, all have the same model, and the first one writes the
-files. In a program that was started by itself, everything here comes down to that one process.
+torchrun (`torchrun --nproc_per_node=2 src/main.py ...`) or Slurm's srun starts them. DistributedDataParallel averages
+their gradients. Each process trains on a share of every batch, all have the same model, and the first one writes files
+and messages. In a single process, every function here is trivial.
 """
 
 from __future__ import annotations
@@ -31,41 +31,28 @@ from torch.nn.parallel import DistributedDataParallel
 from common import UserError, first_line
 
 _log = logging.getLogger(__name__)
-_PATIENCE = 50  # seconds in which all processes must have come, and the program says so within a minute
-_PAUSE = 0.1  # seconds until it is looked again whether they have
-_GRACE = 30  # seconds in which a process that is told to stop may do so by itself
-_waiting: dist.ProcessGroup | None = None  # over which joined processes wait for one another
+_PATIENCE = 50  # seconds within which all processes must connect
+_PAUSE = 0.1  # seconds between two attempts
+_GRACE = 30  # seconds within which a process may end by itself after a signal
+_waiting: dist.ProcessGroup | None = None  # for `wait_for_all`
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A process's place among those that were started together.
+    """A process among those that were started together."""
 
-    Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        local_rank: its number among those on this machine.
-        address: of the machine of the first one.
-        port: where the first one listens there.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    address: str = ""
-    port: int = 0
+    rank: int = 0  # number of the process
+    size: int = 1  # number of processes
+    local_rank: int = 0  # number of the process on its machine
+    address: str = ""  # machine of the first process
+    port: int = 0  # on which the first process listens
 
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """Join this process with those that were started together with it, if any were.
-
-    Raises:
-        UserError: what the environment says of them is incomplete or wrong, or they did not come.
-    """
+    """Connect the processes that were started together, or raise UserError."""
     place = _find_place()
-    first = place.rank == 0
-    if not first:
+    if place.rank > 0:
         logging.disable(logging.WARNING)
     with nullcontext() if place.size == 1 else _ended_by_signals():
         try:
@@ -73,90 +60,68 @@ def joined_processes() -> Iterator[None]:
                 _join(place)
             yield
         except UserError:
-            if first or place.local_rank == 0:  # what is wrong may be so on one machine only
+            if place.rank == 0 or place.local_rank == 0:  # the error may concern a single machine
                 raise
-            sys.exit(2)  # the machine's first process says what is wrong
-        _part()  # not after an error, when NCCL would wait for processes that do not come
+            sys.exit(2)
+        _disconnect()  # not after an error: NCCL would wait for the other processes
 
 
 def _find_place() -> _Place:
-    """Read torchrun's variables, or else those of Slurm's srun; without any, a process is alone.
-
-    Raises:
-        UserError: they are incomplete or wrong.
-    """
-    if _given("WORLD_SIZE", "RANK") or _number("SLURM_STEP_NUM_TASKS", 1, least=1) == 1:
+    """Read the environment variables of torchrun or srun; raise UserError if they are incomplete or wrong."""
+    if _is_set("WORLD_SIZE") or _is_set("RANK") or _number("SLURM_STEP_NUM_TASKS", 1, least=1) == 1:
         size = _number("WORLD_SIZE", 1, least=1)
         if size == 1:
             return _Place()
         rank = _number("RANK", most=size - 1)
-        return _Place(rank, size, _number("LOCAL_RANK", 0), _text("MASTER_ADDR"), _number("MASTER_PORT", most=65535))
-    if sys.stdin is not None and sys.stdin.isatty():  # `srun --pty`, whose first task alone is a person's
-        _log.info("started by hand in a Slurm step: this is one process; several are started by srun itself")
+        port = _number("MASTER_PORT", most=65535)
+        return _Place(rank, size, _number("LOCAL_RANK", 0), _require("MASTER_ADDR"), port)
+    if sys.stdin is not None and sys.stdin.isatty():  # an interactive shell, started by `srun --pty`
+        _log.info("interactive Slurm step: this is one process; use srun to start several")
         return _Place()
     size = _number("SLURM_STEP_NUM_TASKS")
-    nodes = _text("SLURM_STEP_NODELIST")  # such as gpu[03-05,9],cpu1, whose first is gpu03
-    first_node = re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).split(",")[0]
+    # The first node of gpu[03-05,9],cpu1 is gpu03.
+    first_node = re.sub(r"\[(\d+)[^]]*\]", r"\1", _require("SLURM_STEP_NODELIST")).split(",")[0]
     job = _number("SLURM_JOB_ID") * 100 + _number("SLURM_STEP_ID")
     port = 20000 + job % 10000  # the same in all processes
     return _Place(_number("SLURM_PROCID", most=size - 1), size, _number("SLURM_LOCALID"), first_node, port)
 
 
-def _given(*names: str) -> bool:
-    """Return whether one of these variables is set. One that is empty counts as not set."""
-    return any(os.environ.get(name) for name in names)
+def _is_set(name: str) -> bool:
+    return bool(os.environ.get(name))  # an empty variable counts as not set
+
+
+def _require(name: str) -> str:
+    """Read an environment variable; raise UserError if it is not set."""
+    if _is_set(name):
+        return os.environ[name]
+    several = next(each for each in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS") if _is_set(each))
+    raise UserError(
+        f"the environment variable {several} is {os.environ[several]}, but {name} is not set: start the processes with "
+        f"torchrun or srun, or start a single one with env -u {several} before the command"
+    )
 
 
 def _number(name: str, default: int | None = None, least: int = 0, most: int = 2**31) -> int:
-    """Read a variable of the environment.
-
-    Raises:
-        UserError: it is no number, or is not set and has no default.
-    """
-    text = os.environ.get(name)
-    if not text:
-        if default is None:
-            raise UserError(_lacking(name))
-        if text is not None:
+    """Read a number from the environment; raise UserError if it is invalid, or not set and without a default."""
+    if default is not None and not _is_set(name):
+        if name in os.environ:
             _log.warning("the environment variable %s is empty, and counts as not set", name)
         return default
+    text = _require(name)
     if not text.isdecimal() or not least <= int(text) <= most:
         raise UserError(f"the environment variable {name} is {text!r}: must be a whole number from {least} to {most}")
     return int(text)
 
 
-def _text(name: str) -> str:
-    """Read a variable of the environment.
-
-    Raises:
-        UserError: it is not set.
-    """
-    if not _given(name):
-        raise UserError(_lacking(name))
-    return os.environ[name]
-
-
-def _lacking(name: str) -> str:
-    several = next(each for each in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS") if _given(each))
-    return (
-        f"the environment variable {several} is {os.environ[several]}, but {name} is not set: "
-        f"start the processes with torchrun or srun, or a single one with env -u {several} before the command"
-    )
-
-
 def _join(place: _Place) -> None:
-    """Connect to the other processes.
-
-    Raises:
-        UserError: there are too few GPUs, or the others do not come.
-    """
+    """Connect to the other processes; raise UserError if they do not connect, or if there are too few GPUs."""
     global _waiting
     try:
         store = _meet(place)
-    except (OSError, RuntimeError) as error:  # RuntimeError is torch's for networks
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for network errors
         raise UserError(
             f"the {place.size} processes do not meet at {place.address}:{place.port} ({first_line(error)}): "
-            "start them together, with torchrun or srun, or a single one with "
+            "start them together, with torchrun or srun, or start a single one with "
             "env -u WORLD_SIZE -u SLURM_STEP_NUM_TASKS before the command"
         ) from error
     backend = "gloo"
@@ -165,66 +130,57 @@ def _join(place: _Place) -> None:
         torch.cuda.set_device(gpu)
         _check_gpus(store, place, str(torch.cuda.get_device_properties(gpu).uuid))
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size)
-    # While one decodes images, the others wait, longer than NCCL would; and gloo notices when one of them dies.
+    # The first process may decode images for longer than NCCL would wait; and gloo notices when a process dies.
     _waiting = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def _meet(place: _Place) -> dist.Store:
-    """Wait until all processes have come. Not within torch, where Ctrl-C and SIGTERM would have to wait, too.
-
-    Raises:
-        OSError: they have not come in time, or the address is wrong.
-        RuntimeError: the port is in use, or the first one has gone.
-    """
+    """Wait until all processes have connected. torch would wait too, but without handling Ctrl-C and SIGTERM."""
     deadline = time.monotonic() + _PATIENCE
-    # Whether the first process is whom the others call; else it is torchrun.
+    # Either the first process or torchrun is the server.
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     socket.getaddrinfo(place.address, place.port)
     while not serves:
         try:
             socket.create_connection((place.address, place.port), timeout=_PATIENCE).close()
             break
-        except OSError:  # not there yet
+        except OSError:  # the server has not started yet
             if time.monotonic() > deadline:
                 raise
             time.sleep(_PAUSE)
-    # multi_tenant, as torch's own: what is left of a server in this process is used again.
+    # multi_tenant, as in torch: reuses a server that this process started earlier.
     store = dist.TCPStore(place.address, place.port, place.size, serves, wait_for_workers=False, multi_tenant=True)
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     store.add("here", 1)
     while (here := store.add("here", 0)) < place.size:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{here} came within {_PATIENCE} s")
+            raise TimeoutError(f"{here} connected within {_PATIENCE} s")
         time.sleep(_PAUSE)
-    store.set_timeout(timedelta(minutes=30))  # as torch does: for what the processes tell one another later
+    store.set_timeout(timedelta(minutes=30))  # torch's default
     return store
 
 
 def _check_gpus(store: dist.Store, place: _Place, gpu: str) -> None:
-    """Check that each process has a GPU of its own, whose identifier is `gpu`, however a launcher divides them.
-
-    Raises:
-        UserError: two processes have the same.
-    """
+    """Raise UserError if two processes have the same GPU; `gpu` identifies that of this process."""
     store.set(f"gpu {place.rank}", gpu)
-    gpus = [store.get(f"gpu {rank}") for rank in range(place.size)]
-    if len(set(gpus)) < place.size:
+    gpus = {store.get(f"gpu {rank}") for rank in range(place.size)}
+    if len(gpus) < place.size:
         raise UserError(
-            f"{place.size} processes were started, but they have {len(set(gpus))} GPU(s) between them, and each needs "
-            "its own: start fewer, or ask for more GPUs"
+            f"{place.size} processes were started, but they have {len(gpus)} GPU(s) between them, and each needs its "
+            "own: start fewer, or request more GPUs"
         )
 
 
-def _part() -> None:
+def _disconnect() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """End this process a little after Ctrl-C or SIGTERM, or at the second, if it does not end by itself.
+    """End this process if it does not end by itself shortly after Ctrl-C or SIGTERM, or at the second signal.
 
-    A process that waits for others does so within torch, where Python does not act upon signals.
+    A process that waits for others inside torch does not run Python's signal handlers.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -250,45 +206,45 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Parts this process from the others, when all have come here; from now on it is by itself."""
+    """Wait for all processes, then disconnect."""
     wait_for_all()
-    _part()
+    _disconnect()
 
 
 def rank() -> int:
-    """This process's number among the joined ones, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of joined processes."""
+    """Return the number of connected processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def smallest_batch() -> int:
-    """The fewest images that batch normalisation can train on: two, and on GPUs one for every process."""
+    """Return the smallest batch for batch normalisation: two images, and on GPUs one per process."""
     return max(2, world_size()) if torch.cuda.is_available() else 2
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Return whether this process writes files and messages."""
     return rank() == 0
 
 
 def bar_hidden() -> bool | None:
-    """What tqdm is told: the first process shows its bars on a terminal, the others none."""
+    """Return tqdm's `disable`: None shows a progress bar on a terminal."""
     return None if is_first() else True
 
 
 def wait_for_all() -> None:
-    """Returns when all processes have come here."""
+    """Wait until all processes have called this."""
     if dist.is_initialized():
         dist.barrier(_waiting)
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Has the first process do something while the others wait, and then these, who find it done."""
+    """Let the first process run the block before the others."""
     if not is_first():
         wait_for_all()
     try:
@@ -299,7 +255,7 @@ def first_alone() -> Iterator[None]:
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of all processes' tensors; each gets the same, bit for bit."""
+    """Return the sum of all processes' tensors, bitwise identical in each process."""
     if dist.is_initialized():
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -307,30 +263,26 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 
 def join_gradients(model: nn.Module) -> nn.Module:
-    """Wraps a model: its gradients become the mean over processes, its batch statistics those of the whole batch.
+    """Wrap a model: gradients are averaged over processes, and batch statistics are those of the whole batch.
 
-    The model itself, which shares the wrapper's parameters, is for evaluating and saving.
+    The wrapper shares its parameters with the model itself, which is used for evaluation and checkpoints.
     """
     if not dist.is_initialized():
         return model
     for module in model.modules():
-        if isinstance(module, _BatchNorm):  # which other modules may share, so that it is changed in place
+        if isinstance(module, _BatchNorm):  # changed in place, since other modules may share it
             module.__class__ = nn.SyncBatchNorm if module.running_mean.is_cuda else _BatchNormOverProcesses
-            module.process_group = None  # all of them
-            if hasattr(module, "act"):  # timm's, which ends with an activation
-                module.register_forward_hook(_activate)
+            module.process_group = None  # all processes
+            if hasattr(module, "act"):  # timm's BatchNormAct2d, which ends with an activation
+                module.register_forward_hook(lambda layer, _, output: layer.act(layer.drop(output)))
     joined = DistributedDataParallel(model)
-    joined.broadcast_buffers = False  # from now on, since all processes change them alike; as an argument, torch warns
+    joined.broadcast_buffers = False  # all processes change them identically; as an argument, it makes torch warn
     joined.normalise = model.normalise
     return joined
 
 
-def _activate(module: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
-    return module.act(module.drop(output))
-
-
 class _Sum(torch.autograd.Function):
-    """`sum_over_processes` that gradients pass: every process's loss depends on each one's share of the sum."""
+    """Differentiable `sum_over_processes`: the loss of each process depends on the sum."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -342,10 +294,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _BatchNormOverProcesses(_BatchNorm):
-    """Normalises by mean and variance of all processes' images.
-
-    It is for CPUs; torch's SyncBatchNorm, which does so too, needs GPUs.
-    """
+    """Synchronised batch normalisation for CPUs; torch's SyncBatchNorm requires GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape; N may differ between processes, or be 0."""

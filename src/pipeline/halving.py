@@ -1,8 +1,7 @@
-"""Successive halving (Jamieson and Talwalkar, 2016): most runs of a sweep stop early, and the best ones go on.
+"""Successive halving (Jamieson and Talwalkar, 2016): most runs of a sweep stop early, and the best ones continue.
 
-All runs train to the first rung, a number of epochs. The best share of them trains to the next, and so on. What is best
-is read from the `history.csv` of each run, so that nothing else has to be kept: a sweep that was killed, or several
-programs that share its runs, make the same choice.
+All runs train to the first rung, a number of epochs. The best of them train to the next rung, and so on. Runs are
+ranked by their `history.csv`, so an interrupted sweep, or several programs that share the runs, make the same choice.
 """
 
 from __future__ import annotations
@@ -19,32 +18,19 @@ from pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Halving:
-    """When runs stop.
-
-    Attributes:
-        eta: one of so many goes on at each rung, and each rung has so many times the epochs of the one before.
-        min_epochs: epochs of the first rung.
-    """
+    """At each rung one run in `eta` continues, for `eta` times as many epochs."""
 
     eta: int
-    min_epochs: int
+    min_epochs: int  # of the first rung
 
     def rungs(self, epochs: int) -> list[int]:
-        """Epochs after which runs may stop, for runs of at most so many epochs."""
+        """Return the epochs after which runs may stop, for runs of at most `epochs` epochs."""
         count = max(0, math.ceil(math.log(epochs / self.min_epochs, self.eta)))
         rungs = (self.min_epochs * self.eta**place for place in range(count + 1))
         return [rung for rung in rungs if rung < epochs]
 
     def survivors(self, runs: Sequence[Settings], rung: int) -> list[Settings]:
-        """Runs that go on after a rung, in their order; runs of each seed and fold are compared by themselves.
-
-        Args:
-            runs: that have reached the rung.
-            rung: in epochs.
-
-        Raises:
-            UserError: the history of a run is damaged.
-        """
+        """Return the runs that continue after a rung, in order. Runs are compared within their seed and fold."""
         rivals = defaultdict(list)
         for settings in runs:
             rivals[settings.seed, settings.fold].append(settings)
@@ -56,7 +42,7 @@ class Halving:
 
 
 def best_scores(run_dir: Path, rung: int) -> tuple[float, float]:
-    """Highest validation accuracy, negative, and lowest validation loss, both averaged over classes, up to a rung."""
+    """Return the negative highest validation accuracy and the lowest loss up to a rung, averaged over classes."""
     rows = [row for row in read_history(run_dir) if row["epoch"] <= rung and "val_loss" in row]
     return (
         -max((row["val_per_class_accuracy"] for row in rows), default=-math.inf),

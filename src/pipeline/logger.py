@@ -1,4 +1,4 @@
-"""Keeps a run's story: files in its folder, and a tracker."""
+"""Logging of a run: files in its folder, and an experiment tracker."""
 
 from __future__ import annotations
 
@@ -14,22 +14,12 @@ from pipeline.model_card import describe_run
 from pipeline.settings import Settings
 from pipeline.trackers import open_tracker
 
-_COLUMNS = (
-    "epoch",
-    "learning_rate",
-    *(f"{side}_{name}" for side in ("train", "val") for name in SCORES),
-)
-
-
+_COLUMNS = ("epoch", "learning_rate", *(f"{side}_{name}" for side in ("train", "val") for name in SCORES))
 _HISTORY = "history.csv"
 
 
 def read_history(run_dir: Path) -> list[dict[str, float]]:
-    """The finished epochs of a run, a row each, without what was not measured; none where the run has not begun.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the completed epochs of a run, without empty cells; raise UserError if the file is damaged."""
     file = run_dir / _HISTORY
     try:
         with file.open(newline="") as opened:
@@ -41,14 +31,14 @@ def read_history(run_dir: Path) -> list[dict[str, float]]:
 
 
 class Logger:
-    """Writes `history.csv`, `curves.png`, `model_card.md` and `metrics.json`, and tells a tracker the same."""
+    """Writes `history.csv`, `curves.png`, `model_card.md` and `metrics.json`, and logs the same to a tracker."""
 
     def __init__(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         self.folder = settings.run_dir
         self._tracker = open_tracker(settings, described, group, run_id)
 
     def log_epoch(self, history: Sequence[dict[str, Any]], images_per_second: float) -> None:
-        """Writes the history anew, of which the last row is the epoch just finished."""
+        """Write the history, whose last row is the epoch that has just finished."""
         with write_whole(self.folder / _HISTORY, sync=True) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
@@ -56,7 +46,7 @@ class Logger:
         self._tracker.log({**history[-1], "images_per_second": images_per_second})
 
     def log_results(self, history: Sequence[dict[str, Any]], metrics: dict[str, Any], figures: Sequence[Path]) -> None:
-        """Writes what a run came to. `metrics.json` comes last: with it the run is complete."""
+        """Write the results of a run. `metrics.json` comes last: with it, the run is complete."""
         curves = self.folder / "curves.png"
         plot_curves(history, curves)
         self._tracker.log_results(int(history[-1]["epoch"]), _final_results(metrics), [curves, *figures], self.folder)
@@ -65,7 +55,7 @@ class Logger:
         write_json(self.folder / "metrics.json", metrics)
 
     def finish(self) -> None:
-        """Waits a little for the tracker."""
+        """Wait a short time for the tracker to upload."""
         self._tracker.finish()
 
 

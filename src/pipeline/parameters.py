@@ -1,6 +1,6 @@
-"""Parameter files: a run a line, and the 1040 runs of the experiment.
+"""Parameter files with one run per line, and the 1040 runs of the experiment.
 
-A line has nine fields, as in `VGG True 80 32 0.001 0.01 0.95 True True`. Further settings may follow as flags, as in
+A line has nine fields: `VGG True 80 32 0.001 0.01 0.95 True True`. Flags for other settings may follow:
 `EfficientNetLite0 True 80 32 0.001 0.01 0.95 True False --freeze-to backbone`.
 """
 
@@ -16,62 +16,33 @@ from common import ArgumentParser, UserError, decode_text, write_whole
 from models import ALIASES
 from pipeline.settings import Settings, read_model
 
-RUNS_A_FILE = 30
+RUNS_PER_FILE = 30
 
 
 def _read_bool(text: str) -> bool:
-    values = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() not in values:
-        raise ValueError("must be True or False")
-    return values[text.lower()]
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
 
 
-def _read_number(kind: type, what: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"must be {what}") from None
-
-    return read
-
-
-# The fields of a line, in order, and how each is read.
+# The fields of a line, in order, with their parsers.
 FIELDS: dict[str, Callable[[str], Any]] = {
-    "model_type": read_model,
-    "pretrained": _read_bool,
-    "num_epochs": _read_number(int, "a whole number"),
-    "batch_size": _read_number(int, "a whole number"),
-    "learning_rate": _read_number(float, "a number"),
-    "weight_decay": _read_number(float, "a number"),
-    "gamma": _read_number(float, "a number"),
-    "data_augmentation": _read_bool,
-    "plots": _read_bool,
-}
+    "model_type": read_model, "pretrained": _read_bool, "num_epochs": int, "batch_size": int, "learning_rate": float,
+    "weight_decay": float, "gamma": float, "data_augmentation": _read_bool, "plots": _read_bool,
+}  # fmt: skip
+_EXPECTED = {_read_bool: "True or False", int: "a whole number", float: "a number"}
 
-
-# Further settings, which are flags of a sweep, or of a line.
-FLAGS = (
-    "val_freq", "early_stopping_patience", "data_dir", "test_dir", "output_dir", "folds", "fold", "balance", "strict",
-    "seed", "precision", "compile", "recipe", "image_size", "weights", "freeze_to", "tracker", "wandb",
-    "no_cache", "cache_limit", "save_every",
-)  # fmt: skip
+# Other settings, given as flags of a sweep or at the end of a line.
+FLAGS = tuple(name for name in Settings.__dataclass_fields__ if name not in (*FIELDS, "restart"))
 
 
 def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
-    """Reads a parameter file; empty lines, and such that begin with `#`, are passed over.
+    """Read a parameter file. Empty lines and lines that begin with `#` are skipped; malformed ones raise UserError.
 
-    Args:
-        path: the file.
-        others: the settings `FLAGS`, where a line has no flag for them.
-
-    Raises:
-        UserError: a line is malformed; the message names file, line and field.
+    `others` are the default values of the settings `FLAGS`.
     """
     try:
         lines = decode_text(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8: save it as such"
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8: save it as UTF-8"
         raise UserError(f"{path} cannot be read: {reason}") from error
     return [
         _read_line(line, f"{path}:{number}", others)
@@ -84,17 +55,17 @@ def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
     texts = line.split()
     count = next((place for place, text in enumerate(texts) if text.startswith("--")), len(texts))
     if count != len(FIELDS):
-        raise UserError(
-            f"{where}: {count} fields, not the {len(FIELDS)} that are needed, between spaces: {' '.join(FIELDS)}"
-        )
+        raise UserError(f"{where}: {count} fields instead of {len(FIELDS)}, separated by spaces: {' '.join(FIELDS)}")
     values = {}
     for (name, read), text in zip(FIELDS.items(), texts[:count], strict=True):
         try:
             values[name] = read(text)
-        except (ValueError, argparse.ArgumentTypeError) as error:
+        except (ValueError, LookupError):
+            raise UserError(f"{where}: {name} {text}: must be {_EXPECTED[read]}") from None
+        except argparse.ArgumentTypeError as error:
             raise UserError(f"{where}: {name} {text}: {error}") from None
     if not values["pretrained"]:
-        others = {**others, "weights": None}  # which only the other lines need
+        others = {**others, "weights": None}  # for pretrained models only
     parser = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     Settings.add_flags(parser, FLAGS)
     parser.set_defaults(**others)
@@ -105,7 +76,7 @@ def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
 
 
 def write_line(settings: Settings) -> str:
-    """A run as a line of a parameter file."""
+    """Format a run as a line of a parameter file."""
     short = {name: alias for alias, name in ALIASES.items()}
     values = [getattr(settings, name) for name in FIELDS]
     return " ".join(map(str, [short.get(values[0], values[0]), *values[1:]]))
@@ -115,19 +86,16 @@ _RATES = (0.01, 0.001, 0.0001, 0.00001)
 
 
 def experiment() -> Iterator[Settings]:
-    """The 1040 runs: every model with every learning rate, weight decay, gamma, with and without augmentation.
+    """Yield the 1040 runs: every model, learning rate, weight decay and gamma, with and without augmentation.
 
-    The VGG models have pretrained weights or not, and no learning rate of 0.01; the others are trained from scratch.
+    The VGG models run with and without pretrained weights, and without the learning rate 0.01; the others are trained
+    from scratch.
     """
-    for model, pretrained, learning_rates in (
-        ("VGG", (True, False), _RATES[1:]),
-        ("VGGAdapted", (True, False), _RATES[1:]),
-        ("CustomVGG", (True, False), _RATES[1:]),
-        ("ResNet18", (False,), _RATES),
-        ("CNNBasic", (False,), _RATES),
-    ):
-        for weights in pretrained:
-            yield from _grid(model, weights, learning_rates, plots=True)
+    for model in ("VGG", "VGGAdapted", "CustomVGG"):
+        for pretrained in (True, False):
+            yield from _grid(model, pretrained, _RATES[1:], plots=True)
+    for model in ("ResNet18", "CNNBasic"):
+        yield from _grid(model, False, _RATES, plots=True)
 
 
 def _grid(model: str, pretrained: bool, learning_rates: Sequence[float], plots: bool = False) -> Iterator[Settings]:
@@ -141,9 +109,9 @@ def _grid(model: str, pretrained: bool, learning_rates: Sequence[float], plots: 
 
 
 def backbone_experiment() -> Iterator[list[str]]:
-    """The lines of the same grid for EfficientNetLite0: frozen, fine-tuned and from scratch, 160 runs each.
+    """Yield the lines of the same grid for EfficientNetLite0: frozen, fine-tuned and from scratch, 160 runs each.
 
-    The first two have equal names, so each has a folder of its own.
+    The first two have the same run names, so each has its own output folder.
     """
     for pretrained, flags in (
         (True, " --recipe default --freeze-to backbone --output-dir saved_models/frozen"),
@@ -154,9 +122,9 @@ def backbone_experiment() -> Iterator[list[str]]:
 
 
 def write_parameters(directory: Path) -> int:
-    """Writes both experiments as `<directory>/hyperparameters_<number>.txt`; returns the number of files."""
+    """Write both experiments to `<directory>/hyperparameters_<number>.txt`; return the number of files."""
     parts = [[write_line(settings) for settings in experiment()], *backbone_experiment()]
-    files = [lines[start : start + RUNS_A_FILE] for lines in parts for start in range(0, len(lines), RUNS_A_FILE)]
+    files = [lines[start : start + RUNS_PER_FILE] for lines in parts for start in range(0, len(lines), RUNS_PER_FILE)]
     for number, lines in enumerate(files, 1):
         with write_whole(directory / f"hyperparameters_{number}.txt") as partial:
             partial.write_text("\n".join(lines) + "\n")

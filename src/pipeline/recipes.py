@@ -1,4 +1,4 @@
-"""Ways to train: what the numbers of a run leave open, under the names that `--recipe` knows."""
+"""Training recipes for `--recipe`."""
 
 from __future__ import annotations
 
@@ -9,71 +9,46 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images are changed at random as they are trained on; each number is the most.
+    """Random data augmentation of training images. Every number is a maximum."""
 
-    Attributes:
-        crop: the share of an image's area that is cut off; what is left, of an aspect ratio of 3:4 to 4:3, is resized.
-        flip: the probability of a mirror image, left to right.
-        colour: change of brightness, contrast and saturation, as 0.1 for a tenth.
-        erase: the probability that a rectangle is erased (Zhong et al., "Random Erasing Data Augmentation", 2020).
-        zoom: how much larger or smaller, as 0.1 for a tenth.
-        degrees: rotation to either side.
-        shear: degrees to either side.
-        shift: along each side, as a share of it.
-    """
-
-    crop: float = 0.0
-    flip: float = 0.0
-    colour: float = 0.0
-    erase: float = 0.0
-    zoom: float = 0.0
-    degrees: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
+    crop: float = 0.0  # share of the area that is cut off; the rest, with an aspect ratio of 3:4 to 4:3, is resized
+    flip: float = 0.0  # probability of a horizontal flip
+    colour: float = 0.0  # relative change of brightness, contrast and saturation
+    erase: float = 0.0  # probability of an erased rectangle (Zhong et al., "Random Erasing Data Augmentation", 2020)
+    zoom: float = 0.0  # relative change of the size
+    degrees: float = 0.0  # rotation
+    shear: float = 0.0  # in degrees
+    shift: float = 0.0  # translation relative to the size of the image
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """How a model is trained."""
 
-    Attributes:
-        amsgrad: the variant of AdamW. Without it, and without weight decay, AdamW is Adam.
-        fit_head: first the last layer is fitted to features of the frozen layers, by logistic regression
-            (`pipeline.head`); where all other layers are frozen, that is all.
-        trained: the share of the layers that is trained, the last ones; earlier ones keep their weights.
-        first_rate: the learning rate of the first of them, as a share of that of the last; between them it grows by
-            equal factors.
-        keep_statistics: batch normalisation keeps the means and variances that it was pretrained with.
-        one_cycle: the learning rate rises to the run's and falls to nothing, batch by batch (Smith and Topin, "Super-
-            Convergence", 2018); else it falls by the run's gamma after each epoch.
-        label_smoothing: the share of each label that is spread over all classes.
-        averaging: the decay, batch by batch, of a moving average of the weights, which is what is validated, tested and
-            kept; 0 for none.
-        first_share: the share that the weights before the first batch have in that average after the last batch, which
-            then sets the decay. Weights between pretrained and fine-tuned ones lose less on images unlike the training
-            images (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
-        balance: every class is drawn equally often, as by `--balance`.
-        augmentation: of the images.
-        sizes: of the images, as shares of the side that the model takes, for equal parts of the epochs.
-        defaults: settings of a run that the user leaves open.
-    """
-
-    amsgrad: bool = False
+    amsgrad: bool = False  # the AMSGrad variant of AdamW; without it and without weight decay, AdamW is Adam
+    # First fit the last layer to frozen features by logistic regression (`pipeline.head`). If all other layers are
+    # frozen, training ends there.
     fit_head: bool = False
-    trained: float = 1.0
-    first_rate: float = 1.0
-    keep_statistics: bool = False
+    trained: float = 1.0  # share of the layers that are trained, the last ones
+    first_rate: float = 1.0  # learning rate of the first trained layer relative to the last; geometric in between
+    keep_statistics: bool = False  # batch normalisation keeps its pretrained means and variances
+    # One-cycle learning-rate schedule (Smith and Topin, "Super-Convergence", 2018); otherwise the learning rate is
+    # multiplied by the run's gamma after each epoch.
     one_cycle: bool = False
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes
+    # Decay per batch of an exponential moving average of the weights, which is validated, tested and saved.
     averaging: float = 0.0
+    # Share of the initial weights in that average after the last batch; sets the decay. Weights between pretrained and
+    # fine-tuned ones are more robust to distribution shift (Wortsman et al., "Robust fine-tuning of zero-shot models",
+    # 2022).
     first_share: float = 0.0
-    balance: bool = False
+    balance: bool = False  # draw every class equally often, as `--balance` does
     augmentation: Augmentation | None = None
-    sizes: tuple[float, ...] = (1.0,)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[float, ...] = (1.0,)  # of images, relative to the model's input size, for equal parts of the epochs
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # default settings
 
 
-DEFAULTS = {"num_epochs": 30, "learning_rate": 1e-4, "weight_decay": 1e-4}  # where a recipe has none
+DEFAULTS = {"num_epochs": 30, "learning_rate": 1e-4, "weight_decay": 1e-4}  # of recipes without their own
 _ON_PHOTOGRAPHS = {"one_cycle": True, "label_smoothing": 0.1, "balance": True}
 RECIPES = {
     "default": Recipe(amsgrad=True),

@@ -1,4 +1,4 @@
-"""The settings of a run: its command line, its name and its JSON are all made from one dataclass."""
+"""The settings of a run. One dataclass defines the command line, the run name and the JSON form."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from common import ArgumentParser, UserError, own_name, require_packages
 from models import ALIASES, MODELS, TIMM, has_backbone, is_model
 from pipeline.recipes import DEFAULTS, RECIPES
 
-CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")  # that a run keeps
-FOLDS = 5  # parts into which the images are divided, of which one validates
-REPLACED = "replaced"  # in the output folder: earlier runs that --restart moved aside
+CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
+FOLDS = 5
+REPLACED = "replaced"  # subfolder of the output folder for runs that --restart moved aside
 _SETTINGS = "settings.json"
-_MOST_NAMED = 5  # runs that an error lists
-
-_METAVARS = {int: "N", float: "X", Path: "DIR"}  # how --help shows a value of that type
+_MOST_NAMED = 5  # runs in an error message
+_METAVARS = {int: "N", float: "X", Path: "DIR"}
 
 
 def _option(flags: str, default: Any, help: str, *, describes_run: bool = True, **argument: Any) -> Any:
-    """A field of `Settings` that is also a flag.
+    """Define a field of `Settings` that is also a flag.
 
     Args:
-        flags: short and long, separated by a space.
-        default: also says the type of the flag's value; `MISSING` for a flag that must be given.
-        help: its line in `--help`, to which the default is added.
-        describes_run: False for what may change when a run is taken up again: where results go, how they are shown,
-            and what they cost.
-        argument: anything else that argparse is to know.
+        flags: short and long flag, separated by a space.
+        default: default value, which also determines the type; `MISSING` for a required flag.
+        help: text for `--help`, to which the default is appended.
+        describes_run: False for settings that may change when a run is resumed, because they do not affect its results.
+        argument: further arguments of argparse's `add_argument`.
     """
     if default is dataclasses.MISSING:
         argument["required"] = True
@@ -56,16 +54,13 @@ def _shown(value: Any) -> str:
 
 
 def _read_fold(text: str) -> int | None:
-    """A fold's number, or None for the word `none`, on a command line."""
-    if text == "none":
-        return None
-    if not text.isdecimal():
+    if text != "none" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor none")
-    return int(text)
+    return None if text == "none" else int(text)
 
 
 def read_model(name: str) -> str:
-    """A model's name, of the name or alias on a command line or in a parameter file."""
+    """Convert a name or alias on a command line or in a parameter file to a model name."""
     name = ALIASES.get(name, name)
     if not is_model(name):
         choices = f"{', '.join(MODELS)}, or {TIMM}NAME for any model of timm"
@@ -74,87 +69,81 @@ def read_model(name: str) -> str:
 
 
 def _by_recipe(name: str) -> str:
-    """What --help says of a setting whose default is the recipe's."""
+    """Describe a default that depends on the recipe, for --help."""
     others = [f"{recipe} {how.defaults[name]}" for recipe, how in RECIPES.items() if name in how.defaults]
     return f"(default: {', '.join([str(DEFAULTS[name]), *others])})"
 
 
 _MODEL_HELP = f"{', '.join(MODELS)}, or {TIMM}NAME for any model of timm; ResNet is short for ResNet18"
 _FREEZE_HELP = (
-    "with -p: the last block not to train, conv1 to conv5 (default: conv5, CustomVGG's conv3), backbone of the others "
-    "(default: none)"
+    "with -p: the last frozen block: conv1 to conv5 for VGG models (default: conv5; conv3 for CustomVGG), backbone for "
+    "the others (default: none)"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One run: what is trained, how, on which images, and where the results go.
-
-    Raises:
-        UserError: a value is out of range; the message names the flag.
-    """
+    """The settings of one run. A value that is out of range raises UserError."""
 
     # fmt: off
     model_type: str = _option("-m --model-type", dataclasses.MISSING, _MODEL_HELP, type=read_model, metavar="MODEL")
     pretrained: bool = _option("-p --pretrained", False, "start from ImageNet weights")
     num_epochs: int | None = _option(
-        "-e --num-epochs", None, f"epochs at most {_by_recipe('num_epochs')}", type=int, metavar="N")
-    batch_size: int = _option("-b --batch-size", 32, "images a batch")
+        "-e --num-epochs", None, f"maximum number of epochs {_by_recipe('num_epochs')}", type=int, metavar="N")
+    batch_size: int = _option("-b --batch-size", 32, "images per batch")
     learning_rate: float | None = _option(
-        "-l --learning-rate", None, f"of AdamW, the highest {_by_recipe('learning_rate')}", type=float, metavar="X")
+        "-l --learning-rate", None, f"maximum learning rate {_by_recipe('learning_rate')}", type=float, metavar="X")
     weight_decay: float | None = _option(
-        "-w --weight-decay", None, f"of AdamW {_by_recipe('weight_decay')}", type=float, metavar="X")
-    gamma: float = _option("-g --gamma", 0.99, "factor on the learning rate after each epoch")
+        "-w --weight-decay", None, f"weight decay {_by_recipe('weight_decay')}", type=float, metavar="X")
+    gamma: float = _option("-g --gamma", 0.99, "learning-rate factor per epoch")
     val_freq: int = _option("-f --val-freq", 1, "validate every N epochs")
     early_stopping_patience: int = _option(
         "-es --early-stopping-patience", 20, "stop after N validations without a lower loss")
-    data_augmentation: bool = _option("-a --data-augmentation", False, "train on the <Class>_augmented folders too")
+    data_augmentation: bool = _option("-a --data-augmentation", False, "also train on the <Class>_augmented folders")
     plots: bool = _option(
         "-c --plots", False, "draw confusion matrices, reliability diagrams and heatmaps", describes_run=False)
     data_dir: Path = _option(
-        "-d --data-dir", Path("dataset"), "a folder a class, or an .npz file, to train and validate on")
+        "-d --data-dir", Path("dataset"), "training and validation images: one folder per class, or an .npz file")
     test_dir: tuple[Path, ...] = _option(
-        "-t --test-dir", (Path("dataset_testing"),), "one or more such to test on", nargs="+")
+        "-t --test-dir", (Path("dataset_testing"),), "test images: one or more such folders or files", nargs="+")
     output_dir: Path = _option(
-        "-o --output-dir", Path("saved_models"), "where the run's own folder goes", describes_run=False)
-    folds: int = _option("--folds", FOLDS, "parts of equal class shares into which the images are divided")
+        "-o --output-dir", Path("saved_models"), "parent of the run's folder", describes_run=False)
+    folds: int = _option("--folds", FOLDS, "number of stratified folds")
     fold: int | None = _option(
-        "--fold", 0, "the part that validates, from 0; none trains on all images", type=_read_fold, metavar="K")
-    balance: bool = _option(
-        "--balance", False, "draw every class equally often, where classes differ in size")
+        "--fold", 0, "the fold that validates, from 0; none trains on all images", type=_read_fold, metavar="K")
+    balance: bool = _option("--balance", False, "draw every class equally often, against class imbalance")
     strict: bool = _option(
-        "--strict", False, "stop where images to train on share a group with test images", describes_run=False)
-    seed: int = _option("--seed", 100, "of weights, batches and dropout")
+        "--strict", False, "stop if training images share a group with test images", describes_run=False)
+    seed: int = _option("--seed", 100, "seed of weights, batches and dropout")
     precision: str = _option(
-        "--precision", "auto", "auto takes bf16 where the hardware computes in it", choices=("auto", "fp32", "bf16"))
+        "--precision", "auto", "auto uses bf16 if the hardware supports it", choices=("auto", "fp32", "bf16"))
     compile: bool = _option(
-        "--compile", False, "train by torch.compile, whose start takes up to a minute", describes_run=False)
+        "--compile", False, "train with torch.compile, which takes up to a minute to start", describes_run=False)
     recipe: str | None = _option(
-        "--recipe", None, "how to train, where numbers do not say (pipeline/recipes.py; default: finetune with -p for "
-        "all models but VGG's, else default)", choices=tuple(RECIPES), type=str)
+        "--recipe", None, "training recipe, see pipeline/recipes.py (default: finetune with -p for all models except "
+        "VGG models, otherwise default)", choices=tuple(RECIPES), type=str)
     image_size: int | None = _option(
-        "--image-size", None, "side of the images in pixels (default: the model's own)", type=int, metavar="N")
+        "--image-size", None, "height and width of the images in pixels (default: the model's)", type=int, metavar="N")
     weights: Path | None = _option(
-        "--weights", None, "with -p: a file of ImageNet weights of torchvision or timm, where there is no internet",
+        "--weights", None, "with -p: a file of ImageNet weights of torchvision or timm, for machines without internet",
         type=Path, metavar="FILE")
-    freeze_to: str | None = _option(
-        "--freeze-to", None, _FREEZE_HELP, type=str, metavar="BLOCK")
+    freeze_to: str | None = _option("--freeze-to", None, _FREEZE_HELP, type=str, metavar="BLOCK")
     tracker: str = _option(
-        "--tracker", "wandb", "where numbers and figures go besides the run's folder; none is nowhere",
+        "--tracker", "wandb", "where to log numbers and figures, besides the run's folder",
         choices=("wandb", "tensorboard", "none"), describes_run=False)
     wandb: str = _option(
-        "--wandb", "auto", "auto is online where a key is configured, else offline",
+        "--wandb", "auto", "auto is online if a key is configured, otherwise offline",
         choices=("auto", "online", "offline", "disabled"), describes_run=False)
     no_cache: bool = _option(
-        "--no-cache", False, "prepare the images for this run alone, and keep nothing in .cache/", describes_run=False)
+        "--no-cache", False, "prepare the images for this run only, and store nothing in .cache/", describes_run=False)
     cache_limit: float = _option(
-        "--cache-limit", 10.0, "GB that .cache/ may take; what was not used for longest goes first",
+        "--cache-limit", 10.0, "maximum size of .cache/ in GB; the least recently used files are deleted first",
         describes_run=False)
     save_every: float = _option(
-        "--save-every", 10.0, "minutes of training after which a run's full state is saved, at the end of an epoch",
+        "--save-every", 10.0, "save the full state at the end of an epoch if the last save is this many minutes old",
         metavar="MINUTES", describes_run=False)
     restart: bool = _option(
-        "--restart", False, "begin anew; an earlier run of the same name is moved aside", describes_run=False)
+        "--restart", False, "start over; an earlier run of the same name is moved aside", describes_run=False)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -164,26 +153,29 @@ class Settings:
         for name, value in (DEFAULTS | dict(RECIPES[self.recipe].defaults)).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        self._require(self.num_epochs >= 1, "num_epochs", "at least 1")
+        for name in ("num_epochs", "val_freq", "early_stopping_patience"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("weight_decay", "cache_limit", "save_every"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
         self._require(self.batch_size >= 2, "batch_size", "at least 2: batch normalisation cannot train on one image")
         self._require(0 < self.learning_rate < math.inf, "learning_rate", "a number above 0")
-        self._require(0 <= self.weight_decay < math.inf, "weight_decay", "a number not below 0")
+        self._require(self.weight_decay < math.inf, "weight_decay", "finite")
         self._require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
-        self._require(self.val_freq >= 1, "val_freq", "at least 1")
-        self._require(self.early_stopping_patience >= 1, "early_stopping_patience", "at least 1")
         self._require(self.folds >= 2, "folds", "at least 2")
         within = self.fold is None or self.fold < self.folds
         self._require(within, "fold", f"from 0 to {self.folds - 1}, as --folds says, or none")
         self._require(self.image_size is None or self.image_size >= 32, "image_size", "at least 32")
         fits = not RECIPES[self.recipe].fit_head or (self.pretrained and has_backbone(self.model_type))
-        self._require(fits, "recipe", "used together with -p, and a model such as EfficientNetLite0")
+        self._require(fits, "recipe", "used together with -p and a model like EfficientNetLite0")
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
-        self._require(self.cache_limit >= 0, "cache_limit", "a number not below 0")
-        self._require(self.save_every >= 0, "save_every", "a number not below 0")
         if self.tracker == "tensorboard":
             require_packages("--tracker tensorboard", "requirements-tensorboard.txt", "tensorboard")
         names = {own_name(directory) for directory in self.test_dir}
-        self._require(len(names) == len(self.test_dir), "test_dir", "folders of different names, which figures carry")
+        self._require(
+            len(names) == len(self.test_dir),
+            "test_dir",
+            "folders with different names, since figures are named after them",
+        )
         for option in ("weights", "freeze_to"):
             needless = getattr(self, option) is not None and not self.pretrained
             self._require(not needless, option, "used together with -p/--pretrained")
@@ -195,14 +187,14 @@ class Settings:
 
     @classmethod
     def from_command_line(cls, description: str, arguments: list[str] | None = None) -> Settings:
-        """Reads the flags, from sys.argv where none are given."""
+        """Parse flags, by default those of `sys.argv`."""
         parser = ArgumentParser(description=description)
         cls.add_flags(parser, [field.name for field in dataclasses.fields(cls)])
         return cls.from_flags(vars(parser.parse_args(arguments)))
 
     @classmethod
     def add_flags(cls, parser: argparse.ArgumentParser, names: Sequence[str], **defaults: str) -> None:
-        """Gives a parser the flags of some of the fields, some of them with other defaults than the fields'."""
+        """Add the flags of some fields to a parser, optionally with other defaults."""
         for name in names:
             metadata = cls.__dataclass_fields__[name].metadata
             argument = dict(metadata["argument"])
@@ -213,12 +205,12 @@ class Settings:
 
     @classmethod
     def from_flags(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings of parsed flags, by the names of the fields."""
+        """Make settings from parsed flags."""
         return cls(**{**values, "test_dir": tuple(values["test_dir"])})
 
     @property
     def run_name(self) -> str:
-        """The name of the run's folder; numbers as Python prints them."""
+        """The name of the run's folder."""
         return (
             f"{self.model_type.replace('/', '-')}_pretrained_{self.pretrained}_aug_{self.data_augmentation}"
             f"_lr_{self.learning_rate}_wd_{self.weight_decay}_g_{self.gamma}"
@@ -226,45 +218,35 @@ class Settings:
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """The names of those that the run keeps: without validation there is no best one."""
+        """The names of the run's checkpoints: without validation there is no best one."""
         return CHECKPOINTS if self.fold is not None else CHECKPOINTS[-1:]
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder."""
         return self.output_dir / self.run_name
 
     def to_json(self) -> dict[str, Any]:
-        """What describes the run, in JSON's types."""
+        """Return the settings that describe the run, in JSON types."""
         fields = (field for field in dataclasses.fields(self) if field.metadata["describes_run"])
         return {field.name: _plain(getattr(self, field.name)) for field in fields}
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Gives a parser what names a trained run and one of its checkpoints."""
-    parser.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN",
-        help="the run's folder, a checkpoint file in it, or a folder that holds one run",
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: the first of these that the run has)"
-    )
+    """Add the arguments that name a trained run and one of its checkpoints."""
+    text = "the run's folder, a checkpoint file in it, or a folder that contains one run"
+    parser.add_argument("run", type=Path, metavar="RUN", help=text)
+    text = f"{', '.join(CHECKPOINTS)} (default: the first of these that the run has)"
+    parser.add_argument("--checkpoint", metavar="NAME", help=text)
 
 
 def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | None]:
-    """Finds the run that a user means.
-
-    Args:
-        path: the run's folder, a checkpoint file in it, or a folder that holds one run at any depth.
-        checkpoint: the name of a checkpoint, if the user gave one.
+    """Find a run by its folder, by a checkpoint file in it, or by a folder that contains one run at any depth.
 
     Returns:
-        The run's folder, or `path` where there is no run, and the name of the checkpoint.
+        The run's folder, or `path` if there is no run, and the name of the checkpoint, if one is named.
 
     Raises:
-        UserError: the folder holds several runs, or a checkpoint is named twice.
+        UserError: the folder contains several runs, or two checkpoints are named.
     """
     if path.suffix == ".pt" and path.is_file():
         if checkpoint not in (None, path.stem):
@@ -280,7 +262,7 @@ def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | Non
 
 
 def _is_usable(run_dir: Path, below: Path) -> bool:
-    """Whether a run has a checkpoint, and is neither hidden nor moved aside by --restart."""
+    """Return whether a run has a checkpoint, and is neither hidden nor moved aside by --restart."""
     aside = any(part.startswith(".") or part == REPLACED for part in run_dir.relative_to(below).parts)
     return not aside and any((run_dir / f"{name}.pt").exists() for name in CHECKPOINTS)
 

@@ -1,4 +1,4 @@
-"""Which images train and which validate: folds of whole groups, and what a run was trained and tested on."""
+"""Cross-validation folds of whole groups of images, and digests of the images of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from common import UserError
 from dataset.examining import STORE, content_digests, find_unreadable, in_own_range
@@ -22,50 +21,34 @@ from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes
 from pipeline.images import file_versions
 from pipeline.settings import FOLDS
 
-_SPLIT_SEED = 42  # not the run's: all runs are compared on the same validation images
-_ATTEMPTS = 20  # shuffles that are tried until each fold has images of every class
-_FORM = 1  # to be raised when the same images come to have other groups or folds
+_SPLIT_SEED = 42  # not the seed of the run: all runs are compared on the same validation images
+_FORM = 1  # increase when the same images get other groups or folds
 _SIDES = ("unreadable", "left out", "train", "validation")
-_TEST = "test"  # the side of images that are held out
-_NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # what the groups of a class are needed for
+_TEST = "test"  # side of images that are held out
+_NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # uses of the groups of a class
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Places in an `ImageFolder`, each array int, ascending.
+    """A split of an `ImageFolder` of N images, as sorted arrays of indices. All images of a group are on one side."""
 
-    Attributes:
-        train: images to train on; augmented ones only if their source trains.
-        validation: images to validate on, none of them augmented; empty where all images train.
-        left_out: other readable images: augmented ones whose source validates or is not known, and those that share a
-            group with a folder of validation images.
-        groups: (N,) int64, of all images of the folder; no group is divided between `train` and `validation`.
-        folds: into how many parts the images are divided.
-    """
-
-    train: np.ndarray
-    validation: np.ndarray
-    left_out: np.ndarray
-    groups: np.ndarray
-    folds: int
+    train: np.ndarray  # with augmented images whose source trains
+    validation: np.ndarray  # without augmented images; empty if all images train
+    left_out: np.ndarray  # augmented images without a training source, and those in a group of a validation folder
+    groups: np.ndarray  # (N,) int64
+    folds: int  # number of folds
 
     def group_sizes(self, folder: ImageFolder) -> np.ndarray:
-        """How many images that are not augmented each group of a folder has, without empty ones."""
+        """Return the number of original images in each group."""
         return np.unique(self.groups[~folder.augmented], return_counts=True)[1]
 
     def write(
         self, folder: ImageFolder, path: Path, held_out: ImageFolder | None = None, groups: np.ndarray | None = None
     ) -> None:
-        """Writes a CSV file with the columns `file`, `side` and `group`.
+        """Write a CSV file with the columns `file`, `side` (one of `_SIDES`, or test) and `group`.
 
-        A side is one of train, validation, left out, unreadable and test.
-
-        Args:
-            folder: the images that are divided.
-            path: the file.
-            held_out: M images of the same folder that are tested on.
-            groups: (M,) int64, theirs.
+        `held_out` are M test images from the same folder, and `groups` (M,) their groups.
         """
         sides = np.zeros(len(folder.paths), dtype=int)
         for side, places in enumerate((self.left_out, self.train, self.validation), start=1):
@@ -83,17 +66,12 @@ class Split:
 
 
 def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups:
-    """The groups of a training folder and its test folders, by `dataset.groups.find_groups`.
-
-    Args:
-        folders: the training folder first.
-        cache: keeps the result.
-    """
+    """Find the groups of a training folder and its test folders (`dataset.groups.find_groups`), or read the cache."""
     counts = [len(folder.paths) for folder in folders]
     digest = hashlib.sha256(str(_FORM).encode())
     for folder in folders:
         digest.update(file_versions(folder).encode())
-        for table in (OPEN_IMAGES, TESTING_BATCH):  # which say what was cut from one photograph
+        for table in (OPEN_IMAGES, TESTING_BATCH):  # they say which images were cropped from one photograph
             path = folder.directory / table
             digest.update(b"\0" + (path.read_bytes() if path.is_file() else b""))
     key = digest.hexdigest()[:32]
@@ -104,18 +82,16 @@ def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups
         numbers[:] = np.concatenate(groups.numbers)
         return {"notes": list(groups.notes)}
 
-    kept = _keep(cache, f"groups/{key}", (sum(counts),), np.int64, fill)
+    kept = _keep(cache, f"groups/{key}", sum(counts), fill)
     numbers = np.split(np.array(kept.array), np.cumsum(counts)[:-1])
     return Groups(numbers, tuple(kept.notes["notes"]))
 
 
-def _keep(
-    cache: Cache, name: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]
-) -> Kept:
+def _keep(cache: Cache, name: str, count: int, fill: Callable[[np.memmap], Notes]) -> Kept:
     try:
-        return cache.get(name, shape, dtype, fill)
+        return cache.get(name, (count,), np.int64, fill)
     except NoRoom:
-        return Cache(directory=None).get(name, shape, dtype, fill)
+        return Cache(directory=None).get(name, (count,), np.int64, fill)
 
 
 def split_folder(
@@ -126,22 +102,19 @@ def split_folder(
     fold: int | None = 0,
     cache: Cache = SHARED,
 ) -> Split:
-    """Divides the images into folds of whole groups, of which one validates and the others train.
+    """Split N images into training and validation by stratified group k-fold (scikit-learn's `StratifiedGroupKFold`).
 
-    The folds are those of scikit-learn's `StratifiedGroupKFold`: each has about the same share of every class.
-    An augmented image trains if its source trains, else it is left out. Where the folder says which images validate,
-    these do, and images that share a group with one of them are left out.
+    An augmented image trains if its source trains; otherwise it is left out. If the folder itself names validation
+    images, these validate, and images that share a group with them are left out.
 
     Args:
-        folder: the images, N.
-        readable: (N,) bool; the others are on neither side.
-        groups: (N,) int64; an augmented image has its source's.
-        folds: how many; fewer where a class has fewer groups.
-        fold: which one validates, from 0; None to train on all images.
-        cache: keeps the folds.
+        folder, readable, groups: the images; (N,) bool; (N,) int64, where augmented images have their source's group.
+        folds: number of folds, reduced if a class has fewer groups.
+        fold: the fold that validates, from 0; None trains on all images.
+        cache: stores the folds.
 
     Raises:
-        UserError: a class has too few groups to be divided, or there is no such fold.
+        UserError: a class has too few groups, or there is no such fold.
     """
     originals = np.flatnonzero(readable & ~folder.augmented)
     if folder.validates is not None:
@@ -150,14 +123,13 @@ def split_folder(
         _check_classes(folder, originals, groups, least=1)
         validation = originals[:0]
     else:
-        _check_classes(folder, originals, groups, least=2)
-        numbers, possible = _find_folds(folder.labels[originals], groups[originals], folds, cache)
+        numbers, possible = _find_folds(folder, originals, groups, folds, cache)
         if possible < folds:
-            _log.info("%d folds, not %d: the smallest class has too few groups of images", possible, folds)
+            _log.info("%d folds instead of %d: the smallest class has too few groups of images", possible, folds)
         if fold >= possible:
             raise UserError(
-                f"--fold {fold}: {folder.directory} divides into {possible} folds, from 0 to {possible - 1} "
-                "(more need more groups of images in its smallest class)"
+                f"--fold {fold}: {folder.directory} divides into {possible} folds, from 0 to {possible - 1}, since its "
+                "smallest class has too few groups of images for more"
             )
         folds, validation = possible, originals[numbers == fold]
     train = originals[~np.isin(groups[originals], groups[validation])]
@@ -171,48 +143,38 @@ def split_folder(
 
 
 def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
-    """Divides the images of a folder into those to train and validate on and those to test on, a fold of whole groups.
+    """Split a folder into images for training and validation, and one fold for testing.
 
-    Raises:
-        UserError: a class has fewer than three groups.
+    A class with fewer than three groups raises UserError.
     """
     store = None if cache.directory is None else STORE
     unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
     originals = np.array([place for place, path in enumerate(folder.paths) if path not in unreadable], dtype=np.int64)
     [groups] = load_groups([in_own_range(folder, store)], cache).numbers
-    _check_classes(folder, originals, groups, least=3)
-    numbers, _ = _find_folds(folder.labels[originals], groups[originals], FOLDS, cache)
+    numbers, _ = _find_folds(folder, originals, groups, FOLDS, cache, least=3)
     testing = originals[numbers == 0]
     training = np.setdiff1d(np.arange(len(folder.paths)), testing)
     return [folder.subset(training), replace(folder.subset(testing), part=_TEST, passed_over={})]
 
 
 def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
-    """The images of a folder that a run trained on, validated on, or held out to test on, by its `split.csv`.
-
-    Raises:
-        UserError: there are none, or they are not there.
-    """
+    """Return the images of a folder on one side of a run's `split.csv`; raise UserError if some are missing."""
     rows = read_rows(run_dir / "split.csv", ("file", "side"))
     names = {row["file"] for row in rows if row["side"] == side}
     places = [place for place in range(len(folder.paths)) if folder.name_of(place) in names]
     if not names:
-        raise UserError(f"{run_dir} has no {side} images: split.csv names none")
+        raise UserError(f"{run_dir} has no {side} images in its split.csv")
     if len(places) < len(names):
         remedy = ", or name test images with --test-dir" if side == _TEST else ""
         raise UserError(
-            f"{folder.directory} holds {len(places)} of the {len(names)} {side} images of {run_dir}: bring them back"
-            + remedy
+            f"{folder.directory} holds {len(places)} of the {len(names)} {side} images of {run_dir}: "
+            f"bring them back{remedy}"
         )
     return replace(folder.subset(places), part=side)
 
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
-    """The training folder without the images that share a group with a test image, and the test folders.
-
-    Raises:
-        UserError: nothing is left of a class.
-    """
+    """Remove training images that share a group with test images; raise UserError if no image of a class is left."""
     numbers, *tested = load_groups(folders, cache).numbers
     kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
     training = folders[0].subset(kept)
@@ -222,32 +184,26 @@ def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> li
 
 
 def _check_left(folder: ImageFolder, places: np.ndarray, side: str) -> None:
-    """Raises UserError where these places have no image of a class."""
+    """Raise UserError if a class has no image at these indices."""
     for label, name in enumerate(folder.classes):
         if label not in folder.labels[places]:
             raise UserError(f"{folder.directory}: all images of {name} to train on share a group with {side} images")
 
 
 def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
-    """Into how many folds a folder can be divided, at most `folds`: small classes allow fewer.
-
-    Raises:
-        UserError: a class has fewer than two groups.
-    """
+    """Return the number of folds that a folder divides into: `folds`, or fewer if a class has fewer groups."""
     [groups] = load_groups([folder], cache).numbers
-    originals = np.flatnonzero(~folder.augmented)
-    _check_classes(folder, originals, groups, least=2)
-    return _find_folds(folder.labels[originals], groups[originals], folds, cache)[1]
+    return _find_folds(folder, np.flatnonzero(~folder.augmented), groups, folds, cache)[1]
 
 
 def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> None:
-    """Raises UserError where a class has fewer groups than `least`."""
+    """Raise UserError if a class has fewer groups than `least`."""
     labels = folder.labels[originals]
     images = np.bincount(labels, minlength=len(folder.classes)).tolist()
     counts = _count_groups(labels, groups[originals], len(folder.classes)).tolist()
     for name, members, count in zip(folder.classes, images, counts, strict=True):
         if count < least:
-            same = f", all near-duplicates of one another: they make {count} group" if members > 1 else ""
+            same = f", all near-duplicates of one another, so they are {count} group" if members > 1 else ""
             raise UserError(
                 f"{folder.directory / name} has {members} readable image(s){same}. It needs at least {least}"
                 + (f" groups, {', '.join(_NEEDED_FOR[: least - 1])} and {_NEEDED_FOR[least - 1]}" if least > 1 else "")
@@ -255,18 +211,18 @@ def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarra
 
 
 def _count_groups(labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
-    """(C,) how many groups have images of each class, of M labels and M numbers of groups."""
+    """Return the number of groups of each class, (C,), for labels (M,) and groups (M,)."""
     return np.bincount(np.unique(groups * classes + labels) % classes, minlength=classes)
 
 
-def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache) -> tuple[np.ndarray, int]:
-    """(M,) the fold of each of M images, and how many folds there are: each has images of every class.
-
-    Raises:
-        UserError: not even two folds have images of every class.
-    """
-    # Numbered as they occur: the folds then depend on which images belong together, and on nothing else.
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+def _find_folds(
+    folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, folds: int, cache: Cache, least: int = 2
+) -> tuple[np.ndarray, int]:
+    """Return the fold of each original image, (M,), and the number of folds, each with images of every class."""
+    _check_classes(folder, originals, groups, least)
+    labels = folder.labels[originals]
+    # Renumbered in order of appearance, so that the folds only depend on which images belong together.
+    _, first, inverse = np.unique(groups[originals], return_index=True, return_inverse=True)
     groups = np.argsort(np.argsort(first))[inverse]
     parts = (labels.tobytes(), groups.tobytes(), f"{_FORM} {folds}".encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
@@ -276,23 +232,23 @@ def _find_folds(labels: np.ndarray, groups: np.ndarray, folds: int, cache: Cache
 
         classes = np.unique(labels)
         fewest = int(_count_groups(labels, groups, classes[-1] + 1)[classes].min())
-        for count in range(min(folds, fewest), 1, -1):  # groups of several classes can leave a class out of a fold
+        for count in range(min(folds, fewest), 1, -1):  # a fold can lack a class if groups have several classes
             splitter = StratifiedGroupKFold(count, shuffle=True, random_state=_SPLIT_SEED)
             for number, (_, validation) in enumerate(splitter.split(labels, labels, groups)):
                 numbers[validation] = number
             if len(np.unique(labels * count + numbers)) == count * len(classes):
                 return {"folds": count}
-        raise UserError("the classes share so many groups of images that no split leaves each of them on both sides")
+        raise UserError("the classes share too many groups of images: no split has every class on both sides")
 
-    kept = _keep(cache, f"groups/{key}", labels.shape, np.int64, fill)
+    kept = _keep(cache, f"groups/{key}", len(labels), fill)
     return np.array(kept.array), kept.notes["folds"]
 
 
 def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict[str, Any]:
-    """What a run is trained and tested on, in JSON's types: names, counts, digests of the contents, and overlap.
+    """Describe the training and test images, in JSON types: names, counts, digests of the contents, and overlap.
 
-    The digests depend on the images and their classes, not on file names. `augmented` is that of the augmented images,
-    None without any. `overlap` is the number of images to train on that share a group with a test image.
+    `augmented` is the digest of the augmented images, or None. `overlap` is the number of original training images that
+    share a group with a test image.
     """
     training, *tests = folders
     groups = load_groups(folders, cache)
@@ -314,26 +270,25 @@ def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict
 
 
 def digest_images(folder: ImageFolder, cache: Cache = SHARED, chosen: np.ndarray | None = None) -> str:
-    """A digest of the contents of images and of their classes, whatever their names and order.
+    """Compute a digest of the contents and classes of images, which is independent of file names and order.
 
-    Args:
-        folder: N images.
-        cache: where digests of files are kept.
-        chosen: (N,) bool, which of them; by default those that are not augmented.
+    `chosen`, (N,) bool, selects images; by default, those that are not augmented.
     """
     chosen = ~folder.augmented if chosen is None else chosen
     contents = _contents(folder, cache)
     labels = (folder.classes[label] for label in folder.labels.tolist())
-    parts = sorted(
-        f"{name}\0{content.hex()}"
-        for name, content, used in zip(labels, contents, chosen.tolist(), strict=True)
-        if used
-    )
+    images = zip(labels, contents, chosen.tolist(), strict=True)
+    parts = sorted(f"{name}\0{content.hex()}" for name, content, used in images if used)
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
+def digest_all(folders: Sequence[ImageFolder], cache: Cache) -> str:
+    """Compute the digests of all images of each folder."""
+    return " ".join(digest_images(folder, cache, np.full(len(folder.paths), True)) for folder in folders)
+
+
 def digest_split(folder: ImageFolder, split: Split, cache: Cache = SHARED) -> str:
-    """A digest of the contents and the order of all images that train and that validate."""
+    """Compute a digest of the contents and the order of all training and validation images."""
     contents = _contents(folder, cache)
     digest = hashlib.sha256()
     for places in (split.train, split.validation):
@@ -343,18 +298,17 @@ def digest_split(folder: ImageFolder, split: Split, cache: Cache = SHARED) -> st
     return digest.hexdigest()
 
 
-_known: WeakKeyDictionary[ImageFolder, list[bytes]] = WeakKeyDictionary()  # the runs of a sweep share their folders
+_known: WeakKeyDictionary[ImageFolder, list[bytes]] = WeakKeyDictionary()  # the runs of a sweep share folders
 
 
 def _contents(folder: ImageFolder, cache: Cache) -> list[bytes]:
-    """A digest of each image's contents."""
+    """Return a digest of each image."""
     if folder not in _known:
         if folder.arrays is None:
             contents = content_digests(folder.paths, None if cache.directory is None else STORE)
         else:
-            contents = [
-                hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in folder.arrays
-            ]
+            arrays = map(np.ascontiguousarray, folder.arrays)
+            contents = [hashlib.blake2b(array, digest_size=16).digest() for array in arrays]
         inverted = folder.inverted.tolist()
         _known[folder] = [b"inverted" * turned + content for content, turned in zip(contents, inverted, strict=True)]
     return _known[folder]

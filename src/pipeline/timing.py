@@ -1,4 +1,4 @@
-"""The processor time of a run, over all programs that worked on it."""
+"""The processor time of a run, summed over all programs that trained it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILE = "seconds.json"
 
 @contextmanager
 def processor_time(run_dir: Path) -> Iterator[None]:
-    """Add the processor seconds of this process to those that the run took before, in `seconds.json`."""
+    """Add the processor time of this block to the run's `seconds.json`."""
     begin = time.process_time()
     try:
         yield
@@ -26,8 +26,8 @@ def processor_time(run_dir: Path) -> Iterator[None]:
 
 
 def read_processor_time(run_dir: Path) -> float:
-    """Processor seconds of a run; 0 where they are not known."""
+    """Return the processor time of a run in seconds; 0 if it is unknown."""
     try:
         return float(json.loads((run_dir / _FILE).read_text()))
-    except (OSError, ValueError, TypeError, OverflowError, RecursionError):  # not yet there, or damaged
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):  # missing or damaged
         return 0.0

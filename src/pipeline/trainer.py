@@ -1,4 +1,4 @@
-"""Trains a model and keeps its best checkpoints."""
+"""Training: epochs, checkpoints, early stopping, and resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -39,25 +39,29 @@ from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-# What `last.pt` keeps besides the states of model, optimizer and scheduler.
+# Attributes saved in `last.pt`, besides the states of model, optimizer and scheduler.
 _PROGRESS = (
     "digest", "epoch", "unfinished", "history", "best_accuracy", "best_loss", "validations_without_improvement",
 )  # fmt: skip
-
-
-_STEP = 32  # pixels, by which networks commonly shrink an image: smaller sizes are multiples of it
+_STEP = 32  # pixels; the smaller image sizes of a recipe are multiples of this stride
 
 
 class Trainer:
-    """Cross-entropy and AdamW by a recipe, and early stopping. Where the recipe fits the head first, that is epoch 0.
+    """Trains a model with cross-entropy and AdamW as its recipe says, with early stopping.
 
-    Checkpoints are selected, and training is stopped, by the validation scores averaged over classes, which are the
-    plain ones where all classes have equally many validation images.
+    If the recipe fits the head to frozen features first, that is epoch 0. Checkpoints and early stopping use the
+    validation scores averaged over classes.
 
-    Everything that the rest of a run depends on is in `last.pt`: a run goes on from there, with identical results. It
-    is written at the end of an epoch, but not more often than every `save_every` minutes, at the end of the run, and
-    after a batch if the program is told to stop. Random numbers are drawn in each epoch from the seed and the
-    epoch's number.
+    `last.pt` holds the full state, and a run that is resumed from it gives identical results: each epoch derives its
+    random numbers from the seed and its own number. The state is saved at the end of an epoch if the last save is at
+    least `save_every` minutes old, at the end of training, and after a batch if the program is asked to stop.
+
+    Attributes:
+        epoch: the number of completed epochs.
+        unfinished: the state within an epoch that was interrupted.
+        network, validation_network: the modules that run; only the layers behind frozen ones if features are cached.
+        saved_model: the model that is validated and saved, which may be a moving average of the trained one.
+        validation_logits: logits (N, classes) of the last validation.
     """
 
     def __init__(
@@ -70,16 +74,16 @@ class Trainer:
         keep_state: bool = False,
     ) -> None:
         self.data, self.settings, self.hardware, self.logger = data, settings, hardware, logger
-        self.keep_state = keep_state  # also of a finished run, if it can be trained further
+        self.keep_state = keep_state  # of a finished run, so that it can be trained further
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
+        self.digest = data.digest
+        self.validates = len(data.validation) > 0
+        self.validation_logits: Tensor | None = None
         self.model = hardware.place(model, training=True)
-        batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))
+        batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))  # per epoch
         self.averaged = self._make_average(batches)
         self.saved_model = self.averaged.module if self.averaged else self.model
-        self.classes, self.digest = data.classes, data.digest
-        self.validates = len(data.validation) > 0
-        self.validation_logits: Tensor | None = None  # of the last epoch
         layers, rates = self._group_parameters()
         self.optimizer = EagerAdamW(
             [{"params": parameters, "lr": rate} for parameters, rate in zip(layers, rates, strict=True)],
@@ -89,49 +93,44 @@ class Trainer:
             fused=True,
         )
         self.scheduler = self._make_scheduler(batches, rates)
-        self.epoch = 0  # finished ones
-        self.unfinished: dict[str, Any] | None = None  # what an epoch came to that was stopped within
+        self.epoch = 0
+        self.unfinished: dict[str, Any] | None = None
         self.best_accuracy, self.best_loss = -math.inf, math.inf
         self.validations_without_improvement = 0
         self.history: list[dict[str, Any]] = []
         self._stop = StopRequest()
-        self._saved = time.monotonic()  # when `last.pt` was written, or read
+        self._saved = time.monotonic()  # time of the last save
         if (self.folder / "last.pt").exists():
             self._load_last()
-        if self.finished or self._only_head:
-            return
-        # What runs, in place of the whole model where frozen layers need not.
+        if not self.finished and not self._only_head:
+            self._prepare_batches()
+
+    def _prepare_batches(self) -> None:
+        """Make the loaders, and the networks that run on their batches."""
+        settings, sides = self.settings, (self.data.train, self.data.validation)
         self.network, self.validation_network = self.model, self.saved_model
-        sides = self._find_features() or (data.train, data.validation)
-        train, validation = bring_near(sides, hardware.device)
-        balance = settings.balance or self.recipe.balance
-        balanced = train.labels.numpy()[train.places] if balance else None
+        frozen_to = None if self.recipe.augmentation else self.model.frozen_to
+        if frozen_to and (features := self._compute_features(frozen_to)):
+            sides = features
+            self.network = BehindFrozen(self.model, frozen_to)
+            self.validation_network = BehindFrozen(self.saved_model, frozen_to)
+        train, validation = bring_near(sides, self.hardware.device)
+        balanced = train.labels.numpy()[train.places] if settings.balance or self.recipe.balance else None
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True, balanced=balanced)
         self.validation_loader = make_loader(validation, evaluation_batch(settings))
         self.network = distributed.join_gradients(self.network)
         if settings.compile and distributed.world_size() > 1:
-            _log.warning("--compile is for runs of one process: going on without")
+            _log.warning("--compile does not support several processes: continuing without it")
         elif settings.compile:
-            self.network = Compiled(self.network, settings.batch_size, hardware)
-
-    def _find_features(self) -> Sequence[ImageBatches] | None:
-        """Has frozen layers run once for each image, if there are any and images are trained on as they are."""
-        if not self.model.frozen_to or self.recipe.augmentation:
-            return None
-        freeze_point = self.model.frozen_to
-        features = self._compute_features(freeze_point)
-        if features:
-            self.network = BehindFrozen(self.model, freeze_point)
-            self.validation_network = BehindFrozen(self.saved_model, freeze_point)
-        return features
+            self.network = Compiled(self.network, settings.batch_size, self.hardware)
 
     def _compute_features(self, freeze_point: str) -> Sequence[ImageBatches] | None:
-        """The output of the layers up to there, for the images to train and to validate on."""
+        """Compute the output of the layers up to a freeze point, for training and validation images."""
         sides = (self.data.train, self.data.validation)
         return compute_features(self.model, freeze_point, sides, self.hardware, Cache.of(self.settings))
 
     def _group_parameters(self) -> tuple[list[list[nn.Parameter]], list[float]]:
-        """What is trained, by learning rate; freezes what the recipe leaves out."""
+        """Freeze the layers that the recipe does not train; return the others in groups, with their learning rates."""
         rate = self.settings.learning_rate
         if not self.recipe.fit_head or self._only_head:
             return [self.model.trainable_parameters()], [rate]
@@ -141,47 +140,40 @@ class Trainer:
         return trained, growing_rates(len(trained), rate, self.recipe.first_rate)
 
     def _make_average(self, batches: int) -> MovingAverage | None:
-        """Args: the number of batches in an epoch."""
         if share := self.recipe.first_share:
             return MovingAverage(self.model, share ** (1 / (self.settings.num_epochs * batches)), warm_up=0)
         return MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
 
     def _make_scheduler(self, batches: int, rates: Sequence[float]) -> LRScheduler:
-        """Args: the number of batches in an epoch, and the highest learning rate of each group of parameters."""
         if not self.recipe.one_cycle:
             return ExponentialLR(self.optimizer, self.settings.gamma)
         return OneCycleLR(self.optimizer, list(rates), self.settings.num_epochs * batches)
 
     @property
     def _only_head(self) -> bool:
-        """Whether fitting the head is all that there is to train."""
         return self.recipe.fit_head and self.model.frozen_to is not None
 
-    def fit(self, until: int | None = None) -> None:
-        """Trains to the last epoch or until early stopping, from wherever the run stands.
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        if self.recipe.fit_head and not self.history:
+            return False
+        return self.epoch >= (0 if self._only_head else self.settings.num_epochs) or self._stopped_early
 
-        Args:
-            until: the epoch after which to pause, with all that is needed to go on saved.
-        """
+    @property
+    def _stopped_early(self) -> bool:
+        return self.validations_without_improvement >= self.settings.early_stopping_patience
+
+    def fit(self, until: int | None = None) -> None:
+        """Train to the last epoch or until early stopping; pause and save the full state after epoch `until`."""
         if (self.history or self.unfinished) and not self._pauses(until):
-            where = f"in epoch {self.epoch + 1}" if self.unfinished else f"after epoch {self.epoch}"
-            _log.info("going on %s", where)
+            _log.info("resuming %s epoch %d", *(("in", self.epoch + 1) if self.unfinished else ("after", self.epoch)))
         try:
-            # Joined processes would each stop after another batch, and wait for one another: these stop at once.
+            # Joined processes would each stop after another batch and wait for one another: they stop immediately.
             with self._stop if distributed.world_size() == 1 else nullcontext():
                 while not self._pauses(until):
-                    if self.recipe.fit_head and not self.history:
-                        self._fit_head()
-                    else:
-                        self._run_epoch()
-                    if self.finished:
-                        self._save_checkpoint("terminal")
-                    stop = self._stop.made
-                    if stop or self._pauses(until) or time.monotonic() - self._saved >= 60 * self.settings.save_every:
-                        self._save_last()
-                    if stop:  # a later one is granted after the next batch
-                        self._stop.grant()
-            if self._stopped_early():
+                    self._do_epoch(until)
+            if self._stopped_early:
                 _log.info(
                     "stopped early: no lower loss in the last %d validations", self.settings.early_stopping_patience
                 )
@@ -189,18 +181,30 @@ class Trainer:
         except torch.OutOfMemoryError:
             if distributed.world_size() > 1:
                 raise
-        self._tell_what_fits()  # not in the `except` block, where the error keeps the tensors alive that did not fit
+        self._suggest_batch_size()  # outside the `except` block, which keeps tensors alive
 
-    def _tell_what_fits(self) -> NoReturn:
-        """Tries smaller batches, and spoils the model in doing so.
+    def _pauses(self, until: int | None) -> bool:
+        return self.finished or (until is not None and self.epoch >= until)
 
-        Raises:
-            UserError: always; it says which one did.
-        """
+    def _do_epoch(self, until: int | None) -> None:
+        if self.recipe.fit_head and not self.history:
+            self._fit_head()
+        else:
+            self._run_epoch()
+        if self.finished:
+            self._save_checkpoint("terminal")
+        stop = self._stop.made  # a request made later is granted after the next batch
+        if stop or self._pauses(until) or time.monotonic() - self._saved >= 60 * self.settings.save_every:
+            self._save_last()
+        if stop:
+            self._stop.grant()
+
+    def _suggest_batch_size(self) -> NoReturn:
+        """Raise UserError with a batch size that fits. Leaves the model in an unusable state."""
         size = self.train_loader.batch_sampler.batch_sizes[0] // 2
         while size >= 2 and not self._fits(size):
             size //= 2
-        advice = f"-b {size} would do, with --restart" if size >= 2 else "not even two images fit; use another GPU"
+        advice = f"use -b {size} with --restart" if size >= 2 else "not even two images fit; use another GPU"
         raise UserError(
             f"{self.hardware} has too little memory for batches of {self.settings.batch_size} images: {advice}"
         )
@@ -210,63 +214,39 @@ class Trainer:
         gc.collect()
         torch.cuda.empty_cache()
         try:
-            for _ in range(2):  # the second has the optimizer's averages beside it
+            for _ in range(2):  # in the second step, the optimizer's state takes memory too
                 self._train_batch(*self.train_loader.dataset.__getitems__(list(range(size))), size)
         except torch.OutOfMemoryError:
-            self.optimizer.state.clear()  # half made, it would be taken for whole
+            self.optimizer.state.clear()  # incomplete
             return False
         return True
 
-    def _pauses(self, until: int | None) -> bool:
-        return self.finished or (until is not None and self.epoch >= until)
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to train."""
-        if self.recipe.fit_head and not self.history:
-            return False
-        last = 0 if self._only_head else self.settings.num_epochs
-        return self.epoch >= last or self._stopped_early()
-
-    def _can_be_longer(self) -> bool:
-        """Whether more epochs give the results of a run that was begun with so many, and are not stopped early."""
-        return not self.recipe.one_cycle and not self._stopped_early()
-
-    def _stopped_early(self) -> bool:
-        return self.validations_without_improvement >= self.settings.early_stopping_patience
-
     def _fit_head(self) -> None:
-        """Epoch 0: fits the last layer to what the layers before it make of the images.
-
-        Raises:
-            UserError: the features do not fit on the disk.
-        """
+        """Epoch 0: fit the last layer to the output of all layers before it."""
         start = time.perf_counter()
         freeze_point = self.model.freeze_points[-1]
         sides = self._compute_features(freeze_point)
         if sides is None:
-            raise UserError("the features of the images do not fit on the disk: make room, or try --no-cache")
+            raise UserError("the features of the images do not fit on the disk: free some space, or try --no-cache")
         (train, labels), (validation, validation_labels) = (
             batches.__getitems__(list(range(len(batches)))) for batches in sides
         )
-        head = fit_head(train.float().numpy(), labels.numpy(), validation.float().numpy(), validation_labels.numpy())
+        train, validation = train.float().numpy(), validation.float().numpy()
+        head = fit_head(train, labels.numpy(), validation, validation_labels.numpy())
         _, layer = self.model.split(freeze_point)
         with torch.no_grad():
             for parameter, values in ((layer.weight, head.weight), (layer.bias, head.bias)):
                 own = torch.from_numpy(values).to(parameter) * distributed.is_first()
-                parameter.copy_(distributed.sum_over_processes(own))  # the same in all joined processes
+                parameter.copy_(distributed.sum_over_processes(own))  # the same in all processes
         if self.averaged:
             self.averaged.update_parameters(self.model)
-        scores = Scores.of(torch.from_numpy(head.logits(train.float().numpy())), labels)
-        row = {"epoch": 0, "learning_rate": 0.0, **_columns("train", scores)}
-        improved: list[str] = []
+        train_scores, validation_scores = Scores.of(torch.from_numpy(head.logits(train)), labels), None
         if self.validates:
-            self.validation_logits = torch.from_numpy(head.logits(validation.float().numpy()))
-            scores = Scores.of(self.validation_logits, validation_labels)
-            row |= _columns("val", scores)
-            improved = self._keep_best(scores)
+            self.validation_logits = torch.from_numpy(head.logits(validation))
+            validation_scores = Scores.of(self.validation_logits, validation_labels)
         _log.info("the head was fitted to features by logistic regression, C = %g", head.strength)
-        self._finish_epoch(row, improved, sum(map(len, sides)) / (time.perf_counter() - start))
+        images_per_second = sum(map(len, sides)) / (time.perf_counter() - start)
+        self._finish_epoch(0.0, train_scores, validation_scores, images_per_second)
 
     def _run_epoch(self) -> None:
         start = time.perf_counter()
@@ -274,55 +254,51 @@ class Trainer:
         before = sum(self.train_loader.batch_sampler.batch_sizes[:done])
         train = self._train()
         images_per_second = (train.images - before) / (time.perf_counter() - start)
-        learning_rate = max(self.scheduler.get_last_lr())  # in a cycle, that at the end of the epoch
+        learning_rate = max(self.scheduler.get_last_lr())  # of a one-cycle schedule, that at the end of the epoch
         self.epoch += 1
-        row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
-        improved: list[str] = []
-        self.validation_logits = None
+        validation = self.validation_logits = None
         if self.validates and (self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs):
             validation, self.validation_logits = evaluate(
                 self.validation_network, self.validation_loader, self.hardware, "validating"
             )
-            row |= _columns("val", validation)
-            if not math.isfinite(validation.loss):
-                raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
-            improved = self._keep_best(validation)
         if not self.recipe.one_cycle:
             self.scheduler.step()
-        self._finish_epoch(row, improved, images_per_second)
+        self._finish_epoch(learning_rate, train, validation, images_per_second)
 
-    def _finish_epoch(self, row: dict[str, Any], improved: list[str], images_per_second: float) -> None:
+    def _finish_epoch(
+        self, learning_rate: float, train: Scores, validation: Scores | None, images_per_second: float
+    ) -> None:
+        """Save the best checkpoints, and log the epoch."""
+        row = {"epoch": self.epoch, "learning_rate": learning_rate, **_columns("train", train)}
+        improved: list[str] = []
+        if validation:
+            if not math.isfinite(validation.loss):
+                raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
+            row |= _columns("val", validation)
+            improved = self._keep_best(validation)
         self.history.append(row)
         if distributed.is_first():
             self.logger.log_epoch(self.history, images_per_second)
             self._report(row, improved, images_per_second)
 
     def _train(self) -> Scores:
-        """One pass over the training images, or what is left of it."""
-        seed = _epoch_seed(self.settings.seed, self.epoch)
-        torch.manual_seed(seed + distributed.rank())  # dropout is each process's own
-        scores = RunningScores(len(self.classes), self.hardware.device)
-        batches, rates = 0, []
-        if self.unfinished:
-            batches = self.unfinished["batches"]
-            rates = [math.nan] * batches  # not needed: their losses were checked before they were saved
-            scores.restore(self.unfinished["sums"])
-            torch.set_rng_state(self.unfinished["random_state"])
-            states = self.unfinished["cuda_random_states"]
-            torch.cuda.set_rng_state_all(states[: torch.cuda.device_count()])  # this machine may have fewer
-            self.unfinished = None
+        """Train on all images once, or on the rest of an interrupted epoch."""
+        seed = int(np.random.SeedSequence([self.settings.seed, self.epoch]).generate_state(1)[0])
+        torch.manual_seed(seed + distributed.rank())  # each process draws its own dropout
+        scores = RunningScores(len(self.data.classes), self.hardware.device)
+        batches = self._resume_epoch(scores) if self.unfinished else 0
+        rates = [math.nan] * batches  # the losses of these were checked before they were saved
         order = self.train_loader.batch_sampler
         order.set_epoch(seed, batches)
         sizes = order.batch_sizes
-        title = f"epoch {self.epoch + 1}/{self.settings.num_epochs}"
         self.model.train()
         if self.recipe.keep_statistics:
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         with tqdm(
-            desc=title, initial=sum(sizes[:batches]), total=sum(sizes), unit="image", leave=False,
-            disable=distributed.bar_hidden(), mininterval=0.5,
+            desc=f"epoch {self.epoch + 1}/{self.settings.num_epochs}", initial=sum(sizes[:batches]), total=sum(sizes),
+            unit="image", leave=False, disable=distributed.bar_hidden(), mininterval=0.5,
         ) as bar:  # fmt: skip
             for size, (images, labels) in zip(sizes[batches:], self.train_loader, strict=True):
                 rates.append(max(self.scheduler.get_last_lr()))
@@ -342,37 +318,33 @@ class Trainer:
         return scores.read()
 
     def _train_batch(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, labels and losses (B,) of this process's share of a batch of `size` images, before the step."""
-        self.optimizer.zero_grad()  # before the forward pass, whose tensors may take the gradients' place
+        """Train on this process's share of a batch of `size` images; return logits, labels and losses (B,)."""
+        self.optimizer.zero_grad()  # before the forward pass, to reuse the memory of the gradients
         if self.recipe.augmentation:
             images = images.to(self.hardware.device, non_blocking=True)
             images = augment(images, self.recipe.augmentation, self._side())
         logits = compute_logits(self.network, images, self.hardware)
         labels = labels.to(self.hardware.device, non_blocking=True)
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
-        (losses.sum() * (distributed.world_size() / size)).backward()  # whose mean over processes is the batch's
+        (losses.sum() * (distributed.world_size() / size)).backward()  # DDP averages gradients over processes
         self.optimizer.step()
         return logits.detach(), labels, losses.detach()
 
     def _side(self) -> int:
-        """Height and width of the images that the epoch trains on, in pixels."""
+        """Return the height and width of the epoch's training images in pixels."""
         full, sizes = self.model.input_size[1], self.recipe.sizes
         share = sizes[self.epoch * len(sizes) // self.settings.num_epochs]
         return full if share == 1 or not self.model.any_size else max(_STEP, round(full * share / _STEP) * _STEP)
 
     def _check_finite(self, scores: RunningScores, rates: Sequence[float]) -> None:
-        """Stops where it went wrong: once weights are no numbers, nothing good comes of them.
-
-        Raises:
-            UserError: the loss is no longer a finite number.
-        """
+        """Raise UserError if the loss is no longer a finite number; `rates` are the learning rates of the batches."""
         batch = scores.count_finite_batches()
         if batch < len(rates):
             batches = len(self.train_loader.batch_sampler.batch_sizes)
             raise _not_finite(f"in epoch {self.epoch + 1}, batch {batch + 1} of {batches}", rates[batch])
 
     def _keep_best(self, validation: Scores) -> list[str]:
-        """Saves the checkpoints that this validation improves on; returns their names."""
+        """Save the checkpoints that improve; return their names."""
         improved = []
         if validation.per_class_accuracy > self.best_accuracy:
             self.best_accuracy = validation.per_class_accuracy
@@ -388,8 +360,7 @@ class Trainer:
 
     def _report(self, row: dict[str, Any], improved: list[str], images_per_second: float) -> None:
         parts = [f"epoch {self.epoch:>{len(str(self.settings.num_epochs))}}/{self.settings.num_epochs}"]
-        loss, accuracy = row["train_loss"], row["train_accuracy"]
-        parts.append(f"train loss {loss:.3f} acc {accuracy:5.1%}")
+        parts.append(f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:5.1%}")
         if "val_loss" in row:
             loss, accuracy, class_loss, class_accuracy = (row[f"val_{name}"] for name in SCORES)
             parts.append(f"val loss {loss:.3f}|{class_loss:.3f} acc {accuracy:5.1%}|{class_accuracy:5.1%}")
@@ -403,25 +374,25 @@ class Trainer:
             return
         logits = None if self.validation_logits is None else self.validation_logits.cpu()
         weights = self.saved_model.state_dict()
-        checkpoint = Checkpoint(self.settings.model_type, self.classes, self.epoch, weights, logits)
+        checkpoint = Checkpoint(self.settings.model_type, self.data.classes, self.epoch, weights, logits)
         first, *others = (self.folder / f"{name}.pt" for name in names)
         checkpoint.save(first)
         for other in others:
             link(first, other)
 
+    def _stateful_parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts | ({"averaged": self.averaged} if self.averaged else {})
+
     def _save_last(self) -> None:
         if not distributed.is_first():
             return
         state = {name: getattr(self, name) for name in _PROGRESS}
-        if not self.finished or (self.keep_state and self._can_be_longer()):  # else gigabytes that nobody needs
-            state |= {name: part.state_dict() for name, part in self._parts().items()}
+        can_be_longer = self.keep_state and not self.recipe.one_cycle and not self._stopped_early
+        if not self.finished or can_be_longer:  # otherwise the state is not needed, and can take gigabytes
+            state |= {name: part.state_dict() for name, part in self._stateful_parts().items()}
         save_state(state, self.folder / "last.pt")
         self._saved = time.monotonic()
-
-    def _parts(self) -> dict[str, Any]:
-        """What has a state of its own."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        return parts | ({"averaged": self.averaged} if self.averaged else {})
 
     def _save_within_epoch(self, batches: int, scores: RunningScores) -> None:
         self.unfinished = {
@@ -432,31 +403,36 @@ class Trainer:
         }
         self._save_last()
 
+    def _resume_epoch(self, scores: RunningScores) -> int:
+        """Restore what `_save_within_epoch` saved; return the number of completed batches."""
+        state, self.unfinished = self.unfinished, None
+        scores.restore(state["sums"])
+        torch.set_rng_state(state["random_state"])
+        torch.cuda.set_rng_state_all(
+            state["cuda_random_states"][: torch.cuda.device_count()]
+        )  # there may be fewer GPUs
+        return state["batches"]
+
     def _load_last(self) -> None:
         file = self.folder / "last.pt"
         state = load_state(file)
-        digest = self.digest
         try:
             for name in _PROGRESS:
                 setattr(self, name, state[name])
             if not self.finished:
-                self._check_state(state)
-                for name, part in self._parts().items():
+                if "model" not in state:
+                    raise UserError(
+                        f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without saving "
+                        "its full state, as runs of sweep.py do: another --output-dir, or --restart"
+                    )
+                for name, part in self._stateful_parts().items():
                     part.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} does not fit {self.settings.model_type}: begin anew with --restart") from error
-        if digest != self.digest:  # another split: it might validate on what it has been trained on
+            raise UserError(f"{file} does not fit {self.settings.model_type}: start over with --restart") from error
+        if self.digest != self.data.digest:  # with another split, it might validate on images that it was trained on
             raise UserError(
-                f"{self.settings.data_dir} does not hold the images that {self.folder} was begun with: "
-                "bring them back, or begin anew with --restart"
-            )
-
-    def _check_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError where a finished run was not to be trained further."""
-        if "model" not in state:
-            raise UserError(
-                f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without keeping the "
-                "state to go on from, as runs of sweep.py do: another --output-dir, or --restart"
+                f"{self.settings.data_dir} does not hold the images that {self.folder} was started with: "
+                "bring them back, or start over with --restart"
             )
 
 
@@ -468,8 +444,3 @@ def _not_finite(place: str, learning_rate: float) -> UserError:
     return UserError(
         f"the loss is no longer a finite number {place}, at a learning rate of {learning_rate:g}: try a lower one (-l)"
     )
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch, so that an epoch's random numbers do not depend on how it was reached."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Arrays are made once, by one program, found whole by the others, and leave when room is short."""
+"""Arrays are computed by one program, shared with others, and deleted when space is short."""
 
 import errno
 import logging
@@ -26,7 +26,7 @@ def cache(tmp_path):
 
 
 class Maker:
-    """Fills arrays with a number; counts how many."""
+    """Fills arrays with a number and counts them."""
 
     def __init__(self, number=7):
         self.number, self.made = number, 0
@@ -45,7 +45,7 @@ def files(cache):
     return sorted(path.name for path in cache.directory.rglob("*") if path.is_file())
 
 
-def test_what_was_made_is_found(cache):
+def test_array_is_computed_once(cache):
     maker = Maker()
     for _ in range(2):
         array, notes = get(cache, maker=maker)
@@ -57,7 +57,7 @@ def test_what_was_made_is_found(cache):
     assert files(cache) == ["a.json", "a.npy"]
 
 
-# Waits until all have come here, then wants the array; tells of its making in a file.
+# Waits until four programs have started, then requests the array; records the computation in a file.
 MAKE_SLOWLY = """
 import sys, time
 from pathlib import Path
@@ -85,7 +85,7 @@ def start_making(folder, name):
     return subprocess.Popen([sys.executable, "-c", MAKE_SLOWLY, str(REPOSITORY / "src"), name], cwd=folder)
 
 
-def test_of_several_programs_at_once_one_makes_it_and_all_find_it_whole(tmp_path):
+def test_one_of_several_concurrent_programs_computes_it(tmp_path):
     programs = [start_making(tmp_path, f"here_{number}") for number in range(4)]
     assert [program.wait() for program in programs] == [0] * 4
     assert (tmp_path / "made").read_text() == "x"
@@ -93,7 +93,7 @@ def test_of_several_programs_at_once_one_makes_it_and_all_find_it_whole(tmp_path
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_what_a_killed_program_leaves_is_cleared_away(tmp_path, cache, same):
+def test_partial_file_of_a_killed_program_is_removed(tmp_path, cache, same):
     for number in range(3):
         (tmp_path / f"here_{number}").touch()
     program = start_making(tmp_path, "here_3")
@@ -101,13 +101,13 @@ def test_what_a_killed_program_leaves_is_cleared_away(tmp_path, cache, same):
         time.sleep(0.01)
     program.send_signal(signal.SIGKILL)
     program.wait()
-    assert len(files(cache)) == 2  # half an array, and the lock
+    assert files(cache) == [".a.partial.npy"]
     name = "a" if same else "b"
     assert (get(cache, name).array == 7).all()
     assert files(cache) == [f"{name}.json", f"{name}.npy"]
 
 
-def test_a_failure_leaves_nothing(cache):
+def test_failed_computation_leaves_no_file(cache):
     def fail(array):
         raise KeyboardInterrupt
 
@@ -129,40 +129,27 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_array_is_made_anew(cache, caplog, damage):
+def test_damaged_array_is_rebuilt(cache, caplog, damage):
     get(cache)
     DAMAGES[damage](cache.directory / "images/a.npy", cache.directory / "images/a.json")
     maker = Maker()
     assert (get(cache, maker=maker).array == 7).all()
     assert maker.made == 1
-    assert "a.npy is damaged: it is made anew" in caplog.text
+    [message] = caplog.messages
+    assert message.endswith("a.npy is damaged: it is rebuilt")
     get(cache, maker=maker)
     assert maker.made == 1
 
 
-def test_a_lost_record_or_another_shape_is_no_match(cache):
+def test_array_without_metadata_is_rebuilt(cache):
     maker = Maker()
     get(cache)
     (cache.directory / "images/a.json").unlink()
     get(cache, maker=maker)
-    assert get(cache, maker=maker, shape=(100, 10)).array.shape == (100, 10)
-    assert maker.made == 2
+    assert maker.made == 1
 
 
-def test_a_copy_is_looked_through_once_and_taken(tmp_path, cache, monkeypatch):
-    get(cache)
-    copy = Cache(tmp_path / "copy")
-    shutil.copytree(cache.directory, copy.directory, copy_function=shutil.copyfile)
-    looked, maker = [], Maker()
-    from pipeline import cache as module
-
-    monkeypatch.setattr(module, "_checksum", lambda stream, real=module._checksum: looked.append(1) or real(stream))
-    for _ in range(2):
-        get(copy, maker=maker)
-    assert (len(looked), maker.made) == (1, 0)
-
-
-def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
+def test_without_folder_nothing_is_stored(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     nowhere, maker = Cache(directory=None), Maker()
     for made in (1, 2):
@@ -172,7 +159,7 @@ def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path):
+def test_least_recently_used_array_is_deleted_first(tmp_path):
     cache = Cache(tmp_path, limit=3 * SIZE)
     for number, name in enumerate("abc"):
         get(cache, name)
@@ -182,20 +169,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
     assert files(cache) == ["a.json", "a.npy", "c.json", "c.npy", "d.json", "d.npy"]
 
 
-def test_a_clock_that_jumps_back_costs_no_more_than_an_array(tmp_path):
-    """What was used before it jumped counts as used last: what is made after it may go sooner, but is right."""
-    cache = Cache(tmp_path, limit=2 * SIZE)
-    later = time.time() + 86400
-    for name in "ab":
-        get(cache, name)
-        os.utime(tmp_path / f"images/{name}.json", (later, later))
-    for name in "cadb":
-        array, notes = get(cache, name, Maker(ord(name)))
-        assert (array == notes["number"]).all()
-        assert len(list(tmp_path.glob("images/*.npy"))) == 2
-
-
-def test_other_files_are_left_alone(tmp_path):
+def test_other_files_are_not_deleted(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "TRAIN.npy").write_bytes(bytes(5000))
     cache = Cache(tmp_path, limit=SIZE)
@@ -204,31 +178,31 @@ def test_other_files_are_left_alone(tmp_path):
     assert files(cache) == ["TRAIN.npy", "b.json", "b.npy"]
 
 
-def test_what_would_not_fit_makes_nothing_leave(tmp_path):
+def test_nothing_is_deleted_for_an_array_that_does_not_fit(tmp_path):
     cache = Cache(tmp_path, limit=2 * SIZE)
     held = get(cache, "a").array
     get(cache, "b")
-    with pytest.raises(NoRoom, match=r"[0-9.]+ kB are more than is left of [0-9.]+ kB \(--cache-limit\)"):
+    with pytest.raises(NoRoom, match=r"[0-9.]+ kB is more than is left of [0-9.]+ kB \(--cache-limit\)"):
         get(cache, "c", shape=(20, 100))
     assert files(cache) == ["a.json", "a.npy", "b.json", "b.npy"]
     assert (held == 7).all()
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_disk_is_filled_by_half_of_what_is_free_at_most(tmp_path, monkeypatch, kept):
+def test_at_most_half_of_the_free_disk_space_is_used(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 1999, 1999))
     cache = Cache(tmp_path if kept else None)
-    with pytest.raises(NoRoom, match=r"^[1-9][0-9.]* kB are more than half of what is free in .* \(2\.00 kB\)$"):
+    with pytest.raises(NoRoom, match=r"^[1-9][0-9.]* kB is more than half of the free space in .* \(2\.00 kB\)$"):
         get(cache)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=25), st.integers(1, 6))
-def test_the_limit_holds_and_what_is_used_stays(tmp_path_factory, wants, count):
-    """Arrays are wanted, and some go on being used; each is right, as many are kept as may be, and those in use."""
+def test_limit_holds_and_arrays_in_use_are_kept(tmp_path_factory, requests, count):
+    """Some of the requested arrays stay in use; as many others as possible are kept."""
     cache = Cache(tmp_path_factory.mktemp("cache"), limit=count * SIZE)
     used, ever = {}, set()
-    for name, go_on in wants:
+    for name, stays in requests:
         maker = Maker(ord(name))
         try:
             array, notes = get(cache, name, maker)
@@ -240,7 +214,7 @@ def test_the_limit_holds_and_what_is_used_stays(tmp_path_factory, wants, count):
         assert notes == {"number": ord(name)}
         assert not (maker.made and name in used)
         ever.add(name)
-        if go_on:
+        if stays:
             used[name] = array
         del array
         kept = {path.stem for path in cache.directory.glob("images/*.npy")}
@@ -249,7 +223,7 @@ def test_the_limit_holds_and_what_is_used_stays(tmp_path_factory, wants, count):
 
 
 @pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o600, 0o755), (0o600, 0o777), (0o644, 0o700)])
-def test_what_another_user_keeps_to_themselves_is_done_without(become_another_user, file_mode, folder_mode):
+def test_unreadable_cache_of_another_user_is_refused(become_another_user, file_mode, folder_mode):
     cache = Cache()
     get(cache)
     for path in cache.directory.rglob("*"):
@@ -263,14 +237,12 @@ def test_what_another_user_keeps_to_themselves_is_done_without(become_another_us
     assert files(cache) == before
 
 
-def test_what_another_user_shares_is_used_and_not_deleted(become_another_user):
-    """Arrays that may be read; and the rest of one, whose lock may not be touched."""
+def test_shared_cache_of_another_user_is_used_but_not_deleted(become_another_user):
     limited = Cache(limit=2 * SIZE)
     get(limited)
     limited.directory.chmod(0o777)
     (limited.directory / "images").chmod(0o1777)
-    for rest in (".b.1.partial.npy", ".b.lock"):
-        (limited.directory / "images" / rest).touch(0o600)
+    (limited.directory / "images" / ".b.partial.npy").touch(0o600)
     become_another_user()
     maker = Maker()
     assert (get(limited, maker=maker).array == 7).all()
@@ -278,11 +250,11 @@ def test_what_another_user_shares_is_used_and_not_deleted(become_another_user):
     assert (get(limited, "c").array == 7).all()
     with pytest.raises(NoRoom, match="--cache-limit"):
         get(limited, "d", shape=(20, 100))
-    assert files(limited) == [".b.1.partial.npy", ".b.lock", "a.json", "a.npy", "c.json", "c.npy"]
+    assert files(limited) == [".b.partial.npy", "a.json", "a.npy", "c.json", "c.npy"]
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_disk_that_refuses_is_done_without(tmp_path, monkeypatch, kept):
+def test_full_disk_is_refused(tmp_path, monkeypatch, kept):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -292,7 +264,7 @@ def test_a_disk_that_refuses_is_done_without(tmp_path, monkeypatch, kept):
     assert not list(tmp_path.rglob("*.npy"))
 
 
-def test_a_disk_without_locks_is_done_without(cache, monkeypatch):
+def test_file_system_without_locks_is_refused(cache, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -301,7 +273,7 @@ def test_a_disk_without_locks_is_done_without(cache, monkeypatch):
         get(cache)
 
 
-def test_a_program_that_waits_says_so(tmp_path, cache, caplog):
+def test_waiting_program_says_so(tmp_path, cache, caplog):
     caplog.set_level(logging.INFO)
     for number in range(3):
         (tmp_path / f"here_{number}").touch()
@@ -311,5 +283,5 @@ def test_a_program_that_waits_says_so(tmp_path, cache, caplog):
     maker = Maker()
     assert (get(cache, maker=maker).array == 7).all()
     assert maker.made == 0
-    assert "another program is making" in caplog.text
+    assert "waiting for another program that is computing" in caplog.text
     assert program.wait() == 0

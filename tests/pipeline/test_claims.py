@@ -1,4 +1,4 @@
-"""One program at a time has a claim; a dead one's passes on, to one other; who lost it writes nothing more."""
+"""Claims are exclusive, expire when their program dies, and prevent writes after they are lost."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ with claim(Path(sys.argv[1])) as held:
 
 
 def start_racers(run, count):
-    """Programs that ask for a claim at once, when `ask` says so, say whether they got it, and hold it until the end."""
+    """Start programs that request the claim when `ask` is called, and hold it until they are ended."""
     command = [sys.executable, "-c", HOLD, run]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     racers = [subprocess.Popen(command, cwd=REPOSITORY / "src", **pipes, text=True) for _ in range(count)]
@@ -39,7 +39,7 @@ def start_racers(run, count):
 
 
 def ask(racers):
-    """Lets programs ask for the claim; returns what each got."""
+    """Let programs request the claim; return whether each got it."""
     for racer in racers:
         racer.stdin.write("\n")
         racer.stdin.flush()
@@ -47,7 +47,7 @@ def ask(racers):
 
 
 def start_holding(run):
-    """A program that has a claim."""
+    """Start a program that holds a claim."""
     (holder,) = start_racers(run, 1)
     assert ask([holder]) == [True]
     return holder
@@ -61,19 +61,26 @@ def run(tmp_path):
 
 @pytest.fixture
 def file(tmp_path):
-    """What stands for a claim on it."""
+    """The file of a claim on it."""
     (tmp_path / ".claims").mkdir()
     return tmp_path / ".claims" / "run"
 
 
 def write_foreign(file, silence=0.0):
-    """The claim of a program on another machine that gave its last sign of life some seconds ago."""
+    """Write the claim of a program on another machine whose last heartbeat is some seconds old."""
     file.write_text(json.dumps({"host": "elsewhere", "boot": "another", "pid": 1, "id": "a"}))
     then = time.time() - silence
     os.utime(file, (then, then))
 
 
-def test_one_has_it_and_gives_it_back(run, file):
+def refuse(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_claim_is_exclusive_and_released(run, file, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
     with claim(run) as held, claim(run) as another:
         assert held.is_held()
         assert another is None
@@ -82,13 +89,13 @@ def test_one_has_it_and_gives_it_back(run, file):
     assert not is_claimed(run)
 
 
-def test_gives_it_back_after_an_error(run, file):
+def test_claim_is_released_after_an_error(run, file):
     with pytest.raises(RuntimeError), claim(run):
         raise RuntimeError
     assert list(file.parent.iterdir()) == []
 
 
-def test_a_killed_owners_claim_passes_on_at_once(run):
+def test_claim_of_a_killed_program_is_free_immediately(run):
     owner = start_holding(run)
     with claim(run) as held:
         assert held is None
@@ -99,7 +106,7 @@ def test_a_killed_owners_claim_passes_on_at_once(run):
         assert held
 
 
-def test_a_suspended_program_on_this_machine_keeps_it(run, file):
+def test_suspended_program_on_this_machine_keeps_its_claim(run, file):
     owner = start_holding(run)
     owner.send_signal(signal.SIGSTOP)
     os.utime(file, (0, 0))
@@ -109,7 +116,7 @@ def test_a_suspended_program_on_this_machine_keeps_it(run, file):
     owner.wait()
 
 
-def test_of_many_that_find_it_abandoned_one_takes_it(tmp_path):
+def test_one_of_many_programs_takes_over_a_claim(tmp_path):
     for attempt in range(3):
         run = tmp_path / str(attempt)
         owner = start_holding(run)
@@ -122,10 +129,8 @@ def test_of_many_that_find_it_abandoned_one_takes_it(tmp_path):
 
 
 @pytest.mark.parametrize("locks", [True, False])
-@pytest.mark.parametrize(("silence", "abandoned"), [(0, False), (500, False), (700, True)])
-def test_an_owner_on_another_machine_is_gone_after_ten_minutes_of_silence(
-    run, file, monkeypatch, locks, silence, abandoned
-):
+@pytest.mark.parametrize(("silence", "abandoned"), [(-86400, False), (0, False), (500, False), (700, True)])
+def test_claim_of_another_machine_expires_after_ten_minutes(run, file, monkeypatch, locks, silence, abandoned):
     if not locks:
         monkeypatch.setattr(fcntl, "flock", refuse)
     write_foreign(file, silence)
@@ -134,12 +139,8 @@ def test_an_owner_on_another_machine_is_gone_after_ten_minutes_of_silence(
         assert (held is not None) == abandoned
 
 
-def refuse(*_):
-    raise OSError(errno.ENOSYS, "Function not implemented")
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])
-def test_a_damaged_claim_may_be_one_that_is_being_written(run, file, content):
+def test_damaged_claim_expires_after_seconds(run, file, content):
     file.write_text(content)
     with claim(run) as held:
         assert held is None
@@ -149,21 +150,7 @@ def test_a_damaged_claim_may_be_one_that_is_being_written(run, file, content):
         assert held
 
 
-def test_on_a_disk_without_locks_one_has_it(run, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with claim(run) as held, claim(run) as another:
-        assert held
-        assert another is None
-    assert not is_claimed(run)
-
-
-def test_a_clock_that_jumps_back_makes_no_owner_gone(run, file):
-    write_foreign(file, silence=-86400)
-    with claim(run) as held:
-        assert held is None
-
-
-def test_an_owner_gives_signs_of_life(run, file, monkeypatch):
+def test_heartbeat_updates_the_claim(run, file, monkeypatch):
     monkeypatch.setattr(claims, "_HEARTBEAT", 0.05)
     with claim(run):
         os.utime(file, (0, 0))
@@ -174,7 +161,7 @@ def test_an_owner_gives_signs_of_life(run, file, monkeypatch):
         assert time.time() - file.stat().st_mtime < 60
 
 
-def test_a_sign_of_life_that_a_disk_refuses_is_not_the_last(run, monkeypatch):
+def test_heartbeat_continues_after_disk_errors(run, monkeypatch):
     monkeypatch.setattr(claims, "_HEARTBEAT", 0.01)
     beats = []
 
@@ -190,17 +177,17 @@ def test_a_sign_of_life_that_a_disk_refuses_is_not_the_last(run, monkeypatch):
     assert len(beats) >= 3
 
 
-def test_who_lost_a_claim_writes_nothing_more_and_does_not_keep_the_new_owners_alive(run, file, monkeypatch):
+def test_lost_claim_prevents_writes_and_heartbeats(run, file, monkeypatch):
     monkeypatch.setattr(claims, "_HEARTBEAT", 0.01)
     with claim(run):
         write_json(run / "history.json", 1)
-        file.unlink()  # as a program on another machine does, after ten minutes of silence
+        file.unlink()  # as a program on another machine does after ten minutes
         write_foreign(file, silence=500)
         before = file.stat().st_mtime
         time.sleep(0.2)
         assert file.stat().st_mtime == before
         for name in ("history.json", "new.json"):
-            with pytest.raises(ClaimLost, match=r"is no longer this program's.* writes nothing more to it$"):
+            with pytest.raises(ClaimLost, match=r"no longer belongs to this program.* writes nothing more to it$"):
                 write_json(run / name, 2)
         file.unlink()  # as the other does when it has finished
         with pytest.raises(ClaimLost):
@@ -218,14 +205,14 @@ def runs(tmp_path):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """What is done in place of waiting: a list of functions, which are called in turn."""
+    """A list of functions that are called, in order, instead of waiting."""
     actions = []
     monkeypatch.setattr(claims.time, "sleep", lambda _: actions.pop(0)())
     return actions
 
 
-def test_runs_are_shared_and_each_is_done_once(runs, tmp_path, pauses, caplog):
-    """Two programs at once: who has nothing left to do waits until the other has finished."""
+def test_concurrent_programs_share_runs(runs, tmp_path, pauses, caplog):
+    """A program that has nothing left to do waits until the other one has finished."""
     caplog.set_level("INFO")
     done = []
     first = claim_runs(runs, lambda settings: settings in done, "first")
@@ -248,14 +235,14 @@ def test_runs_are_shared_and_each_is_done_once(runs, tmp_path, pauses, caplog):
     ]
 
 
-def test_a_run_that_its_program_gives_up_is_done_by_the_other(runs, pauses):
+def test_released_run_is_done_by_another_program(runs, pauses):
     first, second = (claim_runs(runs[:2], lambda _: False, name) for name in ("first", "second"))
     assert (next(first), next(second)) == (runs[0], runs[1])
     pauses.append(first.close)
     assert list(second) == [runs[0]]
 
 
-def test_a_run_of_a_machine_that_died_is_done_after_ten_minutes(runs, file, pauses):
+def test_run_of_a_dead_machine_is_taken_over(runs, file, pauses):
     claimed = file.with_name(runs[0].run_name)
     write_foreign(claimed)
     pauses += [lambda: None, lambda: os.utime(claimed, (0, 0))]
@@ -263,7 +250,7 @@ def test_a_run_of_a_machine_that_died_is_done_after_ten_minutes(runs, file, paus
     assert pauses == []
 
 
-def test_a_run_that_was_taken_over_is_waited_for(runs, file, pauses):
+def test_lost_run_is_waited_for(runs, file, pauses):
     claimed, done = file.with_name(runs[0].run_name), []
 
     def finish():
@@ -278,7 +265,7 @@ def test_a_run_that_was_taken_over_is_waited_for(runs, file, pauses):
     assert list(sweep) == []
 
 
-def test_one_run_alone_is_refused_at_once_while_a_program_here_is_at_work_on_it(runs):
+def test_single_run_claimed_on_this_machine_is_refused(runs):
     with (
         claim_alone(runs[0]),
         pytest.raises(UserError, match=r"^another program is at work on \S+: wait until it has finished$"),
@@ -287,7 +274,7 @@ def test_one_run_alone_is_refused_at_once_while_a_program_here_is_at_work_on_it(
         pass
 
 
-def test_one_run_alone_waits_for_a_sign_of_life_from_another_machine(runs, file, pauses):
+def test_single_run_claimed_on_another_machine_waits_for_heartbeat(runs, file, pauses):
     claimed = file.with_name(runs[0].run_name)
     write_foreign(claimed, silence=120)
     pauses += [lambda: None, lambda: os.utime(claimed)]
@@ -295,7 +282,7 @@ def test_one_run_alone_waits_for_a_sign_of_life_from_another_machine(runs, file,
         pass
 
 
-def test_one_run_alone_is_taken_from_a_machine_that_died(runs, file, pauses):
+def test_single_run_of_a_dead_machine_is_taken_over(runs, file, pauses):
     claimed = file.with_name(runs[0].run_name)
     write_foreign(claimed, silence=500)
     pauses += [lambda: None, lambda: write_foreign(claimed, silence=700)]

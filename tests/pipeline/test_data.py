@@ -1,4 +1,4 @@
-"""Batches hold what they should, in the order that they should."""
+"""Contents and order of batches, and loading of training and test images."""
 
 import logging
 from dataclasses import replace
@@ -9,14 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from common import UserError
 from dataset.folders import read_folder
 from pipeline.cache import Cache
 from pipeline.data import (
     BatchOrder,
     ImageBatches,
     ResidentBatches,
-    bring_near,
     find_range,
     load_test_set,
     load_training_data,
@@ -32,7 +30,7 @@ def batches():
     return pixels, ImageBatches(pixels, np.arange(40), np.arange(3, 36))
 
 
-def test_batches_are_slices(batches):
+def test_batches_contain_the_selected_images(batches):
     pixels, dataset = batches
     seen = []
     for images, labels in make_loader(dataset, 8):
@@ -44,7 +42,7 @@ def test_batches_are_slices(batches):
 
 
 @pytest.mark.parametrize("kind", ["images", "maps", "vectors"])
-def test_resident_batches_are_the_same(batches, monkeypatch, kind):
+def test_resident_batches_are_identical(batches, monkeypatch, kind):
     monkeypatch.setattr("pipeline.data._COPIED_AT_ONCE", 10)
     batches = batches[1]
     if kind != "images":
@@ -61,17 +59,7 @@ def test_resident_batches_are_the_same(batches, monkeypatch, kind):
         assert not indices or images.stride()[1:] == others.stride()[1:]
 
 
-@pytest.mark.parametrize(("free", "fits"), [(4 * 33 * 108, True), (4 * 33 * 108 - 1, False)])
-def test_a_gpu_holds_the_images_if_they_take_half_of_what_is_free(batches, monkeypatch, free, fits):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
-    monkeypatch.setattr("pipeline.data.ResidentBatches", lambda batches, device: (batches, device))
-    gpu = torch.device("cuda", 0)
-    both = [batches[1]] * 2
-    assert bring_near(both, gpu) == ([(batches[1], gpu)] * 2 if fits else both)
-    assert bring_near(both, torch.device("cpu")) is both
-
-
-def test_shuffling_depends_on_the_seed_and_drops_a_last_batch_of_one(batches):
+def test_shuffling_depends_on_the_seed_and_drops_a_last_single_image(batches):
     loader = make_loader(batches[1], 8, shuffle=True)  # 33 images
 
     def labels(seed, *first):
@@ -104,14 +92,14 @@ def test_balanced_batches_draw_every_class_equally_often():
         assert counts.max() - counts.min() <= 1
 
 
-def test_a_linked_test_set_goes_by_the_name_that_it_was_given(make_folder, tmp_path, monkeypatch):
+def test_linked_test_set_keeps_the_name_of_the_link(make_folder, tmp_path, monkeypatch):
     (tmp_path / "TEST2").symlink_to(make_folder("elsewhere", {"A": 2, "B": 2}))
     assert load_test_set(read_folder(tmp_path / "TEST2"), (3, 28, 28)).name == "TEST2"
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_test_set(read_folder(Path(".")), (3, 28, 28)).name == "elsewhere"
 
 
-def test_unreadable_images_are_left_out_and_named(make_folder, tmp_path, monkeypatch, caplog):
+def test_unreadable_images_are_left_out_and_reported(make_folder, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 6, "B": 6})
     (folder / "A" / "0002.png").write_text("no picture")
@@ -150,14 +138,8 @@ def test_trains_on_a_folder_of_arrays_and_tests_on_an_archive(tmp_path, monkeypa
     assert np.array_equal(batch.numpy(), np.round(np.delete(images, 4, axis=0) * 255).astype(np.uint8))
 
 
-def test_an_archive_with_other_classes_is_refused(make_folder, tmp_path):
-    np.savez(tmp_path / "TEST.npz", images=np.zeros((3, 28, 28)), labels=["A", "A", "C"])
-    with pytest.raises(UserError, match=r"differ in their classes: only .* has B; only .* has C"):
-        read_folders(make_folder("data", {"A": 2, "B": 2}), (tmp_path / "TEST.npz",), with_augmented=False)
-
-
-def test_names_of_classes_may_be_composed_otherwise(make_folder):
-    """As macOS and Linux spell them, or with a space at the end; files are read from the folders as they are."""
+def test_class_names_are_compared_in_normal_form(make_folder):
+    """In the Unicode forms of macOS and Linux, or with a trailing space."""
     training = make_folder("data", {"K\u00e4se": 3, "Brot": 3})
     testing = make_folder("test", {"Ka\u0308se": 2, "Brot ": 2})
     folders = read_folders(training, (testing,), with_augmented=False)
@@ -168,7 +150,7 @@ def test_names_of_classes_may_be_composed_otherwise(make_folder):
 
 
 def write_stripes(directory, depth, count=8, brightest=0):
-    """Two classes of 16-bit grey images: stripes across and down, of values around a quarter of this depth."""
+    """Write two classes of 16-bit grey images, horizontal and vertical stripes, with values of this depth in bits."""
     generator = np.random.default_rng(len(directory.name))
     for name in ("across", "down"):
         (directory / name).mkdir(parents=True)
@@ -182,7 +164,7 @@ def write_stripes(directory, depth, count=8, brightest=0):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_sixteen_bit_files_are_scaled_by_the_range_of_the_training_images(tmp_path, monkeypatch, caplog, cached):
+def test_16_bit_images_are_scaled_by_the_range_of_the_training_images(tmp_path, monkeypatch, caplog, cached):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
     training, testing = write_stripes(tmp_path / "train", 12), write_stripes(tmp_path / "test", 12, brightest=5000)
@@ -193,8 +175,8 @@ def test_sixteen_bit_files_are_scaled_by_the_range_of_the_training_images(tmp_pa
         folders = find_range(read_folders(training, (testing, deep), with_augmented=False), cache)
         assert [folder.white for folder in folders] == [4095] * 3
         assert caplog.messages[:2] == [
-            f"{training} has 12-bit values in files of 16 bits: 4095 is white",
-            f"{testing} has values up to 5000, which become white: {training} has 12 bits",
+            f"{training} has 12-bit values in 16-bit files: 4095 is white",
+            f"{testing} has values up to 5000, which become white: {training} uses 12 bits",
         ]
     images, _ = load_test_set(folders[0], (3, 28, 28), cache).images.__getitems__([0])
     stripes = images[0, 0].float().mean(dim=1)

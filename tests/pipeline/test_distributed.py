@@ -1,4 +1,4 @@
-"""One run by several processes: it comes to what one process comes to, and one of them writes."""
+"""One run in several processes: same results as in one process, and the first one writes files."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ FLAGS = shlex.split("-m SmallResNet -e 3 -b 14 -l 0.0001 -g 0.9 -c --wandb disab
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Noise of two kinds that a network can almost tell apart: 30 images to train on, the last batch smaller."""
+    """Noise of two brightness patterns: 30 training images, with a smaller last batch."""
     folder = tmp_path_factory.mktemp("distributed")
     generator = np.random.default_rng(0)
     for name, count in (("dataset", 19), ("dataset_testing", 5)):
@@ -74,7 +74,7 @@ def history(folder, run=RUN):
 
 
 def results(folder):
-    """Of each checkpoint: its epoch, and its loss and accuracies on the test images."""
+    """Return epoch, test loss and test accuracy of each checkpoint."""
     checkpoints = json.loads((folder / RUN / "metrics.json").read_text())["checkpoints"].values()
     scores = [(kept["epoch"], kept["test"]["dataset_testing"]) for kept in checkpoints]
     return [number for epoch, test in scores for number in (epoch, test["loss"], test["accuracy"])]
@@ -85,24 +85,24 @@ def files(folder):
 
 
 @slow
-def test_comes_to_the_same_as_one_process(place, alone):
+def test_several_processes_give_the_results_of_one(place, alone):
     output = place / "joined"
-    result = torchrun(place, 3, *FLAGS, "-o", output)  # the third has no share of the last batch, of two images
+    result = torchrun(place, 3, *FLAGS, "-o", output)  # the third has no image of the last batch
     assert result.returncode == 0, result.stderr
     assert np.array(history(output)) == pytest.approx(np.array(history(alone)), rel=1e-3)
     assert results(output) == pytest.approx(results(alone), rel=1e-3)
     assert files(output) == files(alone)
-    assert re.findall(r"^epoch +(\d)/3 ", result.stderr, re.MULTILINE) == ["1", "2", "3"], "one process was to speak"
+    assert re.findall(r"^epoch +(\d)/3 ", result.stderr, re.MULTILINE) == ["1", "2", "3"], "one process writes messages"
 
 
 @slow
-def test_batch_normalisation_is_that_of_the_whole_batch(place):
-    """Also timm's, which ends with an activation."""
+def test_batch_normalisation_uses_the_whole_batch(place):
+    """Also in timm's layer with an activation."""
     result = torchrun(place, 2, REPOSITORY / "src", "cpu", program=REPOSITORY / "tests" / "joined_layers.py")
     assert result.returncode == 0, result.stderr
 
 
-def test_batch_normalisation_builds_no_tensor_from_a_list(tensors_from_lists):
+def test_batch_normalisation_creates_no_tensor_from_a_list(tensors_from_lists):
     layer = _BatchNormOverProcesses(2)
     with tensors_from_lists as made:
         layer(torch.ones(3, 2, 4, 4)).sum().backward()
@@ -111,14 +111,13 @@ def test_batch_normalisation_builds_no_tensor_from_a_list(tensors_from_lists):
 
 @pytest.mark.parametrize("gpus", [("a", "b"), ("a", "a")])
 def test_each_process_needs_its_own_gpu(gpus):
-    """Whoever started them, and whatever each of them sees of the machine."""
     store = dist.HashStore()
     store.set("gpu 1", gpus[1])
     with nullcontext() if len(set(gpus)) == 2 else pytest.raises(UserError, match=r"^2 processes .* have 1 GPU"):
         _check_gpus(store, _Place(0, 2), gpus[0])
 
 
-def test_on_gpus_every_process_has_an_image_of_each_batch(monkeypatch):
+def test_every_gpu_gets_an_image_of_each_batch(monkeypatch):
     assert BatchOrder(17, 8, shuffle=True).batch_sizes == [8, 8]
     assert BatchOrder(18, 8, shuffle=True).batch_sizes == [8, 8, 2]
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
@@ -129,7 +128,7 @@ def test_on_gpus_every_process_has_an_image_of_each_batch(monkeypatch):
     assert BatchOrder(18, 8, shuffle=False).batch_sizes == [8, 8, 2]
 
 
-# main.py with one more model, whose first layers are frozen.
+# main.py with an additional model whose first layers are frozen.
 WITH_A_FROZEN_MODEL = """
 import sys, types
 sys.path.insert(0, {source!r})
@@ -160,7 +159,7 @@ run_program(main.main)
 
 
 @slow
-def test_on_features_it_comes_to_the_same_too(place, tmp_path):
+def test_several_processes_share_cached_features(place, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(WITH_A_FROZEN_MODEL.format(source=str(REPOSITORY / "src")))
     flags = [*FLAGS, "-m", "Frozen", "-p", "-d", place / "dataset", "-t", place / "dataset_testing"]
@@ -170,7 +169,7 @@ def test_on_features_it_comes_to_the_same_too(place, tmp_path):
         features.unlink()
     result = torchrun(tmp_path, 2, *flags, "-o", "joined", program=program)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("features: the output of the layers") == 2, "to train on, and to test on"
+    assert result.stderr.count("features: the output of the layers") == 2, "for training and for testing"
     assert np.array(history(tmp_path / "joined", run)) == pytest.approx(
         np.array(history(tmp_path / "alone", run)), rel=1e-3
     )
@@ -178,7 +177,7 @@ def test_on_features_it_comes_to_the_same_too(place, tmp_path):
 
 
 @slow
-def test_an_error_is_told_once(place):
+def test_error_is_reported_once(place):
     result = torchrun(place, 2, *FLAGS, "-d", "nowhere")
     assert result.stderr.count("error: there is no folder nowhere") == 1
     assert result.returncode != 0
@@ -186,7 +185,7 @@ def test_an_error_is_told_once(place):
 
 @pytest.fixture
 def variables(monkeypatch):
-    """Sets variables of the environment, in which no launcher's are."""
+    """Set environment variables, after removing those of launchers."""
     for name in list(os.environ):
         if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
             monkeypatch.delenv(name)
@@ -197,7 +196,7 @@ def variables(monkeypatch):
             monkeypatch.setenv(name, str(value))
 
     yield set_all
-    logging.disable(logging.NOTSET)  # which processes do that are not the first
+    logging.disable(logging.NOTSET)  # processes after the first disable it
 
 
 SRUN = {
@@ -229,7 +228,7 @@ TORCHRUN = {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "MASTER_ADDR": "localho
         ({**SRUN, "SLURM_PROCID": 2}, "SLURM_PROCID is '2': must be a whole number from 0 to 1"),
     ],
 )
-def test_variables_that_are_wrong_or_incomplete_are_one_line(variables, given, message):
+def test_wrong_or_incomplete_variables_are_reported(variables, given, message):
     variables(**given)
     with pytest.raises(UserError) as error, joined_processes():
         pass
@@ -244,14 +243,14 @@ def test_variables_that_are_wrong_or_incomplete_are_one_line(variables, given, m
         ({"SLURM_STEP_NUM_TASKS": ""}, 1), ({**SRUN, "WORLD_SIZE": 1}, 0), ({"WORLD_SIZE": 1, "RANK": ""}, 0),
     ],
 )  # fmt: skip
-def test_a_process_by_itself(variables, given, notes, caplog):
+def test_single_process(variables, given, notes, caplog):
     variables(**given)
     with joined_processes():
         assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert [message.endswith("is empty, and counts as not set") for message in caplog.messages] == [True] * notes
 
 
-def test_a_program_started_by_hand_in_an_interactive_step_is_one_process(variables, monkeypatch, caplog):
+def test_interactive_step_is_one_process(variables, monkeypatch, caplog):
     caplog.set_level("INFO")
     variables(**{**SRUN, "SLURM_PROCID": 0})
     monkeypatch.setattr(sys, "stdin", os.fdopen(os.openpty()[1]))
@@ -267,7 +266,7 @@ def test_a_program_started_by_hand_in_an_interactive_step_is_one_process(variabl
         ("login.cluster.org", "login.cluster.org"), ("a[08,10]-ib,b", "a08-ib"),
     ],
 )  # fmt: skip
-def test_all_tasks_of_srun_find_the_first_node(variables, nodes, first):
+def test_first_node_of_a_node_list(variables, nodes, first):
     variables(**{**SRUN, "SLURM_STEP_NODELIST": nodes})
     place = distributed._find_place()
     assert (place.rank, place.size, place.local_rank, place.address, place.port) == (1, 2, 0, first, 20701)
@@ -280,16 +279,16 @@ def free_port():
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_processes_that_do_not_come_are_told_in_one_line(variables, monkeypatch, free_port, rank):
+def test_missing_processes_are_reported(variables, monkeypatch, free_port, rank):
     monkeypatch.setattr(distributed, "_PATIENCE", 0.5)
     variables(**{**TORCHRUN, "RANK": rank, "LOCAL_RANK": 0, "MASTER_PORT": free_port})
     message = r"^the 2 processes do not meet at localhost:\d+ \([^\n]*\): start them"
     with pytest.raises(UserError, match=message) as error, joined_processes():
         pass
-    assert ("1 came within 0.5 s" if rank == 0 else "Connection refused") in str(error.value)
+    assert ("1 connected within 0.5 s" if rank == 0 else "Connection refused") in str(error.value)
 
 
-# Says when it has come to where it waits: for the others to come, or, joined, for the other at a barrier.
+# Waits for the other processes to connect, and then for the other one at a barrier.
 WAIT = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -325,24 +324,23 @@ def start_waiting(port, ranks):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_process_that_waits_for_others_to_come(variables, free_port, number, status):
+@pytest.mark.parametrize(
+    ("ranks", "lines", "message"),
+    [
+        ([0], ["ready\n"], "stopped; the same command goes on from where it was\n"),
+        ([0, 1], ["ready\n", "joined\n"], "stopped while waiting for the other processes\n"),
+    ],
+    ids=["for connections", "inside torch"],
+)
+def test_signal_ends_a_waiting_process(variables, free_port, ranks, lines, message, number, status):
     variables()
-    (process,) = start_waiting(free_port, [0])
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (status, "stopped; the same command goes on from where it was\n")
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_process_that_waits_for_others_within_torch(variables, free_port, number, status):
-    variables()
-    first, other = start_waiting(free_port, [0, 1])
-    for process in (first, other):
-        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "joined\n"]
-    time.sleep(0.5)  # until it is in the barrier
-    first.send_signal(number)
-    _, errors = first.communicate(timeout=30)
-    assert (first.returncode, errors) == (status, "stopped while waiting for the other processes\n")
-    other.kill()
-    other.communicate()
+    processes = start_waiting(free_port, ranks)
+    for process in processes:
+        assert [process.stdout.readline() for _ in lines] == lines
+    time.sleep(0.5)  # until it waits
+    processes[0].send_signal(number)
+    _, errors = processes[0].communicate(timeout=30)
+    assert (processes[0].returncode, errors) == (status, message)
+    for process in processes[1:]:
+        process.kill()
+        process.communicate()

@@ -210,7 +210,7 @@ def test_without_room_layers_run_each_time(make_trainer, caplog):
         file.unlink()
     run = make_trainer("no room", cache_limit=1e-4)
     assert not trains_on_features(run)
-    assert "the features do not fit: 335.87 kB are more than is left of 100.00 kB (--cache-limit)" in caplog.text
+    assert "the features do not fit: 335.87 kB is more than is left of 100.00 kB (--cache-limit)" in caplog.text
     run.fit()
     assert not list(Cache().directory.glob("features/*"))
 

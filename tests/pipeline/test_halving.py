@@ -1,4 +1,4 @@
-"""Successive halving compares runs by their histories, and only with runs of the same seed and fold."""
+"""Successive halving ranks runs by their histories, within their seed and fold."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from pipeline.settings import Settings
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A run with these validation accuracies, an epoch each; its loss is one minus the accuracy."""
+    """Make a run with one validation accuracy per epoch; the loss is one minus the accuracy."""
 
     def make(name, *accuracies, losses=None, **settings):
         run = Settings(model_type="ResNet18", output_dir=tmp_path / name, **settings)
@@ -36,7 +36,7 @@ def test_rungs(eta, min_epochs, epochs, rungs):
     assert Halving(eta, min_epochs).rungs(epochs) == rungs
 
 
-def test_the_best_share_goes_on(make_run):
+def test_best_share_continues(make_run):
     runs = [make_run(str(accuracy), accuracy) for accuracy in (0.3, 0.9, 0.5, 0.7)]
     assert Halving(2, 1).survivors(runs, 1) == [runs[1], runs[3]]
     assert Halving(3, 1).survivors(runs, 1) == [runs[1], runs[3]], "a third of four, rounded up"
@@ -50,12 +50,12 @@ def test_only_epochs_up_to_the_rung_count(make_run):
     assert Halving(2, 2).survivors([late, early], 3) == [late]
 
 
-def test_equal_accuracies_are_told_apart_by_loss(make_run):
+def test_equal_accuracies_are_ranked_by_loss(make_run):
     worse, better = make_run("worse", 0.5, losses=[0.9]), make_run("better", 0.5, losses=[0.8])
     assert Halving(2, 1).survivors([worse, better], 1) == [better]
 
 
-def test_seeds_and_folds_are_compared_by_themselves(make_run):
+def test_runs_are_compared_within_seed_and_fold(make_run):
     runs = [
         make_run(f"{seed}_{fold}_{place}", accuracy, seed=seed, fold=fold)
         for seed, fold, accuracies in ((1, 0, (0.9, 0.8)), (2, 0, (0.1, 0.2)), (1, 1, (0.4, 0.3)))
@@ -64,7 +64,7 @@ def test_seeds_and_folds_are_compared_by_themselves(make_run):
     assert Halving(2, 1).survivors(runs, 1) == [runs[0], runs[3], runs[4]]
 
 
-def test_a_run_that_was_not_validated_comes_last(make_run):
+def test_run_without_validation_is_ranked_last(make_run):
     validated = make_run("validated", 0.1)
     other = make_run("other")
     (other.run_dir / "history.csv").write_text("epoch,train_loss,val_loss,val_per_class_accuracy\n1,0.5,,\n")
@@ -72,7 +72,7 @@ def test_a_run_that_was_not_validated_comes_last(make_run):
     assert Halving(2, 1).survivors([other, validated], 1) == [validated]
 
 
-def test_a_damaged_history_is_told(make_run):
+def test_damaged_history_is_reported(make_run):
     run = make_run("run", 0.5)
     (run.run_dir / "history.csv").write_text("epoch,val_loss\n1,half\n")
     with pytest.raises(UserError, match=r"history.csv is damaged: train the run again with --restart"):

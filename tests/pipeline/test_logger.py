@@ -1,4 +1,4 @@
-"""Files are written whatever wandb does, and wandb is told the whole story."""
+"""Files are written whatever wandb does, and wandb receives all results."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ METRICS = full_metrics()
 
 
 def main():
-    """What a process of its own does, since wandb keeps what it was configured with for a process's life."""
+    """Log a short run. Runs in its own process, since wandb keeps its configuration."""
     show_notes()
     settings = Settings(model_type="ResNet18", wandb=sys.argv[1])
     Wandb._PATIENCE = 3 if "impatient" in sys.argv else 30
@@ -44,13 +44,13 @@ def main():
 
 
 @pytest.fixture
-def tell(tmp_path):
-    """Logs a short run in a new process, checks its files, and returns what it said on stderr."""
+def log_run(tmp_path):
+    """Log a short run in a new process, check its files, and return the lines on stderr."""
 
-    def tell(mode, *options, **variables):
+    def log_run(mode, *options, **variables):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
         own = {"NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path / "config"), "HOME": str(tmp_path)}
-        own["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # which has a list of the fonts
+        own["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # has the list of fonts
         search = os.pathsep.join(str(REPOSITORY / name) for name in ("src", "tests"))
         result = subprocess.run(
             [sys.executable, __file__, mode, *options],
@@ -60,7 +60,7 @@ def tell(tmp_path):
         check_files(tmp_path / Settings(model_type="ResNet18").run_dir)
         return result.stderr.splitlines()
 
-    return tell
+    return log_run
 
 
 def check_files(folder: Path):
@@ -73,61 +73,59 @@ def check_files(folder: Path):
     assert (folder / "model_card.md").read_text() == describe_run(METRICS)
 
 
-def test_disabled(tell, tmp_path):
-    assert tell("disabled") == []
+def test_disabled_wandb_writes_nothing(log_run, tmp_path):
+    assert log_run("disabled") == []
     assert not (tmp_path / "wandb").exists()
 
 
-def test_auto_without_a_key_is_offline_and_says_how_to_sync(tell, tmp_path):
-    messages = tell("auto")
+def test_auto_without_a_key_is_offline(log_run, tmp_path):
+    messages = log_run("auto")
     (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert messages == [f"wandb: offline; to upload the run later: wandb sync {record.parent.relative_to(tmp_path)}"]
     content = record.read_bytes()
-    for told in (b"ResNet18_pretrained_False", b"val_loss", b"images_per_second", b"learning_rate", b"set/terminal"):
-        assert told in content
+    for text in (b"ResNet18_pretrained_False", b"val_loss", b"images_per_second", b"learning_rate", b"set/terminal"):
+        assert text in content
 
 
-def test_wandbs_variables_are_honoured(tell, tmp_path):
+def test_environment_variables_of_wandb_are_used(log_run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    tell("auto", WANDB_DIR=str(tmp_path / "elsewhere"), WANDB_PROJECT="another-project", WANDB_MODE="offline")
+    log_run("auto", WANDB_DIR=str(tmp_path / "elsewhere"), WANDB_PROJECT="another-project", WANDB_MODE="offline")
     (record,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/*.wandb")
     assert b"another-project" in record.read_bytes()
 
 
-def test_a_failing_wandb_does_not_stop_a_run(tell):
-    """A key makes `auto` go online, where nobody is."""
-    (message,) = tell("auto", WANDB_API_KEY="not a key at all", WANDB_BASE_URL="http://127.0.0.1:9")
+def test_failing_wandb_does_not_stop_a_run(log_run):
+    (message,) = log_run("auto", WANDB_API_KEY="not a key at all", WANDB_BASE_URL="http://127.0.0.1:9")
     assert message.startswith("wandb: ")
     assert message.endswith(": going on without it")
 
 
-def test_a_wandb_that_never_answers_does_not_hold_a_run_up(tell):
-    """A server that takes connections and keeps silent."""
+def test_unresponsive_wandb_does_not_delay_a_run(log_run):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        messages = tell("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
+        messages = log_run("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
     assert ["going on without it" in message for message in messages] == [True], messages
 
 
-def test_a_wandb_that_falls_silent_does_not_hold_a_run_up(tell):
-    """Not even as the program ends, when wandb would wait for what it has not sent."""
+def test_wandb_that_stops_responding_does_not_delay_a_run(log_run):
+    """Not even when the program ends, and wandb waits for unsent data."""
     with WandbServer(silent_after_start=True) as server:
-        messages = tell("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
+        messages = log_run("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
     assert server.starts == ["f00dcafe"]
     assert ["going on without it" in message for message in messages] == [True], messages
 
 
-def test_a_run_that_is_taken_up_goes_on_in_wandb(tell):
-    """The second program tells again of the epochs that the first one told of, which count once."""
+def test_resumed_run_continues_in_wandb(log_run):
+    """The second program logs the same epochs again; they count once."""
     with WandbServer() as server:
         for _ in range(2):
-            assert tell("auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address) == []
+            assert log_run("auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address) == []
     assert set(server.starts) == {"f00dcafe"}
     assert [values["_step"] for values in server.history["f00dcafe"] if "epoch" in values] == [1, 2]
 
 
-def test_the_parts_of_an_offline_run_are_uploaded_as_one(tell, tmp_path):
-    commands = [tell("offline")[0].partition("later: ")[2].split() for _ in range(2)]
+def test_parts_of_an_offline_run_are_uploaded_as_one_run(log_run, tmp_path):
+    commands = [log_run("offline")[0].partition("later: ")[2].split() for _ in range(2)]
     environment = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": KEY}
     with WandbServer() as server:
         for command in commands:

@@ -1,4 +1,4 @@
-"""Parameter files say what the specification's grid says, and a malformed line is told of by its field."""
+"""Parameter files contain the specified grid, and errors name file, line and field."""
 
 import dataclasses
 from collections import Counter
@@ -23,8 +23,7 @@ def parameter_file(tmp_path):
     return write
 
 
-def test_the_files_are_the_specifications_grid(tmp_path):
-    """Held against a grid written out independently, as text."""
+def test_files_contain_the_specified_grid(tmp_path):
     assert write_parameters(tmp_path) == len(list(tmp_path.iterdir())) == 35 + 18
     files = [tmp_path / f"hyperparameters_{number}.txt" for number in range(1, 36)]
     lines = [path.read_text().splitlines() for path in files]
@@ -47,8 +46,8 @@ def test_the_files_are_the_specifications_grid(tmp_path):
     }  # fmt: skip
 
 
-def test_the_same_grid_for_a_pretrained_backbone(tmp_path):
-    """Behind the 35 files: frozen, fine-tuned, from scratch; no two of the runs share a folder."""
+def test_files_of_the_pretrained_backbone(tmp_path):
+    """Frozen, fine-tuned and from scratch, each run in its own folder."""
     write_parameters(tmp_path)
     runs = [
         settings
@@ -63,14 +62,14 @@ def test_the_same_grid_for_a_pretrained_backbone(tmp_path):
     }
 
 
-def test_flags_in_a_line_beat_those_of_the_program(parameter_file):
+def test_flags_in_a_line_override_those_of_the_program(parameter_file):
     file = parameter_file(f"{LINE} --freeze-to conv3 --seed 7 -o saved", LINE)
     flagged, plain = read_parameters(file, {**OTHERS, "seed": 5})
     assert (flagged.freeze_to, flagged.seed, str(flagged.output_dir)) == ("conv3", 7, "saved")
     assert (plain.freeze_to, plain.seed, plain.output_dir) == (None, 5, Settings.output_dir)
 
 
-def test_reads_what_it_writes(parameter_file):
+def test_written_line_is_read_back(parameter_file):
     (settings,) = read_parameters(parameter_file("ResNet False 3 8 0.1 0 1 True False"), OTHERS)
     assert settings == Settings(
         model_type="ResNet18", num_epochs=3, batch_size=8, learning_rate=0.1, weight_decay=0, gamma=1,
@@ -95,17 +94,14 @@ def test_spellings_of_true_and_false(parameter_file, yes, no):
         (LINE.replace(" 0.1 ", " 0,1 "), "learning_rate 0,1: must be a number"),
         (LINE.replace(" 0.1 ", " nan "), "-l/--learning-rate nan: must be a number above 0"),
         (LINE.replace(" false", " 2"), "data_augmentation 2: must be True or False"),
-        (
-            LINE + " x",
-            "10 fields, not the 9 that are needed, between spaces: model_type pretrained num_epochs batch_size",
-        ),
-        ("VGG", "1 fields, not the 9"),
+        (LINE + " x", "10 fields instead of 9, separated by spaces: model_type pretrained num_epochs batch_size"),
+        ("VGG", "1 fields instead of 9"),
         (LINE + " --nonsense 3", "unrecognized arguments: --nonsense 3"),
         (LINE + " --seed x", "argument --seed: invalid int value: 'x'"),
-        (LINE.rpartition(" ")[0] + " --seed 1", "8 fields, not the 9"),
+        (LINE.rpartition(" ")[0] + " --seed 1", "8 fields instead of 9"),
     ],
 )
-def test_a_malformed_line(parameter_file, line, message):
+def test_malformed_line_is_reported(parameter_file, line, message):
     path = parameter_file(LINE, "", line)
     with pytest.raises(UserError) as caught:
         read_parameters(path, OTHERS)
@@ -115,18 +111,18 @@ def test_a_malformed_line(parameter_file, line, message):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_files_as_editors_of_windows_save_them(tmp_path, encoding, end):
+def test_encodings_and_line_ends(tmp_path, encoding, end):
     lines = ["# first try: größer", LINE.replace(" ", "\t"), "  # another", "", LINE.replace("0.1", "0.2")]
     (tmp_path / "runs.txt").write_bytes(end.join(lines).encode(encoding))
     assert [settings.learning_rate for settings in read_parameters(tmp_path / "runs.txt", OTHERS)] == [0.1, 0.2]
 
 
-def test_a_malformed_line_is_numbered_with_the_comments(parameter_file):
-    with pytest.raises(UserError, match=r"runs.txt:3: 1 fields, not the 9 that are needed, between spaces: model_type"):
+def test_line_numbers_count_comments(parameter_file):
+    with pytest.raises(UserError, match=r"runs.txt:3: 1 fields instead of 9, separated by spaces: model_type"):
         read_parameters(parameter_file("# comment", LINE, LINE.replace(" ", ",")), OTHERS)
 
 
-def test_files_that_are_no_text(tmp_path):
+def test_unreadable_files_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"runs.txt cannot be read: No such file"):
         read_parameters(tmp_path / "runs.txt", OTHERS)
     (tmp_path / "runs.txt").write_bytes(b"\xff\xfe\x00")
@@ -134,7 +130,7 @@ def test_files_that_are_no_text(tmp_path):
         read_parameters(tmp_path / "runs.txt", OTHERS)
 
 
-def test_weights_are_for_the_lines_that_start_from_some(parameter_file, tmp_path):
+def test_weights_apply_to_pretrained_lines_only(parameter_file, tmp_path):
     file = parameter_file(LINE, LINE.replace("True", "False", 1))
     pretrained, scratch = read_parameters(file, {**OTHERS, "weights": tmp_path / "vgg19.pth"})
     assert pretrained.weights == tmp_path / "vgg19.pth"

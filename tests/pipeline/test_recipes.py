@@ -1,4 +1,4 @@
-"""Fine-tuning and training from scratch: phases, sizes, defaults, and runs that were stopped in between."""
+"""Fine-tuning and training from scratch: phases, image sizes, defaults, and resuming."""
 
 import signal
 
@@ -12,7 +12,6 @@ from dataset.folders import read_folder
 from models import build_model
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_training_data, make_loader
-from pipeline.features import BehindFrozen
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
 from pipeline.logger import Logger
@@ -21,12 +20,12 @@ from pipeline.settings import CHECKPOINTS, Settings
 from pipeline.trainer import Trainer
 
 CPU = Hardware(torch.device("cpu"), "fp32")
-MODEL = "timm/test_efficientnet"  # made by timm for tests
+MODEL = "timm/test_efficientnet"  # timm's model for tests
 
 
 @pytest.fixture
 def make_trainer(make_folder, backbone_weights, tmp_path, monkeypatch):
-    """Makes a trainer of a small backbone on images of two classes."""
+    """Make a trainer of a small backbone on images of two classes."""
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 21, "B": 12})
 
@@ -52,7 +51,7 @@ def weights_of(run, name):
 
 
 def check_equal(first, second):
-    """Two runs ended alike, to the last bit."""
+    """Check that two runs are bitwise identical."""
     assert first.history == second.history
     for name in first.settings.checkpoints:
         expected, found = weights_of(first, name), weights_of(second, name)
@@ -60,7 +59,7 @@ def check_equal(first, second):
         assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
 
 
-def test_finetuning_begins_with_the_head_as_epoch_0_and_goes_on_with_the_last_layers(make_trainer):
+def test_finetuning_fits_the_head_then_trains_the_last_layers(make_trainer):
     run = make_trainer()
     network = run.model.backbone
     stem, last = network.conv_stem.weight.clone(), network.conv_head.weight.clone()
@@ -69,12 +68,12 @@ def test_finetuning_begins_with_the_head_as_epoch_0_and_goes_on_with_the_last_la
     assert not torch.equal(network.conv_head.weight, last)
     assert [row["epoch"] for row in run.history] == [0, 1, 2, 3]
     assert weights_of(run, "terminal").epoch == 3
-    assert run.history[1]["train_loss"] < run.history[0]["train_loss"] + 1, "the fitted head was to be kept"
+    assert run.history[1]["train_loss"] < run.history[0]["train_loss"] + 1, "the fitted head is lost"
     means = (torch.zeros(run.model.backbone.bn1.num_features), run.model.backbone.bn1.running_mean)
-    torch.testing.assert_close(*means, msg="batch normalisation was to keep its statistics")
+    torch.testing.assert_close(*means, msg="batch normalisation must keep its statistics")
 
 
-def test_frozen_to_the_backbone_the_head_is_all(make_trainer):
+def test_frozen_backbone_trains_the_head_only(make_trainer):
     run = make_trainer(freeze_to="backbone")
     before = {name: value.clone() for name, value in run.model.backbone.state_dict().items()}
     run.fit()
@@ -84,7 +83,7 @@ def test_frozen_to_the_backbone_the_head_is_all(make_trainer):
 
 
 @pytest.mark.parametrize("freeze_to", ["backbone", None])
-def test_the_fitted_head_scores_the_same_on_images_as_on_features(make_trainer, freeze_to):
+def test_fitted_head_scores_equally_on_images_and_features(make_trainer, freeze_to):
     run = make_trainer(freeze_to=freeze_to, num_epochs=1)
     run._fit_head()
     model = build_model(MODEL, 2, image_size=64)
@@ -94,8 +93,8 @@ def test_the_fitted_head_scores_the_same_on_images_as_on_features(make_trainer, 
     torch.testing.assert_close(logits, run.validation_logits, rtol=1e-3, atol=1e-3)
 
 
-def test_the_average_of_a_fine_tuned_run_holds_a_third_of_the_first_weights(make_trainer):
-    """The head is fitted in epoch 0; the weights after it are the first ones, and constant ones follow."""
+def test_average_contains_a_third_of_the_initial_weights(make_trainer):
+    """The initial weights are those after epoch 0; constant weights follow."""
     trainer = make_trainer()
     trainer._fit_head()
     first = trainer.averaged.module.state_dict()["backbone.conv_stem.weight"].clone()
@@ -107,22 +106,9 @@ def test_the_average_of_a_fine_tuned_run_holds_a_third_of_the_first_weights(make
     torch.testing.assert_close(average, torch.lerp(constant, first, 1 / 3))
 
 
-def test_cached_features_train_as_images_do(make_trainer, monkeypatch):
-    """A frozen backbone with batch normalisation, by the default recipe: once with features, once without."""
-    once = make_trainer("once", freeze_to="backbone", recipe="default", learning_rate=0.01)
-    assert isinstance(once.network, BehindFrozen)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline.trainer, "compute_features", lambda *_: None)
-        plain = make_trainer("plain", freeze_to="backbone", recipe="default", learning_rate=0.01)
-    once.fit()
-    plain.fit()
-    for first, second in zip(once.history, plain.history, strict=True):
-        assert first == pytest.approx(second, rel=1e-3, abs=1e-4)
-
-
 @pytest.mark.parametrize("batches", [0, 2, 5])
-def test_a_finetuning_run_stopped_anywhere_ends_as_if_it_had_not_been(make_trainer, monkeypatch, batches):
-    """Stopped as the head is fitted, and within each of two epochs of three batches."""
+def test_interrupted_finetuning_gives_identical_results(make_trainer, monkeypatch, batches):
+    """Interrupted while fitting the head, and within each of two epochs of three batches."""
     whole = make_trainer("whole", num_epochs=2)
     whole.fit()
     done = []
@@ -150,14 +136,14 @@ def test_a_finetuning_run_stopped_anywhere_ends_as_if_it_had_not_been(make_train
     check_equal(whole, resumed)
 
 
-def test_on_all_images_the_head_is_fitted_without_validation(make_trainer):
+def test_head_is_fitted_without_validation(make_trainer):
     run = make_trainer(fold=None, freeze_to="backbone")
     run.fit()
     assert "val_loss" not in run.history[0]
     assert weights_of(run, "terminal").epoch == 0
 
 
-def test_from_scratch_images_grow_to_the_models_size(make_trainer, monkeypatch):
+def test_image_size_grows_from_scratch(make_trainer, monkeypatch):
     sides = []
 
     def note(model, images, hardware, original=pipeline.trainer.compute_logits):
@@ -174,7 +160,7 @@ def test_from_scratch_images_grow_to_the_models_size(make_trainer, monkeypatch):
 
 
 def test_classes_are_drawn_equally_often(make_trainer, monkeypatch):
-    """Of 17 and 9 training images 13 each."""
+    """13 of each class, from 17 and 9 training images."""
     drawn = []
 
     def note(logits, labels, original=pipeline.trainer.cross_entropy, **options):
@@ -200,7 +186,7 @@ def test_pretrained_backbones_are_finetuned_by_default():
     assert set(found.values()) == {"finetune", "default"}
 
 
-def test_what_a_user_leaves_open_is_the_recipes():
+def test_recipe_sets_defaults():
     defaults = RECIPES["finetune"].defaults
     settings = Settings(model_type="EfficientNetLite0", pretrained=True)
     assert (settings.num_epochs, settings.learning_rate) == (defaults["num_epochs"], defaults["learning_rate"])
@@ -210,12 +196,12 @@ def test_what_a_user_leaves_open_is_the_recipes():
     assert (given.num_epochs, given.learning_rate) == (9, 0.5)
 
 
-def test_a_timm_models_folder_has_no_slash():
+def test_run_name_of_a_timm_model_has_no_slash():
     settings = Settings(model_type="timm/convnext_tiny", pretrained=True)
     assert settings.run_name.startswith("timm-convnext_tiny_pretrained_True_aug_False_lr_")
 
 
-def test_the_recipe_for_backbones_refuses_others():
+def test_finetune_refuses_other_models():
     for settings in ({"model_type": "VGG", "pretrained": True}, {"model_type": "ResNet18"}):
-        with pytest.raises(UserError, match="--recipe finetune: must be used together with -p, and a model such as"):
+        with pytest.raises(UserError, match="--recipe finetune: must be used together with -p and a model like"):
             Settings(**settings, recipe="finetune")

@@ -1,4 +1,4 @@
-"""A finished run is only read; what no longer fits it is told, and what is begun anew loses nothing."""
+"""Finished runs are only read, changed settings and images are refused, and --restart loses nothing."""
 
 import json
 import logging
@@ -21,7 +21,8 @@ from helpers import digests
 from pipeline.checkpoints import load_state
 from pipeline.data import read_folders
 from pipeline.prediction import load_run, predict_files
-from pipeline.run import class_tables, results_table, run
+from pipeline.results import class_tables, results_table
+from pipeline.run import run
 from pipeline.settings import Settings
 from pipeline.splits import digest_images
 from pipeline.trainer import Trainer
@@ -29,7 +30,7 @@ from pipeline.trainer import Trainer
 
 @pytest.fixture
 def settings(make_folder, tiny_model, tmp_path, monkeypatch):
-    """Of a short run."""
+    """The settings of a short run."""
     monkeypatch.chdir(tmp_path)
     return Settings(
         model_type=tiny_model, num_epochs=1, batch_size=4, wandb="disabled", no_cache=True, save_every=0,
@@ -38,18 +39,18 @@ def settings(make_folder, tiny_model, tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-def test_a_finished_run_says_whether_its_images_are_still_those(settings, caplog):
+def test_finished_run_reports_changed_images(settings, caplog):
     metrics = run(settings)
     caplog.set_level(logging.INFO)
     changed = sorted((settings.data_dir / "A").glob("*.png"))[0]
-    for note in ("", ", on OTHER IMAGES than are there now: these results are not theirs"):
+    for note in ("", ", on OTHER IMAGES than are there now"):
         caplog.clear()
         assert run(settings) == metrics
-        assert caplog.messages == [f"{settings.run_dir} has finished already{note}; --restart begins anew"]
+        assert caplog.messages == [f"{settings.run_dir} has finished already{note}; --restart starts over"]
         Image.new("RGB", (20, 20)).save(changed)  # under the same name
 
 
-def test_a_cache_that_another_user_keeps_to_themselves_is_done_without(settings, become_another_user, caplog):
+def test_unreadable_cache_of_another_user_is_not_used(settings, become_another_user, caplog):
     settings = replace(settings, no_cache=False, data_dir=Path("data"), test_dir=(Path("test"),))
     before = os.umask(0o077)
     try:
@@ -65,7 +66,7 @@ def test_a_cache_that_another_user_keeps_to_themselves_is_done_without(settings,
     assert all(message.endswith(".npy: Permission denied") for message in alone)
 
 
-def test_other_settings_are_refused_and_named(settings):
+def test_changed_settings_are_refused_and_named(settings):
     run(settings)
     before = digests(settings.run_dir)
     with pytest.raises(UserError, match=r"num_epochs 1 there, 5 here; seed 100 there, 7 here"):
@@ -73,8 +74,7 @@ def test_other_settings_are_refused_and_named(settings):
     assert digests(settings.run_dir) == before
 
 
-def test_paths_are_compared_by_what_they_lead_to(settings, tmp_path, caplog):
-    """Spelled otherwise, through a link, or moved: the same images, so the same run."""
+def test_equivalent_paths_are_the_same_setting(settings, tmp_path, caplog):
     metrics = run(settings)
     data, test = settings.data_dir, settings.test_dir[0]
     (tmp_path / "link").symlink_to(data)
@@ -84,16 +84,18 @@ def test_paths_are_compared_by_what_they_lead_to(settings, tmp_path, caplog):
     moved = data.rename(tmp_path / "moved/data"), test.rename(tmp_path / "moved/test")
     caplog.set_level(logging.INFO)
     assert run(replace(settings, data_dir=moved[0], test_dir=moved[1:])) == metrics
-    assert caplog.messages[-1] == f"{settings.run_dir} has finished already; --restart begins anew"
+    assert caplog.messages[-1] == f"{settings.run_dir} has finished already; --restart starts over"
 
 
-def test_another_folder_is_another_setting(settings, tmp_path):
+def test_another_folder_is_a_changed_setting(settings, tmp_path):
     run(settings)
     other = shutil.copytree(settings.data_dir, tmp_path / "other")
-    with pytest.raises(UserError, match=f"begun with other settings .data_dir {settings.data_dir} there, {other} here"):
+    with pytest.raises(
+        UserError, match=f"started with other settings .data_dir {settings.data_dir} there, {other} here"
+    ):
         run(replace(settings, data_dir=other))
     settings.data_dir.rename(tmp_path / "away")
-    with pytest.raises(UserError, match="begun with other settings"):
+    with pytest.raises(UserError, match="started with other settings"):
         run(replace(settings, data_dir=other))
 
 
@@ -104,14 +106,7 @@ def test_restart_moves_the_earlier_run_aside(settings):
     assert digests(settings.output_dir / "replaced" / f"{settings.run_name}_1") == before
 
 
-def test_damaged_settings_are_told(settings):
-    run(settings)
-    (settings.run_dir / "settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"settings\.json is damaged: train again with --restart$"):
-        run(settings)
-
-
-def test_a_finished_run_is_drawn_later_without_training_again(settings, monkeypatch):
+def test_plots_of_a_finished_run_need_no_training(settings, monkeypatch):
     before = run(settings)
     monkeypatch.setattr("pipeline.trainer.Trainer._train", None)
     after = run(replace(settings, plots=True))
@@ -119,14 +114,14 @@ def test_a_finished_run_is_drawn_later_without_training_again(settings, monkeypa
     assert list(settings.run_dir.glob("heatmaps/*/*.png"))
 
 
-def test_without_validation_all_images_train_and_the_last_epoch_is_kept(settings, caplog):
+def test_without_validation_all_images_train(settings, caplog):
     caplog.set_level(logging.INFO)
     everything = replace(settings, fold=None, num_epochs=2)
     metrics = run(everything)
     assert list(metrics["checkpoints"]) == ["terminal"]
     assert metrics["checkpoints"]["terminal"]["epoch"] == 2
     assert metrics["images"] == {"train": 12, "val": 0, "left_out": 0}
-    assert any("there is no validation" in message for message in caplog.messages)
+    assert any("no validation" in message for message in caplog.messages)
     assert [path.name for path in sorted(everything.run_dir.glob("*.pt"))] == ["last.pt", "terminal.pt"]
     assert run(everything) == metrics
     assert load_run(everything.run_dir, None).checkpoint == "terminal"
@@ -134,7 +129,7 @@ def test_without_validation_all_images_train_and_the_last_epoch_is_kept(settings
     assert class_tables(metrics).startswith("terminal on test")
 
 
-def test_of_many_classes_the_screen_lists_the_most_frequent_confusions():
+def test_table_of_many_classes_lists_the_most_frequent_confusions():
     confusion = np.diag(np.full(12, 8))
     confusion[3, 4], confusion[11, 0] = 2, 5
     names = [f"class{number}" for number in range(12)]
@@ -149,8 +144,8 @@ def test_of_many_classes_the_screen_lists_the_most_frequent_confusions():
     ]
 
 
-def test_a_run_keeps_the_range_of_its_images_for_others(settings, tmp_path):
-    """The same answers on the test images, one at a time, as in the test; 16-bit files of 12 bits."""
+def test_prediction_uses_the_value_range_of_the_run(settings, tmp_path):
+    """Predictions on 12-bit values in 16-bit files are those of the test."""
     generator = np.random.default_rng(0)
     for place in (settings.data_dir, *settings.test_dir):
         for path in place.rglob("*.png"):
@@ -174,7 +169,7 @@ def test_a_run_keeps_the_range_of_its_images_for_others(settings, tmp_path):
         load_run(settings.run_dir, "terminal")
 
 
-def test_a_run_says_what_it_was_trained_and_tested_on(settings):
+def test_metrics_describe_the_images(settings):
     metrics = run(settings)
     data = metrics["data"]
     assert (data["images"], data["directory"]) == (12, str(settings.data_dir))
@@ -187,8 +182,7 @@ def test_a_run_says_what_it_was_trained_and_tested_on(settings):
     assert data["groups"] == len({row["group"] for row in rows})
 
 
-def test_test_sets_do_not_change_the_folds(settings, make_folder):
-    """Two training images that resemble one test image are in one group with it, but not in training."""
+def test_folds_do_not_depend_on_test_sets(settings, make_folder):
     other = make_folder("other", {"A": 2, "B": 2})
     for number in range(4):
         source = settings.data_dir / "B" / f"000{number}.png"
@@ -199,7 +193,7 @@ def test_test_sets_do_not_change_the_folds(settings, make_folder):
     assert tables[0] == tables[1]
 
 
-def test_a_run_of_an_earlier_version_is_told(settings):
+def test_run_of_an_earlier_version_is_refused(settings):
     run(settings)
     file = settings.run_dir / "settings.json"
     earlier = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("folds", "fold")}
@@ -209,12 +203,11 @@ def test_a_run_of_an_earlier_version_is_told(settings):
 
 
 def replace_images(directory):
-    """Another image under each name, as long in bytes only by chance."""
     for path in directory.glob("*/*.png"):
         Image.effect_noise((64, 64), 90).save(path)
 
 
-def test_a_stopped_run_does_not_go_on_with_other_images_of_the_same_names(settings, monkeypatch):
+def test_interrupted_run_refuses_changed_images(settings, monkeypatch):
     longer = replace(settings, num_epochs=3)
 
     def stop_after_first(trainer, original=Trainer._train):
@@ -227,20 +220,20 @@ def test_a_stopped_run_does_not_go_on_with_other_images_of_the_same_names(settin
         with pytest.raises(KeyboardInterrupt):
             run(longer)
     replace_images(settings.data_dir)
-    with pytest.raises(UserError, match=r"does not hold the images that .* was begun with"):
+    with pytest.raises(UserError, match=r"does not hold the images that .* was started with"):
         run(longer)
 
 
 @pytest.fixture
 def leaking(settings):
-    """The same settings with two of the test images among those to train on."""
+    """The same settings with two of the test images in the training folder."""
     for number in (0, 1):
         source = settings.data_dir / "B" / f"000{number}.png"
         (settings.test_dir[0] / "B" / f"000{number}.png").write_bytes(source.read_bytes())
     return settings
 
 
-def test_training_images_in_a_group_of_test_images_are_counted_and_told(leaking, caplog):
+def test_leakage_is_counted_and_reported(leaking, caplog):
     metrics = run(leaking)
     [warning] = [message for message in caplog.messages if "share a group with test images" in message]
     overlap = metrics["data"]["test"]["test"]["overlap"]
@@ -248,33 +241,32 @@ def test_training_images_in_a_group_of_test_images_are_counted_and_told(leaking,
     assert metrics["test_overlap"] == {"test": overlap}
     assert f"{overlap} with those in test" in warning
     command = warning.partition("out of training: ")[2]
-    assert subprocess.run(shlex.split(command), capture_output=True, check=False).returncode == 1  # it found something
+    assert subprocess.run(shlex.split(command), capture_output=True, check=False).returncode == 1  # it found images
     caplog.clear()
     assert run(replace(leaking, restart=True))["test_overlap"] == {"test": 0}
     assert not any("share a group with test images" in message for message in caplog.messages)
 
 
-def test_strict_refuses_such_images(leaking):
+def test_strict_refuses_leakage(leaking):
     with pytest.raises(UserError, match=r"share a group with test images.*\(--strict\)"):
         run(replace(leaking, strict=True))
     assert not leaking.run_dir.exists()
 
 
-def test_classes_of_different_size_are_told_with_the_remedy(settings, make_folder, caplog):
+def test_class_imbalance_is_reported(settings, make_folder, caplog):
     unequal = replace(
         settings, data_dir=make_folder("unequal", {"A": 5, "B": 20}), output_dir=settings.output_dir / "u"
     )
     run(unequal)
-    assert "classes differ in size: 16 images of B train, 4 of A; --balance draws every class equally often" in (
-        caplog.messages
-    )
+    [warning] = [message for message in caplog.messages if "imbalance" in message]
+    assert warning == "class imbalance: 16 training images of B, 4 of A; --balance draws every class equally often"
     caplog.clear()
     metrics = run(replace(unequal, balance=True, output_dir=settings.output_dir / "balanced"))
-    assert not any("differ in size" in message for message in caplog.messages)
+    assert not any("imbalance" in message for message in caplog.messages)
     assert metrics["settings"]["balance"] is True
 
 
-def test_few_augmented_images_are_told(settings, make_folder, caplog):
+def test_few_augmented_images_are_reported(settings, make_folder, caplog):
     data_dir = make_folder("some", {"A": 12, "B": 12, "A_augmented": 0})
     source = data_dir / "A" / "0000.png"
     (data_dir / "A_augmented" / augmented_name(source, 1)).write_bytes(source.read_bytes())
@@ -282,40 +274,37 @@ def test_few_augmented_images_are_told(settings, make_folder, caplog):
     assert any(message.startswith("-a adds only") for message in caplog.messages)
 
 
-# More epochs.
-
-
 def states(folder):
-    """What a run's checkpoints hold, and its tables."""
+    """Return the contents of a run's checkpoints and tables."""
     checkpoints = {path.name: load_state(path) for path in folder.glob("*.pt") if path.name != "last.pt"}
     return checkpoints, {path.name: path.read_text() for path in folder.glob("*.csv")}
 
 
 @pytest.mark.parametrize("patience", [20, 2])
-def test_more_epochs_give_what_a_run_of_so_many_gives(settings, caplog, patience):
-    """To the last bit, also where the longer run is stopped early."""
+def test_more_epochs_give_identical_results(settings, caplog, patience):
+    """Also if the longer run stops early."""
     settings = replace(
         settings, num_epochs=3, learning_rate=0.05, val_freq=3, early_stopping_patience=patience, precision="fp32"
     )
-    begun_so = replace(settings, num_epochs=8, output_dir=settings.output_dir / "whole")
-    expected = run(begun_so)
+    whole = replace(settings, num_epochs=8, output_dir=settings.output_dir / "whole")
+    expected = run(whole)
     run(settings)
     caplog.set_level(logging.INFO)
     assert run(replace(settings, num_epochs=8)) == expected
-    assert "going on after epoch 3" in caplog.messages
-    (weights, tables), (expected_weights, expected_tables) = states(settings.run_dir), states(begun_so.run_dir)
+    assert "resuming after epoch 3" in caplog.messages
+    (weights, tables), (expected_weights, expected_tables) = states(settings.run_dir), states(whole.run_dir)
     assert tables == expected_tables
     assert weights.keys() == expected_weights.keys()
     for name, found in weights.items():
         same = expected_weights[name]
         assert found.get("epoch") == same.get("epoch")
-        tensors, others = (kept.get("weights", kept) for kept in (found, same))  # of a checkpoint; of what is unknown
+        tensors, others = (kept.get("weights", kept) for kept in (found, same))
         assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(others[key])) for key, value in tensors.items())
     assert json.loads((settings.run_dir / "settings.json").read_text())["num_epochs"] == 8
-    assert run(replace(settings, num_epochs=8)) == expected  # which has finished
+    assert run(replace(settings, num_epochs=8)) == expected
 
 
-def test_a_run_that_stopped_early_is_as_long_with_more_epochs(settings, monkeypatch):
+def test_more_epochs_do_not_continue_an_early_stopped_run(settings, monkeypatch):
     short = replace(settings, num_epochs=30, learning_rate=0.5, early_stopping_patience=1)
     before = run(short)
     assert before["epochs"] < 30
@@ -327,15 +316,15 @@ def test_a_run_that_stopped_early_is_as_long_with_more_epochs(settings, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("begun", "message"),
+    ("first", "message"),
     [
         ({"recipe": "one-cycle"}, "the one-cycle learning rate of recipe one-cycle was planned for 2 epochs"),
-        ({"val_freq": 3}, "it validated after epoch 2, its last, which is no multiple of -f 3"),
+        ({"val_freq": 3}, "it validated after epoch 2, its last, which is not a multiple of -f 3"),
     ],
     ids=["one-cycle", "validation"],
 )
-def test_more_epochs_are_refused_where_they_would_give_something_else(settings, begun, message):
-    settings = replace(settings, num_epochs=2, **begun)
+def test_more_epochs_are_refused_if_results_would_differ(settings, first, message):
+    settings = replace(settings, num_epochs=2, **first)
     metrics = run(settings)
     before = digests(settings.run_dir)
     with pytest.raises(UserError, match=f"cannot be trained further: {message}: another --output-dir, or --restart"):
@@ -344,16 +333,30 @@ def test_more_epochs_are_refused_where_they_would_give_something_else(settings, 
     assert run(settings) == metrics
 
 
-def test_more_epochs_are_refused_where_the_state_was_not_kept(settings):
+def test_more_epochs_are_refused_without_the_full_state(settings):
     metrics = run(settings, keep_state=False)
     before = digests(settings.run_dir)
-    with pytest.raises(UserError, match="it finished after epoch 1 without keeping the state to go on from"):
+    with pytest.raises(UserError, match="it finished after epoch 1 without saving its full state"):
         run(replace(settings, num_epochs=4))
     assert digests(settings.run_dir) == before
     assert run(settings) == metrics
 
 
-def test_fewer_epochs_are_another_setting(settings):
+def test_fewer_epochs_are_a_changed_setting(settings):
     run(replace(settings, num_epochs=2))
     with pytest.raises(UserError, match="num_epochs 2 there, 1 here"):
         run(settings)
+
+
+def test_more_epochs_are_refused_for_a_frozen_head(settings, backbone_weights):
+    """Epoch 0 fits the head to convergence, whatever `-e` says."""
+    frozen = replace(
+        settings, model_type="timm/test_efficientnet", pretrained=True, weights=backbone_weights, recipe="finetune",
+        freeze_to="backbone", image_size=64, num_epochs=2,
+    )  # fmt: skip
+    metrics = run(frozen)
+    assert metrics["epochs"] == 0
+    message = "cannot be trained further: a frozen head is fitted to convergence and has no more epochs: use -e 2$"
+    with pytest.raises(UserError, match=message):
+        run(replace(frozen, num_epochs=4))
+    assert run(frozen) == metrics

@@ -1,4 +1,4 @@
-"""How a user may name a run; its settings themselves are tested with main.py's flags."""
+"""How a user may name a run. The settings themselves are tested with the flags of main.py."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.settings import REPLACED, find_run
 
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
-    """Makes the files by which a run is known."""
+    """Make the files that identify a run."""
     monkeypatch.chdir(tmp_path)
 
     def make(name, *checkpoints):
@@ -25,7 +25,7 @@ def make_run(tmp_path, monkeypatch):
     return make
 
 
-def test_a_run_is_its_folder_or_a_checkpoint_file_or_a_folder_around_it(make_run):
+def test_run_is_found_by_its_folder_checkpoint_or_parent(make_run):
     run = make_run("models/photos/run")
     (Path("models") / "notes").mkdir()
     assert find_run(run, "terminal") == (run, "terminal")
@@ -35,28 +35,28 @@ def test_a_run_is_its_folder_or_a_checkpoint_file_or_a_folder_around_it(make_run
         assert find_run(around) == (run, None)
 
 
-def test_runs_that_are_aside_or_have_no_checkpoint_do_not_count(make_run):
+def test_replaced_runs_and_runs_without_checkpoint_are_ignored(make_run):
     run = make_run("models/run")
     for name in (f"models/{REPLACED}/run_1", "models/.hidden/run"):
         make_run(name)
-    make_run("models/begun", "last")
+    make_run("models/started", "last")
     assert find_run(Path("models")) == (run, None)
     assert find_run(Path(f"models/{REPLACED}")) == (Path(f"models/{REPLACED}/run_1"), None)
 
 
-def test_of_several_runs_one_must_be_named(make_run):
+def test_several_runs_are_ambiguous(make_run):
     names = [str(make_run(f"models/{number}")) for number in range(7)]
     with pytest.raises(UserError, match=f"models holds 7 runs, name one: {', '.join(names[:5])} and 2 more$"):
         find_run(Path("models"))
 
 
-def test_a_checkpoint_is_named_once(make_run):
+def test_two_checkpoint_names_are_refused(make_run):
     run = make_run("run")
     with pytest.raises(UserError, match=r"terminal\.pt names a checkpoint, and --checkpoint best_val_acc another"):
         find_run(run / "terminal.pt", "best_val_acc")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.pt", "empty"])
-def test_what_is_no_run_is_left_to_the_one_who_loads_it(make_run, name):
+def test_path_without_run_is_returned(make_run, name):
     Path("empty").mkdir()
     assert find_run(Path(name), "terminal") == (Path(name), "terminal")

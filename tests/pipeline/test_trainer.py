@@ -1,4 +1,4 @@
-"""Checkpoints are what their names say, patience ends, frozen layers rest, a stopped run goes on."""
+"""Training: checkpoints, early stopping, frozen layers, resuming, and errors."""
 
 import csv
 import logging
@@ -35,7 +35,7 @@ CPU = Hardware(torch.device("cpu"), "fp32")
 
 @pytest.fixture
 def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
-    """Makes a trainer of a tiny model on 33 training images of two classes."""
+    """Make a trainer of a tiny model on 33 training images of two classes."""
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 21, "B": 20})
 
@@ -57,7 +57,7 @@ def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """torch's, which has compiled nothing yet."""
+    """An empty cache of compiled code."""
     import torch._inductor.config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
@@ -65,7 +65,7 @@ def compiler(tmp_path, monkeypatch):
 
 
 def stop_in_epoch(run, number, monkeypatch):
-    """Fits, and stops before the first batch of an epoch."""
+    """Train until the first batch of an epoch."""
 
     def train(self, original=Trainer._train):
         if self.epoch == number - 1:
@@ -78,10 +78,24 @@ def stop_in_epoch(run, number, monkeypatch):
             run.fit()
 
 
-def test_does_not_go_on_with_other_images(trainer, monkeypatch):
+def signal_in_batches(monkeypatch, *batches, number=signal.SIGINT):
+    """Send a signal in these batches; return the list of all batches."""
+    seen = []
+
+    def compute_logits(*arguments, original=pipeline.trainer.compute_logits):
+        seen.append(1)
+        if len(seen) in batches:
+            signal.raise_signal(number)
+        return original(*arguments)
+
+    monkeypatch.setattr("pipeline.trainer.compute_logits", compute_logits)
+    return seen
+
+
+def test_interrupted_run_refuses_changed_images(trainer, monkeypatch):
     stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
     Image.new("RGB", (20, 20)).save("data/A/added.png")
-    with pytest.raises(UserError, match=r"data does not hold the images that .* was begun with: bring them back, or"):
+    with pytest.raises(UserError, match=r"data does not hold the images that .* was started with: bring them back, or"):
         trainer(num_epochs=2)
     Path("data/A/added.png").unlink()
     trainer(num_epochs=2).fit()
@@ -91,14 +105,23 @@ def weights_of(trainer, name):
     return Checkpoint.load(trainer.folder / f"{name}.pt", "Tiny")
 
 
+def assert_same(found, expected):
+    """Check that two runs have identical histories and checkpoints."""
+    assert found.history == expected.history
+    for name in ("best_val_acc", "best_val_loss", "terminal"):
+        one, other = weights_of(found, name), weights_of(expected, name)
+        assert one.epoch == other.epoch
+        assert all(torch.equal(one.weights[key], value) for key, value in other.weights.items())
+
+
 def scores_of(trainer, name) -> Scores:
-    """Evaluates a saved checkpoint on the validation images."""
+    """Evaluate a saved checkpoint on the validation images."""
     model = build_model("Tiny", 2)
     model.load_state_dict(weights_of(trainer, name).weights)
     return evaluate(model, trainer.validation_loader, CPU, "")[0]
 
 
-def test_the_three_checkpoints_are_what_they_say(trainer):
+def test_checkpoints_are_the_best_and_the_last_epoch(trainer):
     run = trainer(num_epochs=8, learning_rate=0.05)
     run.fit()
     losses = [row["val_per_class_loss"] for row in run.history]
@@ -113,7 +136,7 @@ def test_the_three_checkpoints_are_what_they_say(trainer):
     assert weights_of(run, "terminal").classes == ("A", "B")
 
 
-def test_two_checkpoints_of_one_epoch_take_the_disk_once(trainer):
+def test_checkpoints_of_one_epoch_share_a_file(trainer):
     run = trainer(num_epochs=1)
     run.fit()
     assert (run.folder / "best_val_acc.pt").samefile(run.folder / "best_val_loss.pt")
@@ -126,7 +149,7 @@ def test_learns(trainer):
     assert run.history[-1]["train_loss"] < run.history[0]["train_loss"] / 2
 
 
-def test_learning_rate_falls_by_gamma_after_each_epoch(trainer):
+def test_learning_rate_is_multiplied_by_gamma(trainer):
     run = trainer(num_epochs=3, learning_rate=0.01, gamma=0.5)
     run.fit()
     assert [row["learning_rate"] for row in run.history] == pytest.approx([0.01, 0.005, 0.0025])
@@ -143,12 +166,12 @@ def test_early_stopping(trainer, monkeypatch):
     monkeypatch.setattr("pipeline.trainer.evaluate", scripted)
     run = trainer(num_epochs=9, early_stopping_patience=3)
     run.fit()
-    assert run.epoch == 8  # the lowest was the fifth, and 2.0 a second time was no improvement
+    assert run.epoch == 8  # the fifth loss is the lowest, and the second 2.0 is no improvement
     assert weights_of(run, "best_val_loss").epoch == 5
     assert weights_of(run, "terminal").epoch == 8
 
 
-def test_validation_every_other_epoch_and_at_the_end(trainer):
+def test_validation_frequency(trainer):
     run = trainer(num_epochs=5, val_freq=2)
     run.fit()
     with (run.folder / "history.csv").open() as file:
@@ -157,7 +180,7 @@ def test_validation_every_other_epoch_and_at_the_end(trainer):
     assert all(row["train_loss"] for row in rows)
 
 
-def test_frozen_layers_get_no_gradient_no_state_and_no_decay(trainer):
+def test_frozen_layers_are_not_optimised(trainer):
     run = trainer(frozen=True, weight_decay=0.5)
     frozen = {name: value.clone() for name, value in run.model.named_parameters() if not value.requires_grad}
     assert frozen
@@ -169,26 +192,7 @@ def test_frozen_layers_get_no_gradient_no_state_and_no_decay(trainer):
     assert len(run.optimizer.state) == len(in_optimizer)
 
 
-def test_optimizer_is_amsgrad_adamw(trainer):
-    (group,) = trainer(learning_rate=0.02, weight_decay=0.3).optimizer.param_groups
-    assert (group["amsgrad"], group["lr"], group["weight_decay"]) == (True, 0.02, 0.3)
-    assert isinstance(trainer().optimizer, torch.optim.AdamW)
-
-
-def test_without_amsgrad_and_decay_it_is_adam(trainer):
-    run = trainer(recipe="adam", weight_decay=0.0, gamma=1.0, num_epochs=2)
-    twin = build_model("Tiny", 2)
-    twin.load_state_dict(run.model.state_dict())
-    adam = torch.optim.Adam(twin.parameters(), run.settings.learning_rate)
-    for parameter, other in zip(run.model.parameters(), twin.parameters(), strict=True):
-        parameter.grad = other.grad = torch.randn_like(parameter)
-    for _ in range(3):
-        run.optimizer.step()
-        adam.step()
-    torch.testing.assert_close(run.model.state_dict(), twin.state_dict())
-
-
-def test_one_cycle_rises_and_falls_to_nothing_and_the_average_is_what_counts(trainer):
+def test_one_cycle_schedule_and_averaged_weights(trainer):
     run = trainer(recipe="one-cycle", num_epochs=6)
     run.fit()
     rates = [row["learning_rate"] for row in run.history]
@@ -201,28 +205,9 @@ def test_one_cycle_rises_and_falls_to_nothing_and_the_average_is_what_counts(tra
     assert scores_of(run, "terminal").loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize(("precision", "recipe"), [("fp32", "default"), ("bf16", "default"), ("fp32", "one-cycle")])
-def test_a_stopped_run_ends_as_if_it_had_not_been(trainer, monkeypatch, precision, recipe):
-    hardware = Hardware(torch.device("cpu"), precision)
-    whole = trainer("whole", hardware=hardware, recipe=recipe)
-    whole.fit()
-
-    stopped = trainer("stopped", hardware=hardware, recipe=recipe)
-    stop_in_epoch(stopped, 4, monkeypatch)
-    resumed = trainer("stopped", hardware=hardware, recipe=recipe)
-    resumed.fit()
-
-    assert resumed.history == whole.history
-    for name in ("best_val_acc", "best_val_loss", "terminal"):
-        expected, found = weights_of(whole, name), weights_of(resumed, name)
-        assert found.epoch == expected.epoch
-        assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
-    assert (resumed.folder / "history.csv").read_bytes() == (whole.folder / "history.csv").read_bytes()
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that shows the minutes of its `minutes`, and on which an epoch takes four."""
+    """A clock that shows `minutes`; an epoch takes four."""
     clock = SimpleNamespace(minutes=0.0)
 
     def run_epoch(self, original=Trainer._run_epoch):
@@ -236,7 +221,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def saved(monkeypatch):
-    """The epochs after which the full state is saved from now on."""
+    """The epochs after which the full state is saved."""
     epochs = []
 
     def save(self, original=Trainer._save_last):
@@ -251,12 +236,12 @@ def saved(monkeypatch):
     ("minutes", "expected"),
     [(10, [3, 6, 8]), (4, [1, 2, 3, 4, 5, 6, 7, 8]), (0, [1, 2, 3, 4, 5, 6, 7, 8]), (math.inf, [8])],
 )
-def test_the_full_state_is_saved_every_few_minutes_and_at_the_end(trainer, clock, saved, minutes, expected):
+def test_full_state_is_saved_regularly_and_at_the_end(trainer, clock, saved, minutes, expected):
     trainer(num_epochs=8, save_every=minutes).fit()
     assert saved == expected
 
 
-def test_the_full_state_is_saved_on_a_signal(trainer, clock, saved, monkeypatch):
+def test_full_state_is_saved_on_a_signal(trainer, clock, saved, monkeypatch):
     def evaluate(*arguments, original=pipeline.trainer.evaluate):
         if clock.minutes == 4:  # in the second epoch, after its last batch
             signal.raise_signal(signal.SIGTERM)
@@ -272,10 +257,8 @@ def test_the_full_state_is_saved_on_a_signal(trainer, clock, saved, monkeypatch)
 
 @pytest.mark.parametrize(("killed_in", "resumed_after"), [(2, 0), (4, 3), (6, 3)])
 @pytest.mark.parametrize("recipe", ["default", "one-cycle"])
-def test_a_killed_run_goes_on_from_the_last_saved_state_and_ends_as_if_it_had_not_been(
-    trainer, clock, monkeypatch, recipe, killed_in, resumed_after
-):
-    """What was written after that state, such as checkpoints of epochs that are done once more, is replaced."""
+def test_killed_run_resumes_with_identical_results(trainer, clock, monkeypatch, recipe, killed_in, resumed_after):
+    """Checkpoints that were written after the saved state are replaced."""
     settings = {"recipe": recipe, "save_every": 10, "learning_rate": 0.05}
     whole = trainer("whole", **settings)
     whole.fit()
@@ -283,16 +266,12 @@ def test_a_killed_run_goes_on_from_the_last_saved_state_and_ends_as_if_it_had_no
     resumed = trainer("killed", **settings)
     assert resumed.epoch == resumed_after
     resumed.fit()
-    assert resumed.history == whole.history
+    assert_same(resumed, whole)
     assert (resumed.folder / "history.csv").read_bytes() == (whole.folder / "history.csv").read_bytes()
-    for name in ("best_val_acc", "best_val_loss", "terminal"):
-        expected, found = weights_of(whole, name), weights_of(resumed, name)
-        assert found.epoch == expected.epoch
-        assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
 
 
-def test_a_state_that_does_not_load_does_not_replace_the_earlier_one(trainer, monkeypatch):
-    """A disk that loses what was written, without a word."""
+def test_unloadable_state_does_not_replace_the_earlier_one(trainer, monkeypatch):
+    """The disk silently loses data."""
     stop_in_epoch(trainer(), 3, monkeypatch)
 
     def lose(state, file, original=torch.save):
@@ -312,7 +291,7 @@ def test_a_state_that_does_not_load_does_not_replace_the_earlier_one(trainer, mo
     assert resumed.epoch == 6
 
 
-def test_a_state_is_on_the_disk_before_the_earlier_one_is_lost(tmp_path, monkeypatch):
+def test_state_is_synced_before_it_replaces_the_earlier_one(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "fsync", lambda _: calls.append("sync"))
     monkeypatch.setattr(os, "replace", lambda *_, original=os.replace: calls.append("rename") or original(*_))
@@ -320,13 +299,9 @@ def test_a_state_is_on_the_disk_before_the_earlier_one_is_lost(tmp_path, monkeyp
     assert calls == ["sync", "rename", "sync"]
 
 
-def test_of_an_epoch_taken_up_by_several_processes_the_first_counts_what_was_done(trainer, monkeypatch):
-    def stop_in_first(*arguments, original=pipeline.trainer.compute_logits):
-        signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
-
+def test_first_process_counts_the_images_of_an_interrupted_epoch(trainer, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.trainer.compute_logits", stop_in_first)
+        signal_in_batches(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             trainer().fit()  # after the first of four batches of eight
     for rank, images in ((0, 32), (1, 24)):
@@ -336,30 +311,21 @@ def test_of_an_epoch_taken_up_by_several_processes_the_first_counts_what_was_don
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize(("precision", "recipe"), [("fp32", "one-cycle"), ("bf16", "default")])
-def test_told_to_stop_it_finishes_the_batch_and_goes_on_after_it(trainer, monkeypatch, precision, recipe, number, kind):
+def test_signal_stops_after_the_batch_and_resumes_with_identical_results(
+    trainer, monkeypatch, precision, recipe, number, kind
+):
     hardware = Hardware(torch.device("cpu"), precision)
     whole = trainer("whole", hardware=hardware, recipe=recipe)
     whole.fit()
 
-    batches = []
-
-    def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
-        batches.append(1)
-        if len(batches) in (3, 11):  # of five an epoch, the last of which has one image and is dropped
-            signal.raise_signal(number)
-        return original(*arguments)
-
-    monkeypatch.setattr("pipeline.trainer.compute_logits", count_and_signal)
+    batches = signal_in_batches(monkeypatch, 3, 11, number=number)  # of four per epoch
     for _ in range(2):
         with pytest.raises(kind):
             trainer("stopped", hardware=hardware, recipe=recipe).fit()
     resumed = trainer("stopped", hardware=hardware, recipe=recipe)
     resumed.fit()
-    assert len(batches) == 6 * 4, "no batch was to be done twice"
-    assert resumed.history == whole.history
-    for name in ("best_val_acc", "best_val_loss", "terminal"):
-        expected, found = weights_of(whole, name).weights, weights_of(resumed, name).weights
-        assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert len(batches) == 6 * 4
+    assert_same(resumed, whole)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -368,8 +334,8 @@ def test_told_to_stop_it_finishes_the_batch_and_goes_on_after_it(trainer, monkey
     not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
     reason="torch.compile needs g++ and the headers of Python",
 )
-def test_compiled_it_comes_to_the_same_and_goes_on_to_the_last_bit(trainer, compiler, monkeypatch):
-    dropout = "classifier.3"  # compiled, it drops others
+def test_compiled_training_equals_eager_training_and_resumes_exactly(trainer, compiler, monkeypatch):
+    dropout = "classifier.3"  # compiled code draws other random numbers
 
     def make(name, **settings):
         made = trainer(name, num_epochs=2, **settings)
@@ -379,21 +345,13 @@ def test_compiled_it_comes_to_the_same_and_goes_on_to_the_last_bit(trainer, comp
     eager, whole = make("eager"), make("whole", compile=True)
     eager.fit()
     whole.fit()
-    assert whole.network._run != whole.network._run_eagerly, "it had to go on without"
+    assert whole.network._run != whole.network._run_eagerly, "compiling failed"
     for row, expected in zip(whole.history, eager.history, strict=True):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-        # AdamW makes steps of rounding errors for biases in front of batch normalisation, which its averages see late.
+        # AdamW amplifies rounding errors in biases before batch normalisation.
         assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.05)
 
-    batches = []
-
-    def count_and_signal(*arguments, original=pipeline.trainer.compute_logits):
-        batches.append(1)
-        if len(batches) == 6:
-            signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
-
-    monkeypatch.setattr("pipeline.trainer.compute_logits", count_and_signal)
+    batches = signal_in_batches(monkeypatch, 6)
     with pytest.raises(KeyboardInterrupt):
         make("stopped", compile=True).fit()
     resumed = make("stopped", compile=True)
@@ -402,15 +360,15 @@ def test_compiled_it_comes_to_the_same_and_goes_on_to_the_last_bit(trainer, comp
     assert resumed.history == whole.history
 
 
-def test_normalisation_is_part_of_what_is_compiled(tiny_model):
+def test_compiled_network_normalises_images(tiny_model):
     model = build_model("Tiny", 2).eval()
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    compiled = Compiled(model, 8, CPU)  # a batch of three runs as it is
+    compiled = Compiled(model, 8, CPU)  # a batch of three runs uncompiled
     assert compiled.normalise(images) is images
     assert torch.equal(compute_logits(compiled, images, CPU), compute_logits(model, images, CPU))
 
 
-def test_without_a_compiler_it_goes_on_as_it_is(trainer, compiler, monkeypatch, caplog):
+def test_without_a_compiler_training_continues_uncompiled(trainer, compiler, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     run, eager = trainer(compile=True), trainer("eager")
@@ -418,15 +376,15 @@ def test_without_a_compiler_it_goes_on_as_it_is(trainer, compiler, monkeypatch, 
     eager.fit()
     assert run.history == eager.history
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
-    assert warning.startswith("torch.compile failed, going on without: ")
+    assert warning.startswith("torch.compile failed, continuing without it: ")
     assert "\n" not in warning
 
 
-def test_told_to_stop_twice_it_stops_at_once_and_goes_on_from_the_last_epoch(trainer, monkeypatch):
+def test_second_signal_stops_immediately(trainer, monkeypatch):
     def signal_twice(*_):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        raise AssertionError("the second was to stop it")
+        raise AssertionError("the second signal must stop it")
 
     stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
     with monkeypatch.context() as patch:
@@ -438,29 +396,29 @@ def test_told_to_stop_twice_it_stops_at_once_and_goes_on_from_the_last_epoch(tra
     assert [row["epoch"] for row in resumed.history] == [1, 2]
 
 
-def test_a_finished_run_does_not_train_again(trainer, monkeypatch):
+def test_finished_run_is_not_trained_again(trainer, monkeypatch):
     trainer().fit()
     again = trainer()
     monkeypatch.setattr(Trainer, "_train", None)
     again.fit()
     assert again.epoch == 6
     assert len(again.history) == 6
-    assert not load_state(again.folder / "last.pt").keys() & {"model", "optimizer"}  # gigabytes that nobody needs
+    assert not load_state(again.folder / "last.pt").keys() & {"model", "optimizer"}
 
 
-def spoil(monkeypatch, *batches):
-    """Makes the logits of these batches, counted from now on, no numbers."""
+def make_not_finite(monkeypatch, *batches):
+    """Make the logits of these batches NaN."""
     count = iter(range(1, 1000))
 
-    def spoilt(*arguments, original=pipeline.trainer.compute_logits):
+    def not_finite(*arguments, original=pipeline.trainer.compute_logits):
         logits = original(*arguments)
         return logits * math.nan if next(count) in batches else logits
 
-    monkeypatch.setattr("pipeline.trainer.compute_logits", spoilt)
+    monkeypatch.setattr("pipeline.trainer.compute_logits", not_finite)
 
 
 @pytest.mark.parametrize("recipe", ["default", "one-cycle"])
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(trainer, monkeypatch, recipe):
+def test_non_finite_loss_stops_the_run(trainer, monkeypatch, recipe):
     run = trainer(recipe=recipe, gamma=0.5)
     rates = [0.01, 0.005, 0.0025]
     if recipe == "one-cycle":
@@ -470,7 +428,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(trainer, monkeyp
             optimizer.step()
             scheduler.step()
         rates = scheduler.get_last_lr()
-    spoil(monkeypatch, 11, 12)  # of four an epoch
+    make_not_finite(monkeypatch, 11, 12)  # of four per epoch
     with pytest.raises(UserError) as error:
         run.fit()
     assert str(error.value) == (
@@ -487,7 +445,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(trainer, monkeyp
     assert all(value.isfinite().all() for value in again.model.state_dict().values())
 
 
-def test_weights_that_are_not_finite_after_the_last_batch_show_in_validation(trainer, monkeypatch):
+def test_non_finite_validation_loss_stops_the_run(trainer, monkeypatch):
     def evaluate(*arguments, original=pipeline.trainer.evaluate):
         scores, logits = original(*arguments)
         return Scores(np.full(2, math.nan), scores.confusion), logits
@@ -499,25 +457,17 @@ def test_weights_that_are_not_finite_after_the_last_batch_show_in_validation(tra
     assert not list(run.folder.glob("*.pt"))
 
 
-def test_told_to_stop_it_does_not_save_what_is_not_finite(trainer, monkeypatch):
-    """Ctrl-C comes in the third batch."""
+def test_non_finite_state_is_not_saved_on_a_signal(trainer, monkeypatch):
     run = trainer()
-    batches = iter(range(1, 5))
-
-    def signal_in_third(*arguments, original=pipeline.trainer.compute_logits):
-        if next(batches) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
-
-    monkeypatch.setattr("pipeline.trainer.compute_logits", signal_in_third)
-    spoil(monkeypatch, 2)
+    signal_in_batches(monkeypatch, 3)
+    make_not_finite(monkeypatch, 2)
     with pytest.raises(UserError, match="in epoch 1, batch 2 of 4"):
         run.fit()
     assert not (run.folder / "last.pt").exists()
 
 
 def limit_memory(monkeypatch, most):
-    """Batches of more images than this do not fit."""
+    """Let larger batches run out of memory."""
 
     def compute_logits(model, images, *arguments, original=pipeline.trainer.compute_logits):
         if len(images) > most:
@@ -527,16 +477,16 @@ def limit_memory(monkeypatch, most):
     monkeypatch.setattr("pipeline.trainer.compute_logits", compute_logits)
 
 
-def test_the_advice_is_sought_among_the_images_that_there_are(trainer, monkeypatch):
+def test_suggested_batch_size_is_limited_by_the_number_of_images(trainer, monkeypatch):
     limit_memory(monkeypatch, 20)
-    with pytest.raises(UserError, match="batches of 512 images: -b 16 would do"):
+    with pytest.raises(UserError, match="batches of 512 images: use -b 16"):
         trainer(batch_size=512).fit()  # on 33 images
 
 
 @pytest.mark.parametrize(
-    ("most", "advice"), [(3, "-b 2 would do, with --restart"), (1, "not even two images fit; use another GPU")]
+    ("most", "advice"), [(3, "use -b 2 with --restart"), (1, "not even two images fit; use another GPU")]
 )
-def test_a_gpu_that_is_out_of_memory(trainer, monkeypatch, most, advice):
+def test_out_of_memory_suggests_a_batch_size(trainer, monkeypatch, most, advice):
     stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
 
     limit_memory(monkeypatch, most)
@@ -548,15 +498,8 @@ def test_a_gpu_that_is_out_of_memory(trainer, monkeypatch, most, advice):
     assert digests(run.folder) == before
 
 
-def test_a_last_batch_of_one_does_not_crash(trainer):
-    run = trainer(batch_size=8, num_epochs=1)
-    assert len(run.train_loader.dataset) == 33
-    run.fit()
-    assert math.isfinite(run.history[0]["train_loss"])
-
-
-def test_the_batch_loop_reads_nothing_back(trainer, monkeypatch):
-    """However many batches an epoch has, numbers are taken off the device only at its end."""
+def test_batch_loop_does_not_synchronise(trainer, monkeypatch):
+    """The number of reads from the device does not depend on the number of batches."""
     reads = []
 
     def count_calls(name, original):
@@ -587,24 +530,15 @@ def test_bf16_computes_in_bf16(trainer):
     assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
 
 
-@pytest.mark.parametrize("damage", ["cut", "other architecture", "foreign"])
-def test_unusable_checkpoints(trainer, damage):
+def test_checkpoint_of_another_architecture_is_refused(trainer):
     run = trainer(num_epochs=1)
     run.fit()
-    path = run.folder / "terminal.pt"
-    model_type = "Tiny"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-500])
-    elif damage == "other architecture":
-        model_type = "ResNet18"
-    else:
-        torch.save({"weights": 1}, path)
-    with pytest.raises(UserError, match=r"terminal\.pt"):
-        Checkpoint.load(path, model_type)
+    with pytest.raises(UserError, match=r"terminal\.pt is a checkpoint of Tiny, not of ResNet18$"):
+        Checkpoint.load(run.folder / "terminal.pt", "ResNet18")
 
 
-def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path):
-    """Torch complains of something else than the system does."""
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    """torch raises RuntimeError instead of the system's OSError."""
     path = tmp_path / "last.pt"
     save_state({"weights": torch.zeros(10)}, path)
     before = path.read_bytes()

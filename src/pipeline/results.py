@@ -1,0 +1,141 @@
+"""The results of a run: the contents of `metrics.json`, and tables for the screen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common import UserError, align
+from dataset.folders import ImageFolder
+from pipeline.checkpoints import read_json
+from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
+
+if TYPE_CHECKING:
+    from pipeline.data import TrainingData
+    from pipeline.trainer import Trainer
+
+_MOST_COLUMNS = 10  # of a confusion matrix on the screen
+_MOST_CONFUSIONS = 3  # in one line
+
+
+def gather(
+    trainer: Trainer, tested: dict[str, dict[str, Any]], described: dict[str, Any], images: dict[str, Any]
+) -> dict[str, Any]:
+    """Collect the contents of `metrics.json`.
+
+    Args:
+        trainer: the trained run.
+        tested: the result of `Tester.test`, to which the training and validation scores of each epoch are added.
+        described: the settings as `settings.json` stores them.
+        images: the result of `describe_data`.
+    """
+    data, split = trainer.data, trainer.data.split
+    by_epoch = {row["epoch"]: row for row in trainer.history}
+    for results in tested.values():
+        row = by_epoch[results["epoch"]]
+        for side in ("train", "val") if trainer.validates else ("train",):
+            results[side] = {name: row[f"{side}_{name}"] for name in SCORES}
+    return {
+        "run": trainer.settings.run_name,
+        "group": trainer.model.group,
+        "settings": described,
+        "images": {"train": len(data.train), "val": len(data.validation), "left_out": len(split.left_out)},
+        "epochs": trainer.epoch,
+        "plots": trainer.settings.plots,
+        "checkpoints": tested,
+        "data": {
+            **images,
+            "groups": len(split.group_sizes(data.folder)),
+            "folds": split.folds,
+            "classes": _count_originals(data),
+        },
+        "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
+    }
+
+
+def _count_originals(data: TrainingData) -> dict[str, int]:
+    """Count the images of each class in training and validation, without augmented ones."""
+    used = np.concatenate([data.split.train, data.split.validation])
+    labels = data.folder.labels[used[~data.folder.augmented[used]]]
+    return dict(zip(data.classes, np.bincount(labels, minlength=len(data.classes)).tolist(), strict=True))
+
+
+def read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Sequence[str]) -> dict[str, Any]:
+    """Read the `metrics.json` of a run on these folders; raise UserError if it is damaged."""
+    metrics = read_json(file)
+    count = len(folders[0].classes)
+    names = {folder.name for folder in folders[1:]}
+    try:
+        for checkpoint in checkpoints:
+            tested = metrics["checkpoints"][checkpoint]["test"]
+            shapes = {np.array(scores["confusion_matrix"], dtype=np.int64).shape for scores in tested.values()}
+            if tested.keys() != names or shapes != {(count, count)}:
+                raise ValueError
+        results_table(metrics), class_tables(metrics)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{file} is damaged: train again with --restart") from error
+    return metrics
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """Format the test results, with one row for all checkpoints of the same epoch, which are identical."""
+    of_epoch: dict[int, list[str]] = defaultdict(list)
+    for name, results in metrics["checkpoints"].items():
+        of_epoch[results["epoch"]].append(name)
+    rows = [("checkpoint", "epoch", "test set", "images", "loss", "accuracy", "per class")]
+    for epoch, names in of_epoch.items():
+        for test_set, scores in metrics["checkpoints"][names[0]]["test"].items():
+            rows.append((
+                ", ".join(names), str(epoch), test_set, str(scores["images"]), f"{scores['loss']:.4f}",
+                f"{scores['accuracy']:.1%}", f"{scores['per_class_accuracy']:.1%}",
+            ))  # fmt: skip
+    return align(rows)
+
+
+def class_tables(metrics: dict[str, Any]) -> str:
+    """Format the per-class scores of the first checkpoint, with one table per test set."""
+    checkpoint, tested = _first_checkpoint(metrics)
+    classes = metrics["settings"]["classes"]
+    return "\n\n".join(
+        table for test_set, scores in tested.items() for table in _tables_of_set(checkpoint, test_set, scores, classes)
+    )
+
+
+def _tables_of_set(checkpoint: str, test_set: str, scores: dict[str, Any], classes: Sequence[str]) -> Iterator[str]:
+    low, high = wilson_interval(scores["accuracy"], scores["images"])
+    title = f"{checkpoint} on {test_set}: accuracy {scores['accuracy']:.1%}, 95% interval {low:.1%} to {high:.1%}"
+    if "calibration_error" in scores:  # missing in runs of earlier versions
+        title += f"; calibration error {scores['calibration_error']:.1%}"
+    confusion = scores["confusion_matrix"]
+    shown = len(classes) <= _MOST_COLUMNS
+    rows = [("class", "images", "precision", "recall", "F1", *(f"as {name}" for name in classes if shown))]
+    for name, of_class, counts in zip(classes, score_classes(np.array(confusion)), confusion, strict=True):
+        shares = (of_class.precision, of_class.recall, of_class.f1)
+        percents = ("-" if share is None else f"{share:.1%}" for share in shares)
+        rows.append((name, str(of_class.images), *percents, *(str(count) for count in counts if shown)))
+    yield f"{title}\n{align(rows)}"
+    if not shown and (confused := top_confusions(np.array(confusion), _MOST_COLUMNS)):
+        pairs = [(classes[true], classes[predicted], str(confusion[true][predicted])) for true, predicted in confused]
+        yield align([("most frequent confusions", "as", "images"), *pairs])
+
+
+def describe_confusions(metrics: dict[str, Any]) -> Iterator[str]:
+    """Yield the most frequent confusions of the first checkpoint, one line per test set."""
+    classes = metrics["settings"]["classes"]
+    for test_set, scores in _first_checkpoint(metrics)[1].items():
+        confusion = np.array(scores["confusion_matrix"])
+        confused = [
+            f"{confusion[true, predicted]} of {confusion[true].sum()} {classes[true]} as {classes[predicted]}"
+            for true, predicted in top_confusions(confusion, _MOST_CONFUSIONS)
+        ]
+        yield f"most frequent confusions on {test_set}: {', '.join(confused) or 'none'}"
+
+
+def _first_checkpoint(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return its name, and its scores on each test set."""
+    checkpoint = next(iter(metrics["checkpoints"]))
+    return checkpoint, metrics["checkpoints"][checkpoint]["test"]

@@ -1,0 +1,132 @@
+"""The folder of a run: whether it has finished, whether it can be resumed, and how it is created."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import UserError, first_free, own_name, remove_partial, write_json
+from dataset.folders import ImageFolder
+from pipeline.checkpoints import read_json
+from pipeline.hardware import Hardware
+from pipeline.recipes import RECIPES
+from pipeline.results import read_metrics
+from pipeline.settings import REPLACED, Settings
+
+_log = logging.getLogger(__name__)
+
+
+def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict[str, Any] | None:
+    """Return the contents of `metrics.json` if a run has finished with everything that the settings ask for.
+
+    A run that was started with other settings, and a damaged file, raise UserError.
+    """
+    if settings.restart:
+        return None
+    _check_same(settings.run_dir, describe(settings, choose_hardware(settings), folders[0].classes))
+    file = settings.run_dir / "metrics.json"
+    if not file.exists():
+        return None
+    metrics = read_metrics(file, folders, settings.checkpoints)
+    as_long = metrics["settings"].get("num_epochs", settings.num_epochs) == settings.num_epochs
+    return metrics if as_long and (metrics.get("plots") or not settings.plots) else None
+
+
+def choose_hardware(settings: Settings) -> Hardware:
+    """Choose the hardware. A resumed run keeps its precision if the setting is "auto"."""
+    precision, file = settings.precision, settings.run_dir / "settings.json"
+    if precision == "auto" and file.exists() and not settings.restart:
+        earlier = read_json(file).get("precision")
+        precision = earlier if earlier in ("fp32", "bf16") else precision
+    return Hardware.choose(precision, settings.model_type)
+
+
+def describe(settings: Settings, hardware: Hardware, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the settings as `settings.json` stores them."""
+    return {**settings.to_json(), "precision": hardware.precision, "classes": list(classes)}
+
+
+def open_folder(settings: Settings, described: dict[str, Any]) -> str:
+    """Create the run's folder, after moving an earlier one aside for `--restart`; return the run's id in wandb."""
+    folder = settings.run_dir
+    if settings.restart and folder.exists():
+        aside = first_free(lambda number: settings.output_dir / REPLACED / f"{folder.name}_{number}")
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        _log.info("the earlier run is now %s", aside)
+    file = folder / "settings.json"
+    if file.exists():
+        run_id = read_json(file).get("wandb_run_id")
+        if not isinstance(run_id, str):
+            raise UserError(f"{file} is damaged: train again with --restart")
+        remove_partial(folder)
+        return run_id
+    run_id = secrets.token_hex(4)
+    write_json(file, {**described, "wandb_run_id": run_id})
+    return run_id
+
+
+def record_epochs(settings: Settings) -> None:
+    """Update the number of epochs in `settings.json`, for a run that is trained further."""
+    file = settings.run_dir / "settings.json"
+    earlier = read_json(file)
+    if earlier["num_epochs"] != settings.num_epochs:
+        write_json(file, {**earlier, "num_epochs": settings.num_epochs})
+
+
+def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
+    """Raise UserError if a run was started with other settings, unless it can be trained for more epochs."""
+    file = run_dir / "settings.json"
+    if not file.exists():
+        return
+    earlier = read_json(file)
+    if "folds" not in earlier:
+        raise UserError(
+            f"{run_dir} was trained by an earlier version, on another split: another --output-dir, or --restart"
+        )
+    differing = {
+        name: f"{name} {earlier.get(name)} there, {value} here"
+        for name, value in described.items()
+        if not _is_same(name, earlier.get(name), value)
+    }
+    epochs = earlier.get("num_epochs")
+    if differing.keys() == {"num_epochs"} and isinstance(epochs, int) and epochs < described["num_epochs"]:
+        if why := _why_not_longer(epochs, described):
+            raise UserError(f"{run_dir} cannot be trained further: {why}")
+    elif differing:
+        raise UserError(
+            f"{run_dir} was started with other settings ({'; '.join(differing.values())}): "
+            "use these, another --output-dir, or --restart"
+        )
+
+
+def _why_not_longer(epochs: int, described: dict[str, Any]) -> str | None:
+    """Say why continuing would differ from a run that was started with more epochs, and what to do; None if not."""
+    recipe, val_freq = described["recipe"], described["val_freq"]
+    if RECIPES[recipe].fit_head and described["freeze_to"] not in (None, "none"):
+        return f"a frozen head is fitted to convergence and has no more epochs: use -e {epochs}"
+    if RECIPES[recipe].one_cycle:
+        why = f"the one-cycle learning rate of recipe {recipe} was planned for {epochs} epochs"
+    elif epochs % val_freq and described["fold"] is not None:
+        why = f"it validated after epoch {epochs}, its last, which is not a multiple of -f {val_freq}"
+    else:
+        return None
+    return f"{why}: another --output-dir, or --restart"
+
+
+def _is_same(name: str, earlier: Any, value: Any) -> bool:
+    """Compare a setting. Two paths are equal if they lead to the same file, or if it was moved and kept its name.
+
+    The images themselves are compared by digests of their contents.
+    """
+    if name == "test_dir" and isinstance(earlier, list) and len(earlier) == len(value):
+        return all(_is_same("data_dir", *pair) for pair in zip(earlier, value, strict=True))
+    if name not in ("data_dir", "weights") or not (isinstance(earlier, str) and isinstance(value, str)):
+        return earlier == value
+    if os.path.exists(earlier):
+        return os.path.realpath(earlier) == os.path.realpath(value)
+    return own_name(Path(earlier)) == own_name(Path(value))
