@@ -107,11 +107,11 @@ class Tester:
         return _TestedEpoch(tests, validation, novelty, results)
 
     def _run(self, test_set: TestSet, novelty: Novelty | None, title: str) -> tuple[Tensor, list[Tensor]]:
-        """Return logits (N, C), and the distances of each batch if there is a novelty detector."""
+        """Return logits (N, C), and the distances of each batch if there is a novelty detector. Runs share features."""
         network, images = self.model, test_set.images
         if point := self.model.frozen_to:
             cache = Cache.of(self.settings)
-            if features := compute_features(self.model, point, [images], self.hardware, cache):  # shared with other runs
+            if features := compute_features(self.model, point, [images], self.hardware, cache):
                 network, [images] = BehindFrozen(self.model, point), features
         loader = make_loader(images, evaluation_batch(self.settings))
         with record_features(self.model, novelty) if novelty else nullcontext([]) as distances:
