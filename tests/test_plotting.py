@@ -19,7 +19,7 @@ def fonts(monkeypatch):
     """The system's font files, which a test may add to; at first none."""
     files = []
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
-    for name, empty in (("_numbers", {}), ("_told", set()), ("_fonts_in_use", []), ("_hopeless", set())):
+    for name, empty in (("_numbers", {}), ("_reported", set()), ("_fonts", []), ("_unavailable", set())):
         monkeypatch.setattr(plotting, name, empty)
     return files
 

@@ -1,4 +1,4 @@
-"""A plain convolutional network, trained from scratch: the baseline."""
+"""A plain convolutional network, trained from scratch, as a baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from models.base import Classifier
 
 
 class CNNBasic(Classifier):
-    """Four blocks of two 3x3 convolutions and a max pool (64, 128, 256, 512 channels), one maximum a channel."""
+    """Four blocks (64, 128, 256, 512 channels) of two 3x3 convolutions and max pooling; global max pooling."""
 
     group = "CNNBasic"
     cam_layer = "blocks.3.5"  # the last GELU, (N, 512, 28, 28)
@@ -24,7 +24,7 @@ class CNNBasic(Classifier):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) float to (N, C) logits."""
+        """Map images (N, 3, 224, 224) float to logits (N, C)."""
         return self.classifier(self.pool(self.blocks(images)))
 
 

@@ -1,4 +1,4 @@
-"""SmallVGG's convolutions with residual blocks behind them, for grey images of 28x28, trained from scratch."""
+"""SmallVGG's convolutions followed by residual blocks, for grey images of 28x28 pixels, trained from scratch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models.small import SmallClassifier, dense_classifier, vgg_stage
 
 
 class HybridVGGResNet(SmallClassifier):
-    """SmallVGG's stage (32, 64), two residual blocks (128) at 7x7, two fully connected layers with dropout between.
+    """SmallVGG's stage (32, 64), two residual blocks (128) at 7x7, two linear layers with dropout between them.
 
     1,348,102 parameters for six classes.
     """
@@ -24,5 +24,5 @@ class HybridVGGResNet(SmallClassifier):
         self.classifier = dense_classifier(128, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) float to (N, C) logits."""
+        """Map images (N, 1, 28, 28) float to logits (N, C)."""
         return self.classifier(self.blocks(self.features(images)))

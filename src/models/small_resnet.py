@@ -1,4 +1,4 @@
-"""A small network after ResNet for grey images of 28x28, trained from scratch."""
+"""A small residual network for grey images of 28x28 pixels, trained from scratch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models.small import SmallClassifier
 
 
 class SmallResNet(SmallClassifier):
-    """A residual block (64) at 28x28, a max pool, a block (128) at 14x14, a max pool, one linear layer.
+    """Residual blocks (64) at 28x28 and (128) at 14x14, each followed by max pooling; one linear layer.
 
     305,670 parameters for six classes.
     """
@@ -25,5 +25,5 @@ class SmallResNet(SmallClassifier):
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(128 * 7 * 7, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) float to (N, C) logits."""
+        """Map images (N, 1, 28, 28) float to logits (N, C)."""
         return self.classifier(self.features(images))
