@@ -22,13 +22,8 @@ _log = logging.getLogger(__name__)
 class Backbone(Classifier):
     """A network of timm (https://github.com/huggingface/pytorch-image-models) and one linear layer.
 
-    Input size, mean and standard deviation are those of the network's ImageNet weights.
-
-    Args:
-        name: timm's name of the network.
-        num_classes: the number of logits.
-        pretrained: start from timm's ImageNet weights, downloaded or from its cache.
-        weights: a file with these weights.
+    Input size, mean and standard deviation are those of the network's ImageNet weights, which come from a file, timm's
+    cache or a download.
 
     Raises:
         UserError: timm has no such network, or its weights are not available.
@@ -57,11 +52,7 @@ class Backbone(Classifier):
         return hasattr(self.backbone, "num_prefix_tokens")
 
     def load_pretrained(self, network: nn.Module, name: str, weights: Path | None) -> None:
-        """Load ImageNet weights into a complete timm network.
-
-        Raises:
-            UserError: they are not available, or the file is of another network.
-        """
+        """Load ImageNet weights into a complete timm network."""
         if weights:
             load_into(network, read_weights(weights), f"timm's {name}", weights)
             return

@@ -13,7 +13,8 @@ from common import UserError
 class Classifier(nn.Module):
     """A network that maps normalised images to logits.
 
-    A new architecture is one file with a subclass that overrides these attributes, and an entry in `models.MODELS`.
+    A new architecture is one file with a subclass that overrides these attributes, and an entry in `models.MODELS`. By
+    default its submodules run in the order in which it creates them.
 
     Attributes:
         group: the name under which tables and wandb compare runs.
@@ -46,6 +47,12 @@ class Classifier(nn.Module):
         mean, std = torch.tensor(self.mean).view(1, -1, 1, 1), torch.tensor(self.std).view(1, -1, 1, 1)
         self.register_buffer("_scale", 1 / (255 * std), persistent=False)
         self.register_buffer("_shift", -mean / std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (N, *input_size) float to logits (N, C)."""
+        for module in self.children():
+            images = module(images)
+        return images
 
     def normalise(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) uint8 to normalised float32 on the same device, in `image_format`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.base import Classifier
 
@@ -22,10 +22,6 @@ class CNNBasic(Classifier):
         self.classifier = nn.Sequential(
             nn.Flatten(), nn.Linear(512, 128), nn.GELU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, 224, 224) float to logits (N, C)."""
-        return self.classifier(self.pool(self.blocks(images)))
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

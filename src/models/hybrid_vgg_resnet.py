@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.resnet18 import ResidualBlock
 from models.small import SmallClassifier, dense_classifier, vgg_stage
@@ -22,7 +22,3 @@ class HybridVGGResNet(SmallClassifier):
         self.features = vgg_stage()
         self.blocks = nn.Sequential(ResidualBlock(64, 128, 1), ResidualBlock(128, 128, 1))
         self.classifier = dense_classifier(128, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 1, 28, 28) float to logits (N, C)."""
-        return self.classifier(self.blocks(self.features(images)))

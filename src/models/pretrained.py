@@ -13,12 +13,7 @@ from common import UserError
 
 
 def load_torchvision(name: str, url: str, weights: Path | None) -> dict[str, Tensor]:
-    """Load the state dict of a torchvision model.
-
-    Args:
-        name: torchvision's name of the model, for messages.
-        url: the URL of its weights.
-        weights: a file to use in place of torch.hub's cache and a download.
+    """Load the state dict of a torchvision model from a file, torch.hub's cache or a download.
 
     Raises:
         UserError: the weights are not available, or the file is damaged.
@@ -39,7 +34,7 @@ def load_torchvision(name: str, url: str, weights: Path | None) -> dict[str, Ten
             raise UserError(
                 f"the download of {url} is incomplete or altered: start again, or name the file with --weights FILE"
             ) from error
-        raise UserError(f"{file} is damaged or not a file of weights: replace it") from error
+        raise UserError(f"{file} is not a file of weights, or it is damaged: replace it") from error
     return _checked(state)
 
 
@@ -58,7 +53,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"cannot read --weights {file}: {error.strerror or error}") from error
     except Exception as error:
-        raise UserError(f"{file} is damaged or not a file of weights: replace it") from error
+        raise UserError(f"{file} is not a file of weights, or it is damaged: replace it") from error
 
 
 def _checked(state: object) -> dict[str, Tensor]:
@@ -68,13 +63,7 @@ def _checked(state: object) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], name: str, file: Path | str) -> None:
-    """Load a state dict into a module.
-
-    Args:
-        module: the module.
-        state: its names and shapes must be those of the module.
-        name: the name of the network, for the message.
-        file: the source of the weights, for the message.
+    """Load a state dict into a module. The network's name and the file are for the message.
 
     Raises:
         UserError: the weights are of another network.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.small import SmallClassifier
 
@@ -29,7 +29,3 @@ class SmallEfficientNet(SmallClassifier):
                 nn.MaxPool2d(2),
             ])  # fmt: skip
         self.classifier = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(128 * 3 * 3, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 1, 28, 28) float to logits (N, C)."""
-        return self.classifier(self.features(images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.resnet18 import ResidualBlock
 from models.small import SmallClassifier
@@ -23,7 +23,3 @@ class SmallResNet(SmallClassifier):
             ResidualBlock(1, 64, 1), nn.MaxPool2d(2), ResidualBlock(64, 128, 1), nn.MaxPool2d(2)
         )
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(128 * 7 * 7, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 1, 28, 28) float to logits (N, C)."""
-        return self.classifier(self.features(images))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from models.small import SmallClassifier, dense_classifier, vgg_stage
 
 
@@ -20,7 +18,3 @@ class SmallVGG(SmallClassifier):
         super().__init__()
         self.features = vgg_stage()
         self.classifier = dense_classifier(64, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 1, 28, 28) float to logits (N, C)."""
-        return self.classifier(self.features(images))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import VGG19_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -21,22 +21,13 @@ _END_OF_BLOCK = {"conv1": 5, "conv2": 10, "conv3": 19, "conv4": 28, "conv5": 37}
 
 
 class VGG19Classifier(Classifier):
-    """VGG19's convolutions in `features`, which can be frozen block by block, and the layers of a subclass.
-
-    Layers run in the order in which the subclass creates them.
-    """
+    """VGG19's convolutions in `features`, which can be frozen block by block, and the layers of a subclass."""
 
     cam_layer = "features.35"  # the last ReLU, (N, 512, 14, 14)
     freeze_points = tuple(_END_OF_BLOCK)
     default_freeze_point = "conv5"
     features: nn.Sequential
     classifier: nn.Sequential
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, 224, 224) float to logits (N, C)."""
-        for layer in self.children():
-            images = layer(images)
-        return images
 
     def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
         end = _END_OF_BLOCK[freeze_point]
@@ -47,9 +38,7 @@ class VGG19Classifier(Classifier):
 def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
     """Return VGG19's 37 feature layers, (N, 3, 224, 224) to (N, 512, 7, 7).
 
-    Args:
-        pretrained: load torchvision's ImageNet weights; otherwise initialise randomly as torchvision does.
-        weights: a file with torchvision's vgg19 state dict, in place of torch.hub's cache.
+    Their weights are torchvision's ImageNet weights, or random ones as torchvision initialises them.
 
     Raises:
         UserError: the weights are not available or not those of vgg19.

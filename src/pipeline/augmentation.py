@@ -21,7 +21,7 @@ def augment(images: Tensor, how: Augmentation, side: int | None = None) -> Tenso
 
     Args:
         images: (B, C, H, W) uint8 or float, 0 to 255.
-        how: the kinds and strengths of augmentation.
+        how: the strengths.
         side: height and width of the result; by default those of the images.
 
     Returns:

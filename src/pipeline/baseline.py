@@ -29,10 +29,7 @@ _GAP = 0.2  # between training and validation accuracy; more is reported as over
 
 @torch.inference_mode()
 def simple_features(images: Tensor) -> Tensor:
-    """Compute colour and gradient features of images, after resizing to 32x32 pixels.
-
-    Args:
-        images: (N, C, H, W) uint8.
+    """Compute colour and gradient features of images (N, C, H, W) uint8, after resizing to 32x32 pixels.
 
     Returns:
         (N, K) float32: mean and standard deviation of each channel in cells of 8x8 pixels, a colour histogram, and a
@@ -60,12 +57,9 @@ def simple_features(images: Tensor) -> Tensor:
 
 
 def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.ndarray:
-    """Classify a test set by logistic regression on `simple_features`, or load the predictions from the cache.
+    """Return the classes (N,) int64 that logistic regression on `simple_features` predicts, possibly from the cache.
 
     It is fitted to at most 5,000 training images, none of them augmented.
-
-    Returns:
-        (N,) int64, the predicted classes.
     """
     train = _originals(data)
     if len(train) > _MOST_IMAGES:
@@ -102,18 +96,11 @@ def _describe(images: ImageBatches, places: np.ndarray) -> np.ndarray:
 
 
 def score_baseline(data: TrainingData, test_set: TestSet, predictions: np.ndarray, cache: Cache) -> dict[str, float]:
-    """Return baseline accuracies on a test set, 0 to 1.
+    """Return baseline accuracies on a test set.
 
-    Args:
-        data: the network's training data.
-        test_set: N images.
-        predictions: (N,) int, the network's predictions.
-        cache: keeps the predictions of the logistic regression.
-
-    Returns:
-        `chance`: a random class; `largest_class`: always the largest training class; `accuracy` and
-        `per_class_accuracy`: logistic regression on colours and gradients; `p`: the p-value of McNemar's exact test
-        between this regression and the network.
+    They are of a random class (`chance`), of always the largest training class (`largest_class`), and of logistic
+    regression on `simple_features` (`accuracy`, `per_class_accuracy`). `p` is the p-value of McNemar's exact test
+    between this regression and the network's predictions (N,) int.
     """
     simple, labels = predict_simply(data, test_set, cache), test_set.labels
     largest = np.bincount(data.folder.labels[_originals(data)]).argmax()

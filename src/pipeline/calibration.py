@@ -10,13 +10,9 @@ _RANGE = (0.05, 20.0)  # of the temperature
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature with the lowest cross-entropy, averaged over classes.
+    """Return the temperature with the lowest cross-entropy, averaged over classes, of validation logits (N, C).
 
     If every prediction is correct, the loss decreases without limit as the temperature falls; the result is then 1.
-
-    Args:
-        logits: (N, C), of validation images.
-        labels: (N,) int.
     """
     from scipy.optimize import minimize_scalar
 

@@ -29,19 +29,12 @@ from pipeline.prediction import TrainedRun
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """A model's predictions on N labelled images.
-
-    Attributes:
-        classes: C names.
-        test_set: the images.
-        logits: (N, C) float32.
-        temperature: the calibration; logits are divided by it.
-    """
+    """A model's predictions on N labelled images."""
 
     classes: Sequence[str]
     test_set: TestSet
-    logits: Tensor
-    temperature: float
+    logits: Tensor  # (N, C) float32
+    temperature: float  # calibration: logits are divided by it
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -131,11 +124,9 @@ class Evaluation(Predictions):
         return {"directory": str(self.directory), "checkpoint": self.checkpoint, **super().to_json()}
 
     def write(self, output_dir: Path, title: str) -> Path:
-        """Write `predictions.csv`, the figures with this title and `scores.json`.
+        """Write `predictions.csv`, the figures with this title and `scores.json`; return their folder in `output_dir`.
 
-        Returns:
-            Their folder in `output_dir`, named after the evaluated folder. It is numbered if results of another folder
-            have that name.
+        It is named after the evaluated folder, and numbered if another folder's results have that name.
         """
         path = os.path.realpath(self.directory)
         names = (self.test_set.name, *(f"{self.test_set.name}_{number}" for number in count(2)))

@@ -21,12 +21,7 @@ _MOST_CLASSES = 20  # classes to explain
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _PER_CLASS) -> list[int]:
     """Return the indices of images to explain: of each class the first, its first mistake, then others in order.
 
-    If there are more than 20 classes, those with the lowest recall are chosen.
-
-    Args:
-        labels: (N,) int.
-        predictions: (N,) int.
-        per_class: the maximum number of images of each class.
+    If there are more than 20 classes, those with the lowest recall are chosen. Labels and predictions are (N,) int.
     """
     chosen: list[int] = []
     classes, members = np.unique(labels, return_inverse=True)
@@ -40,15 +35,9 @@ def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int 
 
 
 def class_activation_maps(model: Classifier, images: Tensor, targets: Sequence[int]) -> np.ndarray:
-    """Compute Grad-CAM heatmaps, one batch at a time. The model is left in `eval` mode.
+    """Compute Grad-CAM heatmaps (N, H, W) float, 0 to 1, of images (N, C, H, W) uint8 for N target classes.
 
-    Args:
-        model: frozen or trainable.
-        images: (N, C, H, W) uint8.
-        targets: N classes to explain.
-
-    Returns:
-        (N, H, W) float, 0 to 1.
+    The model may be frozen. It is left in `eval` mode.
     """
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

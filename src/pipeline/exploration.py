@@ -33,46 +33,30 @@ _SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP"}
 
 @dataclass(frozen=True)
 class Picture:
-    """An image in a form that a browser can show.
-
-    Attributes:
-        file: the image itself, or a PNG copy if browsers cannot show it.
-        examined: its properties, such as the upright `size` (width, height) in pixels.
-    """
+    """An image, or a PNG copy if browsers cannot show it."""
 
     file: Path
     examined: Examined
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright."""
         return self.examined.size
 
 
 @dataclass(frozen=True)
 class TestedImage:
-    """A test image and its prediction.
-
-    Attributes:
-        test_set: the name of the test set.
-        path: the image; FILE/<label>/<index> for an image of an `.npz` file.
-        picture: the image to show.
-        truth: the true class.
-        prediction: the predicted class.
-        confidence: the probability of the predicted class.
-        group: the number of its group of near-duplicates in the test set; None if it has none.
-        images: the images of the test set, as model inputs.
-        place: its index in `images`.
-    """
+    """A test image and its prediction."""
 
     test_set: str
-    path: Path
+    path: Path  # FILE/<label>/<index> for an image of an .npz file
     picture: Picture
     truth: str
     prediction: str
     confidence: float
-    group: int | None
-    images: ImageBatches
-    place: int
+    group: int | None  # the number of its group of near-duplicates in the test set
+    images: ImageBatches  # the test set's model inputs
+    place: int  # its index in `images`
 
     @property
     def mistaken(self) -> bool:
@@ -82,13 +66,7 @@ class TestedImage:
 def find_images(
     run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = (), side: str = SIDES[0]
 ) -> list[ImageFolder]:
-    """List a run's test images, or another side of its split, without opening an image.
-
-    Args:
-        run_dir: the run's folder.
-        classes: the run's classes.
-        test_dirs: the test sets; by default those in `settings.json`.
-        side: one of `SIDES`.
+    """List a run's test images, or another side of its split; by default the test sets are those in `settings.json`.
 
     Raises:
         UserError: images are missing or have other classes.
@@ -120,15 +98,10 @@ def find_images(
 
 
 def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) -> list[TestedImage]:
-    """Repeat a run's test and find near-duplicates within each test set.
-
-    Args:
-        run: the model.
-        folders: the test sets.
-        pictures: a folder for PNG copies of images that browsers cannot show.
+    """Repeat a run's test and find near-duplicates within each test set. `pictures` is a folder for PNG copies.
 
     Returns:
-        Mistakes first, the most confident ones first; then right answers, the least confident ones first.
+        The most confident mistakes first; then right answers, the least confident ones first.
     """
     tested: list[TestedImage] = []
     for number, folder in enumerate(replace(folder, white=run.white) for folder in folders):

@@ -86,13 +86,8 @@ class Check:
 def export_model(run: TrainedRun, run_dir: Path, file: Path) -> Check:
     """Write a run's model in fp32, with its metadata, as ONNX or in torch.export's format.
 
-    Before the file gets its name, it is loaded and compared with this project's answers in fp32: on the run's test
-    images that are there, otherwise on random images.
-
-    Args:
-        run: is moved to the CPU.
-        run_dir: the run's folder; its settings name the test images.
-        file: a name that ends in .onnx or .pt2.
+    Before the file (.onnx or .pt2) gets its name, it is loaded and compared with this project's answers in fp32: on the
+    run's test images that are there, otherwise on random images. The run's model is moved to the CPU.
 
     Raises:
         UserError: on an image the class differs, or a probability differs by more than `TOLERANCE`.

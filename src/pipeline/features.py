@@ -54,14 +54,7 @@ def compute_features(
 ) -> list[FeatureBatches] | None:
     """Compute the output of the layers up to a freeze point in `eval` mode, or load it from the cache.
 
-    In distributed training, the first process computes and the others load.
-
-    Args:
-        model: on the hardware's device.
-        freeze_point: a freeze point of the model.
-        batches: images of one folder, without augmentation.
-        hardware: the device and precision.
-        cache: keeps the features.
+    In distributed training, the first process computes and the others load. All batches are of one folder.
 
     Returns:
         The same batches with features in place of images, for `BehindFrozen`; None if they do not fit on the disk.
@@ -88,11 +81,7 @@ class _Frozen:
         self.freeze_point, self.model, self.images, self.hardware = freeze_point, model, images, hardware
 
     def find_or_compute(self, cache: Cache) -> np.memmap:
-        """Return the features of all images, as rows.
-
-        Raises:
-            NoRoom: they do not fit into the cache.
-        """
+        """Return the features of all images, as rows."""
         self.layers.eval()
         name = f"features/{self._key()}"
         if kept := cache.find(name):

@@ -22,9 +22,7 @@ _CONFUSIONS_LISTED = 30
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Plot loss and accuracy, averaged over classes, against epochs, and mark the best validation values.
 
-    Args:
-        history: one row per epoch, with the columns of `history.csv`; rows without validation lack the val columns.
-        path: the PNG file to write.
+    `history` has one row per epoch with the columns of `history.csv`; rows without validation lack the val columns.
     """
     figure = new_figure(10, 4)
     loss, accuracy = figure.subplots(1, 2)
@@ -97,10 +95,7 @@ def _list_confusions(figure: Figure, confusion: np.ndarray, classes: Sequence[st
 def plot_reliability(calibrations: Mapping[str, Calibration], title: str, path: Path) -> None:
     """Plot a reliability diagram: accuracy against confidence, and the number of images per bin.
 
-    Args:
-        calibrations: one or two, by their names in the legend. The last one gets confidence intervals.
-        title: the title.
-        path: the PNG file to write.
+    There are one or two calibrations, by their names in the legend. The last one gets confidence intervals.
     """
     figure = new_figure(5.5, 6)
     shares, numbers = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -46,13 +46,11 @@ class DecodedImages:
 def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> DecodedImages:
     """Decode, resize and pad the images of a folder, or load them from the cache.
 
-    The cache key consists of the files' paths, sizes, times and inodes, so that changed or replaced files are decoded
-    again.
+    Changed or replaced files are decoded again: the cache key has the files' paths, sizes, times and inodes. If the
+    images do not fit into the cache, only this process keeps them.
 
     Args:
-        folder: the images.
-        input_size: channels (1 or 3), height and width; height and width are equal.
-        cache: keeps the result. If it does not fit there, only this process keeps it.
+        input_size: channels (1 or 3), height and width, which are equal.
 
     Raises:
         UserError: no image can be read, the images do not fit on the disk, or files change while they are read.
@@ -139,18 +137,13 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
 def fit_image(image: Image.Image, is_array: bool, input_size: tuple[int, int, int]) -> np.ndarray:
     """Convert an image as it was read to a model's input: resize, pad and convert to the right number of channels.
 
-    An array for a model with one channel must have the model's size; it is not resized.
-
-    Args:
-        image: of any size and mode.
-        is_array: whether it is an array rather than a picture.
-        input_size: channels, height and width.
+    An array (`is_array`, rather than a picture) for a model with one channel is not resized.
 
     Returns:
         (H, W, C) uint8.
 
     Raises:
-        UnreadableImage: the array has another size.
+        UnreadableImage: such an array has not the model's size.
     """
     channels, height, width = input_size
     if channels == 1 and is_array:

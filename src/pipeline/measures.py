@@ -26,12 +26,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def top_confusions(confusion: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """Return at most `most` pairs (true, predicted) with the largest off-diagonal counts, largest first.
-
-    Args:
-        confusion: (C, C) counts; rows are true classes.
-        most: the maximum number of pairs.
-    """
+    """Return at most `most` pairs (true, predicted) of a confusion matrix (C, C) with the largest counts, in order."""
     mistakes = confusion - np.diag(np.diag(confusion))
     places = np.argsort(-mistakes, axis=None, kind="stable")[:most].tolist()
     return [divmod(place, len(confusion)) for place in places if mistakes.flat[place]]
@@ -60,9 +55,7 @@ def newcombe_interval(first: float, first_count: int, second: float, second_coun
 def mcnemar_test(first_only: int, second_only: int) -> float:
     """Return the two-sided p-value of McNemar's exact test.
 
-    Args:
-        first_only, second_only: the numbers of images that only the first or only the second model classifies
-            correctly.
+    The arguments count the images that only the first or only the second model classifies correctly.
     """
     from scipy.stats import binomtest
 
@@ -74,12 +67,7 @@ def paired_interval(both: int, first_only: int, second_only: int, images: int) -
     """Return the 95% interval of the difference in accuracy of two models on the same images, first minus second.
 
     Method 10 of Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
-    paired data", 1998.
-
-    Args:
-        both: the number of images that both models classify correctly.
-        first_only, second_only: the numbers of images that only one of them classifies correctly.
-        images: the number of all images.
+    paired data", 1998. The first three arguments count the images that both models or only one classify correctly.
     """
     neither = images - both - first_only - second_only
     first, second = (both + first_only) / images, (both + second_only) / images
@@ -174,13 +162,7 @@ class Calibration:
 
     @classmethod
     def of(cls, confidences: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
-        """Sort N images into bins, which include their upper bounds.
-
-        Args:
-            confidences: (N,) the probability of the predicted class.
-            right: (N,) bool, whether the prediction is correct.
-            bins: the number of bins.
-        """
+        """Sort predictions with confidence (N,) and correctness (N,) bool into bins that include their upper bounds."""
         places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
         counts = np.bincount(places, minlength=bins)
         confidence, accuracy = (

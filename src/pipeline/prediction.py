@@ -51,33 +51,19 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Answer:
-    """A run's prediction for a file.
-
-    Attributes:
-        file: the file.
-        image: (H, W, C) uint8, the model's input.
-        probabilities: (classes,) float32.
-        best: indices of the most probable class and the runner-up.
-        distance: distance to the training images; None if the run has no `novelty`.
-        unknown: True if the distance is above the threshold.
-        fault: the reason if the file cannot be read; the other attributes are then unset.
-    """
+    """A run's prediction for a file."""
 
     file: Path
-    image: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
-    best: Sequence[int] = ()
-    distance: float | None = None
-    unknown: bool = False
-    fault: str | None = None
+    image: np.ndarray | None = None  # (H, W, C) uint8, the model's input
+    probabilities: np.ndarray | None = None  # (classes,) float32
+    best: Sequence[int] = ()  # the indices of the most probable class and the runner-up
+    distance: float | None = None  # to the training images; None if the run has no `novelty`
+    unknown: bool = False  # whether the distance is above the threshold
+    fault: str | None = None  # why the file cannot be read; the other attributes are then unset
 
 
 def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
-    """Load a run from its folder, in the precision that it was trained in.
-
-    Args:
-        run_dir: the run's folder, with `settings.json`.
-        checkpoint: the name of a checkpoint; None for the first of `CHECKPOINTS` that exists.
+    """Load a checkpoint of a run, by default the first of `CHECKPOINTS` that exists, in the run's precision.
 
     Raises:
         UserError: the folder has no run or no such checkpoint, or a file is damaged.

@@ -24,14 +24,7 @@ class Tracker:
         """Report the metrics of an epoch by name; `epoch` is its number."""
 
     def log_results(self, epoch: int, summary: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
-        """Report the final scores by name, and PNG files, named by their paths in the run's folder.
-
-        Args:
-            epoch: the last epoch.
-            summary: the scores.
-            figures: the PNG files.
-            folder: the run's folder.
-        """
+        """Report the last epoch, the final scores by name, and PNG files, named by their paths in the run's folder."""
 
     def finish(self) -> None:
         """Wait for pending reports, for a limited time."""
