@@ -146,7 +146,7 @@ def test_test_images_may_have_moved(place, tmp_path, monkeypatch):
     assert folder.paths[0].parents[1] == moved
     with pytest.raises(UserError, match="there is no folder elsewhere"):
         find_images(place / "run", run.classes, [Path("elsewhere")])
-    with pytest.raises(UserError, match=r"moved has a single class"):
+    with pytest.raises(UserError, match="moved has"):
         find_images(place / "run", run.classes, [tmp_path / "moved"])
 
 
@@ -246,7 +246,7 @@ def test_the_fiftyone_dataset_is_complete_and_deleted_afterwards(database, explo
 
 @pytest.fixture
 def app(database, place, tmp_path):
-    """The program as a subprocess, and the line that it prints. A script in place of the browser records the address."""
+    """The program as a subprocess, and the line that it prints. A script in place of a browser records the address."""
     browser = tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho \"$1\" > '{tmp_path}/opened'\n")
     browser.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Each model is the one that the README's table describes."""
+"""The layers of each architecture."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from models import MODELS, build_model
 
 @pytest.fixture(scope="module")
 def built():
-    """Each model, built once: VGG takes seconds."""
+    """Builds each model once: VGG takes seconds."""
     models = {}
 
     def get(name):
@@ -23,7 +23,7 @@ def built():
 
 
 def layers(module: nn.Module) -> list[tuple]:
-    """Kind and sizes of each leaf, in order."""
+    """Returns kind and sizes of each leaf module."""
     found = []
     for leaf in module.modules():
         if isinstance(leaf, nn.Linear):
@@ -67,7 +67,7 @@ def vgg19_layers():
 
 
 @pytest.mark.parametrize("name", ["VGG", "VGGAdapted"])
-def test_vgg_borrows_all_of_vgg19s_features(built, vgg19_layers, name):
+def test_vgg_has_all_features_of_vgg19(built, vgg19_layers, name):
     assert layers(built(name).features) == vgg19_layers
 
 
@@ -92,7 +92,7 @@ def test_custom_vgg_layers(built, vgg19_layers):
     model = built("CustomVGG")
     borrowed = layers(model.features)
     assert borrowed == vgg19_layers[: len(borrowed)]
-    assert sum(kind == "Conv3" for kind, *_ in borrowed) == 12  # 2 + 2 + 4 + 4: the last one is conv4_4
+    assert sum(kind == "Conv3" for kind, *_ in borrowed) == 12  # 2 + 2 + 4 + 4, up to conv4_4
     assert borrowed[-1] == ("ReLU",)
     assert layers(nn.Sequential(model.convolutions, model.pool, model.classifier)) == [
         ("Conv1", 512, 128), ("GELU",), ("Conv3", 128, 128), ("GELU",), ("Conv1", 128, 512), ("GELU",),
@@ -102,7 +102,7 @@ def test_custom_vgg_layers(built, vgg19_layers):
         ("Linear", 512, 256), ("GELU",), ("BatchNorm1d", 256),
         ("Linear", 256, 3),
     ]  # fmt: skip
-    with torch.inference_mode():  # "same-size": the five convolutions keep the 28x28 of conv4_4
+    with torch.inference_mode():  # the five convolutions keep the resolution
         features = model.features(torch.zeros(1, 3, 224, 224))
         assert model.convolutions(features).shape == (1, 1024, 28, 28)
 
@@ -168,12 +168,12 @@ def fully_connected(width_in):
         ),
     ],
 )  # fmt: skip
-def test_layers_of_the_models_for_arrays(built, name, expected):
+def test_layers_of_the_models_for_grey_images(built, name, expected):
     assert layers(built(name)) == expected
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_resnet18_gives_torchvisions_output_to_the_last_bit(training):
+def test_resnet18_equals_torchvisions_to_the_last_bit(training):
     torch.manual_seed(1)
     reference = torchvision.models.resnet18(num_classes=3)
     model = build_model("ResNet18", 3)
@@ -184,7 +184,7 @@ def test_resnet18_gives_torchvisions_output_to_the_last_bit(training):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_cam_layer_gives_maps(built, name):
+def test_the_cam_layer_outputs_maps(built, name):
     model, maps = built(name), []
     hook = model.get_submodule(model.cam_layer).register_forward_hook(lambda *call: maps.append(call[2].shape))
     with torch.inference_mode():
@@ -204,7 +204,7 @@ def test_cam_layer_gives_maps(built, name):
         ("CustomVGG", "conv4", (512, 28, 28)),
     ],
 )
-def test_a_split_model_is_the_model(built, name, freeze_point, features):
+def test_a_split_model_equals_the_whole(built, name, freeze_point, features):
     model = built(name)
     frozen, rest = model.split(freeze_point)
     images = torch.randn(1, *model.input_size)
