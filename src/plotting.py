@@ -140,11 +140,7 @@ def _report_numbers() -> None:
     _reported.update(new)
     listed = ", ".join(f"#{_numbers[word]} for {printable(word)}" for word in new[:_MOST_LISTED])
     more = f" and {len(new) - _MOST_LISTED} more" if len(new) > _MOST_LISTED else ""
-    east_asian = any(
-        unicodedata.name(sign, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL")) for sign in new[0]
-    )
-    package = "fonts-noto-cjk" if east_asian else "fonts-noto-core"
     _log.warning(
-        "figures show %s%s: no font here has glyphs for these letters (Debian, Ubuntu: apt install %s)",
-        listed, more, package,
+        "figures show %s%s: no font here has glyphs for these letters (Debian, Ubuntu: apt install fonts-noto-core "
+        "fonts-noto-cjk)", listed, more,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ class Evaluation(Predictions):
         It is named after the evaluated folder, and numbered if another folder's results have that name.
         """
         path = os.path.realpath(self.directory)
-        names = (self.test_set.name, *(f"{self.test_set.name}_{number}" for number in count(2)))
+        names = chain([self.test_set.name], (f"{self.test_set.name}_{number}" for number in count(2)))
         folder = next(folder for name in names if _is_free(folder := output_dir / name, path))
         columns = ("file", "truth", "predicted", "confidence", *(f"p_{name}" for name in self.classes))
         write_rows(folder / "predictions.csv", columns, self.sorted_rows())

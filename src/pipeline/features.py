@@ -73,6 +73,16 @@ def compute_features(
     return [FeatureBatches(rows, part.labels.numpy(), part.places) for part in batches]
 
 
+def skip_frozen(
+    model: Classifier, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
+) -> tuple[nn.Module, Sequence[ImageBatches]]:
+    """Return the layers behind the frozen ones and their input, or the model and the images if there are no features."""
+    point = model.frozen_to
+    if point and (features := compute_features(model, point, batches, hardware, cache)):
+        return BehindFrozen(model, point), features
+    return model, batches
+
+
 class _Frozen:
     """The layers up to a freeze point, and their input images."""
 

@@ -16,17 +16,11 @@ _ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear layer.
+    """A linear layer."""
 
-    Attributes:
-        weight: (C, K) float32.
-        bias: (C,) float32.
-        strength: scikit-learn's C; smaller values regularise more.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    strength: float
+    weight: np.ndarray  # (C, K) float32
+    bias: np.ndarray  # (C,) float32
+    strength: float  # scikit-learn's C; smaller values regularise more
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Map features (N, K) to logits (N, C)."""

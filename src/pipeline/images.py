@@ -26,17 +26,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """N decoded images.
+    """N decoded images."""
 
-    Attributes:
-        pixels: (N, H, W, C) uint8, memory-mapped; black if a file could not be read.
-        unreadable: the indices of unreadable images, with the reasons.
-        key: the cache key, a digest of everything that the pixels depend on.
-    """
-
-    pixels: np.memmap
-    unreadable: dict[int, str]
-    key: str
+    pixels: np.memmap  # (N, H, W, C) uint8; black if a file could not be read
+    unreadable: dict[int, str]  # the indices of unreadable images, with the reasons
+    key: str  # a digest of everything that the pixels depend on
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         """Return a copy (B, H, W, C) of the images at B indices."""

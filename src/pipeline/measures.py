@@ -148,28 +148,19 @@ def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Images in M confidence bins of equal width, in increasing order.
+    """Images in M confidence bins of equal width, in increasing order."""
 
-    Attributes:
-        counts: (M,) int, the number of images.
-        confidences: (M,) the mean confidence, 0 in empty bins.
-        accuracies: (M,) the accuracy, 0 in empty bins.
-    """
-
-    counts: np.ndarray
-    confidences: np.ndarray
-    accuracies: np.ndarray
+    counts: np.ndarray  # (M,) int, the number of images
+    confidences: np.ndarray  # (M,) the mean confidence, 0 in empty bins
+    accuracies: np.ndarray  # (M,) the accuracy, 0 in empty bins
 
     @classmethod
     def of(cls, confidences: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
         """Sort predictions with confidence (N,) and correctness (N,) bool into bins that include their upper bounds."""
         places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
         counts = np.bincount(places, minlength=bins)
-        confidence, accuracy = (
-            np.bincount(places, weights=values, minlength=bins) / np.maximum(counts, 1)
-            for values in (confidences, right)
-        )
-        return cls(counts, confidence, accuracy)
+        sums = (np.bincount(places, weights=values, minlength=bins) for values in (confidences, right))
+        return cls(counts, *(each / np.maximum(counts, 1) for each in sums))
 
     @property
     def error(self) -> float:

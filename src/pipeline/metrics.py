@@ -20,14 +20,10 @@ class Scores:
 
     The mean over images weights a class by its size. The mean over classes weights all classes equally; use it for
     model selection if classes are imbalanced.
-
-    Attributes:
-        losses: (C,) float64, the sum of cross-entropies, in nats, over the images of each class.
-        confusion: (C, C) int64; rows are true classes, columns predicted ones.
     """
 
-    losses: np.ndarray
-    confusion: np.ndarray
+    losses: np.ndarray  # (C,) float64, the sum of cross-entropies, in nats, over the images of each class
+    confusion: np.ndarray  # (C, C) int64; rows are true classes
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Scores:

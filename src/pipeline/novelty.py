@@ -21,7 +21,7 @@ from models.base import Classifier
 from pipeline.cache import Cache
 from pipeline.checkpoints import load_state, save_state
 from pipeline.data import ImageBatches, TrainingData, make_loader
-from pipeline.features import BehindFrozen, compute_features
+from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, predict, record_features
 from pipeline.settings import CHECKPOINTS
@@ -102,25 +102,18 @@ def novelty_file(run_dir: Path, checkpoint: str) -> Path:
 
 @dataclass(frozen=True)
 class LearnedImages:
-    """Training and validation images of a run, as input of a network.
+    """Training and validation images of a run, or their features, as input of a network."""
 
-    Attributes:
-        network: the model, or its layers behind the frozen ones.
-        training, validation: images, or features of the frozen layers.
-    """
-
-    network: nn.Module
+    network: nn.Module  # the model, or its layers behind the frozen ones
     training: ImageBatches
     validation: ImageBatches
 
     @classmethod
     def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> LearnedImages:
         """Draw at most 1,000 images of each side at random, none of them augmented."""
-        network, sides = model, (data.train, data.validation)
-        if model.frozen_to and (features := compute_features(model, model.frozen_to, sides, hardware, cache)):
-            network, sides = BehindFrozen(model, model.frozen_to), features
+        network, (training, validation) = skip_frozen(model, (data.train, data.validation), hardware, cache)
         originals = data.train.places[~data.folder.augmented[data.train.places]]
-        return cls(network, _draw(sides[0], originals), _draw(sides[1], data.validation.places))
+        return cls(network, _draw(training, originals), _draw(validation, data.validation.places))
 
     def fit_novelty(self, model: Classifier, hardware: Hardware) -> Novelty:
         """Fit a detector to the features that the model computes with its current weights."""

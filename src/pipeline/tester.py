@@ -21,7 +21,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.data import TestSet, make_loader
 from pipeline.evaluation import Predictions
 from pipeline.explain import choose_examples, draw_heatmaps
-from pipeline.features import BehindFrozen, compute_features
+from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluation_batch, predict, record_features
 from pipeline.novelty import LearnedImages, Novelty, novelty_file
@@ -107,12 +107,8 @@ class Tester:
         return _TestedEpoch(tests, validation, novelty, results)
 
     def _run(self, test_set: TestSet, novelty: Novelty | None, title: str) -> tuple[Tensor, list[Tensor]]:
-        """Return logits (N, C), and the distances of each batch if there is a novelty detector. Runs share features."""
-        network, images = self.model, test_set.images
-        if point := self.model.frozen_to:
-            cache = Cache.of(self.settings)
-            if features := compute_features(self.model, point, [images], self.hardware, cache):
-                network, [images] = BehindFrozen(self.model, point), features
+        """Return logits (N, C), and the distances of each batch if there is a novelty detector."""
+        network, [images] = skip_frozen(self.model, [test_set.images], self.hardware, Cache.of(self.settings))
         loader = make_loader(images, evaluation_batch(self.settings))
         with record_features(self.model, novelty) if novelty else nullcontext([]) as distances:
             logits, _ = predict(network, loader, self.hardware, title)

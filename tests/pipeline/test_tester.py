@@ -13,7 +13,7 @@ from dataset.folders import read_folder
 from dataset.tables import read_rows
 from helpers import digests
 from models import build_model
-from pipeline import explain, tester
+from pipeline import explain, features, tester
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_test_set
 from pipeline.explain import choose_examples, class_activation_maps
@@ -194,7 +194,7 @@ def test_frozen_layers_run_once_per_test_image(two_sets, monkeypatch):
     frozen.features[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     results = two_sets.test()
     assert sum(seen) == (2 + 8) * 2  # for each test set, 2 images determine the shape of the features
-    monkeypatch.setattr(tester, "compute_features", lambda *_: None)
+    monkeypatch.setattr(features, "compute_features", lambda *_: None)
     whole = tester.Tester(frozen, ("A", "B"), two_sets.test_sets, two_sets.settings, CPU).test()
     for name in CHECKPOINTS:
         for found, expected in zip(results[name]["test"].values(), whole[name]["test"].values(), strict=True):
