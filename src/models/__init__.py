@@ -73,9 +73,6 @@ def build_model(
         weights: a file with these weights; by default they come from a cache or a download.
         freeze_point: the last block to freeze, "none", or None for the model's default.
         image_size: side of the images in pixels; None for the model's default.
-
-    Raises:
-        UserError: the model does not support an option, or the weights are not available.
     """
     if name.startswith(TIMM):
         from models.backbone import Backbone as architecture

@@ -24,9 +24,6 @@ class Backbone(Classifier):
 
     Input size, mean and standard deviation are those of the network's ImageNet weights, which come from a file, timm's
     cache or a download.
-
-    Raises:
-        UserError: timm has no such network, or its weights are not available.
     """
 
     freeze_points = ("backbone",)

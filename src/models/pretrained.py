@@ -13,11 +13,7 @@ from common import UserError
 
 
 def load_torchvision(name: str, url: str, weights: Path | None) -> dict[str, Tensor]:
-    """Load the state dict of a torchvision model from a file, torch.hub's cache or a download.
-
-    Raises:
-        UserError: the weights are not available, or the file is damaged.
-    """
+    """Load the state dict of a torchvision model from a file, torch.hub's cache or a download."""
     if weights:
         return read_weights(weights)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
@@ -39,11 +35,7 @@ def load_torchvision(name: str, url: str, weights: Path | None) -> dict[str, Ten
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a state dict in PyTorch's or safetensors' format.
-
-    Raises:
-        UserError: the file cannot be read or is damaged.
-    """
+    """Read a state dict in PyTorch's or safetensors' format."""
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -63,11 +55,7 @@ def _checked(state: object) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], name: str, file: Path | str) -> None:
-    """Load a state dict into a module. The network's name and the file are for the message.
-
-    Raises:
-        UserError: the weights are of another network.
-    """
+    """Load a state dict into a module; raise UserError if it is of another network than the one named."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -39,9 +39,6 @@ def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
     """Return VGG19's 37 feature layers, (N, 3, 224, 224) to (N, 512, 7, 7).
 
     Their weights are torchvision's ImageNet weights, or random ones as torchvision initialises them.
-
-    Raises:
-        UserError: the weights are not available or not those of vgg19.
     """
     features = make_layers(cfgs["E"])
     if pretrained:

@@ -107,10 +107,7 @@ class Evaluation(Predictions):
     checkpoint: str
 
     def sorted_rows(self) -> Iterator[dict[str, str]]:
-        """Yield the rows with a column `confidence`: the most confident mistakes first, then right answers.
-
-        Right answers come in order of increasing confidence.
-        """
+        """Yield rows with a column `confidence`: the most confident mistakes first, the surest right answers last."""
         confidences, right = self.probabilities.max(axis=1), self.predicted == self.test_set.labels
         for place in np.lexsort([np.where(right, confidences, -confidences), right]):
             yield {**self.row(place), "confidence": f"{confidences[place]:.6f}"}
@@ -147,11 +144,7 @@ def _is_free(folder: Path, path: str) -> bool:
 
 
 def evaluate(run: TrainedRun, folder: ImageFolder) -> Evaluation:
-    """Classify the images of a folder, whose labels are indices into the run's classes.
-
-    Raises:
-        UserError: no image can be read.
-    """
+    """Classify the images of a folder, whose labels are indices into the run's classes."""
     test_set = load_test_set(replace(folder, white=run.white), run.model.input_size)
     logits, _ = predict(run.model, make_loader(test_set.images, BATCH), run.hardware, f"testing on {folder.name}")
     return Evaluation(run.classes, test_set, logits, run.temperature, folder.directory, run.checkpoint)

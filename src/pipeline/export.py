@@ -165,11 +165,7 @@ def _random_image(height: int, width: int) -> Image.Image:
 
 
 def _difference(exported: Exported, run: TrainedRun, image: Image.Image, file: Path) -> float:
-    """Return the largest difference between the outputs and this project's answer.
-
-    Raises:
-        UserError: it is too large.
-    """
+    """Return the largest difference between the outputs and this project's answer; raise UserError if it is large."""
     fitted = fit_image(image, image.format is None, run.model.input_size)
     [answer] = answer_images(run, [Answer(file, fitted)])
     outputs = exported(np.array(upright_rgb(image)))

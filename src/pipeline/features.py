@@ -76,7 +76,7 @@ def compute_features(
 def skip_frozen(
     model: Classifier, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
 ) -> tuple[nn.Module, Sequence[ImageBatches]]:
-    """Return the layers behind the frozen ones and their input, or the model and the images if there are no features."""
+    """Return the layers behind the frozen ones and their features, or the whole model and its images."""
     point = model.frozen_to
     if point and (features := compute_features(model, point, batches, hardware, cache)):
         return BehindFrozen(model, point), features

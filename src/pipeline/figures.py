@@ -70,8 +70,8 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
         text = f"{confusion[row, column]}"
         if count <= 12:
             text += f"\n{shares[row, column]:.0%}"
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=11 if count <= 12 else 8)
+        style = {"color": "white" if shares[row, column] > 0.5 else "black", "fontsize": 11 if count <= 12 else 8}
+        axes.text(column, row, text, ha="center", va="center", **style)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     rotation = 0 if max(len(short_label(name)) for name in classes) * count <= 40 else 90
     name_ticks(axes.xaxis, classes, rotation=rotation)

@@ -78,11 +78,7 @@ class Novelty(nn.Module):
 
     @classmethod
     def load(cls, run_dir: Path, checkpoint: str) -> Novelty:
-        """Load the detector of a run's checkpoint.
-
-        Raises:
-            UserError: the file is missing or damaged.
-        """
+        """Load the detector of a run's checkpoint."""
         path = novelty_file(run_dir, checkpoint)
         if not path.exists():
             raise UserError(
