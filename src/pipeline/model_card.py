@@ -42,7 +42,7 @@ def _list(names: Sequence[str]) -> str:
 
 def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     data, used, classes = metrics["data"], metrics["images"], metrics["data"]["classes"]
-    yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, none of which is split"
+    yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which are never split"
     yield f"- Digest: `{data['digest']}`" + (f", augmented `{data['augmented']}`" if data["augmented"] else "")
     yield (
         f"- {used['train']} training images, {used['val']} validation images, {used['left_out']} augmented images "

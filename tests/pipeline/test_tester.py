@@ -151,7 +151,8 @@ def test_checkpoints_of_one_epoch_share_their_results(two_sets):
     images = []
     two_sets.model.features[0].register_forward_hook(lambda module, inputs, output: images.append(len(inputs[0])))
     results = two_sets.test()
-    assert sum(images) == 2 * 2 * (8 + 6)  # for 2 different checkpoints and 2 test sets, 8 images and 6 heatmaps
+    # For 2 different checkpoints and 2 test sets: 2 images for the shape of features, 8 for features, 6 for heatmaps.
+    assert sum(images) == 2 * 2 * (2 + 8 + 6)
     assert results["best_val_acc"] == results["best_val_loss"] != results["terminal"]
     drawn = [digests(two_sets.folder / "heatmaps" / file.stem) for file in (first, second, third)]
     assert drawn[0] == drawn[1]
