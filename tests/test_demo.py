@@ -10,9 +10,7 @@ import torch
 from PIL import Image
 
 import demo as program
-from helpers import REPOSITORY, imported_for_help
-from models import build_model
-from pipeline.checkpoints import Checkpoint
+from helpers import REPOSITORY, imported_for_help, save_untrained_run
 from pipeline.inference import record_features
 from pipeline.novelty import Novelty
 from pipeline.prediction import load_run, predict_files
@@ -24,11 +22,7 @@ CLASSES = ("cat", "dog", "horse")
 def place(tmp_path_factory):
     """A folder with a run of an untrained model, a known and an unknown image."""
     folder = tmp_path_factory.mktemp("shown")
-    torch.manual_seed(1)
-    (folder / "run").mkdir()
-    (folder / "run" / "settings.json").write_text('{"model_type": "SmallVGG", "precision": "fp32"}')
-    weights = build_model("SmallVGG", 3).state_dict()
-    Checkpoint("SmallVGG", CLASSES, 1, weights).save(folder / "run" / "best_val_acc.pt")
+    save_untrained_run(folder / "run", CLASSES)
     generator = np.random.default_rng(0)
     for name, lightest in (("known", 100), ("other", 255)):
         pixels = generator.integers(0, lightest, (60, 90, 3), dtype=np.uint8)

@@ -1,6 +1,5 @@
 """explore.py: predictions, heatmaps and near-duplicates of test images, and the FiftyOne App in a browser."""
 
-import json
 import os
 import shutil
 import signal
@@ -18,9 +17,8 @@ from PIL import ExifTags, Image
 import explore as program
 from common import UserError
 from dataset.reading import read_image, upright_rgb
-from helpers import REPOSITORY, imported_for_help
+from helpers import REPOSITORY, imported_for_help, save_untrained_run
 from models import build_model
-from pipeline.checkpoints import Checkpoint
 from pipeline.explain import class_activation_maps
 from pipeline.exploration import find_heatmaps, find_images, test_again
 from pipeline.hardware import Hardware
@@ -48,22 +46,13 @@ def place(tmp_path_factory):
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
     draw(generator, (48, 24)).save(folder / "pictures" / "two" / "turned.jpg", exif=turned)
-    save_run(folder, ["arrays", "pictures"])
+    save_untrained_run(folder / "run", CLASSES, test_dir=["arrays", "pictures"])
     return folder
 
 
 def draw(generator, size):
     small = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
-def save_run(folder, test_dir, classes=CLASSES):
-    torch.manual_seed(1)
-    (folder / "run").mkdir()
-    settings = {"model_type": "SmallVGG", "precision": "fp32", "test_dir": test_dir}
-    (folder / "run" / "settings.json").write_text(json.dumps(settings))
-    weights = build_model("SmallVGG", len(classes)).state_dict()
-    Checkpoint("SmallVGG", tuple(classes), 1, weights).save(folder / "run" / "best_val_acc.pt")
 
 
 @pytest.fixture
@@ -88,7 +77,7 @@ def test_predictions_equal_those_of_predict_py(explored):
 
 def test_an_unreadable_cache_of_another_user_is_not_needed(place, become_another_user, tmp_path, caplog):
     shutil.copytree(place / "arrays", "arrays")
-    save_run(tmp_path, ["arrays"])
+    save_untrained_run(tmp_path / "run", CLASSES, test_dir=["arrays"])
     run = load_run(Path("run"), "best_val_acc")
 
     def explore(pictures):
@@ -190,9 +179,7 @@ def test_invalid_input_is_reported_before_fiftyone_starts(tmp_path, monkeypatch,
     for name in ("one", "three"):
         (tmp_path / "others" / name).mkdir(parents=True)
         Image.new("L", (28, 28)).save(tmp_path / "others" / name / "0.png")
-    save_run(tmp_path, [])
-    described = {"model_type": "SmallVGG", "precision": "fp32", **settings}
-    (tmp_path / "run" / "settings.json").write_text(json.dumps(described))
+    save_untrained_run(tmp_path / "run", CLASSES, **settings)
     status, _, (line,) = call(program, "run")
     assert status == 2
     assert line.startswith("error: ")
