@@ -90,7 +90,7 @@ class Predictions:
         low, high = wilson_interval(self.scores.accuracy, self.scores.images)
         accuracy = f"accuracy {self.scores.accuracy:.1%} ({low:.1%} to {high:.1%}) on {self.scores.images} images"
         plot_confusion(self.scores.confusion, self.classes, f"{title}\n{accuracy}", confusion_matrix)
-        calibrations = {"bin": self.calibration}
+        calibrations = {"bin accuracy": self.calibration}
         if self.temperature != 1:
             before = replace(self, temperature=1.0).calibration
             calibrations = {"before calibration": before, "after": self.calibration}
