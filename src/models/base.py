@@ -15,31 +15,19 @@ class Classifier(nn.Module):
 
     A new architecture is one file with a subclass that overrides these attributes, and an entry in `models.MODELS`. By
     default its submodules run in the order in which it creates them.
-
-    Attributes:
-        group: the name under which tables and wandb compare runs.
-        cam_layer: name of the submodule whose output, (N, K, h, w), is used for class activation maps.
-        input_size: (channels, height, width) of one image.
-        mean, std: one value per channel, for images scaled to 0..1.
-        freeze_points: names that `freeze_to` accepts, first layers first; empty if there are no pretrained weights.
-        default_freeze_point: the default with pretrained weights.
-        any_size: whether it accepts other image sizes than `input_size`.
-        trains_channels_first: whether training on a CPU in fp32 is faster in channels-first memory format.
-        frozen_to: the current freeze point; None if all layers are trained.
-        image_format: memory format of the output of `normalise`; by default that of the images.
     """
 
-    group: ClassVar[str]
-    cam_layer: ClassVar[str]
-    input_size: ClassVar[tuple[int, int, int]] = (3, 224, 224)
-    mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # of ImageNet
+    group: ClassVar[str]  # the name under which tables and wandb compare runs
+    cam_layer: ClassVar[str]  # the submodule whose output, (N, K, h, w), is used for class activation maps
+    input_size: ClassVar[tuple[int, int, int]] = (3, 224, 224)  # channels, height, width
+    mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # per channel, for images scaled to 0..1; of ImageNet
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
-    freeze_points: ClassVar[tuple[str, ...]] = ()
-    default_freeze_point: ClassVar[str] = "none"
-    any_size: ClassVar[bool] = False
-    trains_channels_first: ClassVar[bool] = False
-    frozen_to: str | None = None
-    image_format: torch.memory_format = torch.preserve_format
+    freeze_points: ClassVar[tuple[str, ...]] = ()  # first layers first; empty if there are no pretrained weights
+    default_freeze_point: ClassVar[str] = "none"  # with pretrained weights
+    any_size: ClassVar[bool] = False  # whether it accepts other image sizes
+    trains_channels_first: ClassVar[bool] = False  # whether that memory format is faster on a CPU in fp32
+    frozen_to: str | None = None  # the current freeze point
+    image_format: torch.memory_format = torch.preserve_format  # of the output of `normalise`
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,17 +44,12 @@ def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     data, used, classes = metrics["data"], metrics["images"], metrics["data"]["classes"]
     yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which are never split"
     yield f"- Digest: `{data['digest']}`" + (f", augmented `{data['augmented']}`" if data["augmented"] else "")
-    yield (
-        f"- {used['train']} training images, {used['val']} validation images, {used['left_out']} augmented images "
-        "left out"
-    )
+    yield f"- {used['train']} training and {used['val']} validation images; {used['left_out']} augmented ones left out"
     if len(classes) <= _MOST_LISTED:
         yield f"- Images per class: {', '.join(f'{name} {count}' for name, count in classes.items())}"
     for name, tested in data["test"].items():
-        yield (
-            f"- Test set {name}: {tested['images']} images, digest `{tested['digest']}`; "
-            f"training images in the same groups: {tested['overlap']}"
-        )
+        overlap = f"training images in the same groups: {tested['overlap']}"
+        yield f"- Test set {name}: {tested['images']} images, digest `{tested['digest']}`; {overlap}"
 
 
 def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
@@ -70,27 +65,23 @@ def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
 
 
 def _describe_results(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
-    rows = []
+    rows = [
+        ("test set", "images", "accuracy (95% interval)", "per class", "chance", "largest class", "simple features")
+    ]
     for name, scores in results["test"].items():
         simple = metrics["baseline"][name]
-        shares = (scores["per_class_accuracy"], *(simple[key] for key in ("chance", "largest_class", "accuracy")))
+        shares = (scores["per_class_accuracy"], simple["chance"], simple["largest_class"], simple["accuracy"])
         accuracy = _with_interval(scores["accuracy"], scores["images"])
         rows.append((name, scores["images"], accuracy, *map(_percent, shares)))
-    yield from _table(
-        ("test set", "images", "accuracy (95% interval)", "per class", "chance", "largest class", "simple features"),
-        rows,
-    )
+    yield from _table(rows)
     classes = metrics["settings"]["classes"]
     if len(classes) <= _MOST_LISTED:
         yield ""
-        yield from _table(
-            ("test set", "class", "images", "precision", "recall (95% interval)"),
-            [
-                (name, label, of.images, _percent(of.precision), _with_interval(of.recall, of.images))
-                for name, scores in results["test"].items()
-                for label, of in zip(classes, _score(scores), strict=True)
-            ],
-        )
+        rows = [("test set", "class", "images", "precision", "recall (95% interval)")]
+        for name, scores in results["test"].items():
+            for label, of in zip(classes, _score(scores), strict=True):
+                rows.append((name, label, of.images, _percent(of.precision), _with_interval(of.recall, of.images)))
+        yield from _table(rows)
 
 
 def _describe_calibration(results: dict[str, Any]) -> Iterator[str]:
@@ -102,15 +93,12 @@ def _describe_calibration(results: dict[str, Any]) -> Iterator[str]:
     why = "because all validation images are classified correctly" if perfect else "fitted to the validation images"
     yield f"Temperature {calibration['temperature']:.3f}, {why}."
     yield ""
-    sets = {"validation": calibration["validation"], **calibration["test"]}
-    yield from _table(
-        ("images", "loss before", "after", "calibration error before", "after"),
-        [
-            (name, *(f"{scored[when]['loss']:.4f}" for when in ("before", "after")),
-             *(_percent(scored[when]["calibration_error"]) for when in ("before", "after")))
-            for name, scored in sets.items()
-        ],
-    )  # fmt: skip
+    rows = [("images", "loss before", "after", "calibration error before", "after")]
+    for name, scored in {"validation": calibration["validation"], **calibration["test"]}.items():
+        before, after = scored["before"], scored["after"]
+        errors = _percent(before["calibration_error"]), _percent(after["calibration_error"])
+        rows.append((name, f"{before['loss']:.4f}", f"{after['loss']:.4f}", *errors))
+    yield from _table(rows)
 
 
 def _describe_unknown(results: dict[str, Any]) -> Iterator[str]:
@@ -118,10 +106,9 @@ def _describe_unknown(results: dict[str, Any]) -> Iterator[str]:
         yield "Not detected: the model predicts one of its classes for every image."
         return
     unknown = results["unknown"]
-    refused = ", ".join(f"{share:.1%} in {name}" for name, share in unknown["test"].items())
     rate, images = unknown["expected_rate"], unknown["images"]
-    yield f"`--unknown` is expected to reject {rate:.1%} of images like the {images} validation images. It rejected"
-    yield f"{refused} of the test images."
+    yield f"`--unknown` is expected to reject {rate:.1%} of images like the {images} validation images. Of the test"
+    yield f"images it rejected {', '.join(f'{share:.1%} in {name}' for name, share in unknown['test'].items())}."
 
 
 def _find_limits(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
@@ -172,6 +159,6 @@ def _with_interval(share: float | None, images: int) -> str:
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    for row in (heads, ["---"] * len(heads), *rows):
+def _table(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]):
         yield f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |"
