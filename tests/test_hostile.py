@@ -135,7 +135,7 @@ def test_training_and_asking(dataset):
         start_of_line = f"{printable(path.relative_to(dataset.place))}: "
         assert sum(line.startswith(start_of_line) for line in lines) == 1, path
     assert len(lines) == len(named) + 1
-    assert lines[-1] == f"{len(named) - 1} were not answered"  # but for a text
+    assert lines[-1] == f"{len(named) - 1} could not be classified"  # but for a text
 
 
 def test_a_sweep_tells_of_each_file_once(dataset):

@@ -187,7 +187,7 @@ def test_bad_files_are_told_and_the_others_answered(ask, photos):
         f"{photos}/0.jpg: an empty file",
         f"{photos}/z.npy: an array of 5x5 pixels, where the model takes 28x28",
         f"{photos}/inner/x?y.png: not an image",
-        "4 were not answered",
+        "4 could not be classified",
     ]
     entries = json.loads(output)
     assert [entry["error"] is None for entry in entries] == [False, False, True, True, False, False, True]
@@ -203,7 +203,7 @@ def test_nothing_but_bad_files(ask, photos):
     (photos / "0.jpg").write_bytes(b"")
     (photos / "notes.txt").write_text("none")
     status, output, notes = ask(RUN, photos / "0.jpg", photos / "notes.txt", "--csv")
-    assert (status, notes[2:]) == (1, ["2 were not answered"])
+    assert (status, notes[2:]) == (1, ["2 could not be classified"])
     assert [row["error"] for row in csv.DictReader(io.StringIO(output))] == ["an empty file", "not an image"]
 
 
@@ -240,7 +240,7 @@ def test_what_is_not_answered_in_a_folder_is_named(ask, photos, place):
     searched = "a link to a folder that is searched already, or around it"
     assert [note.removeprefix(f"{photos}/").partition("put the file")[0] for note in notes] == [
         f".e.jpg: {hidden}", f".hidden: {hidden}", f"itself.jpg: {link}", f"within.jpg: {link}", f"again: {searched}",
-        f"round: {searched}", "notes.txt: not an image: passed over", "6 were not answered",
+        f"round: {searched}", "notes.txt: not an image: skipped", "6 could not be classified",
     ]  # fmt: skip
     assert status == 1
     names = [os.path.relpath(entry["file"], photos) for entry in json.loads(output)]
@@ -250,11 +250,11 @@ def test_what_is_not_answered_in_a_folder_is_named(ask, photos, place):
 def test_files_that_are_no_images_are_named_and_no_fault(ask, photos):
     (photos / "notes.txt").write_text("none")
     status, _, notes = ask(RUN, photos, "--json")
-    assert (status, notes) == (0, [f"{photos}/notes.txt: not an image: passed over"])
+    assert (status, notes) == (0, [f"{photos}/notes.txt: not an image: skipped"])
     for number in range(1000):
         (photos / f"{number:03d}.txt").write_text("0 0.5 0.5 0.2 0.2")
     status, _, notes = ask(RUN, photos, "--json")
-    assert (status, notes) == (0, [f"1001 files that are no images were passed over, such as {photos}/000.txt"])
+    assert (status, notes) == (0, [f"1001 files that are not images were skipped, for example {photos}/000.txt"])
 
 
 def test_links_to_folders_are_followed_as_in_training(ask, photos, place):
@@ -265,7 +265,7 @@ def test_links_to_folders_are_followed_as_in_training(ask, photos, place):
     _, output, _ = ask(RUN, "test", "--json")
     status, linked, notes = ask(RUN, photos / "linked", "--json")
     assert notes == [f"{photos}/linked/zoo: a link to a folder that is searched already, or around it",
-                     "1 were not answered"]  # fmt: skip
+                     "1 could not be classified"]  # fmt: skip
     assert status == 1
     expected, answers = (
         [(entry["file"].split("/")[-2:], entry["class"]) for entry in json.loads(text)] for text in (output, linked)
@@ -287,7 +287,7 @@ def test_a_named_link_or_hidden_folder_is_taken_and_a_pipe_is_not(ask, photos):
     os.mkfifo(photos.parent / "pipe.jpg")
     status, output, notes = ask(RUN, photos.parent / "link", photos.parent / "pipe.jpg")
     assert (status, len(output.splitlines())) == (1, 1 + 3 + 2)
-    assert notes == [f"{photos.parent}/pipe.jpg: not a regular file", "1 were not answered"]
+    assert notes == [f"{photos.parent}/pipe.jpg: not a regular file", "1 could not be classified"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
@@ -296,7 +296,7 @@ def test_a_folder_that_cannot_be_listed_is_told(ask, photos):
     status, output, notes = ask(RUN, photos)
     (photos / "inner").chmod(0o700)
     assert (status, len(output.splitlines())) == (1, 1 + 2 + 2)
-    assert notes == [f"{photos}/inner: Permission denied", "1 were not answered"]
+    assert notes == [f"{photos}/inner: Permission denied", "1 could not be classified"]
 
 
 def test_takes_the_checkpoint_that_is_named(ask, place):
@@ -402,8 +402,8 @@ def test_the_exported_model_gives_the_same_answers(place, tmp_path, form):
     result = start("predict.py", RUN, "test", "--json", "--export", file, cwd=place)
     assert result.returncode == 0, result.stderr
     (note,) = result.stderr.splitlines()
-    assert "from an image (height, width, 3) uint8 of any size to the probabilities of one, three, two" in note
-    assert "on 45 of its test images it answers as this program in fp32" in note
+    assert "maps an image (height, width, 3) uint8 of any size to the probabilities of one, three, two" in note
+    assert "on 45 of its test images it predicts the same classes as this program in fp32" in note
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     model, described = load_exported(file)
     novelty = Novelty.load(place / RUN, "best_val_acc")
@@ -511,7 +511,7 @@ def test_images_unlike_the_training_images_are_unknown(ask, place, tmp_path):
 def test_the_expected_rate_is_told(place):
     result = start("predict.py", RUN, "test", "--unknown", cwd=place)
     assert result.stderr == (
-        "--unknown: expect 7.7% of images like the training images to be refused too; "
+        "--unknown: about 7.7% of images like the training images are refused too; "
         "the threshold is from 12 validation images\n"
     )
 
@@ -652,5 +652,5 @@ def test_a_reader_that_has_seen_enough_is_no_error(place):
 
 def test_help_does_not_wait_for_heavy_imports():
     text, imported = imported_for_help("predict", {"torch", "matplotlib", "wandb"})
-    assert "status: 0; 1 if an image was not answered" in text
+    assert "1 if some images could not be classified" in text
     assert imported == set()

@@ -75,7 +75,7 @@ def test_photographs_become_a_tested_model_and_stay_where_they_are(make_folder, 
     assert sides["unreadable"] == {"cat/broken.jpg"}
     assert {file.split("/")[0] for file in sides["test"]} == {"cat", "dog"}
     assert sum({"dog/twin_0.jpg", "dog/twin_1.jpg"} <= files for files in sides.values()) == 1
-    assert f"split    {len(sides['test'])} of 23 images are held out to test on; near-duplicates stay together" in lines
+    assert f"split    {len(sides['test'])} of 23 images are held out for testing; near-duplicates stay together" in lines
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["checkpoints"]["best_val_acc"]["test"]["test"]["images"] == len(sides["test"])
     assert metrics["test_overlap"] == {"test": 0}
@@ -144,13 +144,13 @@ def test_folders_of_the_sides_are_taken_as_they_are(train, tmp_path, sides):
     assert list(tested) == [sides[-1]]
     assert "test" not in found
     if len(sides) == 3:
-        assert "split    photos/val validates and selects checkpoints, photos/test is tested on" in lines
+        assert "split    photos/val is used for validation, photos/test for testing" in lines
         assert {file.split("/")[0] for file in found["validation"]} == {"val"}
         assert len(found["validation"]) == 8
         assert {file.split("/")[0] for file in found["train"]} == {"Train"}
         assert (len(found["train"]), tested["test"]["images"]) == (16, 6)
     else:
-        assert f"split    photos/{sides[1]} is tested on, a part of photos/train validates" in lines
+        assert f"split    photos/{sides[1]} is used for testing, a part of photos/train for validation" in lines
         assert len(found["train"] | found["validation"]) == 16
         assert tested[sides[1]]["images"] == 8
 

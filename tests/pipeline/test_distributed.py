@@ -331,7 +331,7 @@ def test_a_signal_ends_a_process_that_waits_for_others_to_come(variables, free_p
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (status, "stopped; the same command goes on from where it was\n")
+    assert (process.returncode, errors) == (status, "stopped: run the same command again to resume\n")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
