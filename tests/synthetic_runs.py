@@ -1,4 +1,4 @@
-"""Writes finished runs without training them: `metrics.json` and the tables of predictions."""
+"""Finished runs without training: `metrics.json` and the tables of predictions."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def write_run(
     """Write the folder of a finished run.
 
     Args:
-        place: the folder that it goes into.
-        model: of the registry.
-        right: which test images it classifies correctly; these then are its accuracy and have predictions.
-        accuracy, images: on the test images, without `right`.
-        data, tests: the digests of the training and test images, by key; without `data` a run of an earlier version.
-        classes: their names; predictions are of the first two.
+        place: the folder for the run's folder.
+        model: a name in the registry.
+        right: which test images it classifies correctly; determines its accuracy, and predictions are written.
+        accuracy, images: of the test images, if `right` is None.
+        data, tests: keys of the digests of the training and test images; `data=None` for a run of an earlier version.
+        classes: class names; predictions are of the first two.
         seed, fold: `fold=None` for a run trained on all images.
-        validated: for each validation image its class and the probability of that class.
+        validated: the class of each validation image, and the probability of that class.
         val_accuracy, originals, overlap: as in `metrics.json`.
-        settings: any others.
+        settings: other settings.
     """
     known = {"learning_rate", "weight_decay", "gamma", "pretrained", "data_augmentation"}
     run = Settings(model_type=model, **{key: value for key, value in settings.items() if key in known})
@@ -90,7 +90,7 @@ def write_run(
 
 
 def full_metrics() -> dict[str, Any]:
-    """What `metrics.json` holds of a run without validation, on a test set of four images."""
+    """The content of `metrics.json` of a run without validation, on a test set of four images."""
     scores = {"loss": 1.0, "accuracy": 0.75, "per_class_loss": 1.2, "per_class_accuracy": 0.75}
     tested = {**scores, "images": 4, "calibration_error": 0.2, "confusion_matrix": [[2, 0], [1, 1]]}
     settings = Settings(model_type="ResNet18", fold=None, num_epochs=2)
@@ -122,7 +122,7 @@ def full_metrics() -> dict[str, Any]:
 def _write_answers(
     file: Path, classes: Sequence[str], answers: Sequence[tuple[str, str, str, float]], test_set: str = ""
 ) -> None:
-    """Write file, class, prediction and its probability of some images; the other class has the rest."""
+    """Write predictions; each answer is a file, its class, the predicted class and its probability."""
     with file.open("w", newline="") as opened:
         writer = csv.writer(opened)
         first = ["set"] if test_set else []

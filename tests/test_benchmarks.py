@@ -29,7 +29,7 @@ for program in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_each_starts():
+def test_every_benchmark_has_help():
     programs = sorted({path.name for path in BENCHMARKS.glob("*.py")} - LIBRARIES)
     command = [sys.executable, "-c", HELP, *programs]
     result = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
@@ -38,7 +38,7 @@ def test_each_starts():
 
 
 @pytest.mark.slow
-def test_a_benchmark_and_the_table(tmp_path):
+def test_training_and_testing_benchmarks_fill_the_table(tmp_path):
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
     (tmp_path / "src").symlink_to(REPOSITORY / "src")
     for label, count in {"Axe": 40, "Book": 44, "Hammer": 40}.items():
@@ -63,7 +63,7 @@ def test_a_benchmark_and_the_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_groups_of_a_few_images(tmp_path):
+def test_groups_benchmark(tmp_path):
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
     (tmp_path / "src").symlink_to(REPOSITORY / "src")
     start(tmp_path, "groups.py", "--sizes", "300", "--dense", "600")
@@ -78,7 +78,7 @@ def test_the_groups_of_a_few_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_steps_before_the_first_epoch(tmp_path):
+def test_scale_benchmark(tmp_path):
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
     (tmp_path / "src").symlink_to(REPOSITORY / "src")
     start(tmp_path, "scale.py", "--sizes", "1000", "--note", "a test")
@@ -93,7 +93,7 @@ def test_the_steps_before_the_first_epoch(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_for_a_gpu_starts_without_one(tmp_path):
+def test_gpu_benchmarks_run_without_a_gpu(tmp_path):
     command = ["bash", BENCHMARKS / "gpu.sh", "--smoke", tmp_path]
     environment = {**os.environ, "PYTHON": sys.executable}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -110,7 +110,7 @@ def test_what_is_for_a_gpu_starts_without_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_part_that_hangs_is_ended_with_what_it_knows(tmp_path):
+def test_hanging_part_is_ended_and_keeps_its_results(tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
 import gpu, json, pathlib
@@ -124,7 +124,7 @@ print(json.dumps(gpu.run_part("hangs", 12, place, smoke=False)))
     assert json.loads(result.stdout.splitlines()[-1]) == {"ended": "at its limit", "seconds": 12, "known": 1}
 
 
-def test_the_days_of_the_experiment_follow_from_rates():
+def test_days_of_the_experiment_follow_from_rates():
     code = f"""
 import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
 import json
@@ -149,7 +149,7 @@ print(json.dumps(extrapolate(defaultdict(lambda: rates))))
 
 
 @pytest.mark.slow
-def test_a_measured_process_starts_workers_as_a_program_does():
+def test_measured_process_can_start_workers():
     code = "import multiprocessing; print(multiprocessing.get_start_method())"
     usual = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     code = f"""

@@ -85,7 +85,7 @@ def seeds(tmp_path_factory):
 
 @fuzz(300)
 @given(data=st.data())
-def test_images_and_arrays(tmp_path, capfd, seeds, data):
+def test_damaged_images_and_arrays(tmp_path, capfd, seeds, data):
     name = data.draw(st.sampled_from(sorted(seeds)))
     path = tmp_path / f"image{Path(name).suffix}"
     path.write_bytes(damage(seeds[name], data.draw(damages)))
@@ -123,7 +123,7 @@ def read_all(file: Path) -> list[Image.Image | Exception]:
 
 @fuzz(100)
 @given(data=st.data())
-def test_archives(tmp_path, data):
+def test_damaged_archives(tmp_path, data):
     file = archive_of(tmp_path, images=np.zeros((4, 6, 6), np.float32), labels=np.array(list("aabb")))
     file.write_bytes(damage(file.read_bytes(), data.draw(damages)))
     assert all(isinstance(outcome, Image.Image) or is_one_line(outcome) for outcome in read_all(file))
@@ -131,7 +131,7 @@ def test_archives(tmp_path, data):
 
 @fuzz(50)
 @given(labels=st.binary(min_size=32, max_size=32), images=st.binary(min_size=64, max_size=64))
-def test_archives_of_any_values(tmp_path, labels, images):
+def test_archives_with_random_values(tmp_path, labels, images):
     images = np.frombuffer(images, np.float32).reshape(4, 2, 2)
     outcomes = read_all(archive_of(tmp_path, images=images, labels=np.frombuffer(labels, "<U2")))
     assert len(outcomes) in (1, 4)
@@ -170,7 +170,7 @@ def own(trained, tmp_path, monkeypatch):
 @fuzz(100)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["settings.json", "metrics.json"])
-def test_a_finished_run(trained, own, name, data):
+def test_damaged_files_of_a_finished_run(trained, own, name, data):
     content = (trained.run_dir / name).read_bytes()
     (own.run_dir / name).write_bytes(damage(content, data.draw(damages)))
     try:
@@ -190,7 +190,7 @@ def test_a_finished_run(trained, own, name, data):
 
 @fuzz(50)
 @given(data=st.data())
-def test_what_a_sweep_says_of_a_run(trained, own, data):
+def test_damaged_files_in_the_state_of_a_run(trained, own, data):
     (own.run_dir / "metrics.json").unlink(missing_ok=True)
     history = own.run_dir / "history.csv"
     history.write_bytes(damage((trained.run_dir / "history.csv").read_bytes(), data.draw(damages)))
@@ -221,7 +221,7 @@ def same(one: object, other: object) -> bool:
 @fuzz(100)
 @given(data=st.data())
 @pytest.mark.parametrize("name", [*CHECKPOINTS, "last"])
-def test_checkpoints_are_what_was_saved_or_damaged(trained, own, name, data):
+def test_damaged_checkpoints_are_detected(trained, own, name, data):
     """Not a weight can change unnoticed."""
     content = (trained.run_dir / f"{name}.pt").read_bytes()
     file = own.run_dir / f"{name}.pt"
@@ -243,7 +243,7 @@ plain = st.recursive(
 
 @fuzz(50)
 @given(data=st.data())
-def test_checkpoints_of_any_content(own, data):
+def test_checkpoints_with_other_content(own, data):
     """Well-formed files, with something else in them than a run has."""
     saved = load_state(own.run_dir / "terminal.pt")
     kept = data.draw(st.sets(st.sampled_from(sorted(saved))))
@@ -257,7 +257,7 @@ def test_checkpoints_of_any_content(own, data):
         one_line(error)
 
 
-def test_going_on_from_another_architectures_state(own, monkeypatch):
+def test_resuming_from_the_state_of_another_architecture(own, monkeypatch):
     """A run's `last.pt` is damaged, or of other weights, or of another run."""
     own = replace(own, num_epochs=2, output_dir=Path("stopped"), save_every=0)
     with monkeypatch.context() as patch:
@@ -289,7 +289,7 @@ def test_testing_with_weights_of_other_classes(own):
         run(own)
 
 
-def test_nothing_that_is_loaded_runs_code(own, tmp_path):
+def test_loading_never_runs_code(own, tmp_path):
     file = own.run_dir / "terminal.pt"
     for state in (Trap(), {**load_state(file), "weights": Trap()}, {"features.0.weight": Trap()}):
         torch.save(state, tmp_path / "trap.pt")
@@ -307,7 +307,7 @@ def test_nothing_that_is_loaded_runs_code(own, tmp_path):
 
 @fuzz(200)
 @given(data=st.data())
-def test_parameter_files(tmp_path, data):
+def test_damaged_parameter_files(tmp_path, data):
     lines = b"VGG True 80 32 0.001 0.01 0.95 True True\n\nResNet False 3 8 0.1 0 1 True False\n"
     file = tmp_path / "runs.txt"
     file.write_bytes(damage(lines, data.draw(damages)))
@@ -322,7 +322,7 @@ def test_parameter_files(tmp_path, data):
 
 @fuzz(100)
 @given(data=st.data())
-def test_the_reports_table(trained, tmp_path_factory, tmp_path, data):
+def test_damaged_table_of_runs(trained, tmp_path_factory, tmp_path, data):
     runs, _ = read_models(trained.output_dir)
     file = tmp_path / "runs.csv"
     write_table(runs, file)
@@ -341,7 +341,7 @@ def test_the_reports_table(trained, tmp_path_factory, tmp_path, data):
 
 @fuzz(100)
 @given(data=st.data())
-def test_the_reports_runs(trained, own, data):
+def test_damaged_metrics_of_a_run(trained, own, data):
     content = (trained.run_dir / "metrics.json").read_bytes()
     (own.run_dir / "metrics.json").write_bytes(damage(content, data.draw(damages)))
     runs, notes = read_models(own.output_dir)
@@ -353,7 +353,7 @@ def test_the_reports_runs(trained, own, data):
 
 @fuzz(100)
 @given(data=st.data())
-def test_logs_of_moves(tmp_path_factory, data):
+def test_damaged_move_logs(tmp_path_factory, data):
     """Nothing is moved from or to another folder, whatever the journal of moves says."""
     place = tmp_path_factory.mktemp("moves")
     (place / "set" / "A").mkdir(parents=True)
@@ -375,7 +375,7 @@ def test_logs_of_moves(tmp_path_factory, data):
     assert len(files - {journal, journal.with_name("log.csv")}) == 3
 
 
-def test_a_log_without_its_columns(tmp_path):
+def test_move_log_without_its_columns(tmp_path):
     for text in ("a,b\n1,2\n", "file\nx\n", "file,moved_to\n/etc/x,y\n", "file,moved_to\nx\n"):
         (tmp_path / "log.csv").write_text(text)
         with pytest.raises(UserError, match=r"log\.csv is damaged: fix or delete it"):
@@ -387,7 +387,7 @@ def test_a_log_without_its_columns(tmp_path):
 
 @fuzz(100)
 @given(data=st.data(), of=st.sampled_from(["npy", "json"]))
-def test_the_caches_files(tmp_path_factory, data, of):
+def test_damaged_cache_files(tmp_path_factory, data, of):
     """What comes out of it is what went in, notes included."""
     directory = tmp_path_factory.mktemp("cache")
     cache = Cache(directory)
@@ -407,7 +407,7 @@ def test_the_caches_files(tmp_path_factory, data, of):
 
 @fuzz(50)
 @given(data=st.data())
-def test_claims(tmp_path, data):
+def test_damaged_claims(tmp_path, data):
     content = json.dumps({"host": "elsewhere", "boot": "x", "pid": 1, "started": "2"}).encode()
     odd = st.sampled_from([b"[]", b"1", b"null", b"[" * 9999])
     (tmp_path / "claim").write_bytes(data.draw(st.just(damage(content, data.draw(damages))) | odd))

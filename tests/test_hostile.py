@@ -110,7 +110,7 @@ def check_told(lines: Sequence[str], dataset: Dataset, pattern: str = "left out:
 MAIN = ("-m", "SmallVGG", "-e", 1, "-b", 16, "-d", "data", "-t", "test", "--precision", "fp32")
 
 
-def test_training_and_asking(dataset):
+def test_train_and_predict(dataset):
     ended = start("main.py", *MAIN, cwd=dataset.place)
     assert ended.returncode == 0, ended.stderr.splitlines()
     check_told(ended.stderr.splitlines(), dataset)
@@ -138,7 +138,7 @@ def test_training_and_asking(dataset):
     assert lines[-1] == f"{len(named) - 1} could not be classified"  # but for a text
 
 
-def test_a_sweep_tells_of_each_file_once(dataset):
+def test_sweep_reports_each_file_once(dataset):
     lines = [f"SmallVGG False 1 16 {rate} 0.001 0.99 False False\n" for rate in (0.01, 0.001)]
     (dataset.place / "runs.txt").write_text("".join(lines))
     ended = start("sweep.py", "runs.txt", "-d", "data", "-t", "test", "--precision", "fp32", cwd=dataset.place)
@@ -147,7 +147,7 @@ def test_a_sweep_tells_of_each_file_once(dataset):
     assert len(list((dataset.place / "saved_models").glob("*/metrics.json"))) == 2
 
 
-def test_making_a_dataset(dataset):
+def test_prepare_a_dataset(dataset):
     options = ("--dataset-dir", "data", "--testing-dir", "made", "--testing-per-class", 2, "--allow-leaks")
     outside = digests(dataset.place / "outside")
     ended = start("dataset/dataset_main.py", *options, "--extra-testing", "test", cwd=dataset.place)
@@ -160,7 +160,7 @@ def test_making_a_dataset(dataset):
     assert digests(dataset.place / "outside") == outside
 
 
-def test_auditing_and_setting_aside(dataset):
+def test_audit_and_move_files(dataset):
     outside = digests(dataset.place / "outside")
     options = ("--dataset-dir", "data", "--testing-dir", "test")
     ended = start("dataset/audit.py", *options, cwd=dataset.place)
@@ -203,7 +203,7 @@ def array_sets(tmp_path):
     return Dataset(tmp_path, [], told, [])
 
 
-def test_the_study_of_arrays(array_sets, monkeypatch, caplog):
+def test_array_study(array_sets, monkeypatch, caplog):
     plan = Plan(
         shifted_images=1,
         images={"SmallEfficientNet": 1},
@@ -218,7 +218,7 @@ def test_the_study_of_arrays(array_sets, monkeypatch, caplog):
     check_told(lines, array_sets)
 
 
-def test_sets_made_from_others(array_sets, capfd):
+def test_derived_array_sets(array_sets, capfd):
     place = array_sets.place
     ended = start("dataset/array_images.py", "invert", "TRAIN", "TRAIN2", cwd=place)
     assert ended.returncode == 0, ended.stderr
@@ -233,7 +233,7 @@ def test_sets_made_from_others(array_sets, capfd):
 # Links and names.
 
 
-def test_links_to_folders_are_followed_where_a_class_is_expected(make_folder, tmp_path):
+def test_links_to_class_folders_are_followed(make_folder, tmp_path):
     """A common way to lay data out. Links to files are not, nor is what leads back to the dataset: both are named."""
     make_folder("elsewhere", {"Axe": 2, "Book": 3})
     (tmp_path / "data").mkdir()
@@ -253,7 +253,7 @@ def test_links_to_folders_are_followed_where_a_class_is_expected(make_folder, tm
 
 
 @pytest.mark.parametrize("target", ["nowhere", "Fox"])
-def test_a_link_to_nowhere_is_an_error(make_folder, target):
+def test_broken_class_link_is_an_error(make_folder, target):
     """A class whose disk is not mounted must not be overlooked."""
     folder = make_folder("data", {"Axe": 2, "Book": 3})
     (folder / "Fox").symlink_to(target)
@@ -264,7 +264,7 @@ def test_a_link_to_nowhere_is_an_error(make_folder, target):
     assert read_folder(folder).classes == ("Axe", "Book")
 
 
-def test_a_class_of_links_says_why_it_is_empty(make_folder, tmp_path):
+def test_class_of_links_is_reported_as_empty(make_folder, tmp_path):
     folder = make_folder("data", {"A": 2, "B": 2})
     for path in image_files(folder / "B"):
         path.rename(tmp_path / path.name)
@@ -273,7 +273,7 @@ def test_a_class_of_links_says_why_it_is_empty(make_folder, tmp_path):
         read_folder(folder)
 
 
-def test_files_are_told_of_once(tmp_path, caplog):
+def test_skipped_files_are_reported_once(tmp_path, caplog):
     (tmp_path / "a.txt").touch()
     for _ in range(2):
         tell_left_out(tmp_path, passed_over(tmp_path))
@@ -283,7 +283,7 @@ def test_files_are_told_of_once(tmp_path, caplog):
     ]
 
 
-def test_of_many_files_left_out_for_one_reason_the_first_is_named(tmp_path, caplog):
+def test_many_files_with_one_reason_are_summarised(tmp_path, caplog):
     for number in range(1000):
         (tmp_path / f"{number:04d}.txt").write_text("0 0.5 0.5 0.1 0.1")
     (tmp_path / "a.png").mkdir()
@@ -296,13 +296,13 @@ def test_of_many_files_left_out_for_one_reason_the_first_is_named(tmp_path, capl
 
 
 @pytest.mark.parametrize("name", ["a\nb", os.fsdecode(b"\xff")])
-def test_classes_with_names_that_cannot_be_shown(make_folder, name):
+def test_unprintable_class_names_are_rejected(make_folder, name):
     with pytest.raises(UserError, match=r"has a class '.*', which tables and figures cannot show: rename it") as caught:
         read_folder(make_folder("data", {"A": 1, name: 1}))
     assert printable(caught.value) == str(caught.value)
 
 
-def test_names_in_figures(tmp_path):
+def test_special_characters_in_figures(tmp_path):
     """Dollar signs are no formulas, and letters that the font lacks are no reason for Matplotlib's warning."""
     for title in ("$\\frac$", "中", "100 % & more_"):
         figure = new_figure(2, 2)

