@@ -1,4 +1,4 @@
-"""The study of array images: which sets each run is trained and tested on, and what is told of them."""
+"""The study of array images: the sets of each run, tables, figures and reports."""
 
 import json
 import re
@@ -7,12 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-import array_study
 from array_study import PLANS, Plan, derive_sets, run_study
 from common import UserError
 from dataset.array_images import write_digits
 from helpers import digests, start
-from reporting.study import PUBLISHED, ROWS, STUDIED, Outcome, Study, draw_confusions, draw_curves, make_tables
+from reporting.study import PUBLISHED, ROWS, STUDIED, Outcome, Study, make_tables, write_results
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_model_is_trained_once_for_both_test_sets(study):
 
 
 def test_runs_follow_the_plan_and_are_not_repeated(study, few, monkeypatch):
-    folder = study.outcomes["TRAIN", "SmallVGG"][0].history.parents[3]
+    folder = study.outcomes["TRAIN", "SmallVGG"][0].run_dir.parents[2]
     settings = {
         path.relative_to(folder).parts[:2]: json.loads(path.read_text())
         for path in folder.glob("*/*/SmallVGG*/settings.json")
@@ -100,7 +99,7 @@ def test_tables_contain_all_rows_and_halves(study):
         f"{trained} / {half}" for trained in ("TRAIN", "TRAIN2") for half in ("TEST_black", "TEST_white")
     ]
     assert [row[0] for row in validation.rows] == ["TRAIN", "TRAIN2", "TEST", "TRAIN3"]
-    history = (study.outcomes["TEST", "SmallVGG"][0].history).read_text().splitlines()
+    history = (study.outcomes["TEST", "SmallVGG"][0].run_dir / "history.csv").read_text().splitlines()
     column = history[0].split(",").index("val_accuracy")
     highest = max(float(line.split(",")[column]) for line in history[1:])
     assert validation.rows[2][1] == f"{highest:.3f} ± 0.000"
@@ -117,9 +116,7 @@ def test_halves_are_combined_into_one_accuracy():
 
 
 def test_figures_and_classification_reports(study, tmp_path):
-    draw_curves(study, tmp_path / "curves.png")
-    draw_confusions(study, tmp_path / "confusion_matrices.png")
-    array_study.write_reports(study, tmp_path / "reports.txt")
+    write_results(study, tmp_path)
     report = (tmp_path / "reports.txt").read_text()
     assert report.count("precision") == 20
     assert "HybridVGGResNet, trained on TRAIN3, tested on TEST2" in report
@@ -130,7 +127,7 @@ def test_figures_and_classification_reports(study, tmp_path):
 
 def test_help_shows_the_defaults_of_the_study(tmp_path):
     text = " ".join(start("array_study.py", "--help", cwd=tmp_path).stdout.split())
-    assert "goes (default: saved_models/array_study)" in text
+    assert "(default: saved_models/array_study)" in text
     assert "(default: disabled)" in text
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks start; one runs at the smallest size, and the README's table is made of what it writes."""
+"""The benchmarks at the smallest size, and the table that is made of their results."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from PIL import Image
 from helpers import REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
-LIBRARIES = {"measuring.py", "pacing.py", "reference.py"}  # of the others
+LIBRARIES = {"measuring.py", "pacing.py", "reference.py"}
 
 
-# All in one process, which imports torch once.
+# One process for all, which imports torch once.
 HELP = """
 import runpy, sys
 for program in sys.argv[1:]:
@@ -26,6 +26,14 @@ for program in sys.argv[1:]:
     except SystemExit as end:
         assert not end.code, program
 """
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with the benchmarks, without their results."""
+    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
+    (tmp_path / "src").symlink_to(REPOSITORY / "src")
+    return tmp_path
 
 
 @pytest.mark.slow
@@ -38,24 +46,20 @@ def test_every_benchmark_has_help():
 
 
 @pytest.mark.slow
-def test_training_and_testing_benchmarks_fill_the_table(tmp_path):
-    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
-    (tmp_path / "src").symlink_to(REPOSITORY / "src")
+def test_training_and_testing_benchmarks_fill_the_table(place):
     for label, count in {"Axe": 40, "Book": 44, "Hammer": 40}.items():
-        folder = tmp_path / "data" / "open_images" / label
+        folder = place / "data" / "open_images" / label
         folder.mkdir(parents=True)
         for number in range(count):
             pixels = np.full((20, 30, 3), number, dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number:04d}.jpg")
     smallest = ("--models", "SmallVGG", "--batches", "1", "--repeats", "1")
-    start(tmp_path, "training.py", *smallest, "--data", tmp_path / "data")
-    start(
-        tmp_path, "testing.py", "--model", "SmallVGG", "--per-class", "1", "--repeats", "1", "--data", tmp_path / "data"
-    )
-    readme = tmp_path / "README.md"
+    start(place, "training.py", *smallest, "--data", place / "data")
+    start(place, "testing.py", "--model", "SmallVGG", "--per-class", "1", "--repeats", "1", "--data", place / "data")
+    readme = place / "README.md"
     readme.write_text("before\n<!-- from benchmarks/table.py -->\nold\n<!-- to here -->\nafter\n")
     for _ in range(2):
-        start(tmp_path, "table.py")
+        start(place, "table.py")
         lines = readme.read_text().splitlines()
         assert (lines[0], lines[-1]) == ("before", "after")
         assert "old" not in lines
@@ -63,26 +67,22 @@ def test_training_and_testing_benchmarks_fill_the_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_groups_benchmark(tmp_path):
-    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
-    (tmp_path / "src").symlink_to(REPOSITORY / "src")
-    start(tmp_path, "groups.py", "--sizes", "300", "--dense", "600")
-    (file,) = (tmp_path / "benchmarks" / "results").iterdir()
+def test_groups_benchmark(place):
+    start(place, "groups.py", "--sizes", "300", "--dense", "600")
+    (file,) = (place / "benchmarks" / "results").iterdir()
     results = json.loads(file.read_text())
     assert results["photographs"]["300"]["result"] == 3
     assert results["dense"]["images"] == 600
     assert [len(part["seconds"]) for part in (results["photographs"]["300"], results["dense"])] == [2, 2]
-    (tmp_path / "README.md").write_text("<!-- from benchmarks/table.py -->\n<!-- to here -->\n")
-    start(tmp_path, "table.py")
-    assert "| `groups.py` | the groups of 300 drawn images" in (tmp_path / "README.md").read_text()
+    (place / "README.md").write_text("<!-- from benchmarks/table.py -->\n<!-- to here -->\n")
+    start(place, "table.py")
+    assert "| `groups.py` | the groups of 300 drawn images" in (place / "README.md").read_text()
 
 
 @pytest.mark.slow
-def test_scale_benchmark(tmp_path):
-    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
-    (tmp_path / "src").symlink_to(REPOSITORY / "src")
-    start(tmp_path, "scale.py", "--sizes", "1000", "--note", "a test")
-    (file,) = (tmp_path / "benchmarks" / "results").iterdir()
+def test_scale_benchmark(place):
+    start(place, "scale.py", "--sizes", "1000", "--note", "a test")
+    (file,) = (place / "benchmarks" / "results").iterdir()
     results = json.loads(file.read_text())
     assert results["note"] == "a test"
     runs = results["sizes"]["1000"]
@@ -112,7 +112,6 @@ def test_gpu_benchmarks_run_without_a_gpu(tmp_path):
 @pytest.mark.slow
 def test_hanging_part_is_ended_and_keeps_its_results(tmp_path):
     code = f"""
-import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
 import gpu, json, pathlib
 place = pathlib.Path({str(tmp_path)!r})
 (place / "hangs.json").write_text('{{"known": 1}}')
@@ -120,45 +119,42 @@ gpu.__file__ = {str(tmp_path / "hangs.py")!r}
 print(json.dumps(gpu.run_part("hangs", 12, place, smoke=False)))
 """
     (tmp_path / "hangs.py").write_text("import time; time.sleep(600)")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout.splitlines()[-1]) == {"ended": "at its limit", "seconds": 12, "known": 1}
+    assert json.loads(run_code(code).splitlines()[-1]) == {"ended": "at its limit", "seconds": 12, "known": 1}
 
 
 def test_days_of_the_experiment_follow_from_rates():
-    code = f"""
-import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+    code = """
 import json
 from collections import defaultdict
 from experiment import extrapolate
 
 def side(rate):
-    measured = {{"training images a second": rate, "validation images a second": rate,
-                "waiting for the loaders s": 0.0, "saving checkpoints s": 0.0}}
-    return {{"measured": measured, "reckoned": {{"images to train on": 900, "images to validate on": 100}}}}
+    measured = {"training images a second": rate, "validation images a second": rate,
+                "waiting for the loaders s": 0.0, "saving checkpoints s": 0.0}
+    return {"measured": measured, "reckoned": {"images to train on": 900, "images to validate on": 100}}
 
-rates = {{"project": side(2000.0), "reference": side(1000.0)}}
+rates = {"project": side(2000.0), "reference": side(1000.0)}
 print(json.dumps(extrapolate(defaultdict(lambda: rates))))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # 520 runs of 80 epochs on 1,000 images, and 520 without the augmented ones, on 500.
     days = 520 * 80 * 1.5 / 86_400
     expected = {"runs": 1040, "days": {"reference": days, "project": days / 2}, "ratio": 2.0}
-    results = json.loads(result.stdout)
+    results = json.loads(run_code(code))
     assert results["days"] == pytest.approx(expected.pop("days"), rel=0.01)
     assert {name: results[name] for name in expected} == expected
 
 
 @pytest.mark.slow
 def test_measured_process_can_start_workers():
-    code = "import multiprocessing; print(multiprocessing.get_start_method())"
-    usual = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    code = f"""
-import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
-import multiprocessing; from measuring import measure
-print(measure(multiprocessing.get_start_method).result)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == usual
+    usual = run_code("import multiprocessing; print(multiprocessing.get_start_method())")
+    measured = "import multiprocessing; from measuring import measure; print({}.result)"
+    assert run_code(measured.format("measure(multiprocessing.get_start_method)")) == usual
+
+
+def run_code(code):
+    """Run Python code that can import the benchmarks; return what it prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=True).stdout
 
 
 def start(place, program, *flags):

@@ -9,7 +9,7 @@ from helpers import REPOSITORY
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone with `core.autocrlf=true` of what is tracked here now."""
+    """A clone of the tracked files with `core.autocrlf=true`."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("not a clone of the repository")
     git("init", "--quiet", "clone", cwd=tmp_path)
@@ -30,7 +30,7 @@ def git(*arguments, cwd):
 
 
 def test_scripts_keep_unix_line_ends_on_windows(clone):
-    """Bash and make fail on them."""
+    """Bash and make fail on Windows line ends."""
     names = git("ls-files", cwd=clone).split("\n")
     scripts = [
         name for name in names if name.endswith((".sh", ".py", ".txt", ".toml")) or name in ("Makefile", ".ci/run")

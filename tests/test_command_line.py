@@ -1,4 +1,4 @@
-"""main.py's flags, and bad input: one line, status 2, nothing written."""
+"""The flags of main.py, and its errors: one line, status 2, no files."""
 
 import dataclasses
 import json
@@ -84,7 +84,7 @@ def folders(make_folder):
 
 
 def spoil(name, train, test):
-    """Makes one thing wrong about the folders."""
+    """Break the folders in one way."""
     if name == "no training folder":
         train.rename(train.with_name("elsewhere"))
     elif name == "no test folder":
@@ -169,7 +169,7 @@ BAD_FOLDERS = [
 
 
 def ends_with_one_line(monkeypatch, capsys, arguments):
-    """Runs main.py in this process; returns the last line on stderr after checking status and silence on stdout."""
+    """Run main.py in this process; check the status and that stdout is empty; return stderr."""
     monkeypatch.setattr("sys.argv", ["main.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         run_program(main_program.main)
@@ -181,7 +181,7 @@ def ends_with_one_line(monkeypatch, capsys, arguments):
 
 
 def tree(folder):
-    """Every file but the image cache, which may be filled by looking at images."""
+    """List all files except the image cache, which reading may fill."""
     return sorted(str(path) for path in folder.rglob("*") if ".cache" not in path.parts)
 
 
@@ -243,7 +243,7 @@ def test_settings_out_of_range_are_rejected():
 
 
 def test_class_names_are_matched_after_unicode_normalisation(tmp_path):
-    """As Linux spells it in the training folder, as macOS does in the test folder."""
+    """Linux and macOS normalise names differently."""
     write_images(tmp_path / "train", {"K\u00e4se": 10, "Brot": 10})
     write_images(tmp_path / "test", {"Ka\u0308se": 4, "Brot ": 4})
     result = start("main.py", "-m", "SmallVGG", "-e", 1, "-d", "train", "-t", "test", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Whatever is in a file that a program reads: it works, or ends with one line; nothing that is loaded runs code."""
+"""Damaged and malicious files: programs use them or report one line, and never run code from them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from pipeline.trainer import Trainer
 from report import settle_test_images
 from reporting.comparison import make_reports
 from reporting.results import read_models, read_table, write_table
-from reporting.study import _read_history
+from reporting.study import Outcome
 from reporting.tables import as_report
 
 CODE_RAN = "code in a file was run"
 
 
 class Trap:
-    """What a pickle runs when it is loaded."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable, tuple[str]]:
         return pytest.fail, (CODE_RAN,)
@@ -67,7 +67,7 @@ def one_line(error: Exception) -> None:
 
 
 def write_seeds(folder: Path) -> dict[str, bytes]:
-    """Small files of each format and of what the formats know of."""
+    """Write small files of each format and compression."""
     (folder / "coloured").mkdir()
     (folder / "grey").mkdir()
     files = [*hostile.write_coloured(folder / "coloured"), *hostile.write_grey(folder / "grey")]
@@ -107,7 +107,7 @@ def archive_of(folder: Path, **arrays: np.ndarray) -> Path:
 
 
 def read_all(file: Path) -> list[Image.Image | Exception]:
-    """What comes of a set as a whole, or of each of its images."""
+    """Read a set; return the image or the error of each entry, or the error of the whole set."""
     try:
         folder = read_folder(file)
     except UserError as error:
@@ -161,7 +161,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def own(trained, tmp_path, monkeypatch):
-    """The same with the run's folder as the test's own."""
+    """The same run, in a folder of this test."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained.output_dir, tmp_path / "saved_models")
     return replace(trained, output_dir=Path("saved_models"))
@@ -196,7 +196,7 @@ def test_damaged_files_in_the_state_of_a_run(trained, own, data):
     history.write_bytes(damage((trained.run_dir / "history.csv").read_bytes(), data.draw(damages)))
     assert sweep.describe_state(own).startswith("interrupted after epoch ")
     try:
-        _read_history(history, "val_loss")
+        Outcome(own.run_dir, {}).history("val_loss")
     except UserError as error:
         one_line(error)
     record = damage(json.dumps({"reason": "a line", "trace": None}).encode(), data.draw(damages))
@@ -222,7 +222,6 @@ def same(one: object, other: object) -> bool:
 @given(data=st.data())
 @pytest.mark.parametrize("name", [*CHECKPOINTS, "last"])
 def test_damaged_checkpoints_are_detected(trained, own, name, data):
-    """Not a weight can change unnoticed."""
     content = (trained.run_dir / f"{name}.pt").read_bytes()
     file = own.run_dir / f"{name}.pt"
     file.write_bytes(damage(content, data.draw(damages)))
@@ -244,7 +243,7 @@ plain = st.recursive(
 @fuzz(50)
 @given(data=st.data())
 def test_checkpoints_with_other_content(own, data):
-    """Well-formed files, with something else in them than a run has."""
+    """The files are well-formed, but their content differs from a run's."""
     saved = load_state(own.run_dir / "terminal.pt")
     kept = data.draw(st.sets(st.sampled_from(sorted(saved))))
     state = {name: value if name in kept else data.draw(plain) for name, value in saved.items()}
@@ -258,7 +257,6 @@ def test_checkpoints_with_other_content(own, data):
 
 
 def test_resuming_from_the_state_of_another_architecture(own, monkeypatch):
-    """A run's `last.pt` is damaged, or of other weights, or of another run."""
     own = replace(own, num_epochs=2, output_dir=Path("stopped"), save_every=0)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_report", Mock(side_effect=[None, KeyboardInterrupt]))
@@ -388,7 +386,6 @@ def test_move_log_without_its_columns(tmp_path):
 @fuzz(100)
 @given(data=st.data(), of=st.sampled_from(["npy", "json"]))
 def test_damaged_cache_files(tmp_path_factory, data, of):
-    """What comes out of it is what went in, notes included."""
     directory = tmp_path_factory.mktemp("cache")
     cache = Cache(directory)
     notes = {"3": "not an image", "12": "an empty file"}

@@ -1,4 +1,4 @@
-"""A user's way through the project on the offline sample: train, test, look, come back."""
+"""main.py on the offline sample: training, testing, outputs, and finished runs."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ SEED = 0
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder in which the sample was written and a ResNet18 trained and tested, as `make train` does."""
+    """A folder with the sample and a trained and tested ResNet18, as after `make train`."""
     folder = tmp_path_factory.mktemp("newcomer")
     sample.write_sample(folder / "dataset", folder / "dataset_testing", SEED)
     result = start(*TRAIN, "-c", cwd=folder)
@@ -64,7 +64,7 @@ def test_prints_image_counts_and_one_line_per_epoch(place):
 
 @pytest.fixture(scope="module")
 def fresh(place):
-    """The trained model, and 50 drawings a class that it has not seen: images (150, 3, 224, 224), masks, labels."""
+    """The trained model, and 50 new drawings per class: images (150, 3, 224, 224), masks, labels."""
     model = build_model("ResNet18", 3)
     model.load_state_dict(Checkpoint.load(place / "saved_models" / RUN / "terminal.pt", "ResNet18").weights)
     drawn = [sample.draw_numbered(name, SEED, True, number) for name in sample.CLASSES for number in range(101, 151)]
@@ -81,12 +81,12 @@ def predictions(fresh):
 
 
 def test_accuracy_is_above_chance(fresh, predictions):
-    """Chance is one third; 45 % of 150 right by luck happens twice in a thousand times."""
+    """Chance is one third; 45 % of 150 images by chance has a probability of 0.002."""
     assert (predictions == fresh[3]).mean() >= 0.45
 
 
 def test_heatmaps_are_hottest_on_the_object(fresh, predictions):
-    """In more than half of the images the object is hotter than the rest; the sample knows where it drew it."""
+    """In more than half of the images, the mean heat is higher on the object than elsewhere."""
     model, images, masks, _ = fresh
     images, masks, predictions = images[::2], masks[::2], predictions[::2]
     maps = class_activation_maps(model, images, predictions)
@@ -98,14 +98,14 @@ def test_heatmaps_are_hottest_on_the_object(fresh, predictions):
 
 
 def _with_margin(mask):
-    """The mask and half a cell of the 7x7 map around it: a map does not say more exactly where the model looks."""
+    """Return the mask with a margin of half a cell of the 7x7 map, the resolution of the heatmap."""
     return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(33))) > 0
 
 
 def test_writes_all_files_of_a_run(place):
     folder = place / "saved_models" / RUN
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    names = {re.sub(r"(_[123])_sample_\d+\.png", r"\1.png", name) for name in names}  # without the photographs' names
+    names = {re.sub(r"(_[123])_sample_\d+\.png", r"\1.png", name) for name in names}  # without file names
     figures = {f"confusion_matrices/cm_{name}.png" for name in CHECKPOINTS}
     figures |= {f"reliability/{name}.png" for name in CHECKPOINTS}
     figures |= {
@@ -113,7 +113,7 @@ def test_writes_all_files_of_a_run(place):
         for name in CHECKPOINTS for label in sample.CLASSES for number in (1, 2, 3)
     }  # fmt: skip
     predictions = {f"{kind}_{name}.csv" for kind in ("predictions", "validation") for name in CHECKPOINTS}
-    names -= {f"unknown_{name}.pt" for name in CHECKPOINTS[1:]}  # which are there if their epoch is the same
+    names -= {f"unknown_{name}.pt" for name in CHECKPOINTS[1:]}  # written if their epoch is the same
     assert names == figures | predictions | {f"{name}.pt" for name in (*CHECKPOINTS, "last")} | {
         "settings.json", "split.csv", "history.csv", "metrics.json", "curves.png", "model_card.md",
         "unknown_best_val_acc.pt",
@@ -127,13 +127,13 @@ def test_writes_all_files_of_a_run(place):
 
 @pytest.fixture
 def copy(place, tmp_path):
-    """A copy of the newcomer's folder to spoil."""
+    """A copy of the folder that a test may change."""
     shutil.copytree(place, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 def snapshot(folder):
-    """The files and their contents, without the cache, which a program may add to."""
+    """Return the contents of all files except the cache."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts}
 
 

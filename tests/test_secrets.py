@@ -1,4 +1,4 @@
-"""The wandb key is used and nowhere written down, and git is not given what is not the project's."""
+"""The wandb key is never written to a file, and git ignores data, checkpoints and logs."""
 
 import base64
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from helpers import REPOSITORY
 
-# Made up, of the form of real ones.
+# Fake keys in the real format.
 IN_ENVIRONMENT = "f00dfeed" * 5
 IN_NETRC = "beefcafe" * 5
 TRAIN = ["-m", "SmallEfficientNet", "-d", "data", "-t", "test", "-e", "1", "-b", "4", "--precision", "fp32"]
@@ -38,7 +38,7 @@ def files_with_keys(place: Path) -> list[str]:
     ],
 )
 def test_wandb_key_is_not_written_anywhere(make_folder, tmp_path, place, mode):
-    """Offline, and where `auto` goes online with the key and nobody answers."""
+    """Offline, and online with a server that does not answer."""
     make_folder("data", {"A": 4, "B": 4})
     make_folder("test", {"A": 1, "B": 1})
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}

@@ -1,4 +1,4 @@
-"""The scripts for a cluster: their arguments and environments, and, on a real Slurm, jobs from submission to end."""
+"""The cluster scripts: arguments, environments, and jobs on a real Slurm."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ def run_name(rate, model="SmallResNet"):
 
 
 def copy_repository(folder):
-    """A copy of what the scripts need, without data."""
+    """Copy what the scripts need, without data."""
     folder.mkdir()
     for name in (*SCRIPTS, "requirements.txt", "constraints.txt"):
         shutil.copy(REPOSITORY / name, folder)
@@ -41,7 +41,7 @@ def copy_repository(folder):
 
 
 def surroundings(**changes):
-    """This process's environment, in which `python` is this Python, and not that of a job or of another activation."""
+    """Return the environment without Slurm variables and with `python` as this Python."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**inherited, "PATH": path, "PYTHON_ENVIRONMENT": "none", "WANDB_MODE": "disabled", **changes}
@@ -59,7 +59,7 @@ def call(script, *arguments, cwd, **environment):
 
 
 class TestScripts:
-    """Without Slurm, and with a program in the place of `sweep.py` where training is not what is tested."""
+    """Without Slurm; a short program replaces `sweep.py` in tests without training."""
 
     @pytest.fixture
     def place(self, tmp_path):
@@ -67,7 +67,7 @@ class TestScripts:
 
     @pytest.fixture
     def stand_in(self, place):
-        """Puts a few lines of Python in the place of `sweep.py`."""
+        """A function that replaces `sweep.py` by a few lines of Python."""
         return lambda lines: (place / "src" / "sweep.py").write_text(f"import sys\n{lines}\n")
 
     @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def path_with(folder):
 
 
 def stub(folder, name, script=""):
-    """A program that writes down how it was called; returns what reads that."""
+    """Write a program that records its arguments; return a function that reads them."""
     folder.mkdir(exist_ok=True)
     record = folder / f"{name}.calls"
     record.touch()
@@ -232,7 +232,7 @@ esac
 
 @pytest.fixture
 def conda_calls(tmp_path):
-    """Puts a stand-in for conda, which is not everywhere, into `bin/`; it knows what it was told to create."""
+    """A fake conda in `bin/` that remembers the environments it created."""
     return stub(tmp_path / "bin", "conda", CONDA)
 
 
@@ -255,7 +255,7 @@ def sample(tmp_path_factory):
 
 @pytest.mark.slow
 class TestJobs:
-    """Real training, on a few images of the offline sample."""
+    """Training on a few images of the offline sample."""
 
     @pytest.fixture
     def place(self, tmp_path, sample):
@@ -269,7 +269,7 @@ class TestJobs:
 
     @pytest.fixture
     def submit(self, cluster, place):
-        """Submits a script of the copy, with flags before it."""
+        """A function that submits a script, with flags before it."""
         environment = {**surroundings(), "SBATCH_PARTITION": "tests"}
 
         def submit(*command, **more):
@@ -333,7 +333,7 @@ class TestJobs:
         (state,) = cluster.await_end(submit("run_cluster_sets.sh", *flags), 180)
         (log,) = (place / "logs").iterdir()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
-        assert "1 of 2 runs go on after epoch 1" in log.read_text()
+        assert "1 of 2 runs continue after epoch 1" in log.read_text()
         assert len(list((place / "found").glob("*/metrics.json"))) == 1
 
     def test_two_jobs_share_a_parameter_file(self, cluster, place, submit):
@@ -348,8 +348,8 @@ class TestJobs:
         assert sorted(trained) == ["1", "2", "3"], "each run was to be trained once"
 
     def test_job_resumes_after_its_time_limit(self, cluster, place, submit):
-        """Slurm looks every 30 seconds: it gives the signal 25 to 55 seconds after the start, of one minute."""
-        epochs = 1 + round(110 / seconds_an_epoch(place))  # measured while other tests run, it may train faster later
+        """Slurm checks every 30 seconds, so the signal comes 25 to 55 seconds after the start."""
+        epochs = 1 + round(110 / seconds_an_epoch(place))  # may be too few if other tests ran meanwhile
         job = submit("--time=1", "--signal=B:USR1@5", "run_cluster.sh", *NINE[:2], epochs, *NINE[3:])
         slurm.wait_until(lambda: cluster.show(job)[0]["Restarts"] == "1", 90, "the job's return to the queue")
         cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # once is enough
@@ -365,7 +365,7 @@ class TestJobs:
 
 
 def seconds_an_epoch(place):
-    """How long a ResNet18 trains for an epoch on this machine; its first one takes longer."""
+    """Return the seconds of an epoch of ResNet18 on this machine; the first takes longer."""
     flags = ("-m", "ResNet", "-e", "2", "-b", "4", "-o", "timed")
     command = [sys.executable, "src/main.py", *flags]
     notes = subprocess.run(command, cwd=place, env=surroundings(), capture_output=True, text=True, check=True).stderr
@@ -383,12 +383,12 @@ def finished(place):
 
 
 def epochs_in(log):
-    """The numbers of the epochs that a log tells the end of."""
+    """Return the epochs that a log reports."""
     return [int(number) for number in re.findall(r"^epoch +(\d+)/", log, re.MULTILINE)]
 
 
 def processes_of(settings):
-    """The processes of a cluster: its daemons and all that they started."""
+    """Return the processes of a cluster: its daemons and their children."""
 
     def belongs(process):
         try:

@@ -1,4 +1,4 @@
-"""A sweep does each run once, goes on after failures and interruptions, and says how far it is."""
+"""Sweeps: each run is trained once, failures and interruptions are handled, states are reported."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def trained(monkeypatch):
 
 
 def finish(settings):
-    """Leaves what a run does that has finished, without doing it."""
+    """Write the files of a finished run without training it."""
     scores = {
         "images": 4,
         "loss": 1.0,
@@ -156,7 +156,7 @@ def test_resumed_run_keeps_its_precision(runs):
 def test_different_settings_of_a_finished_run_are_reported(runs):
     program.sweep(runs[:1])
     other = dataclasses.replace(runs[0], batch_size=8)
-    assert program.describe_state(other).startswith("cannot go on: ")
+    assert program.describe_state(other).startswith("cannot continue: ")
     assert not program.sweep([other])
     assert "begun with other settings (batch_size 4 there, 8 here)" in program.describe_state(other)
 
@@ -191,7 +191,7 @@ def test_failed_gpu_stops_the_sweep_and_failed_runs_are_tried_last(runs, monkeyp
     assert tried == runs[:1]
     assert str(error.value) == (
         f"the GPU failed in {runs[0].run_dir}, and every other run would fail in this process "
-        "(CUDA error: launch failure): the same command goes on with the others"
+        "(CUDA error: launch failure): run the same command again to train the others"
     )
     states = [program.describe_state(settings) for settings in runs]
     assert states == ["failed: CUDA error: launch failure", "to do", "to do", "to do"]
@@ -453,5 +453,7 @@ def test_finished_runs_on_changed_images_are_reported(runs, caplog):
     Image.new("RGB", (20, 20)).save(runs[0].data_dir / "A" / "0000.png")  # under the same name
     program._list_folders.cache_clear()  # as in another program
     assert program.sweep(runs[:2])
-    assert "2 runs have finished, on OTHER IMAGES than are there now: they are not trained again" in caplog.messages
-    assert program.describe_state(runs[0]) == "finished, on OTHER IMAGES than are there now"
+    assert (
+        "2 runs have finished, on OTHER IMAGES than the folders hold now: they are not trained again" in caplog.messages
+    )
+    assert program.describe_state(runs[0]) == "finished, on OTHER IMAGES than the folders hold now"

@@ -1,4 +1,4 @@
-"""From a folder to a tested model in one command; nothing in the folder changes."""
+"""train.py: from a folder to a tested model, without changing the folder."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from pipeline.settings import find_run
 
 @pytest.fixture
 def train(tiny_model, tmp_path, monkeypatch, capsys, caplog):
-    """Runs train.py on a tiny model; gives the status, the lines on stdout, and the notes and errors."""
+    """Runs train.py on a tiny model; returns the status, the lines on stdout, and the notes and errors."""
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
 
@@ -41,7 +41,7 @@ def train(tiny_model, tmp_path, monkeypatch, capsys, caplog):
 
 
 def read_sides(run_dir):
-    """The files of each side."""
+    """Return the files of each side of the split."""
     sides = defaultdict(set)
     for row in read_rows(run_dir / "split.csv", ("file", "side", "group")):
         sides[row["side"]].add(row["file"])
@@ -53,11 +53,11 @@ def read_settings(run_dir):
 
 
 def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
-    """With the default model, in a shell, and on to what the program says comes next."""
+    """With the default model, started as a program."""
     folder = make_folder("photos", {"cat": 10, "dog": 10})
     generator = np.random.default_rng(0)
     small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-    for number, size in enumerate(((240, 180), (200, 150))):  # one photograph, in two sizes
+    for number, size in enumerate(((240, 180), (200, 150))):  # the same photograph in two sizes
         small.resize((240, 180), Image.Resampling.BICUBIC).resize(size).save(folder / "dog" / f"twin_{number}.jpg")
     (folder / "cat" / "broken.jpg").write_bytes(b"none")
     before = digests(folder)
@@ -127,7 +127,6 @@ def test_seeds_and_models_share_the_test_images(train, make_folder):
 
 
 def test_a_model_without_weights_trains_from_scratch(train, make_folder):
-    """Also one that takes images of 28x28 pixels only."""
     make_folder("photos", {"A": 6, "B": 6})
     assert train("photos", "-m", "SmallVGG")[0] == 0
     settings = read_settings(find_run(Path("saved_models"))[0])
