@@ -1,7 +1,7 @@
-"""How many test images SmallVGG gets right, of those that lay among the images to train on, and of the others.
+"""How many test images SmallVGG classifies correctly, for images that leaked into training and for the others.
 
-`python benchmarks/leak.py` prints the README's table. It reads `saved_models/results/`: what `audit.py --json` found in
-the photographs as they came, and what its runs answered on `dataset_testing`, by `predict.py --csv`.
+`python benchmarks/leak.py` prints the table of the README. It reads `saved_models/results/`: the output of
+`audit.py --json` on the original photographs, and of `predict.py --csv` on `dataset_testing`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from measuring import RESULTS  # isort: skip  (it says where the others are)
+from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 
 _RUNS = RESULTS.parents[1] / "saved_models" / "results"
 
 
 def main() -> int:
-    ArgumentParser(description="Prints how many leaked test images the runs of SmallVGG get right.").parse_args()
+    ArgumentParser(description="Prints how many leaked test images SmallVGG classifies correctly.").parse_args()
     audit = json.loads((_RUNS / "audit.json").read_text())
     groups: dict[str, set[str]] = defaultdict(set)
     for twin in audit["twins"]:
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def read_right(answers: Path) -> set[str]:
-    """The images that were given the class whose folder they lie in."""
+    """Return the images whose predicted class is the name of their folder."""
     with answers.open(newline="") as file:
         return {row["file"] for row in csv.DictReader(file) if row["class"] == _class_of(row["file"])}
 

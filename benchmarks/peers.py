@@ -1,12 +1,12 @@
-"""Training loops of others, on the same photographs, the same model and batch: timm's loader, torchvision's, fastai's.
+"""Training loops of other projects on the same photographs, model and batch: timm, torchvision and fastai.
 
-The project runs twice, with the images as an earlier run has decoded them, and with none: the others decode them in
-every epoch. Beside all stands the ceiling, the same steps on one resident random batch.
+The project runs twice: with images that an earlier run has decoded, and without; the others decode in every epoch. The
+ceiling runs the same steps on one resident random batch.
 
-All photographs are padded to 224x224 and saved as JPEG before, for all sides; nobody augments. Each side is a program
-of its own, with the settings that its documentation gives for speed: worker processes for all cores, channels last,
-bf16 where the hardware computes in it. They take turns. Each trains and validates some batches; the first one warms up,
-and the whole until the end of the third epoch is reckoned from the others.
+All photographs are padded to 224x224 and saved as JPEG beforehand, for all sides; there is no augmentation. Each side
+is a separate program with the settings that its documentation recommends for speed: worker processes for all cores,
+channels last, bf16 if the hardware supports it. They take turns. Each trains and validates some batches, after one for
+warming up; the time until the end of the third epoch is extrapolated.
 
 Needs `pip install timm fastai`; sides that are not installed are left out.
 """
@@ -25,20 +25,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Stopwatch, Timed, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import Stopwatch, Timed, median, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from ceiling import make_step
 from common import ArgumentParser, available_cores, run_program
 
 BATCH_SIZE = 32
-PHOTOGRAPHS = ("VGG", "VGGAdapted", "CustomVGG", "ResNet18", "CNNBasic")  # the models that take them
+PHOTOGRAPHS = ("VGG", "VGGAdapted", "CustomVGG", "ResNet18", "CNNBasic")  # the models of photographs
 EPOCHS = 3
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--side"]:
         return run_side(*sys.argv[2:])
-    parser = ArgumentParser(description="Measures training loops of others beside this project's.")
+    parser = ArgumentParser(description="Compares training loops of other projects with this one.")
     parser.add_argument(
         "--model",
         default="ResNet18",
@@ -48,9 +48,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--batches", type=int, default=3, metavar="N",
-        help=f"of {BATCH_SIZE} images that are timed, in training and in validation (default: %(default)s)",
+        help=f"timed batches of {BATCH_SIZE} images, in training and in validation (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     results = compare(arguments.data, arguments.model, arguments.batches, arguments.repeats)
     for side, values in results["sides"].items():
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def compare(data: Path, model: str, batches: int, repeats: int, sides: Iterable[str] | None = None) -> dict[str, Any]:
-    """Measures some sides, by default all, as far as they are installed; the ceiling must be among them.
+    """Measure some sides, by default all that are installed; the ceiling must be among them.
 
     Args:
         data: with `open_images/`.
@@ -75,7 +75,7 @@ def compare(data: Path, model: str, batches: int, repeats: int, sides: Iterable[
         place = Path(folder)
         images = stage_padded(data, place)
         if "project" in sides:
-            start_side("project", place, model, 1)  # decodes the images, for its next runs
+            start_side("project", place, model, 1)  # decodes the images for the next runs
         for number in range(repeats):
             for side in sides:
                 measured[side].append(start_side(side, place, model, batches))
@@ -95,7 +95,7 @@ def compare(data: Path, model: str, batches: int, repeats: int, sides: Iterable[
 
 
 def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, float]:
-    """The medians of a side, and what is reckoned from them: three epochs, and how long everything took to warm up."""
+    """Return the medians of a side, the extrapolated three epochs, and the time of warming up."""
     middle = {name: median(one[name] for one in measured) for name in measured[0]}
     epoch = images[0] * middle["training image s"] + images[1] * middle["validation image s"]
     return {
@@ -108,10 +108,10 @@ def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, 
 
 
 def stage_padded(data: Path, place: Path) -> list[int]:
-    """Pads all photographs, and lays them out for the project, and as `train/` and `validation/` for the others.
+    """Pad all photographs, and lay them out for the project, and as `train/` and `validation/` for the others.
 
     Returns:
-        How many are trained on, and validated on.
+        The number of training and validation images.
     """
     from dataset.augmentation_data import QUALITY, resize_or_pad_image
     from dataset.examining import on_all_cores
@@ -137,7 +137,7 @@ def stage_padded(data: Path, place: Path) -> list[int]:
 
 
 def start_side(side: str, place: Path, model: str, batches: int) -> dict[str, float]:
-    """Runs a side as a program; returns what it measured."""
+    """Run a side as a program; return its measurements."""
     begin = time.time()
     command = [sys.executable, __file__, "--side", side, place, model, batches]
     result = subprocess.run(list(map(str, command)), cwd=place, stdout=subprocess.PIPE, check=True, text=True)
@@ -146,7 +146,7 @@ def start_side(side: str, place: Path, model: str, batches: int) -> dict[str, fl
 
 
 def run_side(side: str, place: str, model: str, batches: str) -> int:
-    """Trains and validates some batches, and prints what they took."""
+    """Train and validate some batches, and print their times."""
     import torch
 
     from models import build_model
@@ -165,11 +165,11 @@ def run_side(side: str, place: str, model: str, batches: str) -> int:
     return 0
 
 
-Sided = tuple[float, Stopwatch, Stopwatch]  # when the first batch was there, by `time.time`, and the two passes
+Sided = tuple[float, Stopwatch, Stopwatch]  # the time of the first batch, by `time.time`, and both passes
 
 
 def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str = ".cache") -> Sided:
-    """This project's trainer."""
+    """Run this project's trainer."""
     from dataset.folders import read_folder
     from pipeline.cache import Cache
     from pipeline.data import load_training_data
@@ -194,13 +194,13 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str
 
 
 def run_project_first(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The same on images that no run has decoded before."""
+    """Run this project's trainer without decoded images."""
     shutil.rmtree(place / ".first", ignore_errors=True)
     return run_project(place, model, batches, hardware, ".first")
 
 
 def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """No loop and no images."""
+    """Run the steps alone, without loop and images."""
     import torch
 
     from pipeline.hardware import set_up_torch
@@ -226,7 +226,7 @@ def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
 
 
 def run_torchvision(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The loop of torchvision's classification reference, on ImageFolder and DataLoader."""
+    """Run the loop of torchvision's classification reference, with ImageFolder and DataLoader."""
     import torch
     from torchvision import datasets, transforms
 
@@ -243,7 +243,7 @@ def run_torchvision(place: Path, model: Any, batches: int, hardware: Any) -> Sid
 
 
 def run_timm(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The steps of timm's training script, on its own loader, prefetcher (on a GPU) and optimizer."""
+    """Run the steps of timm's training script, with its loader, prefetcher (on a GPU) and optimizer."""
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
 
@@ -285,7 +285,7 @@ def _train_plainly(model: Any, loaders: list[Any], optimizer: Any, batches: int,
 
 
 def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """Fastai's Learner."""
+    """Run fastai's Learner."""
     from fastai.callback.channelslast import ChannelsLast
     from fastai.callback.fp16 import AMPMode, MixedPrecision
     from fastai.vision.all import (
@@ -321,7 +321,7 @@ def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
         batch_tfms=[Normalize.from_stats(model.mean, model.std)], device=hardware.device,
     )  # fmt: skip
     callbacks = [Watch(), ChannelsLast()]
-    if hardware.precision == "bf16" and hardware.device.type == "cuda":  # it knows no other device
+    if hardware.precision == "bf16" and hardware.device.type == "cuda":  # it supports mixed precision on CUDA only
         callbacks.append(MixedPrecision(AMPMode.BF16))
     learner = Learner(loaders, model, metrics=accuracy, cbs=callbacks)
     with learner.no_bar(), learner.no_logging():
@@ -337,7 +337,7 @@ SIDES: dict[str, Callable[..., Any]] = {
     "torchvision": run_torchvision,
     "fastai": run_fastai,
 }
-PACKAGES = {"timm": "timm", "fastai": "fastai"}  # of others, which may not be installed
+PACKAGES = {"timm": "timm", "fastai": "fastai"}  # optional packages of the sides
 
 
 if __name__ == "__main__":

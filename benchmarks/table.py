@@ -1,4 +1,4 @@
-"""Makes the README's table of speeds from what the benchmarks wrote: `python benchmarks/table.py`."""
+"""Writes the table of speeds from the results of the benchmarks: `python benchmarks/table.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from measuring import RESULTS  # isort: skip  (it says where the others are)
+from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program, write_whole
 
 README = RESULTS.parents[1] / "README.md"
@@ -18,7 +18,7 @@ RATES = "images a second"
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     program: str
     what: str
@@ -27,8 +27,14 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Makes the README's table of speeds from benchmarks/results/.")
-    parser.add_argument("--readme", type=Path, default=README, metavar="FILE", help="(default: the repository's)")
+    parser = ArgumentParser(description="Writes the table of speeds from benchmarks/results/ into a Markdown file.")
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        default=README,
+        metavar="FILE",
+        help="Markdown file with the table (default: the repository's README.md)",
+    )
     readme = parser.parse_args().readme
     before, after = _around(readme)
     tables = "\n".join(f"On `{machine}`:\n\n{as_markdown(rows)}" for machine, rows in read_rows(RESULTS).items())
@@ -45,7 +51,7 @@ def _around(readme: Path) -> tuple[str, str]:
 
 
 def read_rows(directory: Path) -> dict[str, list[Row]]:
-    """The rows of all results, by machine, in the order of `ROWS`."""
+    """Return the rows of all results by machine, in the order of `ROWS`."""
     rows: dict[str, list[Row]] = {}
     for program, make in ROWS.items():
         for file in sorted(directory.glob(f"{program}_*.json")):
@@ -55,7 +61,7 @@ def read_rows(directory: Path) -> dict[str, list[Row]]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """A table in Markdown."""
+    """Format a table as Markdown."""
     lines = ["| program | what | this project | compared with |", "| --- | --- | --- | --- |"]
     lines += [f"| `{row.program}` | {row.what} | {row.project} | {row.beside} |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -83,8 +89,8 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
         )
 
     return (
-        f"{results['model']}: an epoch with validation on {total:,} photographs, reckoned from {timed} that were "
-        "trained on; resident memory",
+        f"{results['model']}: an epoch with validation on {total:,} photographs, extrapolated from {timed} "
+        "training images; resident memory",
         side("project"),
         f"the plain reference: {side('reference')}; {results['ratio of the epochs']:g} times as long",
     )
@@ -96,7 +102,7 @@ def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
         f"{results['model']}: the training loop against its ceiling, {results['hardware']}",
         f"{rates['loop']:g} images/s, {results['share of the ceiling']:.1%} of the ceiling",
         f"the same step on one resident batch: {rates['ceiling']:g} images/s; a step's {floor['GFLOP a step']:g} GFLOP "
-        f"come at {floor['share of the matrix rate']:.0%} of the rate of large matrices",
+        f"run at {floor['share of the matrix rate']:.0%} of the rate of large matrices",
     )
 
 
@@ -112,7 +118,7 @@ def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _experiment(results: Mapping[str, Any]) -> tuple[str, str, str]:
     days = results["days"]
     return (
-        f"all {results['runs']:,} runs of the parameter files, reckoned",
+        f"all {results['runs']:,} runs of the parameter files, extrapolated",
         f"{days['project']:g} days",
         f"the plain reference: {days['reference']:g} days, {results['ratio']:g} times as long",
     )
@@ -130,7 +136,7 @@ def _predicting(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
     seconds = results["run reckoned s"]
     return (
-        f"{results['model']}, pretrained: {results['epochs']} epochs, reckoned from "
+        f"{results['model']}, pretrained: {results['epochs']} epochs, extrapolated from "
         f"{results['project']['measured']['images to train on']} images; the next run in a sweep",
         f"{seconds['project']:g} s; {seconds['project, next run in a sweep']:g} s",
         f"the plain reference: {seconds['reference']:g} s each, {results['ratio']:g} and "
@@ -145,8 +151,7 @@ def _arrays(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"training on 28x28 arrays: {', '.join(results['models'])}",
         f"{rates['project']} images/s",
-        f"a plain loop that reads each file when it is asked for: {rates['reference']} images/s; "
-        f"{ratios} times as long",
+        f"a plain loop that reads each file on access: {rates['reference']} images/s; {ratios} times as long",
     )
 
 
@@ -166,7 +171,7 @@ def _peers(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
     others = (f"{name}: {side(values)}" for name, values in results["sides"].items() if name != "project")
     return (
-        f"{results['model']}: training; the first batch; the end of the third epoch, reckoned from "
+        f"{results['model']}: training; the first batch; the end of the third epoch, extrapolated from "
         f"{results['images timed']:g} images",
         side(results["sides"]["project"]),
         "; ".join(others),
@@ -178,7 +183,7 @@ def _filter_detections(results: Mapping[str, Any]) -> tuple[str, str, str]:
         results[name] for name in ("stream from memory", "stream from disk", "bytes from disk", "pandas from memory")
     )
     return (
-        f"a table like that of Open Images, {results['rows'] / 1e6:.1f} million made-up boxes, for three classes",
+        f"a table like that of Open Images, {results['rows'] / 1e6:.1f} million generated boxes, for three classes",
         f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk, where the bare bytes take "
         f"{bare['seconds']:g} s)",
         f"pandas, which reads it whole: {pandas['seconds']:g} s, {pandas['peak_mb']:,} MB",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Draws the README's figures of the offline sample and of the digits: bash readme_images/make.sh [PYTHON]
-# Two need more: explore.png, a picture of a browser, and those of array_study/, which are of other data.
+# Draws the figures of the documentation from the offline sample and the digits: bash readme_images/make.sh [PYTHON]
+# Not included: explore.png, a screenshot, and array_study/, which needs other data.
 set -euo pipefail
 images="$(cd "$(dirname "$0")" && pwd)"
 sources="$images/../src"

@@ -81,7 +81,7 @@ class TestScripts:
             (("run_cluster_sets.sh", "99"), "there is no parameters/hyperparameters_99.txt"),
             (("run_cluster_sets.sh", "--check", "mine.txt"), "there is no mine.txt"),
             (("setup_conda.sh", "a", "b"), "2 arguments, not 1"),
-            (("setup_conda.sh", "--help"), "--help is no name for an environment"),
+            (("setup_conda.sh", "--help"), "--help is not a valid environment name"),
         ],
     )
     def test_invalid_arguments_print_the_usage(self, place, command, message):
@@ -356,7 +356,7 @@ class TestJobs:
         (state,) = cluster.await_end(job, 300)
         log = (place / "logs" / f"image-run-{job}.log").read_text()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
-        assert log.count("goes back into the queue") == log.count("\ngoing on ") == 1
+        assert log.count("is requeued") == log.count("\ngoing on ") == 1
         trained = epochs_in(log)  # fewer where the run stops early
         assert trained == list(range(1, trained[-1] + 1)), "each epoch was to be trained once"
         with (place / "saved_models" / run_name(0.001, "ResNet18") / "history.csv").open() as file:
