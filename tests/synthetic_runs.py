@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.settings import CHECKPOINTS, Settings
+from reporting.runs import SCORE_COLUMNS, Hyperparameters, Run
 
 CLASSES = ("cat", "dog")
 DIGESTS = {"a": "a" * 32, "b": "b" * 32}
@@ -87,6 +89,70 @@ def write_run(
         ]
         _write_answers(folder / "validation_best_val_acc.csv", classes[:2], answers)
     return folder
+
+
+COLUMNS = ["", "Modelname", "Group", *SCORE_COLUMNS]
+
+
+def run_name(model="VGG", pretrained=False, augmentation=False, lr=0.001, wd=0.01, gamma=0.95):
+    return f"{model}_pretrained_{pretrained}_aug_{augmentation}_lr_{lr}_wd_{wd}_g_{gamma}"
+
+
+def make_row(name, accuracy, group=None, **others):
+    """A row of a table whose scores are all equal to its test accuracy."""
+    row = dict.fromkeys(SCORE_COLUMNS, accuracy)
+    return {"": 0, "Modelname": name, "Group": name.split("_")[0] if group is None else group, **row, **others}
+
+
+def write_rows(file, rows, columns=COLUMNS):
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def make_run(name, accuracy, per_class=None, val=None, val_per_class=None, group="VGG", images=105):
+    scores = {
+        "test_accuracy_best_val_acc": accuracy, "test_per_class_accuracy_best_val_acc": per_class,
+        "val_accuracy": val, "val_per_class_accuracy": val_per_class,
+    }  # fmt: skip
+    known = {column: score for column, score in scores.items() if score is not None}
+    return Run(name, group, known, images, hyperparameters=Hyperparameters.from_name(name))
+
+
+def make_metrics(name, group, accuracies, images=105, seed=100, **test_sets):
+    """The content of a run's `metrics.json`, with an accuracy for each checkpoint."""
+    settings = {"seed": seed}
+    if known := Hyperparameters.from_name(name):
+        keys = ("model_type", "pretrained", "data_augmentation", "learning_rate", "weight_decay", "gamma")
+        settings |= dict(zip(keys, dataclasses.astuple(known), strict=True))
+    checkpoints = {}
+    for number, (checkpoint, accuracy) in enumerate(zip(CHECKPOINTS, accuracies, strict=True), 1):
+        scores = {"loss": 0.1 * number, "accuracy": accuracy, "per_class_accuracy": accuracy - 0.01}
+        checkpoints[checkpoint] = {
+            "epoch": number,
+            "test": {"first": {"images": images, **scores, "confusion_matrix": []}, **test_sets},
+            "train": {"loss": 0.01 * number, "accuracy": 0.9, "per_class_accuracy": 0.8},
+            "val": {"loss": 0.02 * number, "accuracy": 0.5 + 0.1 * number, "per_class_accuracy": 0.4},
+        }
+    return {"run": name, "group": group, "settings": settings, "checkpoints": checkpoints}
+
+
+def write_metrics(directory, metrics, folder=None):
+    place = directory / (folder or metrics["run"])
+    place.mkdir(parents=True)
+    (place / "settings.json").write_text("{}")
+    (place / "metrics.json").write_text(json.dumps(metrics))
+
+
+def write_models(directory):
+    """Write four finished runs of two groups, in folders whose order differs from that of the names."""
+    write_metrics(directory, make_metrics(run_name("ResNet18"), "ResNet", (63 / 105, 0.5, 0.4)), "a")
+    write_metrics(directory, make_metrics(run_name("ResNet18", lr=1e-05), "ResNet", (42 / 105, 0.5, 0.4)), "b")
+    write_metrics(directory, make_metrics(run_name("CNNBasic", augmentation=True), "CNNBasic", (0.8, 0.5, 0.4)), "d")
+    write_metrics(directory, make_metrics(run_name("CNNBasic"), "CNNBasic", (0.8, 0.5, 0.4)), "c")
+    return directory
 
 
 def full_metrics() -> dict[str, Any]:
