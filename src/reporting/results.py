@@ -167,8 +167,8 @@ def _make_runs(
             counts[_key(run)] += 1
     for run in first.values():
         if (count := counts[_key(run)]) > 1:
-            told = [f"{name} {value}" for name in ("seed", "fold") if (value := getattr(run, name)) is not None]
-            where = f" with {' and '.join(told)}" if told else ""
+            parts = [f"{name} {value}" for name in ("seed", "fold") if (value := getattr(run, name)) is not None]
+            where = f" with {' and '.join(parts)}" if parts else ""
             notes.append(f"{run.name}{where} occurs {count} times: only the first is used")
     return [first[key] for key in sorted(first)], notes
 
@@ -205,7 +205,7 @@ def _make_run(cells: Mapping[Any, Any], known: Collection[str], **more: Any) -> 
         classes=tuple(filter(None, one_line(cells.get("classes") or "").split(", "))),
         recipe=one_line(cells.get("recipe") or "") or None,
         hyperparameters=known_settings,
-        baseline=_valid("test_accuracy", cells.get("baseline")),
+        baseline=_valid("val_accuracy", cells.get("baseline")),
         **{column: int(numbers[column]) if column in numbers else None for column in _COUNTS},
         **more,
     )
@@ -220,9 +220,8 @@ def _valid(column: str, value: Any) -> float | None:
     if column in _COUNTS:
         lowest, highest = _COUNTS[column]
         return number if number.is_integer() and lowest <= number <= highest else None
-    # A loss has no upper limit. "loss" is also in the name of a checkpoint, whose accuracies have one.
-    most = math.inf if "loss" in column.removesuffix("_best_val_loss") else 1
-    return number if 0 <= number <= most else None
+    highest = math.inf if SCORE_COLUMNS[column][2] == "loss" else 1
+    return number if 0 <= number <= highest else None
 
 
 def _key(run: Run) -> tuple[Any, ...]:
