@@ -61,7 +61,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER",
         help="labelled images: a folder with one sub-folder per class, for some or all of the run's classes, or an "
         ".npz file")
-    parser.add_argument("--json", action="store_true", help="print scores and mistakes as JSON")
+    parser.add_argument("--json", action="store_true", help="print scores and mistakes as JSON instead of tables")
     parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR",
         help="folder for tables and figures, in a sub-folder named after each FOLDER (default: evaluations/ in the "
         "run's folder)")

@@ -70,8 +70,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE_OR_FOLDER",
         help="images, or folders that are searched for images at any depth; unusable files are reported")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const=_print_json, help="print JSON")
-    form.add_argument("--csv", dest="form", action="store_const", const=_print_csv, help="print CSV")
+    form.add_argument("--json", dest="form", action="store_const", const=_print_json,
+        help="print a JSON list instead of a table")
+    form.add_argument("--csv", dest="form", action="store_const", const=_print_csv,
+        help="print CSV instead of a table")
     parser.add_argument("--unknown", action="store_true",
         help="answer unknown for images that are unlike the training images")
     parser.add_argument("--cam", type=Path, metavar="DIR",

@@ -75,7 +75,7 @@ def draw_grid(runs: Sequence[Run], title: str) -> Figure | None:
     drawn = axes.imshow(means, cmap="Blues", aspect="auto", origin="lower")
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
     for (row, column), mean in np.ndenumerate(means):
-        count = counts.iat[row, column]
+        count = int(counts.iat[row, column])
         text = f"{mean:.1%}\n{count} run{'s' * (count > 1)}" if count else "no run"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if mean > middle else "black")
     axes.set_xticks(range(means.shape[1]), map(str, grid.columns))
