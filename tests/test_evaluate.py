@@ -123,7 +123,7 @@ def test_some_of_the_classes_and_several_folders_and_archives(score, place, tmp_
 
 def test_images_that_were_trained_on_are_told(score, tmp_path):
     _, _, notes = score("runs", "train", "-o", tmp_path)
-    assert notes == ["60 of the 60 images of train were trained or validated on, which makes scores too high"]
+    assert notes == ["60 of the 60 images of train were used for training or validation: the scores are too high"]
 
 
 @pytest.mark.parametrize(
