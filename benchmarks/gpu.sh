@@ -2,8 +2,8 @@
 # Tests and measures everything that needs a GPU, in eight minutes at most: bash benchmarks/gpu.sh [--smoke] [FOLDER]
 #
 # Writes FOLDER/gpu.json after each part, and FOLDER/log.txt; the default of FOLDER is $OUT. The exit status is 1 if a
-# part failed. Missing packages are installed from benchmarks/wheels/, see README.md. --smoke runs all parts at the
-# smallest size, also without a GPU.
+# part failed. Missing packages are installed from benchmarks/wheels/, see docs/benchmarks.md. --smoke runs all parts at
+# the smallest size, also without a GPU.
 set -euo pipefail
 
 smoke=()

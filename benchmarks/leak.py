@@ -1,6 +1,6 @@
 """How many test images SmallVGG classifies correctly, for images that leaked into training and for the others.
 
-`python benchmarks/leak.py` prints the table of the README. It reads `saved_models/results/`: the output of
+`python benchmarks/leak.py` prints a table of docs/results.md. It reads `saved_models/results/`: the output of
 `audit.py --json` on the original photographs, and of `predict.py --csv` on `dataset_testing`.
 """
 

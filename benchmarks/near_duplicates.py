@@ -114,7 +114,7 @@ def make_copies(images: Sequence[Image.Image], seed: int) -> dict[str, dict[int,
 
 
 def find_all_again(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """Return the pairs, without the store of an earlier turn."""
+    """The pairs, without what an earlier turn remembers."""
     verdicts.forget()
     return find_near_duplicates(fingerprints)
 

@@ -1,4 +1,4 @@
-"""Writes the table of speeds from the results of the benchmarks: `python benchmarks/table.py`."""
+"""Writes the table of docs/benchmarks.md from the results of the benchmarks: `python benchmarks/table.py`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program, write_whole
 
-README = RESULTS.parents[1] / "README.md"
-BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- to here -->"
+PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- end of table -->"
 RATES = "images a second"
 
 
@@ -27,27 +27,14 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Writes the table of speeds from benchmarks/results/ into a Markdown file.")
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        default=README,
-        metavar="FILE",
-        help="Markdown file with the table (default: the repository's README.md)",
-    )
-    readme = parser.parse_args().readme
-    before, after = _around(readme)
-    tables = "\n".join(f"On `{machine}`:\n\n{as_markdown(rows)}" for machine, rows in read_rows(RESULTS).items())
-    with write_whole(readme) as partial:
-        partial.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
-    return 0
-
-
-def _around(readme: Path) -> tuple[str, str]:
-    match = re.fullmatch(f"(.*){BEGIN}\n.*{END}(.*)", readme.read_text(), re.DOTALL)
+    ArgumentParser(description="Writes the table of docs/benchmarks.md from benchmarks/results/.").parse_args()
+    match = re.fullmatch(f"(.*{BEGIN}\n).*({END}.*)", PAGE.read_text(), re.DOTALL)
     if not match:
-        raise UserError(f"{readme} has no place for the table: a line {BEGIN}, and after it a line {END}")
-    return match[1], match[2]
+        raise UserError(f"{PAGE} has no place for the table: add a line {BEGIN}, and after it a line {END}")
+    tables = "\n".join(f"On `{machine}`:\n\n{as_markdown(rows)}" for machine, rows in read_rows(RESULTS).items())
+    with write_whole(PAGE) as partial:
+        partial.write_text(f"{match[1]}\n{tables}\n{match[2]}")
+    return 0
 
 
 def read_rows(directory: Path) -> dict[str, list[Row]]:
@@ -70,7 +57,7 @@ def as_markdown(rows: list[Row]) -> str:
 def _start(results: Mapping[str, Any]) -> tuple[str, str, str]:
     ready, first = results["images ready after s"], results["from the command to the first batch s"]
     return (
-        f"a second run on {results['images']:,} photographs: images ready; from the command to the first batch",
+        f"a second run on {results['images']:,} photographs: time until images are ready; until the first batch",
         f"{ready['project']:g} s; {first['project']:g} s",
         f"the plain reference: {ready['reference']:g} s, {results['ratio']:g} times as long; {first['reference']:g} s",
     )
@@ -109,7 +96,7 @@ def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
-        f"{results['model']}: a training step without `torch.compile`, and with it",
+        f"{results['model']}: a training step, eager and with `torch.compile`",
         f"{rates['eager']:g} images/s",
         f"compiled: {rates['compiled']:g} images/s, after {results['compiling s']:g} s of compiling",
     )
@@ -127,9 +114,9 @@ def _experiment(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _predicting(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
-        f"{results['model']}: answers on {results['photographs']} photographs, from their files",
-        f"{rates['predict_files']:g} images/s, {results['share of the model alone']:.0%} of the model's own pace",
-        f"the model alone, on decoded images: {rates['model']:g} images/s",
+        f"{results['model']}: predictions for {results['photographs']} photographs, read from files",
+        f"{rates['predict_files']:g} images/s, {results['share of the model alone']:.0%} of the model's own rate",
+        f"the model alone, on images in memory: {rates['model']:g} images/s",
     )
 
 
@@ -184,9 +171,9 @@ def _filter_detections(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
     return (
         f"a table like that of Open Images, {results['rows'] / 1e6:.1f} million generated boxes, for three classes",
-        f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk, where the bare bytes take "
+        f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk, where reading the bytes takes "
         f"{bare['seconds']:g} s)",
-        f"pandas, which reads it whole: {pandas['seconds']:g} s, {pandas['peak_mb']:,} MB",
+        f"pandas, which loads the whole table: {pandas['seconds']:g} s, {pandas['peak_mb']:,} MB",
     )
 
 
@@ -211,7 +198,7 @@ def _near_duplicates(results: Mapping[str, Any]) -> tuple[str, str, str]:
         return next(f"{method['seconds']:g} s" for key, method in results["methods"].items() if key.startswith(name))
 
     return (
-        f"copies of 200 photographs that are found, cropped by 2, 5 and 10 %; {results['photographs']:,} compared",
+        f"share of cropped copies of 200 photographs found (by 2, 5, 10%); {results['photographs']:,} compared",
         f"{shares('dataset.duplicates')}; {seconds('dataset.duplicates')}",
         f"ImageHash's phash: {shares('phash 8')}; {seconds('phash 8')}",
     )
@@ -225,8 +212,8 @@ def _groups(results: Mapping[str, Any]) -> tuple[str, str, str]:
     photographs = {f"{int(size):,}": measured for size, measured in results["photographs"].items()}
     dense = results.get("dense")
     return (
-        f"the groups of {', '.join(photographs)} drawn images, and again with the images already examined"
-        + (f"; an audit of {dense['images']:,} images that all resemble one another" if dense else ""),
+        f"grouping {', '.join(photographs)} drawn images, first and with a warm cache"
+        + (f"; an audit of {dense['images']:,} images that all look alike" if dense else ""),
         "; ".join(map(listed, [*photographs.values(), *([dense] if dense else [])])),
         "",
     )
@@ -239,10 +226,10 @@ def _shortcut(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
     label, seeds = results["label"], len(results["ways"]["minority"])
     return (
-        f"SmallVGG: mean probability of {label} on held-out books, as they are and augmented, by what was augmented in "
+        f"SmallVGG: mean probability of {label} for held-out books, original and augmented, by what was augmented in "
         f"training; means of {seeds} seeds",
         "; ".join(map(means, ("all", "random", "none"))),
-        f"only the small classes: {means('minority')}",
+        f"only the small classes augmented: {means('minority')}",
     )
 
 
@@ -251,7 +238,7 @@ def _sweep(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"{results['runs']} small runs on the offline sample",
         f"{seconds['sweep']:g} s in one process",
-        f"{seconds['starts']:g} s for as many starts of `main.py`: {results['ratio']:g} times as long",
+        f"{seconds['starts']:g} s as separate starts of `main.py`: {results['ratio']:g} times as long",
     )
 
 
@@ -272,7 +259,7 @@ def _transfer(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _batch_augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
-        f"random crop, flip and colours of batches of {results['batch']} photographs, {results['side']} pixels square",
+        f"random crop, flip and colour jitter of batches of {results['batch']} photographs, {results['side']} pixels",
         f"{rates['project']:g} images/s",
         f"torchvision's v2 transforms, image by image: {rates['torchvision']:g} images/s",
     )

@@ -38,13 +38,18 @@ def main() -> int:
     output_dir = arguments.output_dir or run_dir / "evaluations"
     evaluations = {}
     for folder in folders:
-        evaluations[folder.name] = evaluation = evaluate(run, folder)
+        evaluation = evaluate(run, folder)
         evaluation.write(output_dir / folder.name, f"{own_name(run_dir)}\n{run.checkpoint} on {folder.name}")
-    tested = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
+        evaluations[folder.name] = evaluation
     metrics = {
         "run": str(run_dir),
         "settings": {"classes": list(run.classes)},
-        "checkpoints": {run.checkpoint: {"epoch": run.epoch, "test": tested}},
+        "checkpoints": {
+            run.checkpoint: {
+                "epoch": run.epoch,
+                "test": {name: evaluation.to_json() for name, evaluation in evaluations.items()},
+            }
+        },
     }
     if arguments.json:
         mistakes = {name: evaluation.mistakes() for name, evaluation in evaluations.items()}

@@ -13,6 +13,7 @@ from PIL import Image
 from helpers import REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
+PAGE = "docs/benchmarks.md"
 LIBRARIES = {"measuring.py", "pacing.py", "reference.py"}
 
 
@@ -30,9 +31,11 @@ for program in sys.argv[1:]:
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with the benchmarks, without their results."""
+    """A folder with the benchmarks, without their results, and with the page of their table."""
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
     (tmp_path / "src").symlink_to(REPOSITORY / "src")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / PAGE).write_text("before\n<!-- from benchmarks/table.py -->\nold\n<!-- end of table -->\nafter\n")
     return tmp_path
 
 
@@ -56,11 +59,9 @@ def test_training_and_testing_benchmarks_fill_the_table(place):
     smallest = ("--models", "SmallVGG", "--batches", "1", "--repeats", "1")
     start(place, "training.py", *smallest, "--data", place / "data")
     start(place, "testing.py", "--model", "SmallVGG", "--per-class", "1", "--repeats", "1", "--data", place / "data")
-    readme = place / "README.md"
-    readme.write_text("before\n<!-- from benchmarks/table.py -->\nold\n<!-- to here -->\nafter\n")
     for _ in range(2):
         start(place, "table.py")
-        lines = readme.read_text().splitlines()
+        lines = (place / PAGE).read_text().splitlines()
         assert (lines[0], lines[-1]) == ("before", "after")
         assert "old" not in lines
         assert [line.split("`")[1] for line in lines if line.startswith("| `")] == ["training.py", "testing.py"]
@@ -74,9 +75,8 @@ def test_groups_benchmark(place):
     assert results["photographs"]["300"]["result"] == 3
     assert results["dense"]["images"] == 600
     assert [len(part["seconds"]) for part in (results["photographs"]["300"], results["dense"])] == [2, 2]
-    (place / "README.md").write_text("<!-- from benchmarks/table.py -->\n<!-- to here -->\n")
     start(place, "table.py")
-    assert "| `groups.py` | the groups of 300 drawn images" in (place / "README.md").read_text()
+    assert "| `groups.py` | grouping 300 drawn images" in (place / PAGE).read_text()
 
 
 @pytest.mark.slow

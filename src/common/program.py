@@ -72,7 +72,7 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 def hush_runs(verbose: bool) -> None:
     """Show only the warnings of runs unless verbose."""
     if not verbose:
-        for module in ("run", "trainer", "features", "logger"):
+        for module in ("run", "run_folder", "trainer", "features", "logger"):
             logging.getLogger(f"pipeline.{module}").setLevel(logging.WARNING)
 
 
