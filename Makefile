@@ -1,9 +1,9 @@
-# The project's two commands for a newcomer: `make train` and `make test`.
+# Two commands to start with: `make train` and `make test`.
 
 PYTHON ?= python3
 VENV ?= .venv
 IN_VENV = $(VENV)/bin/python
-IN_PARALLEL = OMP_NUM_THREADS=1 $(IN_VENV)  # a test process for each core
+IN_PARALLEL = OMP_NUM_THREADS=1 $(IN_VENV)  # one test process per core
 
 .PHONY: install train test test-slow lint figures
 

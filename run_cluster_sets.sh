@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All runs of a parameter file: sbatch run_cluster_sets.sh 7
+# Trains and tests all runs of a parameter file: sbatch run_cluster_sets.sh 7
 # The whole experiment: sbatch --array=1-35 run_cluster_sets.sh
-# Flags of src/sweep.py may follow, and a file may stand for the number: sbatch run_cluster_sets.sh mine.txt -d photos
-# Are the arguments right? On the login node: bash run_cluster_sets.sh --check 7
-# Partition and GPUs come from sbatch's flags, or from SBATCH_PARTITION and SBATCH_GPUS.
+# With your own file and flags of src/sweep.py: sbatch run_cluster_sets.sh mine.txt -d photos
+# Check the arguments on the login node: bash run_cluster_sets.sh --check 7
+# Set partition and GPUs by sbatch's flags, or by SBATCH_PARTITION and SBATCH_GPUS.
 #SBATCH --job-name=image-sets
 #SBATCH --output=logs/%x-%j.log
 #SBATCH --open-mode=append
@@ -14,7 +14,7 @@
 set -euo pipefail
 usage="usage: sbatch run_cluster_sets.sh N|FILE [FLAG...], or sbatch --array=1-35 run_cluster_sets.sh [FLAG...]"
 
-# Slurm runs a copy of this script that lies elsewhere.
+# Slurm runs a copy of this script in another folder.
 repository="$(dirname "$0")"
 [ -f "$repository/src/cluster.sh" ] || repository="${SLURM_SUBMIT_DIR:-.}"
 cd "$repository"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the conda environment, or brings it up to date: bash setup_conda.sh, or sbatch setup_conda.sh
-# The jobs take it with PYTHON_ENVIRONMENT=conda:image-classification.
+# Creates or updates the conda environment: bash setup_conda.sh, or sbatch setup_conda.sh
+# Jobs use it with PYTHON_ENVIRONMENT=conda:image-classification.
 #SBATCH --job-name=image-setup
 #SBATCH --output=logs/%x-%j.log
 #SBATCH --open-mode=append
@@ -9,7 +9,7 @@
 set -euo pipefail
 usage="usage: bash setup_conda.sh [NAME]"
 
-# Slurm runs a copy of this script that lies elsewhere.
+# Slurm runs a copy of this script in another folder.
 repository="$(dirname "$0")"
 [ -f "$repository/src/cluster.sh" ] || repository="${SLURM_SUBMIT_DIR:-.}"
 cd "$repository"
@@ -18,7 +18,7 @@ source src/cluster.sh
 
 [ $# -le 1 ] || refuse "$# arguments, not 1" "$usage"
 name="${1:-image-classification}"
-[[ "$name" =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] || refuse "$name is no name for an environment" "$usage"
+[[ "$name" =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] || refuse "$name is not a valid environment name" "$usage"
 command -v conda >/dev/null || refuse "there is no conda on PATH"
 
 action=create

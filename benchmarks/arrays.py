@@ -1,7 +1,7 @@
-"""The array study's training: this project beside a plain loop that reads `.npy` files in `__getitem__`.
+"""Training speed on 28x28 arrays: this project and a plain loop that reads `.npy` files in `__getitem__`.
 
-Both train each of the study's models on the same 28x28 images, in fresh processes, in turns. The project reads the
-files once, before that.
+Both train each model of the array study on the same images, in fresh processes, in turns. The project reads the files
+once, before training.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from measuring import three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.array_images import write_digits
 from pacing import compare_paces
 from pipeline.settings import Settings
 from reporting.study import STUDIED
 
-BATCH_SIZE = 64  # the study's
+BATCH_SIZE = 64  # of the study
 
 
 def main() -> int:
@@ -28,12 +28,14 @@ def main() -> int:
         help="a folder with array_images/TRAIN.tar.xz (default: the variable IMAGE_PROJECT_DATA; where there is "
         "none, the embedded digits are taken)",
     )  # fmt: skip
-    parser.add_argument("--models", nargs="+", default=STUDIED, choices=STUDIED, metavar="MODEL", help="(default: all)")
+    parser.add_argument(
+        "--models", nargs="+", default=STUDIED, choices=STUDIED, metavar="MODEL", help="models to train (default: all)"
+    )
     parser.add_argument(
         "--batches", type=int, default=100, metavar="N",
-        help=f"of {BATCH_SIZE} images that are timed, in training and in validation (default: %(default)s)",
+        help=f"timed batches of {BATCH_SIZE} images, in training and in validation (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parser.parse_args()
     results = {"batch": BATCH_SIZE, "repeats": arguments.repeats, "models": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +55,7 @@ def main() -> int:
 
 
 def stage_arrays(data: Path | None, place: Path) -> int:
-    """Unpacks or writes the training set as `place/TRAIN/<label>/*.npy`; returns the number of its images."""
+    """Unpack or write the training set as `place/TRAIN/<label>/*.npy`; return the number of images."""
     archive = data / "array_images" / "TRAIN.tar.xz" if data else None
     if archive and archive.exists():
         with tarfile.open(archive) as tar:

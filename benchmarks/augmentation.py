@@ -1,8 +1,8 @@
-"""Padding and augmenting a dataset of photographs: this project against the plain reference.
+"""Padding and augmenting a dataset of photographs: this project and the plain reference.
 
-Both read all photographs, fit and pad them, and write augmented ones until every class is as large as the largest. The
-two take turns, each time in a fresh process and from files that are in memory. The quality of the written images is
-what their compression loses, on the same image.
+Both read all photographs, pad them, and write augmented images until all classes have the same size. They take turns,
+each time in a fresh process, with the files in memory. The quality of the written images is the loss by compression of
+the same image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measuring import measure, parse_with_photographs, write_results  # isort: skip  (it says where the others are)
+from measuring import measure, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment, resize_or_pad_image
 from dataset.folders import image_files, read_folder
@@ -24,7 +24,7 @@ from dataset.reading import read_image
 
 
 def run_reference(dataset_dir: Path, output_dir: Path) -> None:
-    """The plain script."""
+    """Run the plain script."""
     import reference
 
     reference.seed_everything(0)
@@ -33,7 +33,7 @@ def run_reference(dataset_dir: Path, output_dir: Path) -> None:
 
 
 def run_project(dataset_dir: Path, output_dir: Path) -> None:
-    """This project: padded images go to the image cache, augmented ones beside their class."""
+    """Run this project, which writes padded images to the image cache and augmented ones next to their class."""
     from pipeline.cache import Cache
     from pipeline.images import decode_images
 
@@ -43,7 +43,7 @@ def run_project(dataset_dir: Path, output_dir: Path) -> None:
 
 
 def measure_quality(paths: list[Path]) -> dict[str, float]:
-    """The mean peak signal-to-noise ratio in dB of padded images as either side saves them."""
+    """Return the mean peak signal-to-noise ratio, in dB, of padded images as each side saves them."""
     from matplotlib import pyplot as plt
 
     ratios: dict[str, list[float]] = {"reference": [], "project": []}
@@ -60,8 +60,8 @@ def measure_quality(paths: list[Path]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures the padding and augmenting of photographs.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser = ArgumentParser(description="Measures padding and augmenting photographs.")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     photographs = arguments.data / "open_images"
     counts = [len(image_files(folder)) for folder in sorted(photographs.iterdir())]

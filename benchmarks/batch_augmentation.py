@@ -1,15 +1,15 @@
-"""Random crops, mirror images and colour changes of training batches: this project against torchvision's v2 transforms.
+"""Random crops, flips and colour changes of training batches: this project and torchvision's v2 transforms.
 
-This project changes a whole batch at once, every image by its own numbers. Torchvision's transforms draw one set of
-numbers per call, so they are called image by image. Both start from the same uint8 batch and end with float32; they
-take turns in one process.
+This project transforms a whole batch at once, with different parameters for each image. Torchvision's transforms draw
+one set of parameters per call, so they are called image by image. Both start from the same uint8 batch and end with
+float32. They take turns in one process.
 """
 
 from __future__ import annotations
 
 import time
 
-from measuring import median, write_results  # isort: skip  (it says where the others are)
+from measuring import median, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, check_least, run_program
 
 BATCH, SIDE = 32, 224
@@ -17,7 +17,7 @@ BATCH, SIDE = 32, 224
 
 def main() -> int:
     parser = ArgumentParser(description="Measures random augmentation of batches.")
-    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parser.parse_args()
     check_least(arguments, repeats=1)
     import torch

@@ -1,8 +1,8 @@
-"""The training loop against its own ceiling: the same model, batch and precision on one resident random batch.
+"""The training loop and its upper bound: the same model, batch and precision on one resident random batch.
 
-The two take turns in one process; a ratio is taken of each turn. Beside them stands what the machine can do: the
-FLOPs of a training step, over the rate at which it multiplies large matrices in the same precision, and the bytes that
-the optimizer moves, over the rate at which it adds long vectors.
+The two take turns in one process, and each turn gives a ratio. The results also contain the limits of the machine: the
+FLOPs of a training step over the rate of large matrix products in the same precision, and the bytes that the optimizer
+moves over the rate of adding long vectors.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import finish_work, has_gpu, measure, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import finish_work, has_gpu, measure, median, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
 from pipeline.settings import Settings
 
 DEFAULT = ["ResNet18", "CNNBasic", "SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet"]
-BATCHES = {"ResNet18": 2, "CNNBasic": 1, "VGG": 1, "VGGAdapted": 1, "CustomVGG": 1}  # a turn; else a whole epoch
+BATCHES = {"ResNet18": 2, "CNNBasic": 1, "VGG": 1, "VGGAdapted": 1, "CustomVGG": 1}  # per turn; others: an epoch
 ARRAYS_BATCH = 64  # as in the array study
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures the training loop beside the same steps without a loop.")
+    parser = ArgumentParser(description="Compares the training loop with the same steps without a loop.")
     add_flags(parser, DEFAULT)
     parser.add_argument(
         "--batches", type=int, metavar="N",
-        help="of a turn (default: 2 for ResNet18, 1 for other models of photographs; an epoch for those of 28x28, and "
-        "on a GPU)",
+        help="batches per turn (default: 2 for ResNet18, 1 for other models of photographs; an epoch for those of "
+        "28x28 images, and on a GPU)",
     )  # fmt: skip
     arguments = parse_with_photographs(parser)
     with tempfile.TemporaryDirectory() as place:
@@ -54,22 +54,27 @@ def main() -> int:
 
 
 def add_flags(parser: ArgumentParser, default: list[str]) -> None:
-    """What is measured, and how often."""
+    """Add the flags for models and repetitions."""
     parser.add_argument(
         "--models", nargs="+", default=default, choices=MODELS, metavar="MODEL",
         help=f"(default: {' '.join(default)})",
     )  # fmt: skip
-    parser.add_argument("--turns", type=int, default=7, metavar="N", help="of each side (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="(default: 32, or 64 for the models of 28x28)")
+    parser.add_argument("--turns", type=int, default=7, metavar="N", help="turns of each side (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images per batch (default: 32, or 64 for the models of 28x28 images)",
+    )
 
 
 def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: int) -> dict[str, Any]:
-    """Trains a model in the project's loop, and another of its kind without, in turns.
+    """Train a model in the project's loop, and another one without the loop, in turns.
 
     Args:
         settings: of the run.
         cache_dir: for decoded images.
-        batches: of a turn; None for an epoch.
+        batches: per turn; None for an epoch.
         turns: of each side.
     """
     import torch
@@ -119,12 +124,12 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
 
 
 def batch_size_of(model: str) -> int:
-    """As in the parameter files, or in the array study."""
+    """Return the batch size of the parameter files, or of the array study."""
     return 32 if model in BATCHES else ARRAYS_BATCH
 
 
 def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool = False) -> Callable[[], None]:
-    """A training step of a model on one random batch, which lies on the device."""
+    """Return a training step of a model on one random batch that is on the device."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -149,13 +154,13 @@ def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool = False
 
 
 def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> dict[str, Any]:
-    """What a step must do, what the machine can do, and what share of its rate a step comes to.
+    """Return the work of a step, the rates of the machine, and the share of these rates that a step reaches.
 
     Args:
         model: on the device.
-        batch_size: images a step.
+        batch_size: images per step.
         hardware: of the run.
-        step: seconds that a step takes.
+        step: seconds of a step.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -165,7 +170,7 @@ def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> d
         model(images).sum().backward()
     model.zero_grad()
     flops = counter.get_total_flops() * batch_size / 2
-    # AdamW (amsgrad) reads the weights, gradients and three averages, and writes all of these but the gradients.
+    # AdamW (amsgrad) reads weights, gradients and three averages, and writes all of them except the gradients.
     moved = 9 * 4 * sum(parameter.numel() for parameter in model.trainable_parameters())
     multiplied, added = _matrix_rate(hardware), _memory_rate(hardware)
     return {
@@ -180,11 +185,11 @@ def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> d
 
 
 def _matrix_rate(hardware: Any, side: int = 4096) -> float:
-    """FLOP/s of the best of some multiplications of large matrices, in the run's precision."""
+    """Return the highest FLOP/s of several products of large matrices, in the run's precision."""
     import torch
 
     dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
-    count = 20  # at once, so that a GPU's starts and ends do not count
+    count = 20  # at once, so that kernel launches of a GPU do not count
     if hardware.device.type == "cpu":
         side, count = side // 2, 1
     left, right = (torch.randn(side, side, device=hardware.device).to(dtype) for _ in range(2))
@@ -197,7 +202,7 @@ def _matrix_rate(hardware: Any, side: int = 4096) -> float:
 
 
 def _memory_rate(hardware: Any, count: int = 1 << 26) -> float:
-    """Bytes a second of the best of some additions of long vectors: two are read, one of them is written."""
+    """Return the highest bytes per second of several additions of long vectors: two are read, one is written."""
     import torch
 
     left, right = (torch.ones(count, device=hardware.device) for _ in range(2))
@@ -205,7 +210,7 @@ def _memory_rate(hardware: Any, count: int = 1 << 26) -> float:
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
-    """By the wall clock, with what a GPU still has to do."""
+    """Return the wall-clock seconds of a function, including pending work of a GPU."""
     finish_work()
     begin = time.perf_counter()
     function()

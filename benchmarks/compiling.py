@@ -1,7 +1,7 @@
-"""Whether `torch.compile` would pay: a training step as it is and compiled, and what compiling takes.
+"""Training steps with and without `torch.compile`, and the time of compiling.
 
-Both steps are those of `ceiling.py`, on one resident random batch; each side in fresh processes, in turns, with nothing
-compiled before.
+Both steps are those of `ceiling.py`, on one resident random batch. Each side runs in fresh processes, in turns, with
+nothing compiled before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from measuring import Measured, measure_in_turns, median, three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import Measured, measure_in_turns, median, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from ceiling import add_flags, batch_size_of, make_step, seconds_of
 from common import ArgumentParser, run_program
 
@@ -19,9 +19,9 @@ DEFAULT = ["ResNet18", "SmallResNet"]
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures training steps as they are, and compiled by torch.compile.")
+    parser = ArgumentParser(description="Measures training steps with and without torch.compile.")
     add_flags(parser, DEFAULT)
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parser.parse_args()
     for model in arguments.models:
         batch_size = arguments.batch_size or batch_size_of(model)
@@ -36,16 +36,16 @@ def main() -> int:
 
 
 def take_steps(model_type: str, batch_size: int, compiled: bool, turns: int) -> dict[str, Any]:
-    """Takes training steps of a model.
+    """Run training steps of a model.
 
     Args:
         model_type: its name.
-        batch_size: images a step.
+        batch_size: images per step.
         compiled: by `torch.compile`.
-        turns: steps, but for the first.
+        turns: steps after the first.
 
     Returns:
-        The hardware, and the seconds of the first step, and of the median of the others.
+        The hardware, the seconds of the first step, and the median of the others.
     """
     from models import build_model
     from pipeline.hardware import Hardware, set_up_torch
@@ -56,13 +56,13 @@ def take_steps(model_type: str, batch_size: int, compiled: bool, turns: int) -> 
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = place
         step = make_step(build_model(model_type, 3), batch_size, hardware, compiled)
         first = seconds_of(step)
-        step()  # which a GPU's graphs are recorded in
+        step()  # records the CUDA graphs of a GPU
         others = [seconds_of(step) for _ in range(turns)]
     return {"hardware": str(hardware), "first": first, "other": median(others)}
 
 
 def summarise(measured: Mapping[str, Sequence[Measured]], batch_size: int) -> dict[str, Any]:
-    """The medians of both sides, and from how many images on compiling pays."""
+    """Return the medians of both sides, and the number of images at which compiling pays off."""
     first, other = (
         {side: median(each.result[name] for each in all_) for side, all_ in measured.items()}
         for name in ("first", "other")

@@ -1,8 +1,8 @@
-"""How long all runs of the parameter files take on this machine, each way: reckoned from what has been measured.
+"""The time of all runs of the parameter files on this machine, extrapolated from other measurements.
 
-Reads what `training.py` and `frozen.py` have written for the five models. Every run goes through all its epochs:
-nothing is taken off for early stopping, and decoding, starting and testing are left out on both sides. The frozen
-layers of a pretrained model are taken to run once, on the photographs and the augmented ones, for all its runs.
+Reads the results of `training.py` and `frozen.py` for the five models. Every run trains for all its epochs: early
+stopping is ignored. Decoding, starting and testing are left out on both sides. The frozen layers of a pretrained model
+are assumed to run once for all its runs, on the photographs and the augmented images.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from measuring import RESULTS, machine_name, three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import RESULTS, machine_name, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program
 from pipeline.parameters import experiment
 from pipeline.settings import Settings
 
 
 def main() -> int:
-    ArgumentParser(description="Reckons how long all runs of the parameter files take.").parse_args()
+    ArgumentParser(description="Extrapolates the time of all runs of the parameter files.").parse_args()
     models = {(settings.model_type, settings.pretrained) for settings in experiment()}
     write_results("experiment", extrapolate({model: read(*model) for model in models}))
     return 0
 
 
 def extrapolate(measured: Mapping[tuple[str, bool], Mapping[str, Any]]) -> dict[str, Any]:
-    """Extrapolate the days that all runs take, each way.
+    """Extrapolate the days that all runs take on each side.
 
-    Args:
-        measured: by model, and whether it is pretrained, what `training.py` or `frozen.py` writes of it.
+    `measured` has the results of `training.py` or `frozen.py`, by model and whether it is pretrained.
     """
     runs = list(experiment())
     seconds = {
@@ -47,11 +46,7 @@ def extrapolate(measured: Mapping[tuple[str, bool], Mapping[str, Any]]) -> dict[
 
 
 def read(model: str, pretrained: bool) -> dict[str, Any]:
-    """What was measured of a model.
-
-    Raises:
-        UserError: nothing was.
-    """
+    """Read the results for a model; raise UserError if there are none."""
     program = "frozen" if pretrained else "training"
     file = RESULTS / f"{program}_{model.lower()}_{machine_name()}.json"
     if not file.exists():
@@ -60,7 +55,7 @@ def read(model: str, pretrained: bool) -> dict[str, Any]:
 
 
 def epoch(side: Mapping[str, Any], settings: Settings) -> float:
-    """Seconds of an epoch. Of the photographs alone, without augmented ones, four times as many train as validate."""
+    """Return the seconds of an epoch. Without augmented images, training has four times the images of validation."""
     rates, images = side["measured"], side["reckoned"]
     validated = images["images to validate on"]
     trained = images["images to train on"] if settings.data_augmentation else 4 * validated
@@ -69,7 +64,7 @@ def epoch(side: Mapping[str, Any], settings: Settings) -> float:
 
 
 def preparation(results: Mapping[str, Any]) -> float:
-    """Seconds that frozen layers take for all images."""
+    """Return the seconds of the frozen layers for all images."""
     rate = results.get("images a second through the frozen layers")
     images = results["project"]["reckoned"]
     return (images["images to train on"] + images["images to validate on"]) / rate if rate else 0.0

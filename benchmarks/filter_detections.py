@@ -1,7 +1,7 @@
-"""Filtering a table of Open Images' size: this project's stream against pandas' whole-file read, and the bare bytes.
+"""Filtering a table of Open Images' size: this project's stream, pandas with the whole file, and reading only.
 
-Makes a table of the training split's form, with class frequencies that fall off as there. Each measurement is a fresh
-process; the kinds take turns. "From disk" means that the system's copy of the file in memory was dropped before.
+Makes a table with the columns and class frequencies of the training split. Each measurement is a fresh process; the
+kinds take turns. "From disk" means that the file is first dropped from the page cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from measuring import Measured, machine_name, measure, write_results  # isort: skip  (it says where the others are)
+from measuring import Measured, machine_name, measure, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.open_images import wanted_rows
 
@@ -27,12 +27,12 @@ HEADER = (
 ROWS = 14_600_000
 CLASSES = 601
 WANTED = (19, 299, 309)  # ranks by frequency: one common class and two rare ones
-BLOCK = 100_000  # rows that are made once and repeated under other image ids
+BLOCK = 100_000  # rows that are made once and repeated with other image ids
 BOXES_AN_IMAGE = 8
 
 
 def make_table(path: Path, rows: int, seed: int) -> list[str]:
-    """Writes a table of `rows` boxes; returns the ids of its classes, the most frequent first."""
+    """Write a table of `rows` boxes; return the ids of its classes, the most frequent first."""
     generator = np.random.default_rng(seed)
     label_ids = [
         f"/m/0{''.join(generator.choice(list('0123456789bcdfghjklmnpqrstvwxyz_'), 5))}" for _ in range(CLASSES)
@@ -50,7 +50,7 @@ def make_table(path: Path, rows: int, seed: int) -> list[str]:
                 block[starts[:count] + digit] = hexadecimal[(ids >> 4 * (15 - digit)) & 15]
             file.write(block[: starts[count]].tobytes())
         file.flush()
-        os.fsync(file.fileno())  # what is not on the disk yet cannot be dropped from memory
+        os.fsync(file.fileno())  # only data on the disk can be dropped from the page cache
     return label_ids
 
 
@@ -68,21 +68,21 @@ def _make_block(label_ids: list[str], generator: np.random.Generator) -> list[st
 
 
 def read_bytes(table: Path, label_ids: list[str]) -> None:
-    """Reads the file and does nothing with it."""
+    """Read the file without using it."""
     with table.open("rb", buffering=0) as file:
         while file.read(256 << 10):
             pass
 
 
 def filter_stream(table: Path, label_ids: list[str]) -> None:
-    """This project's filter."""
+    """Run this project's filter."""
     with table.with_name("stream.csv").open("wb") as file:
         file.write(HEADER.encode() + b"\n")
         file.writelines(wanted_rows(table, label_ids))
 
 
 def filter_pandas(table: Path, label_ids: list[str]) -> None:
-    """As FiftyOne's loader does it: the whole file as a frame, an index over it, and then the rows."""
+    """Filter like FiftyOne's loader: the whole file as a frame, an index, and then the rows."""
     import pandas
 
     frame = pandas.read_csv(table)
@@ -91,14 +91,14 @@ def filter_pandas(table: Path, label_ids: list[str]) -> None:
 
 
 def read_boxes(path: Path) -> Iterator[tuple]:
-    """Image, class and edges of each row."""
+    """Return image, class and edges of each row."""
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             yield row["ImageID"], row["LabelName"], *(float(row[edge]) for edge in ("XMin", "XMax", "YMin", "YMax"))
 
 
 def drop_from_memory(table: Path, label_ids: list[str]) -> None:
-    """Has the system forget its copy of the file, so that the next one to read it waits for the disk."""
+    """Drop the file from the page cache, so that it is next read from the disk."""
     descriptor = os.open(table, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
@@ -114,7 +114,7 @@ KINDS: dict[str, tuple[Callable[[Path, list[str]], None], bool]] = {
 
 
 def measure_all(table: Path, label_ids: list[str], repeats: int) -> dict[str, list[Measured]]:
-    """Measures all kinds in turn, `repeats` times over."""
+    """Measure all kinds in turn, `repeats` times."""
     measured: dict[str, list[Measured]] = {kind: [] for kind in KINDS}
     for _ in range(repeats):
         for kind, (function, from_disk) in KINDS.items():
@@ -125,10 +125,10 @@ def measure_all(table: Path, label_ids: list[str], repeats: int) -> dict[str, li
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures the filtering of a table of 14.6 million detections.")
-    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    parser = ArgumentParser(description="Measures filtering a table of 14.6 million detections.")
+    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="rows of the table (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "detections.csv"

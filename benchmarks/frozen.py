@@ -1,9 +1,9 @@
-"""A pretrained VGG run of 30 epochs on 4,410 photographs, whose features are frozen, and the next run in a sweep.
+"""A pretrained VGG run of 30 epochs on 4,410 photographs with frozen layers, and the next run in a sweep.
 
 Each side trains and validates some batches and saves its checkpoints, in a fresh process, in turns; the project has
-computed the features of some images before. The runs are reckoned from these: the plain reference runs its frozen
-layers for each image in each epoch; the project runs them once, and in the next run of a sweep not at all. The
-pretrained weights are random numbers, which take as long.
+computed the features of some images before. The time of whole runs is extrapolated: the plain reference runs its frozen
+layers for each image in each epoch; the project runs them once, and not at all in the next run of a sweep. The
+pretrained weights are random numbers, which does not change the speed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import RESULTS, has_gpu, three_digits  # isort: skip  (it says where the others are)
+from measuring import RESULTS, has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from pacing import compare_paces, describe
@@ -23,18 +23,20 @@ from helpers import save_random_weights
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures training behind frozen layers.")
+    parser = ArgumentParser(description="Measures training with frozen layers.")
     parser.add_argument(
         "--model", default="VGG", choices=("VGG", "VGGAdapted", "CustomVGG"), metavar="MODEL",
         help="VGG, VGGAdapted or CustomVGG (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="of a run (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of a run (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)"
+    )
     parser.add_argument(
         "--batches", type=int, default=2, metavar="N",
-        help="that are timed, in training and in validation (default: %(default)s)",
+        help="timed batches, in training and in validation (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

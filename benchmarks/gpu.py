@@ -1,14 +1,14 @@
-"""All tests and measures on a GPU, one part after the other, each a process with a time limit. Started by `gpu.sh`.
+"""All tests and measurements on a GPU, each in a process with a time limit. Started by `gpu.sh`.
 
-The five models of the parameter files train on drawn images:
+The five models of the parameter files train on generated images:
 
-- in batches that suit the card: the project's loop beside its ceiling, as it is and with --compile, which are CUDA
-  graphs there; and the model FLOPs utilisation against the card's data sheet;
-- in batches of 32, as the parameter files have it: this project, and the plain reference, which is as torch comes;
+- in batches that suit the card: the project's loop and its ceiling, with and without --compile, which uses CUDA graphs
+  on a GPU; and the model FLOPs utilisation relative to the card's data sheet;
+- in batches of 32, as in the parameter files: this project, and the plain reference with torch's default settings;
   pretrained VGG models on features, which the project computes once. The 1040 runs are extrapolated from these rates.
 
-Then ResNet18 trains in torchvision's loop and in timm's. What was measured is written after each step, so that a part
-that runs out of time, or fails, loses nothing else.
+Then ResNet18 trains in the loops of torchvision and timm. The results are written after each step, so that a part that
+fails or reaches its time limit loses nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from measuring import RESULTS, has_gpu, machine_name, measure, three_digits  # isort: skip  (it says where the others are)
+from measuring import RESULTS, has_gpu, machine_name, measure, three_digits  # isort: skip  (it adds src/ to the path)
 from ceiling import take_turns
 from common import ArgumentParser, available_cores, run_program, write_json
 from dataset.folders import read_folder
@@ -43,20 +43,20 @@ from pipeline.settings import Settings
 
 REPOSITORY = RESULTS.parents[1]
 SECONDS = 460  # for all parts
-IMAGES = (3526, 332)  # that a run of the experiment trains on and validates on, as in `training.py`
-# TFLOP/s in bf16, dense, of NVIDIA's data sheets, by a part of the card's name. The first that fits counts.
+IMAGES = (3526, 332)  # for training and validation in a run of the experiment, as in `training.py`
+# Dense bf16 TFLOP/s in NVIDIA's data sheets, by a part of the card's name. The first match is used.
 PEAKS = {"H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0}
-COMPILED = ("ResNet18", "CNNBasic")  # the models that are also measured with --compile, whose start takes long
-SMALLEST = "timm/test_efficientnet"  # which the smoke mode trains
+COMPILED = ("ResNet18", "CNNBasic")  # models that are also measured with --compile, which starts slowly
+SMALLEST = "timm/test_efficientnet"  # for the smoke mode
 
 
 class Plan(NamedTuple):
-    """How much is measured.
+    """The amount of measurements.
 
     Attributes:
-        images: that are drawn of each of three classes.
-        batches: that are timed, of those of an epoch.
-        plain_batches: likewise, of the reference, which is slower.
+        images: generated per class, of three classes.
+        batches: that are timed, per epoch.
+        plain_batches: the same for the reference, which is slower.
         turns: of loop and ceiling.
     """
 
@@ -70,11 +70,11 @@ WHOLE, SMOKE = Plan(1000, 70, 20, 3), Plan(30, 1, 1, 1)
 
 
 class Part(NamedTuple):
-    """A step that runs by itself.
+    """A step that runs independently.
 
     Attributes:
-        run: gives what is known so far, again and again, from the plan and the folder with the images.
-        limit: seconds that it may take.
+        run: yields the results so far, given the plan and the folder with the images.
+        limit: in seconds.
     """
 
     run: Callable[[Plan, Path], Iterator[Mapping[str, Any]]]
@@ -83,9 +83,9 @@ class Part(NamedTuple):
 
 def main() -> int:
     parser = ArgumentParser(description="Tests and measures everything on a GPU.")
-    parser.add_argument("--smoke", action="store_true", help="try the parts at the smallest size")
-    parser.add_argument("--part", help="run this one only, which the program does to itself")
-    parser.add_argument("out", type=Path, metavar="FOLDER", help="where gpu.json goes")
+    parser.add_argument("--smoke", action="store_true", help="run every part at the smallest size, also without a GPU")
+    parser.add_argument("--part", help="run only this part; the program starts itself with this flag")
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="folder for gpu.json")
     arguments = parser.parse_args()
     plan = SMOKE if arguments.smoke else WHOLE
     if arguments.part:
@@ -108,7 +108,7 @@ def main() -> int:
 
 
 def parts(plan: Plan) -> dict[str, Part]:
-    """The parts, the most important ones first, which then have time left."""
+    """Return the parts, the most important ones first, before the time runs out."""
     models = {"ResNet18": 256, "CNNBasic": 128, "VGG": 128, "CustomVGG": 128, "VGGAdapted": 128}
     if plan == SMOKE:
         models = {SMALLEST: 8}
@@ -123,7 +123,7 @@ def parts(plan: Plan) -> dict[str, Part]:
 
 
 def run_part(name: str, limit: float, place: Path, smoke: bool) -> dict[str, Any]:
-    """Runs a part in a process, which is ended with its own at the limit; returns what it came to until then."""
+    """Run a part in a process that is killed with its children at the limit; return its results so far."""
     if limit < 10:
         return {"ended": "not begun: no time was left"}
     print(f"--- {name}: {limit:.0f} s at most", flush=True)
@@ -136,7 +136,7 @@ def run_part(name: str, limit: float, place: Path, smoke: bool) -> dict[str, Any
     except subprocess.TimeoutExpired:
         ended = "at its limit"
     finally:
-        with suppress(ProcessLookupError):  # else what it started, and left, would go on
+        with suppress(ProcessLookupError):  # ends its remaining children
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     file = place / f"{name}.json"
@@ -145,7 +145,7 @@ def run_part(name: str, limit: float, place: Path, smoke: bool) -> dict[str, Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """The versions, and the card with its driver, memory and highest clock, as nvidia-smi names them."""
+    """Return the versions, and the card with its driver, memory and highest clock, as nvidia-smi names them."""
     import torch
 
     query = "nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader"
@@ -160,7 +160,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def draw(directory: Path, count: int) -> None:
-    """Draws images of three classes, of 224x224 pixels, on all cores."""
+    """Generate images of three classes, of 224x224 pixels, on all cores."""
     with ProcessPoolExecutor(available_cores()) as pool:
         for label in range(3):
             folder = directory / f"class_{label}"
@@ -173,7 +173,7 @@ def _draw_one(folder: Path, number: int) -> None:
 
 
 def run_tests(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
-    """The tests that need a GPU: how many there are of each outcome, what failed and why, what took longest."""
+    """Run the tests that need a GPU; yield the number of each outcome, the failures, and the slowest tests."""
     file = place / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={file}"]
     status = subprocess.run([*command, "tests/test_cuda.py"], cwd=REPOSITORY, check=False).returncode
@@ -191,7 +191,7 @@ def run_tests(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def measure_model(model: str, batch_size: int, plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
-    """All rates of a model."""
+    """Measure all rates of a model."""
     settings = Settings(model_type=model, data_dir=place / "open_images", output_dir=place / "runs", wandb="disabled")
     results: dict[str, Any] = {"model": model, "batches of 32": {}}
 
@@ -216,7 +216,7 @@ def measure_model(model: str, batch_size: int, plan: Plan, place: Path) -> Itera
 
 
 def _kinds(settings: Settings, place: Path) -> Iterator[Settings]:
-    """From scratch, and pretrained where the parameter files have that, with random numbers for weights."""
+    """Measure training from scratch, and pretrained with random weights if the parameter files contain that."""
     yield settings
     if "VGG" in settings.model_type:
         sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -229,7 +229,7 @@ def _kinds(settings: Settings, place: Path) -> Iterator[Settings]:
 
 
 def _in_place(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls what may leave the current folder."""
+    """Call a function that may change the current folder."""
     here = Path.cwd()
     try:
         return function(*arguments)
@@ -238,7 +238,7 @@ def _in_place(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _utilise(turns: Mapping[str, Any]) -> dict[str, Any]:
-    """The share of the card's peak that a training step's FLOPs come to, and the most memory that was taken."""
+    """Return the model FLOPs utilisation of a training step, and the peak memory."""
     import torch
 
     if not has_gpu():
@@ -258,7 +258,7 @@ def _utilise(turns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pace_of_reference(settings: Settings, batches: int) -> Pace:
-    """Trains and validates the plain way, on as many images as are timed."""
+    """Train and validate the reference, on as many images as are timed."""
     import numpy as np
 
     import reference
@@ -278,7 +278,7 @@ def pace_of_reference(settings: Settings, batches: int) -> Pace:
 
 
 def measure_peers(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
-    """Other training loops, in batches of 32."""
+    """Measure other training loops, in batches of 32."""
     if plan == SMOKE:
         yield compare(place, SMALLEST, plan.batches, 1, ("ceiling", "torchvision", "timm"))
     else:
@@ -286,7 +286,7 @@ def measure_peers(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def extrapolate_runs(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """How long all runs of the parameter files take, once the rates of all models are known."""
+    """Extrapolate the time of all runs of the parameter files, if the rates of all models are known."""
     rates = {
         (results["model"], kind == "pretrained"): sides
         for results in measured.values()

@@ -1,8 +1,8 @@
-"""How long it takes to find the groups of many images, and how much memory: once with nothing known, and once more.
+"""Time and memory for finding the groups of many images, with and without a filled store.
 
-Two kinds of datasets are drawn into a temporary folder. "photographs": distinct images of random shapes, one in a
-hundred of them a recompressed copy of another; `examine` and `find_groups`. "dense": 32x32 images of ten classes, each
-a pattern of colours with noise, so that all images of a class resemble one another; the whole audit.
+Two kinds of datasets are generated in a temporary folder. "photographs": distinct images of random shapes, of which one
+in a hundred is a recompressed copy of another; measures `examine` and `find_groups`. "dense": 32x32 images of ten
+classes, each a pattern of colours with noise, so that all images of a class are similar; measures the whole audit.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from measuring import machine_name, measure, three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import machine_name, measure, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, available_cores, run_program
 
 SIZES = (2_000, 20_000, 100_000)
 DENSE = 50_000
 CLASSES = 10
-COPIED = 100  # one image of so many is a copy of the one before
+COPIED = 100  # one image in so many is a copy of the one before
 _SIDE = 64
-_BLOCK = 500  # images that a process draws before it takes others
+_BLOCK = 500  # images that a process generates at a time
 
 
 def draw_photograph(number: int) -> Image.Image:
-    """A picture of its own: smooth colours, and a few shapes on them."""
+    """Generate a distinct picture: smooth colours with a few shapes."""
     from PIL import ImageDraw
 
     generator = np.random.default_rng([1, number])
@@ -48,7 +48,7 @@ def draw_photograph(number: int) -> Image.Image:
 
 
 def write_photographs(directory: Path, numbers: range) -> None:
-    """Writes some of the distinct images, and the copies among them, divided between the classes in turn."""
+    """Write some of the distinct images and the copies among them, alternating between the classes."""
     for number in numbers:
         copied = number % COPIED == COPIED - 1
         image = draw_photograph(number - 1 if copied else number)
@@ -62,7 +62,7 @@ def _as_jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def write_dense(directory: Path, numbers: range) -> None:
-    """Writes some of the images of ten patterns of 4 x 4 colours, with noise."""
+    """Write some of the images of ten patterns of 4 x 4 colours, with noise."""
     for number in numbers:
         pattern = np.random.default_rng([2, number % CLASSES]).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
         noise = np.random.default_rng([3, number]).integers(-60, 60, (32, 32, 3))
@@ -75,7 +75,7 @@ def _folder(directory: Path, number: int) -> Path:
 
 
 def draw(directory: Path, write: Callable[[Path, range], None], count: int) -> None:
-    """Writes a dataset of so many images, on all cores."""
+    """Write a dataset of `count` images, on all cores."""
     for number in range(CLASSES):
         _folder(directory, number).mkdir(parents=True)
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
@@ -85,7 +85,7 @@ def draw(directory: Path, write: Callable[[Path, range], None], count: int) -> N
 
 
 def find_groups_of(directory: str, place: str) -> int:
-    """Examines a dataset, keeping what it sees below `place`; returns the number of groups of several images."""
+    """Examine a dataset with a store below `place`; return the number of groups of several images."""
     from dataset.folders import read_folder
     from dataset.groups import find_groups
 
@@ -95,7 +95,7 @@ def find_groups_of(directory: str, place: str) -> int:
 
 
 def audit_all(directory: str, place: str) -> dict[str, Any]:
-    """Audits a dataset likewise; returns the number of duplicates, and of dense classes."""
+    """Audit a dataset with a store below `place`; return the number of duplicates, and of dense classes."""
     from dataset.audit import audit
 
     os.chdir(place)
@@ -104,7 +104,7 @@ def audit_all(directory: str, place: str) -> dict[str, Any]:
 
 
 def measure_twice(function: Callable[[str, str], Any], directory: Path, place: Path) -> dict[str, Any]:
-    """The first call and the second one, each in a process of its own."""
+    """Measure the first and the second call, each in a fresh process."""
     first, second = (measure(function, str(directory), str(place)) for _ in range(2))
     return {
         "seconds": [three_digits(call.seconds) for call in (first, second)],
@@ -114,7 +114,7 @@ def measure_twice(function: Callable[[str, str], Any], directory: Path, place: P
 
 
 def measure_dataset(write: Callable[[Path, range], None], count: int, function: Callable[[str, str], Any]) -> Any:
-    """What a function takes on a dataset that is drawn for it."""
+    """Measure a function on a generated dataset."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place, "dataset")
         draw(directory, write, count)
@@ -122,14 +122,14 @@ def measure_dataset(write: Callable[[Path, range], None], count: int, function: 
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures how long the groups of many images take.")
+    parser = ArgumentParser(description="Measures finding the groups of many images.")
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=SIZES, metavar="N",
-        help=f"numbers of photographs (default: {' '.join(map(str, SIZES))})",
+        help=f"numbers of images to group (default: {' '.join(map(str, SIZES))})",
     )  # fmt: skip
     parser.add_argument(
         "--dense", type=int, default=DENSE, metavar="N",
-        help="number of images that all resemble one another; 0 for none (default: %(default)s)",
+        help="number of similar images to audit; 0 for none (default: %(default)s)",
     )  # fmt: skip
     arguments = parser.parse_args()
     if wrong := [size for size in (*arguments.sizes, arguments.dense or CLASSES) if size < CLASSES]:

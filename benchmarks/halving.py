@@ -1,11 +1,11 @@
-"""What successive halving saves, and how often it misses the best run: simulated on the histories of finished runs.
+"""The savings of successive halving, and how often it misses the best run, simulated on finished runs.
 
-The runs of a sweep that trained all of them to the end are given to `sweep.py`'s halving again and again, some of them
-at a time, drawn at random. Each time it trains a share of the epochs, and ends with a run that may not be the one that
-the whole sweep would have picked, which is the one of the highest validation accuracy, averaged over classes.
+The runs of a sweep that trained all of them to the end are given to `sweep.py`'s halving repeatedly, each time a random
+part of them. Each simulation trains a share of the epochs, and ends with a run that may differ from the one that the
+whole sweep would select: the run with the highest validation accuracy, averaged over classes.
 
-Made-up histories show harder cases: the accuracy that a run comes to and how fast it comes there are independent
-("independent"), or slow runs come to more ("slow ones win").
+Generated histories show harder cases: the final accuracy of a run and its speed are independent ("independent"), or
+slow runs end higher ("slow ones win").
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from measuring import three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, check_least, run_program
 from pipeline.halving import Halving, best_scores
 from pipeline.logger import read_history
 
 EPOCHS = 80
-COUNT = 160  # made-up runs
+COUNT = 160  # generated runs
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What halving wants to know of a run.
+    """The attributes of a run that halving uses.
 
     Attributes:
-        test_accuracy: of `best_val_acc`; None for a made-up one.
+        test_accuracy: of `best_val_acc`; None for a generated run.
     """
 
     run_dir: Path
@@ -47,9 +47,11 @@ class FinishedRun:
 
 def main() -> int:
     parser = ArgumentParser(description="Simulates successive halving on the histories of finished runs.")
-    parser.add_argument("--models-dir", type=Path, nargs="*", default=[], metavar="DIR", help="has a folder per run")
-    parser.add_argument("--runs", type=int, default=30, metavar="N", help="of each sweep (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=300, metavar="N", help="sweeps (default: %(default)s)")
+    parser.add_argument(
+        "--models-dir", type=Path, nargs="*", default=[], metavar="DIR", help="folders with one sub-folder per run"
+    )
+    parser.add_argument("--runs", type=int, default=30, metavar="N", help="runs of each sweep (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=300, metavar="N", help="simulated sweeps (default: %(default)s)")
     arguments = parser.parse_args()
     check_least(arguments, runs=2, repeats=1)
     sweeps = {directory.name: read_runs(directory) for directory in arguments.models_dir}
@@ -67,7 +69,7 @@ def main() -> int:
 
 
 def read_runs(directory: Path) -> list[FinishedRun]:
-    """The finished runs of a folder."""
+    """Read the finished runs of a folder."""
     runs = []
     for file in sorted(directory.glob("*/metrics.json")):
         metrics = json.loads(file.read_text())
@@ -80,7 +82,7 @@ def read_runs(directory: Path) -> list[FinishedRun]:
 
 
 def make_up(place: Path, kind: str) -> Iterator[FinishedRun]:
-    """Runs whose accuracy rises to a limit, with noise."""
+    """Generate runs whose accuracy rises to a limit, with noise."""
     generator = np.random.default_rng(1)
     for number in range(COUNT):
         slowness = generator.uniform(0, 1)
@@ -97,7 +99,7 @@ def make_up(place: Path, kind: str) -> Iterator[FinishedRun]:
 
 
 def simulate(runs: Sequence[FinishedRun], halving: Halving, count: int, repeats: int) -> dict[str, Any]:
-    """Sweeps of some of the runs, drawn at random."""
+    """Simulate sweeps of random parts of the runs."""
     epochs = {run.run_dir: len(read_history(run.run_dir)) for run in runs}
     rungs = halving.rungs(max(epochs.values()))
     generator = np.random.default_rng(0)
@@ -125,17 +127,17 @@ def simulate(runs: Sequence[FinishedRun], halving: Halving, count: int, repeats:
 
 
 def accuracy_of(run: FinishedRun) -> float:
-    """The highest in validation, averaged over classes."""
+    """Return the highest validation accuracy, averaged over classes."""
     return -best_scores(run.run_dir, EPOCHS)[0]
 
 
 def pick(runs: Sequence[FinishedRun]) -> FinishedRun:
-    """The best one in validation."""
+    """Return the best run by validation."""
     return min(runs, key=lambda run: (*best_scores(run.run_dir, EPOCHS), run.run_name))
 
 
 def describe(result: dict[str, float]) -> str:
-    """One line."""
+    """Format the result as one line."""
     text = f"trains {result['share of the epochs']:.0%} of the epochs, misses the best run in {result['misses']:.0%}"
     text += f", {100 * result['lost in validation']:.1f} points lost in validation"
     return text + (f", {100 * result['lost in test']:.1f} in test" if "lost in test" in result else "")

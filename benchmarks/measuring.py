@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's name, a function measured in a process of its own, the results' file."""
+"""Helpers of the benchmarks: measurements in fresh processes, the machine's name, and results files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).resolve().parent / "results"
-sys.path.insert(0, str(RESULTS.parents[1] / "src"))  # so that a benchmark finds the project
+sys.path.insert(0, str(RESULTS.parents[1] / "src"))  # the project
 
 
 class Measured(NamedTuple):
-    """What a function took, and gave.
+    """The measurement of a function.
 
     Attributes:
-        seconds: by the wall clock, without the start of the process.
-        peak_mb: the most resident memory of the process, the interpreter included, in 10^6 bytes.
-        result: what the function returned.
+        seconds: wall-clock time without the start of the process.
+        peak_mb: the peak resident memory of the process in 10^6 bytes, including the interpreter.
+        result: the return value of the function.
     """
 
     seconds: float
@@ -36,10 +36,10 @@ class Measured(NamedTuple):
 
 
 def measure(function: Callable[..., Any], *arguments: Any) -> Measured:
-    """Calls a function, which must be importable, in a fresh process.
+    """Call a function, which must be importable, in a fresh process.
 
     Raises:
-        RuntimeError: the process ended without a result, as one does that is killed for its memory.
+        RuntimeError: the process ended without a result, for example because it was killed for its memory.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -56,7 +56,7 @@ def measure(function: Callable[..., Any], *arguments: Any) -> Measured:
 
 
 def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    multiprocessing.set_start_method(None, force=True)  # a loader's workers start as in a program of one's own
+    multiprocessing.set_start_method(None, force=True)  # the workers of a loader start as usual
     begin = time.perf_counter()
     result = function(*arguments)
     seconds = time.perf_counter() - begin
@@ -64,17 +64,17 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any
 
 
 def peak_mb() -> float:
-    """The most resident memory of this process. (What getrusage says of it is at least what its parent had.)"""
+    """Return the peak resident memory of this process. (getrusage includes the parent's.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 def measure_in_turns(repeats: int, sides: Mapping[str, Sequence[Any]]) -> dict[str, list[Measured]]:
-    """Measures functions one after the other, over and over.
+    """Measure functions in turns, several times.
 
     Args:
-        repeats: how often each.
-        sides: what stands for each, a function and its arguments, by a name.
+        repeats: how often to measure each.
+        sides: a function and its arguments, by name.
     """
     measured: dict[str, list[Measured]] = {name: [] for name in sides}
     for number in range(repeats):
@@ -85,17 +85,17 @@ def measure_in_turns(repeats: int, sides: Mapping[str, Sequence[Any]]) -> dict[s
 
 
 def median(values: Iterable[float]) -> float:
-    """The median, to three significant digits."""
+    """Return the median, to three significant digits."""
     return three_digits(statistics.median(values))
 
 
 def three_digits(value: float) -> float:
-    """A number to three significant digits."""
+    """Round a number to three significant digits."""
     return float(f"{value:.3g}")
 
 
 class Stopwatch:
-    """Times batches; the first one warms up, if there are more. A GPU may work ahead in between.
+    """Times batches; if there are several, the first one is for warming up. A GPU may work ahead in between.
 
     Attributes:
         sizes: of the batches so far.
@@ -106,30 +106,30 @@ class Stopwatch:
         self._times: list[float] = []
 
     def begin(self) -> None:
-        """A batch is there; only the first time counts."""
+        """Record that a batch has arrived; only the first call counts."""
         if not self._times:
             self._times.append(time.perf_counter())
 
     def end(self, size: int) -> None:
-        """A batch of so many images has been worked on."""
+        """Record that a batch has been processed."""
         if not self.sizes:
             finish_work()
         self.sizes.append(size)
         self._times.append(time.perf_counter())
 
     def finish(self) -> None:
-        """That was the last one."""
+        """Record the end of the last batch."""
         finish_work()
         self._times[-1] = time.perf_counter()
 
     @property
     def images(self) -> int:
-        """How many were timed."""
+        """The number of timed images."""
         return sum(self.sizes[self._warming :])
 
     @property
     def seconds(self) -> float:
-        """What they took."""
+        """The seconds of the timed images."""
         return self._times[-1] - self._times[self._warming]
 
     @property
@@ -145,10 +145,10 @@ class Stopwatch:
 
 
 class Timed(Stopwatch):
-    """A loader that gives only its first batches, one to warm up and those that are timed.
+    """A loader that yields only its first batches: one for warming up, and those that are timed.
 
     Attributes:
-        waited: seconds from the first demand until there was a batch.
+        waited: seconds until the first batch.
     """
 
     def __init__(self, loader: Any, batches: int) -> None:
@@ -170,19 +170,19 @@ class Timed(Stopwatch):
 
 
 def finish_work() -> None:
-    """Waits for a GPU, if there is one at work."""
+    """Wait for pending work of a GPU, if there is one."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def stage_photographs(data: Path, place: Path, augmented: bool = True) -> tuple[Path, Path]:
-    """Copies photographs to train on and to test on.
+    """Copy photographs for training and testing.
 
     Args:
-        data: with `open_images/`, and `open_images_testing/` if there are others to test on.
-        place: where `dataset/` and `dataset_testing/` go.
-        augmented: bring all classes up to the largest.
+        data: with `open_images/`, and `open_images_testing/` if there are test images.
+        place: for `dataset/` and `dataset_testing/`.
+        augmented: bring all classes to the size of the largest.
 
     Returns:
         Both folders.
@@ -199,7 +199,7 @@ def stage_photographs(data: Path, place: Path, augmented: bool = True) -> tuple[
 
 
 def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Reads a benchmark's flags, and `--data`, a folder with open_images/<class>/*.jpg.
+    """Read a benchmark's flags, and `--data`, a folder with open_images/<class>/*.jpg.
 
     Raises:
         UserError: the folder is not named, or has no photographs.
@@ -208,7 +208,7 @@ def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespac
 
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("IMAGE_PROJECT_DATA"), metavar="DIR",
-        help="a folder with open_images/<class>/*.jpg (default: the variable IMAGE_PROJECT_DATA)",
+        help="folder with open_images/<class>/*.jpg (default: the environment variable IMAGE_PROJECT_DATA)",
     )  # fmt: skip
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -219,14 +219,14 @@ def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespac
 
 
 def has_gpu() -> bool:
-    """Whether torch finds one."""
+    """Return whether torch finds a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def machine_name() -> str:
-    """The cores that may be used, the processor's model and the GPU's, if there is one, as `2-cores-amd-epyc`."""
+    """Return the number of cores, the model of the processor, and the GPU if any, for example `2-cores-amd-epyc`."""
     import torch
 
     gpu = torch.cuda.get_device_name() if has_gpu() else ""
@@ -236,7 +236,7 @@ def machine_name() -> str:
 
 
 def write_results(benchmark: str, results: Mapping[str, Any]) -> None:
-    """Writes results/<benchmark>_<machine>.json, and prints its name."""
+    """Write results/<benchmark>_<machine>.json and print its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{benchmark}_{machine_name()}.json"
     path.write_text(json.dumps({"machine": machine_name(), **results}, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""Finding copies of photographs: perceptual hashes of ImageHash against this project's `dataset.duplicates`.
+"""Finding copies of photographs: the perceptual hashes of ImageHash and this project's `dataset.duplicates`.
 
-Copies of photographs drawn by lot are made in memory. Printed for each method: the seconds for all photographs, from
-decoded images on; the pairs of photographs that it takes for near-duplicates, beyond those of identical pixels;
-and the share that it finds of each kind of copies. Needs ImageHash (`pip install ImageHash`).
+Copies of random photographs are made in memory. For each method, this prints the seconds for all decoded photographs,
+the number of pairs that it reports as near-duplicates, without those of identical pixels, and the share that it finds
+of each kind of copies. Needs ImageHash (`pip install ImageHash`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from measuring import machine_name, median  # isort: skip  (it says where the others are)
+from measuring import machine_name, median  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import resize_or_pad_image
@@ -33,7 +33,7 @@ Copier = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 class Method(NamedTuple):
-    """A way to find near-duplicates: what it takes of each image, and the pairs (i, j) that it finds by that."""
+    """A method to find near-duplicates: the features of an image, and the pairs (i, j) that it finds with them."""
 
     describe: Callable[[Image.Image], Any]
     find_pairs: Callable[[Sequence[Any]], list[tuple[int, int]]]
@@ -50,7 +50,7 @@ def resize(image: Image.Image, scale: float) -> Image.Image:
 
 
 def crop(image: Image.Image, part: float, generator: np.random.Generator) -> Image.Image:
-    """Cuts this part of the width and of the height off, at least a pixel, divided at random between opposite sides."""
+    """Crop a share of the width and height, at least one pixel, divided at random between opposite sides."""
     width, height = (max(1, side - max(1, round(side * part))) for side in image.size)
     left = int(generator.integers(image.width - width + 1))
     top = int(generator.integers(image.height - height + 1))
@@ -96,7 +96,7 @@ def list_methods() -> dict[str, Method]:
 
 
 def find_within(bits: Sequence[np.ndarray], radius: int) -> list[tuple[int, int]]:
-    """The pairs of N hashes that differ in at most `radius` bits."""
+    """Return the pairs of N hashes that differ in at most `radius` bits."""
     signs = np.array(bits) * np.float32(2) - 1
     distances = (signs.shape[1] - signs @ signs.T) / 2
     first, second = np.nonzero(np.triu(distances <= radius, 1))
@@ -104,7 +104,7 @@ def find_within(bits: Sequence[np.ndarray], radius: int) -> list[tuple[int, int]
 
 
 def make_copies(images: Sequence[Image.Image], seed: int) -> dict[str, dict[int, Image.Image]]:
-    """For each kind, the copies of images drawn by lot, by the place of the image."""
+    """Return copies of random images for each kind, by the index of the image."""
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE].tolist()
     return {
         kind: {place: copier(images[place], np.random.default_rng([seed, place])) for place in chosen}
@@ -113,14 +113,14 @@ def make_copies(images: Sequence[Image.Image], seed: int) -> dict[str, dict[int,
 
 
 def find_pairs(method: Method, images: Sequence[Image.Image]) -> tuple[float, list[tuple[int, int]]]:
-    """The seconds that it takes, and the pairs."""
+    """Return the seconds, and the pairs."""
     begin = time.perf_counter()
     pairs = method.find_pairs([method.describe(image) for image in images])
     return time.perf_counter() - begin, pairs
 
 
 def share_found(method: Method, images: Sequence[Image.Image], copies: dict[int, Image.Image]) -> float:
-    """Of copies, by the places of the images that they are of."""
+    """Return the share of copies that a method finds; the copies are by the index of their image."""
     found = (
         method.find_pairs([method.describe(images[place]), method.describe(copy)]) for place, copy in copies.items()
     )
@@ -128,8 +128,10 @@ def share_found(method: Method, images: Sequence[Image.Image], copies: dict[int,
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Compares ways to find near-duplicate photographs.")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the copies (default: %(default)s)")
+    parser = ArgumentParser(description="Compares methods to find near-duplicate photographs.")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of the copies (default: %(default)s)"
+    )
     arguments = parse_with_photographs(parser)
     paths = sorted(arguments.data.glob("*/*/*.jpg"))
     images = [upright_rgb(read_image(path)) for path in tqdm(paths, "reading", disable=None)]

@@ -1,4 +1,4 @@
-"""How fast either side trains and validates, from some batches of each; an epoch and a run are reckoned from that."""
+"""The training and validation speed of both sides, from some batches; whole epochs and runs are extrapolated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import Timed, measure, measure_in_turns, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import Timed, measure, measure_in_turns, median, three_digits  # isort: skip  (it adds src/ to the path)
 from dataset.folders import ImageFolder, read_folder
 from models import build_model, model_class
 from pipeline.cache import Cache
@@ -23,17 +23,17 @@ from pipeline.splits import Split, load_groups, split_folder
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured of a run, in seconds, and what it is to be multiplied with.
+    """The measurements of a run in seconds, and the numbers to extrapolate with.
 
     Attributes:
-        ready: until the images were ready to train on.
-        train, validation: what an image took.
-        warm_up: how much longer the first batch to train on took than others; once a run.
-        waits: of an epoch, until the two loaders gave their first batches.
-        saving: of an epoch's checkpoints.
-        timed: images that `train` was measured on, and `validation`.
-        images: that an epoch trains on, and validates on.
-        prepared: what an image took that frozen layers ran on once; 0 where they run in training.
+        ready: until the images were ready for training.
+        train, validation: per image.
+        warm_up: how much longer the first training batch took than the others; once per run.
+        waits: per epoch, until both loaders gave their first batch.
+        saving: per epoch, of checkpoints.
+        timed: images that `train` and `validation` were measured on.
+        images: for training and for validation in an epoch.
+        prepared: per image, of frozen layers that run once; 0 if they run in training.
     """
 
     ready: float
@@ -48,23 +48,23 @@ class Pace:
 
     @property
     def epoch(self) -> float:
-        """Seconds of an epoch with validation and checkpoints, reckoned."""
+        """The extrapolated seconds of an epoch with validation and checkpoints."""
         return self.images[0] * self.train + self.images[1] * self.validation + self.waits + self.saving
 
     @property
     def preparation(self) -> float:
-        """Seconds that the frozen layers take for all images, reckoned."""
+        """The extrapolated seconds of the frozen layers for all images."""
         return sum(self.images) * self.prepared
 
 
 def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int | None = None) -> Pace:
-    """Trains and validates as `main.py` does, from decoded images on.
+    """Train and validate like `main.py`, starting from decoded images.
 
     Args:
         settings: of the run.
         cache_dir: with decoded images, if they are to be found.
         batches: that are timed.
-        cut: the number of images to train on, and of those to validate on, that frozen layers run on; None for all.
+        cut: the number of training and validation images that frozen layers run on; None for all.
     """
     import torch
 
@@ -83,7 +83,7 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
     images = len(data.train), len(data.validation)
     hardware = Hardware.choose(settings.precision)
     with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)  # where the trainer looks for features
+        os.chdir(place)  # the trainer looks for features here
         settings = replace(settings, output_dir=Path("runs"))
         settings.run_dir.mkdir(parents=True)
         prepared = 0.0
@@ -122,23 +122,25 @@ def _cut(data: TrainingData, count: int) -> TrainingData:
 
 
 def decode(settings: Settings, cache_dir: Path) -> None:
-    """Puts a run's images where the project then finds them decoded."""
+    """Put a run's decoded images into the cache of the project."""
     folder = read_folder(settings.data_dir, settings.data_augmentation)
     load_training_data(folder, model_class(settings.model_type).input_size, Cache(cache_dir))
 
 
 def split_all(folder: ImageFolder) -> Split:
-    """The project's split of a folder whose images can all be read."""
+    """Return the project's split of a folder; all its images must be readable."""
     [groups] = load_groups([folder], Cache(directory=None)).numbers
     return split_folder(folder, np.ones(len(folder.paths), dtype=bool), groups, cache=Cache(directory=None))
 
 
 def pace_of_reference(settings: Settings, batches: int) -> Pace:
-    """Trains and validates the plain way, on the same images."""
+    """Train and validate the reference on the same images."""
     import reference
 
     reference.seed_everything(settings.seed)
-    split = split_all(read_folder(settings.data_dir, settings.data_augmentation))  # the same; the search is not timed
+    split = split_all(
+        read_folder(settings.data_dir, settings.data_augmentation)
+    )  # the same split; its search is not timed
     begin = time.perf_counter()
     folder = read_folder(settings.data_dir, settings.data_augmentation)
     model = _build(settings, len(folder.classes))
@@ -153,7 +155,7 @@ def pace_of_reference(settings: Settings, batches: int) -> Pace:
 
 
 def time_reference(run: Any, batches: int) -> tuple[Timed, Timed, float]:
-    """Trains and validates a run of the reference for some batches, and saves it; returns both loaders and seconds."""
+    """Train, validate and save the reference for some batches; return both loaders and the seconds."""
     train = run.train_loader = Timed(run.train_loader, batches)
     run.train()
     validation = run.validation_loader = Timed(run.validation_loader, batches)
@@ -191,14 +193,14 @@ def _pace(
 def compare_paces(
     repeats: int, settings: Settings, cache_dir: Path, batches: int, cut: int | None = None
 ) -> tuple[dict[str, Pace], dict[str, float]]:
-    """Measures both sides in turns.
+    """Measure both sides in turns.
 
     Args:
-        repeats: how often each.
+        repeats: how often to measure each.
         settings, cache_dir, batches, cut: as for `pace_of_project`.
 
     Returns:
-        The medians of each side's paces, and of its peak memory, in MB.
+        The medians of each side's paces, and of its peak memory in MB.
     """
     measure(decode, settings, cache_dir)
     sides = {
@@ -211,7 +213,7 @@ def compare_paces(
 
 
 def _medians(paces: Sequence[Pace]) -> Pace:
-    """The median of each number."""
+    """Return the median of each number."""
     first = asdict(paces[0])
     middle = {
         name: median(getattr(pace, name) for pace in paces) for name, value in first.items() if type(value) is float
@@ -220,7 +222,7 @@ def _medians(paces: Sequence[Pace]) -> Pace:
 
 
 def describe(pace: Pace) -> Mapping[str, Any]:
-    """What a results file holds of a pace."""
+    """Return the entries of a results file for a pace."""
     return {
         "measured": {
             "images to train on": pace.timed[0],

@@ -29,13 +29,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Stopwatch, Timed, has_gpu, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import Stopwatch, Timed, has_gpu, median, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from ceiling import make_step
 from common import ArgumentParser, available_cores, run_program
 
 BATCH_SIZE = 32
-PHOTOGRAPHS = ("VGG", "VGGAdapted", "CustomVGG", "ResNet18", "CNNBasic")  # the models that take them
+PHOTOGRAPHS = ("VGG", "VGGAdapted", "CustomVGG", "ResNet18", "CNNBasic")  # the models of photographs
 EPOCHS = 3
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 1e-4, "amsgrad": True, "fused": True}  # this project's, for all sides
 MEASURED = 12  # batches that a loader decodes to have its speed measured
@@ -44,7 +44,7 @@ MEASURED = 12  # batches that a loader decodes to have its speed measured
 def main() -> int:
     if sys.argv[1:2] == ["--side"]:
         return run_side(*sys.argv[2:])
-    parser = ArgumentParser(description="Measures training loops of others beside this project's.")
+    parser = ArgumentParser(description="Compares training loops of other projects with this one.")
     parser.add_argument(
         "--model",
         default="ResNet18",
@@ -54,9 +54,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--batches", type=int, default=3, metavar="N",
-        help=f"of {BATCH_SIZE} images that are timed, in training and in validation (default: %(default)s)",
+        help=f"timed batches of {BATCH_SIZE} images, in training and in validation (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     results = compare(arguments.data, arguments.model, arguments.batches, arguments.repeats)
     for side, values in results["sides"].items():
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def compare(data: Path, model: str, batches: int, repeats: int, sides: Iterable[str] | None = None) -> dict[str, Any]:
-    """Measures some sides, by default all, as far as they are installed; the ceiling must be among them.
+    """Measure some sides, by default all that are installed; the ceiling must be among them.
 
     Args:
         data: with `open_images/`.
@@ -81,7 +81,7 @@ def compare(data: Path, model: str, batches: int, repeats: int, sides: Iterable[
         place = Path(folder)
         images = stage_padded(data, place)
         if "project" in sides:
-            start_side("project", place, model, 1)  # decodes the images, for its next runs
+            start_side("project", place, model, 1)  # decodes the images for the next runs
         for number in range(repeats):
             for side in sides:
                 measured[side].append(start_side(side, place, model, batches))
@@ -121,10 +121,10 @@ def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, 
 
 
 def stage_padded(data: Path, place: Path) -> list[int]:
-    """Pads all photographs, and lays them out for the project, and as `train/` and `validation/` for the others.
+    """Pad all photographs, and lay them out for the project, and as `train/` and `validation/` for the others.
 
     Returns:
-        How many are trained on, and validated on.
+        The number of training and validation images.
     """
     from dataset.augmentation_data import QUALITY, resize_or_pad_image
     from dataset.examining import on_all_cores
@@ -150,7 +150,7 @@ def stage_padded(data: Path, place: Path) -> list[int]:
 
 
 def start_side(side: str, place: Path, model: str, batches: int) -> dict[str, float]:
-    """Runs a side as a program; returns what it measured."""
+    """Run a side as a program; return its measurements."""
     begin = time.time()
     command = [sys.executable, __file__, "--side", side, place, model, batches]
     result = subprocess.run(list(map(str, command)), cwd=place, stdout=subprocess.PIPE, check=True, text=True)
@@ -159,7 +159,7 @@ def start_side(side: str, place: Path, model: str, batches: int) -> dict[str, fl
 
 
 def run_side(side: str, place: str, model: str, batches: str) -> int:
-    """Trains and validates some batches, and prints what they took."""
+    """Train and validate some batches, and print their times."""
     import torch
 
     from models import build_model
@@ -179,11 +179,11 @@ def run_side(side: str, place: str, model: str, batches: str) -> int:
     return 0
 
 
-Sided = tuple[float, Stopwatch, Stopwatch]  # when the first batch was there, by `time.time`, and the two passes
+Sided = tuple[float, Stopwatch, Stopwatch]  # the time of the first batch, by `time.time`, and both passes
 
 
 def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str = ".cache") -> Sided:
-    """This project's trainer."""
+    """Run this project's trainer."""
     from dataset.folders import read_folder
     from pipeline.cache import Cache
     from pipeline.data import load_training_data
@@ -208,13 +208,13 @@ def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str
 
 
 def run_project_first(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The same on images that no run has decoded before."""
+    """Run this project's trainer without decoded images."""
     shutil.rmtree(place / ".first", ignore_errors=True)
     return run_project(place, model, batches, hardware, ".first")
 
 
 def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """No loop and no images."""
+    """Run the steps alone, without loop and images."""
     import torch
 
     from pipeline.hardware import set_up_torch
@@ -240,7 +240,7 @@ def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
 
 
 def run_torchvision(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The loop of torchvision's classification reference, on ImageFolder and DataLoader."""
+    """Run the loop of torchvision's classification reference, with ImageFolder and DataLoader."""
     import torch
     from torchvision import datasets, transforms
 
@@ -257,7 +257,7 @@ def run_torchvision(place: Path, model: Any, batches: int, hardware: Any) -> Sid
 
 
 def run_timm(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """The steps of timm's training script, on its own loader, prefetcher (on a GPU) and optimizer."""
+    """Run the steps of timm's training script, with its loader, prefetcher (on a GPU) and optimizer."""
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
 
@@ -347,7 +347,7 @@ SIDES: dict[str, Callable[..., Any]] = {
     "torchvision": run_torchvision,
     "fastai": run_fastai,
 }
-PACKAGES = {"timm": "timm", "fastai": "fastai"}  # of others, which may not be installed
+PACKAGES = {"timm": "timm", "fastai": "fastai"}  # optional packages of the sides
 
 
 if __name__ == "__main__":

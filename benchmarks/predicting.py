@@ -1,6 +1,6 @@
-"""Answers on photographs, from their files on: beside the model alone, on images that are decoded and in memory.
+"""Predictions on photographs from their files, and the model alone on decoded images in memory.
 
-The model's weights are random. Both sides take turns in one process, after a batch to warm up.
+The model's weights are random. Both sides take turns in one process, after a batch for warming up.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import measure, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import measure, median, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures predictions on photographs beside the model alone.")
-    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
-    parser.add_argument("--photographs", type=int, default=96, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of each side (default: %(default)s)")
+    parser = ArgumentParser(description="Compares predictions on photographs with the model alone.")
+    parser.add_argument(
+        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--photographs", type=int, default=96, metavar="N", help="number of images (default: %(default)s)"
+    )
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="turns of each side (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     files = sorted(arguments.data.glob("open_images/*/*.jpg"))[: arguments.photographs]
     results = measure(take_turns, arguments.model, files, arguments.turns).result
@@ -29,7 +33,7 @@ def main() -> int:
 
 
 def take_turns(model_type: str, files: list[Path], turns: int) -> dict[str, Any]:
-    """Asks a model about files, and about the same images decoded, in turns."""
+    """Predict on files, and on the same decoded images, in turns."""
     import numpy as np
     import torch
 

@@ -1,6 +1,6 @@
-"""What a competent person would write straight down from the specification: the other side of the benchmarks.
+"""The plain reference of the benchmarks: a straightforward implementation of the specification.
 
-Images are decoded one after the other, in every run, and held as float32 tensors. Training is eager, in fp32. The
+Images are decoded one after the other in every run and kept as float32 tensors. Training is eager, in fp32. The
 architectures are the project's.
 """
 
@@ -35,7 +35,7 @@ TRANSFORMS = [
 
 
 def load_padded(path: Path, size: int = 224, mode: str = "RGB") -> Tensor:
-    """One image as (C, size, size) float32 from 0 to 1, its aspect kept, padded with black."""
+    """Return one image as (C, size, size) float32 from 0 to 1, with its aspect ratio, padded with black."""
     image = Image.open(path).convert(mode)
     scale = size / max(image.size)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -45,7 +45,7 @@ def load_padded(path: Path, size: int = 224, mode: str = "RGB") -> Tensor:
 
 
 def augment_dataset(dataset_dir: Path, output_dir: Path) -> None:
-    """Brings every class up to the largest: writes what is missing as `<output_dir>/<class>_augmented/<number>.jpg`."""
+    """Bring every class to the size of the largest: write `<output_dir>/<class>_augmented/<number>.jpg`."""
     paths = {folder.name: sorted(folder.iterdir()) for folder in sorted(dataset_dir.iterdir())}
     largest = max(map(len, paths.values()))
     for name, files in paths.items():
@@ -59,19 +59,19 @@ def augment_dataset(dataset_dir: Path, output_dir: Path) -> None:
 
 
 def load_dataset(dataset_dir: Path) -> Tensor:
-    """All images, padded, as one tensor (N, 3, 224, 224)."""
+    """Return all images, padded, as one tensor (N, 3, 224, 224)."""
     return torch.stack([load_padded(path) for path in sorted(dataset_dir.glob("*/*"))])
 
 
 def load_for(model: nn.Module, paths: Iterable[Path]) -> Tensor:
-    """All images as a model takes them: one tensor (N, C, H, W), normalised."""
+    """Return all images as input of a model: one normalised tensor (N, C, H, W)."""
     channels, size, _ = model.input_size
     normalise = transforms.Normalize(model.mean, model.std)
     return torch.stack([normalise(load_padded(path, size, "RGB" if channels == 3 else "L")) for path in paths])
 
 
 class ArrayFiles(Dataset):
-    """`.npy` files (1, H, W) from 0 to 1, each read when it is asked for, and normalised."""
+    """`.npy` files (1, H, W) from 0 to 1, which are read and normalised on access."""
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
         self.paths, self.labels = paths, labels
@@ -88,9 +88,9 @@ class Run:
     """A model, its loaders and its optimizer.
 
     Args:
-        model: frozen layers run forward again for every batch.
-        dataset: gives (image, label).
-        train, validation: places in it.
+        model: its frozen layers run for every batch.
+        dataset: yields (image, label).
+        train, validation: indices into the dataset.
         batch_size: of both loaders.
     """
 
@@ -107,7 +107,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=1e-4, amsgrad=True)
 
     def train(self) -> tuple[float, float, float]:
-        """One epoch; returns loss, accuracy and per-class accuracy."""
+        """Train one epoch; return loss, accuracy and per-class accuracy."""
         self.model.train()
         losses, predictions, truths = 0.0, [], []
         for images, labels in self.train_loader:
@@ -123,11 +123,11 @@ class Run:
         return score(losses, predictions, truths)
 
     def validate(self) -> tuple[float, float, float]:
-        """Loss, accuracy and per-class accuracy on the validation images."""
+        """Return loss, accuracy and per-class accuracy on the validation images."""
         return score(*predict(self.model, self.validation_loader))
 
     def save(self, folder: Path) -> None:
-        """The two checkpoints that an epoch improves on at most."""
+        """Save the two checkpoints that an epoch can improve."""
         for name in ("best_val_acc", "best_val_loss"):
             torch.save(self.model.state_dict(), folder / f"{name}.pt")
 
@@ -140,14 +140,14 @@ def image_run(
     validation: np.ndarray,
     batch_size: int,
 ) -> Run:
-    """A run on images that are all loaded first."""
+    """Make a run whose images are all loaded first."""
     dataset = TensorDataset(load_for(model, paths), torch.from_numpy(labels))
     return Run(model, dataset, train.tolist(), validation.tolist(), batch_size)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, loader: DataLoader) -> tuple[float, list[int], list[int]]:
-    """The sum of the losses, predicted and true classes of all images of a loader."""
+    """Return the sum of the losses, and the predicted and true classes of all images."""
     model.eval()
     losses, predictions, truths = 0.0, [], []
     for images, labels in loader:
@@ -160,7 +160,7 @@ def predict(model: nn.Module, loader: DataLoader) -> tuple[float, list[int], lis
 
 
 def score(losses: float, predictions: Sequence[int], truths: Sequence[int]) -> tuple[float, float, float]:
-    """Mean loss, accuracy and per-class accuracy, sample by sample."""
+    """Return mean loss, accuracy and per-class accuracy, computed sample by sample."""
     counts: dict[int, int] = {}
     right: dict[int, int] = {}
     for truth, prediction in zip(truths, predictions, strict=True):
@@ -178,15 +178,15 @@ def test_checkpoint(
     explained: Sequence[int],
     folder: Path,
 ) -> None:
-    """Tests a checkpoint, draws its confusion matrix, and explains images one by one.
+    """Test a checkpoint, draw its confusion matrix, and explain images one by one.
 
     Args:
         model: of the checkpoint's architecture.
         weights: a state dict.
         images: (N, C, H, W), normalised.
         labels: N classes.
-        explained: places of the images that get a heatmap.
-        folder: for the figures; must be there.
+        explained: indices of the images that get a heatmap.
+        folder: an existing folder for the figures.
     """
     model.load_state_dict(torch.load(weights, map_location=DEVICE))
     loader = DataLoader(TensorDataset(images, torch.tensor(labels)), 32, num_workers=WORKERS)

@@ -1,10 +1,10 @@
-"""What grows with the number of images: the steps of `main.py` up to the first epoch, and `audit.py`.
+"""How the steps of `main.py` before the first epoch, and `audit.py`, scale with the number of images.
 
-A thousand images of 28x28 pixels are drawn in ten classes, and given as many names as are asked for, as hard links.
-Each name is read, digested, examined and decoded like a file of its own, but the close comparisons are those of a
-thousand images (`groups.py` measures these). Each program runs twice, in processes of their own: with nothing known,
-and with what the first run has kept. Beside the seconds by the clock stand those that the processor worked for the
-step, which other programs on the machine hardly lengthen, and the most memory that was resident until the step's end.
+A thousand images of 28x28 pixels are generated in ten classes, and hard links give them as many names as needed. Each
+name is read, digested, examined and decoded as a separate file, but only a thousand images are compared closely
+(`groups.py` measures these comparisons). Each program runs twice, in fresh processes: with empty and with filled
+caches. The results are the wall-clock seconds of each step, its processor seconds, which other programs on the machine
+hardly affect, and the peak resident memory until its end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from measuring import measure, peak_mb, three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import measure, peak_mb, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program
 from groups import draw_photograph
 
@@ -27,12 +27,12 @@ INPUT_SIZE = (1, 28, 28)
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures what it takes to prepare and to audit many images.")
+    parser = ArgumentParser(description="Measures preparing and auditing many images.")
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=SIZES, metavar="N",
         help=f"numbers of images (default: {' '.join(map(str, SIZES))})",
     )  # fmt: skip
-    parser.add_argument("--note", default="", help="on the circumstances, to be kept with the results")
+    parser.add_argument("--note", default="", help="a note to store with the results")
     arguments = parser.parse_args()
     if min(arguments.sizes) < DISTINCT:
         raise UserError(f"--sizes {min(arguments.sizes)}: must be at least {DISTINCT}")
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def measure_size(count: int) -> dict[str, Any]:
-    """Both programs, twice each, on so many images."""
+    """Measure both programs, twice each, on `count` images."""
     with tempfile.TemporaryDirectory() as place:
         write_images(Path(place, "dataset"), range(DISTINCT), count)
         write_images(Path(place, "dataset_testing"), range(DISTINCT, DISTINCT + TESTED), TESTED)
@@ -57,7 +57,7 @@ def measure_size(count: int) -> dict[str, Any]:
 
 
 def write_images(directory: Path, numbers: range, count: int) -> None:
-    """Draws an image for each number, in the class of its last digit, and links them until there are `count` names."""
+    """Generate an image per number, in the class of its last digit, and link them until there are `count` names."""
     for number in numbers:
         folder = directory / f"class_{number % CLASSES}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_images(directory: Path, numbers: range, count: int) -> None:
 
 
 def prepare(place: str) -> dict[str, Any]:
-    """What `main.py` does before the first epoch."""
+    """Run the steps of `main.py` before the first epoch."""
     from pipeline.cache import SHARED
     from pipeline.data import find_range, load_test_set, load_training_data, read_folders
     from pipeline.splits import describe_data, load_groups
@@ -90,7 +90,7 @@ def prepare(place: str) -> dict[str, Any]:
 
 
 def audit_all(place: str) -> dict[str, Any]:
-    """What `audit.py` does before it prints."""
+    """Run the steps of `audit.py` before it prints."""
     from dataset.audit import audit
 
     os.chdir(place)

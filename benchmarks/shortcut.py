@@ -1,11 +1,11 @@
-"""Does a model tell classes apart by whether an image looks augmented? Measured with SmallVGG on real photographs.
+"""Whether a model recognises classes by signs of augmentation, measured with SmallVGG on real photographs.
 
 Augmentation of the small classes only (`dataset_main.py --augment minority`) gives the network a shortcut: black
-corners and recompression mean "not Book". For each way of augmenting, models are trained with several seeds; then the
-held-out books of the validation fold are augmented themselves, and the probability of "Book" before and after is
-averaged. It may fall a little in any case, since an augmented image is harder to recognise; `none` shows by how much.
+corners and recompression mean "not Book". For each way of augmenting, models are trained with several seeds. Then the
+held-out books of the validation fold are augmented, and the mean probability of "Book" before and after is compared. It
+may decrease in any case, because an augmented image is harder to recognise; `none` shows by how much.
 
-All ways draw every class equally often. Near-duplicates and leaks are moved out first, as `audit.py --fix` does.
+All ways sample every class equally often. Near-duplicates and leaks are moved out first, as by `audit.py --fix`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numpy as np
 from measuring import parse_with_photographs, stage_photographs, three_digits, write_results  # isort: skip
 from common import ArgumentParser, check_least, run_program
 
-LABEL = "Book"  # the class that is not augmented by `minority`
-COPIES = 2  # augmented ones of each held-out image
+LABEL = "Book"  # the class that `minority` does not augment
+COPIES = 2  # augmented copies of each held-out image
 WAYS: dict[str, dict[str, Any]] = {
     "none": {"balance": True},
     "minority": {"data_augmentation": True},
@@ -34,8 +34,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures whether augmentation marks the class, on real photographs.")
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="of each run (default: %(default)s)")
+    parser = ArgumentParser(description="Measures whether augmentation reveals the class, on real photographs.")
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each way (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     check_least(arguments, epochs=1, seeds=1)
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def measure_way(way: str, data: Path, epochs: int, seeds: int) -> list[dict[str, float]]:
-    """Trains with each seed; returns the mean probabilities before and after, and the test accuracies."""
+    """Train with each seed; return the mean probabilities before and after, and the test accuracies."""
     from dataset.audit import audit, fix
     from dataset.augmentation_data import create_augmented_data
     from pipeline.run import run
@@ -78,7 +78,7 @@ def measure_way(way: str, data: Path, epochs: int, seeds: int) -> list[dict[str,
 
 
 def probe(settings: Any) -> tuple[float, float]:
-    """The mean probability of `LABEL` on held-out images of that class: as they are, and augmented."""
+    """Return the mean probability of `LABEL` on held-out images of that class: original, and augmented."""
     import torch
     from PIL import Image
 

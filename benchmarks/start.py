@@ -1,8 +1,8 @@
-"""A second run on the same 4,410 photographs: this project beside the plain reference, in turns.
+"""A second run on the same 4,410 photographs: this project and the plain reference, in turns.
 
-First, how long it takes until the images are there, in fresh processes. Then, from the command to the first batch:
-programs are started, and end as the first batch reaches the model. The project's images have been decoded by an earlier
-run; the reference always decodes.
+First, the time until the images are ready, in fresh processes. Then, the time from the command to the first batch:
+programs are started and end when the first batch reaches the model. An earlier run has decoded the project's images;
+the reference always decodes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS, model_class
@@ -22,7 +22,7 @@ from pipeline.data import load_training_data
 
 HERE = Path(__file__).resolve().parent
 
-# main.py, up to where the first batch is given to the model.
+# main.py until the first batch reaches the model.
 PROJECT = """
 import os, sys, time
 sys.path.insert(0, sys.argv.pop(1))
@@ -58,8 +58,10 @@ print(time.time(), flush=True)
 
 def main() -> int:
     parser = ArgumentParser(description="Measures the start of a second run.")
-    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -102,7 +104,7 @@ def main() -> int:
 
 
 def load_reference(dataset_dir: Path, model: str) -> float:
-    """Seconds in which the plain script has its images, imports left out."""
+    """Return the seconds until the plain script has its images, without imports."""
     import reference
 
     begin = time.perf_counter()
@@ -111,7 +113,7 @@ def load_reference(dataset_dir: Path, model: str) -> float:
 
 
 def load_project(dataset_dir: Path, cache_dir: Path, model: str) -> float:
-    """Seconds in which a run has its images, imports left out, but with listing and splitting."""
+    """Return the seconds until a run has its images, with listing and splitting, without imports."""
     from dataset.folders import read_folder
 
     begin = time.perf_counter()
@@ -120,7 +122,7 @@ def load_project(dataset_dir: Path, cache_dir: Path, model: str) -> float:
 
 
 def start(arguments: list[object], cwd: Path) -> float:
-    """Seconds from the start of a Python program until the time that it prints."""
+    """Return the seconds from the start of a Python program until the time that it prints."""
     begin = time.time()
     result = subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True

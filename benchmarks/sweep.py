@@ -1,6 +1,6 @@
-"""Twelve small runs on the offline sample: one sweep in one process, beside twelve starts of `main.py`.
+"""Twelve small runs on the offline sample: one sweep in one process, and twelve starts of `main.py`.
 
-The two take turns, each in a fresh folder of results and with the images decoded before.
+The two take turns, each in a fresh folder and with images decoded beforehand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import write_results  # isort: skip  (it says where the others are)
+from measuring import write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.sample import write_sample
 from pipeline.parameters import write_line
@@ -25,8 +25,8 @@ EPOCHS, BATCH = 2, 32
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures a sweep beside as many starts of the program.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser = ArgumentParser(description="Compares a sweep with separate starts of main.py.")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     repeats = parser.parse_args().repeats
     runs = [
         Settings(model_type=model, learning_rate=rate, weight_decay=decay, num_epochs=EPOCHS, batch_size=BATCH)
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _flags(settings: Settings) -> list[str]:
-    """The flags of `main.py` for what a parameter line says."""
+    """Return the flags of `main.py` for a parameter line."""
     values = {
         "-m": settings.model_type, "-e": settings.num_epochs, "-b": settings.batch_size,
         "-l": settings.learning_rate, "-w": settings.weight_decay, "-g": settings.gamma,
@@ -75,7 +75,7 @@ def _flags(settings: Settings) -> list[str]:
 
 
 def _run(place: Path, commands: list[list[str]]) -> float:
-    """Runs programs one after the other; returns the seconds that all took."""
+    """Run programs one after the other; return their total seconds."""
     begin = time.perf_counter()
     for program, *arguments in commands:
         subprocess.run(

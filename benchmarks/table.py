@@ -1,4 +1,4 @@
-"""Makes the README's table of speeds from what the benchmarks wrote: `python benchmarks/table.py`."""
+"""Writes the table of docs/benchmarks.md from the results of the benchmarks: `python benchmarks/table.py`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from measuring import RESULTS  # isort: skip  (it says where the others are)
+from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program, write_whole
 
-README = RESULTS.parents[1] / "README.md"
-BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- to here -->"
+PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- end of table -->"
 RATES = "images a second"
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     program: str
     what: str
@@ -27,25 +27,18 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Makes the README's table of speeds from benchmarks/results/.")
-    parser.add_argument("--readme", type=Path, default=README, metavar="FILE", help="(default: the repository's)")
-    readme = parser.parse_args().readme
-    before, after = _around(readme)
+    ArgumentParser(description="Writes the table of docs/benchmarks.md from benchmarks/results/.").parse_args()
+    match = re.fullmatch(f"(.*{BEGIN}\n).*({END}.*)", PAGE.read_text(), re.DOTALL)
+    if not match:
+        raise UserError(f"{PAGE} has no place for the table: add a line {BEGIN}, and after it a line {END}")
     tables = "\n".join(f"On `{machine}`:\n\n{as_markdown(rows)}" for machine, rows in read_rows(RESULTS).items())
-    with write_whole(readme) as partial:
-        partial.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+    with write_whole(PAGE) as partial:
+        partial.write_text(f"{match[1]}\n{tables}\n{match[2]}")
     return 0
 
 
-def _around(readme: Path) -> tuple[str, str]:
-    match = re.fullmatch(f"(.*){BEGIN}\n.*{END}(.*)", readme.read_text(), re.DOTALL)
-    if not match:
-        raise UserError(f"{readme} has no place for the table: a line {BEGIN}, and after it a line {END}")
-    return match[1], match[2]
-
-
 def read_rows(directory: Path) -> dict[str, list[Row]]:
-    """The rows of all results, by machine, in the order of `ROWS`."""
+    """Return the rows of all results by machine, in the order of `ROWS`."""
     rows: dict[str, list[Row]] = {}
     for program, make in ROWS.items():
         for file in sorted(directory.glob(f"{program}_*.json")):
@@ -55,7 +48,7 @@ def read_rows(directory: Path) -> dict[str, list[Row]]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """A table in Markdown."""
+    """Format a table as Markdown."""
     lines = ["| program | what | this project | compared with |", "| --- | --- | --- | --- |"]
     lines += [f"| `{row.program}` | {row.what} | {row.project} | {row.beside} |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -64,7 +57,7 @@ def as_markdown(rows: list[Row]) -> str:
 def _start(results: Mapping[str, Any]) -> tuple[str, str, str]:
     ready, first = results["images ready after s"], results["from the command to the first batch s"]
     return (
-        f"a second run on {results['images']:,} photographs: images ready; from the command to the first batch",
+        f"a second run on {results['images']:,} photographs: time until images are ready; until the first batch",
         f"{ready['project']:g} s; {first['project']:g} s",
         f"the plain reference: {ready['reference']:g} s, {results['ratio']:g} times as long; {first['reference']:g} s",
     )
@@ -83,8 +76,8 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
         )
 
     return (
-        f"{results['model']}: an epoch with validation on {total:,} photographs, reckoned from {timed} that were "
-        "trained on; resident memory",
+        f"{results['model']}: an epoch with validation on {total:,} photographs, extrapolated from {timed} "
+        "training images; resident memory",
         side("project"),
         f"the plain reference: {side('reference')}; {results['ratio of the epochs']:g} times as long",
     )
@@ -96,14 +89,14 @@ def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
         f"{results['model']}: the training loop against its ceiling, {results['hardware']}",
         f"{rates['loop']:g} images/s, {results['share of the ceiling']:.1%} of the ceiling",
         f"the same step on one resident batch: {rates['ceiling']:g} images/s; a step's {floor['GFLOP a step']:g} GFLOP "
-        f"come at {floor['share of the matrix rate']:.0%} of the rate of large matrices",
+        f"run at {floor['share of the matrix rate']:.0%} of the rate of large matrices",
     )
 
 
 def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
-        f"{results['model']}: a training step without `torch.compile`, and with it",
+        f"{results['model']}: a training step, eager and with `torch.compile`",
         f"{rates['eager']:g} images/s",
         f"compiled: {rates['compiled']:g} images/s, after {results['compiling s']:g} s of compiling",
     )
@@ -112,7 +105,7 @@ def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _experiment(results: Mapping[str, Any]) -> tuple[str, str, str]:
     days = results["days"]
     return (
-        f"all {results['runs']:,} runs of the parameter files, reckoned",
+        f"all {results['runs']:,} runs of the parameter files, extrapolated",
         f"{days['project']:g} days",
         f"the plain reference: {days['reference']:g} days, {results['ratio']:g} times as long",
     )
@@ -121,16 +114,16 @@ def _experiment(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _predicting(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
-        f"{results['model']}: answers on {results['photographs']} photographs, from their files",
-        f"{rates['predict_files']:g} images/s, {results['share of the model alone']:.0%} of the model's own pace",
-        f"the model alone, on decoded images: {rates['model']:g} images/s",
+        f"{results['model']}: predictions for {results['photographs']} photographs, read from files",
+        f"{rates['predict_files']:g} images/s, {results['share of the model alone']:.0%} of the model's own rate",
+        f"the model alone, on images in memory: {rates['model']:g} images/s",
     )
 
 
 def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
     seconds = results["run reckoned s"]
     return (
-        f"{results['model']}, pretrained: {results['epochs']} epochs, reckoned from "
+        f"{results['model']}, pretrained: {results['epochs']} epochs, extrapolated from "
         f"{results['project']['measured']['images to train on']} images; the next run in a sweep",
         f"{seconds['project']:g} s; {seconds['project, next run in a sweep']:g} s",
         f"the plain reference: {seconds['reference']:g} s each, {results['ratio']:g} and "
@@ -145,8 +138,7 @@ def _arrays(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"training on 28x28 arrays: {', '.join(results['models'])}",
         f"{rates['project']} images/s",
-        f"a plain loop that reads each file when it is asked for: {rates['reference']} images/s; "
-        f"{ratios} times as long",
+        f"a plain loop that reads each file on access: {rates['reference']} images/s; {ratios} times as long",
     )
 
 
@@ -168,7 +160,7 @@ def _peers(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
     others = (f"{name}: {side(values)}" for name, values in results["sides"].items() if name != "project")
     return (
-        f"{results['model']}: training; the first batch; the end of the third epoch, estimated from "
+        f"{results['model']}: training; the first batch; the end of the third epoch, extrapolated from "
         f"{results['images timed']:g} images",
         side(results["sides"]["project"]),
         "; ".join(others),
@@ -180,10 +172,10 @@ def _filter_detections(results: Mapping[str, Any]) -> tuple[str, str, str]:
         results[name] for name in ("stream from memory", "stream from disk", "bytes from disk", "pandas from memory")
     )
     return (
-        f"a table like that of Open Images, {results['rows'] / 1e6:.1f} million made-up boxes, for three classes",
-        f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk, where the bare bytes take "
+        f"a table like that of Open Images, {results['rows'] / 1e6:.1f} million generated boxes, for three classes",
+        f"{ours['seconds']:g} s, {ours['peak_mb']} MB ({disk['seconds']:g} s from disk, where reading the bytes takes "
         f"{bare['seconds']:g} s)",
-        f"pandas, which reads it whole: {pandas['seconds']:g} s, {pandas['peak_mb']:,} MB",
+        f"pandas, which loads the whole table: {pandas['seconds']:g} s, {pandas['peak_mb']:,} MB",
     )
 
 
@@ -208,7 +200,7 @@ def _near_duplicates(results: Mapping[str, Any]) -> tuple[str, str, str]:
         return next(f"{method['seconds']:g} s" for key, method in results["methods"].items() if key.startswith(name))
 
     return (
-        f"copies of 200 photographs that are found, cropped by 2, 5 and 10 %; {results['photographs']:,} compared",
+        f"share of cropped copies of 200 photographs found (by 2, 5, 10%); {results['photographs']:,} compared",
         f"{shares('dataset.duplicates')}; {seconds('dataset.duplicates')}",
         f"ImageHash's phash: {shares('phash 8')}; {seconds('phash 8')}",
     )
@@ -222,8 +214,8 @@ def _groups(results: Mapping[str, Any]) -> tuple[str, str, str]:
     photographs = {f"{int(size):,}": measured for size, measured in results["photographs"].items()}
     dense = results.get("dense")
     return (
-        f"the groups of {', '.join(photographs)} drawn images, and again with the images already examined"
-        + (f"; an audit of {dense['images']:,} images that all resemble one another" if dense else ""),
+        f"grouping {', '.join(photographs)} drawn images, first and with a warm cache"
+        + (f"; an audit of {dense['images']:,} images that all look alike" if dense else ""),
         "; ".join(map(listed, [*photographs.values(), *([dense] if dense else [])])),
         "",
     )
@@ -236,10 +228,10 @@ def _shortcut(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
     label, seeds = results["label"], len(results["ways"]["minority"])
     return (
-        f"SmallVGG: mean probability of {label} on held-out books, as they are and augmented, by what was augmented in "
+        f"SmallVGG: mean probability of {label} for held-out books, original and augmented, by what was augmented in "
         f"training; means of {seeds} seeds",
         "; ".join(map(means, ("all", "random", "none"))),
-        f"only the small classes: {means('minority')}",
+        f"only the small classes augmented: {means('minority')}",
     )
 
 
@@ -248,7 +240,7 @@ def _sweep(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"{results['runs']} small runs on the offline sample",
         f"{seconds['sweep']:g} s in one process",
-        f"{seconds['starts']:g} s for as many starts of `main.py`: {results['ratio']:g} times as long",
+        f"{seconds['starts']:g} s as separate starts of `main.py`: {results['ratio']:g} times as long",
     )
 
 
@@ -269,7 +261,7 @@ def _transfer(results: Mapping[str, Any]) -> tuple[str, str, str]:
 def _batch_augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
-        f"random crop, flip and colours of batches of {results['batch']} photographs, {results['side']} pixels square",
+        f"random crop, flip and colour jitter of batches of {results['batch']} photographs, {results['side']} pixels",
         f"{rates['project']:g} images/s",
         f"torchvision's v2 transforms, image by image: {rates['torchvision']:g} images/s",
     )

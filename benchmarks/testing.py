@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it says where the others are)
+from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
@@ -28,12 +28,14 @@ PER_CLASS = 9
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Measures the testing of a run, with plots.")
-    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    parser = ArgumentParser(description="Measures testing a run with plots.")
+    parser.add_argument(
+        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
     parser.add_argument(
         "--per-class", type=int, default=PER_CLASS, metavar="N",
-        help="images of a class that are explained (default: %(default)s)",
+        help="images per class that are explained (default: %(default)s)",
     )  # fmt: skip
     arguments = parse_with_photographs(parser)
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +71,7 @@ def main() -> int:
 
 
 def save_checkpoints(settings: Settings) -> None:
-    """Writes three checkpoints of different random weights, as either side would."""
+    """Write three checkpoints with different random weights, as each side would."""
     import torch
 
     classes = read_folder(settings.test_dir[0]).classes
@@ -82,18 +84,18 @@ def save_checkpoints(settings: Settings) -> None:
 
 
 def load_images(settings: Settings, cache_dir: Path) -> TestSet:
-    """The test images."""
+    """Return the test images."""
     folder = read_folder(settings.test_dir[0])
     return load_test_set(folder, model_class(settings.model_type).input_size, Cache(cache_dir))
 
 
 def decode(settings: Settings, cache_dir: Path) -> None:
-    """Puts the test images where the project then finds them decoded."""
+    """Put the decoded test images into the cache of the project."""
     load_images(settings, cache_dir)
 
 
 def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:
-    """Seconds that the project's tester takes."""
+    """Return the seconds of the project's tester."""
     from pipeline import tester
     from pipeline.hardware import Hardware, set_up_torch
 
@@ -110,7 +112,7 @@ def test_project(settings: Settings, cache_dir: Path, per_class: int) -> float:
 
 
 def test_reference(settings: Settings, per_class: int) -> float:
-    """Seconds that the plain script takes for the same."""
+    """Return the seconds of the plain script for the same."""
     import reference
 
     folder = read_folder(settings.test_dir[0])

@@ -1,9 +1,8 @@
-"""An epoch with validation on 4,410 photographs, and its memory: this project beside the plain reference.
+"""An epoch with validation on 4,410 photographs, and its memory: this project and the plain reference.
 
-Each side trains some batches, validates some, and saves its checkpoints, in a fresh process, in turns; the first batch
-of each kind warms up. A whole epoch is reckoned from these. The project's images have been decoded before; the
-reference decodes its own, and has them all in memory. The memory is that of the process itself, without the
-reference's workers.
+Each side trains and validates some batches, and saves its checkpoints, in a fresh process, in turns; the first batch of
+each kind is for warming up. A whole epoch is extrapolated. The project's images are decoded beforehand; the reference
+decodes its own, and keeps them all in memory. The memory is that of the process without the reference's workers.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from measuring import has_gpu, three_digits  # isort: skip  (it says where the others are)
+from measuring import has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
@@ -19,20 +18,20 @@ from pacing import compare_paces, describe
 from pipeline.settings import Settings
 
 BATCHES = {"ResNet18": 4, "SmallVGG": 40, "SmallResNet": 40, "SmallEfficientNet": 40, "HybridVGGResNet": 40}
-WHOLE = 10_000  # more batches than there are
+WHOLE = 10_000  # batches; more than an epoch has
 
 
 def main() -> int:
     parser = ArgumentParser(description="Measures an epoch with validation, and its memory.")
     parser.add_argument(
         "--models", nargs="+", default=["ResNet18", "CNNBasic"], choices=MODELS, metavar="MODEL",
-        help="(default: ResNet18 CNNBasic)",
+        help="models to train (default: ResNet18 CNNBasic)",
     )  # fmt: skip
     parser.add_argument(
-        "--batches", type=int, metavar="N", help="of 32 images that are timed, in training and in validation "
+        "--batches", type=int, metavar="N", help="timed batches of 32 images, in training and in validation "
         "(default: 4 for ResNet18, 40 for the models of 28x28, else 1; on a GPU, the whole epoch)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     with tempfile.TemporaryDirectory() as place:
         dataset_dir, _ = stage_photographs(arguments.data, Path(place))
@@ -44,7 +43,7 @@ def main() -> int:
 
 
 def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> None:
-    """Measures both sides with a model, and writes the results."""
+    """Measure both sides with a model, and write the results."""
     paces, peak_mb = compare_paces(repeats, settings, cache_dir, batches)
     results = {
         "model": settings.model_type,
@@ -56,7 +55,7 @@ def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> 
     for side, pace in paces.items():
         print(
             f"{settings.model_type}, {side}: {1 / pace.train:.2f} images/s on {pace.timed[0]} images, "
-            f"an epoch of {sum(pace.images)} reckoned at {pace.epoch:.0f} s"
+            f"an epoch of {sum(pace.images)} extrapolated to {pace.epoch:.0f} s"
         )
     print(f"{settings.model_type}: {results['ratio of the epochs']:.2f} times as fast")
     write_results(f"training_{settings.model_type.lower()}", results)

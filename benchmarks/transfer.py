@@ -1,13 +1,13 @@
-"""From a folder of photographs to a tested model, with the same pretrained weights: fastai's `fine_tune`, and timm.
+"""From a folder of photographs to a tested model with the same pretrained weights: this project, fastai and timm.
 
 Each side is one program: it starts, reads the photographs, trains an EfficientNet-Lite0 from ImageNet weights, and
-prints its accuracy on test photographs that nobody trained on. All have the same split, in which the project's groups
-are not divided. Near-duplicates and leaks are moved out first, as `audit.py --fix` does. They take turns, with another
-seed in each; what is compared is the whole time of the program.
+prints its accuracy on separate test photographs. All use the same split, which keeps the project's groups together.
+Near-duplicates and leaks are moved out first, as by `audit.py --fix`. The sides take turns with a new seed each time;
+the total time of the program is compared.
 
-The sides use what their documentation gives: fastai `vision_learner(...).fine_tune(5)` with its default learning rates
-and `aug_transforms()`, timm's loader with its default augmentation, AdamW and a cosine schedule for 5 epochs. The
-project runs `main.py -m EfficientNetLite0 -p`, with `--freeze-to backbone` on an empty cache, and so once more.
+The sides use what their documentation recommends: fastai `vision_learner(...).fine_tune(5)` with its default learning
+rates and `aug_transforms()`, timm's loader with its default augmentation, AdamW and a cosine schedule for 5 epochs. The
+project runs `main.py -m EfficientNetLite0 -p`, with `--freeze-to backbone` on an empty cache, and the same once more.
 
 Needs `pip install fastai`; without it that side is left out.
 """
@@ -40,14 +40,14 @@ def main() -> int:
         side, place, seed = sys.argv[2:]
         print(json.dumps(PEERS[side](Path(place), int(seed))))
         return 0
-    parser = ArgumentParser(description="Measures fine-tuning by others beside this project's.")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    parser = ArgumentParser(description="Compares fine-tuning by other projects with this one.")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
     parser.add_argument(
         "--per-class",
         type=int,
         default=100,
         metavar="N",
-        help="photographs at most, of each class (default: %(default)s)",
+        help="maximum number of photographs per class (default: %(default)s)",
     )
     arguments = parse_with_photographs(parser)
     check_least(arguments, repeats=1, per_class=10)
@@ -76,10 +76,10 @@ def main() -> int:
 
 
 def stage(data: Path, place: Path, per_class: int) -> dict[str, int]:
-    """Copies the photographs, cleans them, and lays the split out as `others/train` and `others/validation`.
+    """Copy the photographs, clean them, and lay the split out as `others/train` and `others/validation`.
 
     Returns:
-        How many images train, validate and test.
+        The number of training, validation and test images.
     """
     from dataset.audit import audit, fix
     from dataset.folders import image_files, read_folder
@@ -102,7 +102,7 @@ def stage(data: Path, place: Path, per_class: int) -> dict[str, int]:
 
 
 def run_project(place: Path, side: str, seed: int) -> float:
-    """Test accuracy of `main.py`, started as a user starts it."""
+    """Return the test accuracy of `main.py`, started as a program."""
     frozen = ["--freeze-to", "backbone"] if "head" in side else []
     if "again" not in side:
         shutil.rmtree(place / ".cache", ignore_errors=True)
@@ -117,21 +117,21 @@ PROJECT = dict.fromkeys(("project, head alone", "project, head alone, again", "p
 
 
 def run_peer(place: Path, side: str, seed: int) -> float:
-    """Test accuracy of another side."""
+    """Return the test accuracy of another side."""
     command = [sys.executable, __file__, "--side", side, place, seed]
     result = subprocess.run(list(map(str, command)), cwd=place, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def load_weights() -> dict[str, Any]:
-    """ImageNet weights of the network, by timm's names."""
+    """Return the ImageNet weights of the network, by timm's names."""
     from models import build_model
 
     return build_model("EfficientNetLite0", 2, pretrained=True).backbone.state_dict()
 
 
 def run_fastai(place: Path, seed: int) -> float:
-    """Fastai's `fine_tune`, with a backbone of timm."""
+    """Run fastai's `fine_tune`, with a backbone of timm."""
     import torch
     from fastai.vision.all import (
         ImageDataLoaders,
@@ -161,7 +161,7 @@ def run_fastai(place: Path, seed: int) -> float:
 
 
 def run_timm(place: Path, seed: int) -> float:
-    """A plain loop on timm's model, loader, optimizer and schedule: all layers at once."""
+    """Run a plain loop with timm's model, loader, optimizer and schedule; all layers train at once."""
     import timm
     import torch
     from timm.data import create_dataset, create_loader

@@ -1,7 +1,7 @@
-"""Trains small models on sets of arrays and tests them on others, which differ: `python src/array_study.py [DATA_DIR]`.
+"""Trains small models on sets of arrays and tests them on shifted sets: `python src/array_study.py [DATA_DIR]`.
 
-The sets are TRAIN, TEST and TEST2, and two that are derived from them: TRAIN2, which is TRAIN and its inversion, and
-TRAIN3, the images of TEST with a white background. Without a folder of sets the embedded digits are taken.
+The sets are TRAIN, TEST and TEST2, and two that are derived from them: TRAIN2 is TRAIN and its inversion, and TRAIN3
+is the images of TEST with a white background. Without a folder of sets, scikit-learn's digits are used.
 """
 
 from __future__ import annotations
@@ -14,23 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from common import ArgumentParser, UserError, add_verbose, check_least, hush_runs, run_program, write_json
+from common import ArgumentParser, UserError, add_verbose, check_least, hush_runs, run_program
 from dataset.array_images import SETS, white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
 from pipeline.claims import claim_runs
 from pipeline.settings import Settings
 from pipeline.timing import processor_time, read_processor_time
-from reporting.study import (
-    HALVES,
-    ROWS,
-    STUDIED,
-    Outcome,
-    Study,
-    draw_confusions,
-    draw_curves,
-    make_tables,
-    write_reports,
-)
+from reporting.study import HALVES, ROWS, STUDIED, Outcome, Study, make_tables, write_results
 from reporting.tables import as_document
 
 _log = logging.getLogger(__name__)
@@ -41,21 +31,13 @@ _DIGITS = Path(".cache/digits")
 
 @dataclass(frozen=True)
 class Plan:
-    """How the study trains.
+    """How the study trains."""
 
-    Attributes:
-        shifted_images: about how many images a run on TRAIN or TRAIN2 sees in all, but at least each image of the set.
-        images: the same of a run on another set, by the model.
-        learning_rate: of all epochs, or the highest of a cycle.
-        patience: epochs without a lower validation loss before a run stops; None to go through all.
-        recipes: by the set that is trained on.
-    """
-
-    shifted_images: int
-    images: Mapping[str, int]
-    learning_rate: float
-    patience: int | None
-    recipes: Mapping[str, str]
+    shifted_images: int  # that a run on TRAIN or TRAIN2 sees over all epochs, approximately; at least one epoch
+    images: Mapping[str, int]  # the same for the other sets, by model
+    learning_rate: float  # constant, or the highest of the one-cycle schedule
+    patience: int | None  # epochs without a lower validation loss before a run stops; None never stops early
+    recipes: Mapping[str, str]  # by training set
 
 
 PLANS = {
@@ -63,7 +45,7 @@ PLANS = {
         shifted_images=36_000,
         images={"SmallVGG": 200_000, "SmallResNet": 50_000, "SmallEfficientNet": 200_000, "HybridVGGResNet": 120_000},
         learning_rate=1e-3,
-        patience=10,  # published: 2, on which chance stops a run long before it has learned all that it can
+        patience=10,  # published: 2, at which chance stops a run long before it has converged
         recipes={"TRAIN": "adam", "TRAIN2": "adam", "TEST": "adam-crop", "TRAIN3": "adam-crop"},
     ),
     "best": Plan(
@@ -77,24 +59,19 @@ PLANS = {
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Trains four small models on sets of arrays and tests them on others.")
-    parser.add_argument(
-        "data_dir", type=Path, nargs="?", metavar="DATA_DIR",
-        help="holds the sets TRAIN, TEST and TEST2, folders or .npz files (default: digits, written to .cache/)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--recipe",
-        choices=tuple(PLANS),
-        default="published",
-        help="as it was published, or better (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="runs of each model on each set (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--published", action="store_true", help="beside what was published for the symbols of the README"
-    )
+    parser = ArgumentParser(description="Trains four small models on sets of arrays and tests them on shifted sets.")
+    # fmt: off
+    parser.add_argument("data_dir", type=Path, nargs="?", metavar="DATA_DIR",
+        help="folder with the sets TRAIN, TEST and TEST2, each a folder or an .npz file (default: the digits of "
+        "scikit-learn, written to .cache/)")
+    parser.add_argument("--recipe", choices=tuple(PLANS), default="published",
+        help="training recipe: published follows the publication, best is more accurate (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N",
+        help="runs of each model on each set, with seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--published", action="store_true",
+        help="show the published accuracies next to those of this study")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    # fmt: on
     add_verbose(parser)
     common = ["precision", "tracker", "wandb", "no_cache", "cache_limit"]
     Settings.add_flags(parser, ["output_dir", *common])
@@ -102,28 +79,22 @@ def main() -> int:
     arguments = parser.parse_args()
     check_least(arguments, seeds=1)
     hush_runs(arguments.verbose)
-    sets = derive_sets(arguments.data_dir or _write_digits())
+    if not arguments.data_dir:
+        write_digits(_DIGITS)
+    sets = derive_sets(arguments.data_dir or _DIGITS)
     folder = arguments.output_dir / arguments.recipe
     given = {name: getattr(arguments, name) for name in common}
     study = run_study(sets, PLANS[arguments.recipe], arguments.seeds, folder, **given)
-    draw_curves(study, folder / "curves.png")
-    draw_confusions(study, folder / "confusion_matrices.png")
-    write_reports(study, folder / "reports.txt")
-    write_json(folder / "study.json", study.to_json())
+    write_results(study, folder)
     print(as_document(make_tables(study, arguments.published), arguments.markdown))
     return 0
 
 
-def _write_digits() -> Path:
-    write_digits(_DIGITS)
-    return _DIGITS
-
-
 def derive_sets(data_dir: Path) -> dict[str, ImageFolder]:
-    """The three sets of a folder, the two made from them, and the halves of TEST, by name.
+    """Read the three sets of a folder and derive TRAIN2, TRAIN3 and the halves of TEST; returns all by name.
 
     Raises:
-        UserError: a set is missing, or their classes differ, or TEST lacks images with a black or a white background.
+        UserError: a set is missing, the classes differ, or TEST lacks images with a black or a white background.
     """
     from pipeline.data import read_folders
 
@@ -147,14 +118,9 @@ def _find_set(data_dir: Path, name: str) -> Path:
 
 
 def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: Path, **common: Any) -> Study:
-    """Trains every model on every set with every seed, and tests it; what has finished before is only read.
+    """Train every model on every set of `derive_sets` with every seed, and test it; finished runs are only read.
 
-    Args:
-        sets: as `derive_sets` gives them.
-        plan: how to train.
-        seeds: runs of each model on each set.
-        folder: for the runs.
-        common: settings that all runs share.
+    `common` are settings that all runs share.
     """
     from pipeline.run import run
     from pipeline.run_folder import finished_results
@@ -165,51 +131,42 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
     def results(settings: Settings) -> dict[str, Any] | None:
         return finished_results(settings, folders(settings))
 
-    runs = {
-        (seed, trained, model): _make_settings(sets, plan, trained, model, seed, folder, common)
+    runs = [
+        _make_settings(
+            sets, plan, trained, model_type=model, seed=seed, output_dir=folder / trained / f"seed_{seed}", **common
+        )
         for seed in range(seeds)
         for trained in plan.recipes
         for model in STUDIED
-    }
-    for settings in claim_runs(list(runs.values()), results, "study"):
+    ]
+    for settings in claim_runs(runs, results, "study"):
         with processor_time(settings.run_dir):
             metrics = run(settings, folders(settings), claimed=True, keep_state=False)
         tested = metrics["checkpoints"][_CHECKPOINT]["test"]
         _log.info(
             "run %d of %d: %s on %s, seed %d: %s",
-            list(runs.values()).index(settings) + 1, len(runs), settings.model_type, settings.data_dir.name,
+            runs.index(settings) + 1, len(runs), settings.model_type, settings.data_dir.name,
             settings.seed, ", ".join(f"{name} {scores['accuracy']:.1%}" for name, scores in tested.items()),
         )  # fmt: skip
 
-    outcomes: dict[tuple[str, str], list[Outcome]] = {(trained, model): [] for _, trained, model in runs}
-    for (_, trained, model), settings in runs.items():
-        scores = results(settings)["checkpoints"][_CHECKPOINT]["test"]
-        confusions = {
-            directory.name: np.array(scores[directory.name]["confusion_matrix"]) for directory in settings.test_dir
-        }
-        outcomes[trained, model].append(Outcome(settings.run_dir / "history.csv", confusions))
-    return Study(
-        sets["TRAIN"].classes,
-        outcomes,
-        sum(read_processor_time(settings.run_dir) for settings in runs.values()),
-    )
+    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+    for settings in runs:
+        tested = results(settings)["checkpoints"][_CHECKPOINT]["test"]
+        confusions = {place.name: np.array(tested[place.name]["confusion_matrix"]) for place in settings.test_dir}
+        of_model = outcomes.setdefault((settings.data_dir.name, settings.model_type), [])
+        of_model.append(Outcome(settings.run_dir, confusions))
+    return Study(sets["TRAIN"].classes, outcomes, sum(read_processor_time(settings.run_dir) for settings in runs))
 
 
 def _make_settings(
-    sets: Mapping[str, ImageFolder],
-    plan: Plan,
-    trained: str,
-    model: str,
-    seed: int,
-    folder: Path,
-    common: Mapping[str, Any],
+    sets: Mapping[str, ImageFolder], plan: Plan, trained: str, model_type: str, **others: Any
 ) -> Settings:
-    tested = dict.fromkeys(tested for from_, tested in ROWS if from_ == trained)
+    tested = dict.fromkeys(tested for training, tested in ROWS if training == trained)
     parts = [part for name in tested for part in HALVES.get(name, (name,))]
-    images = plan.shifted_images if trained in ("TRAIN", "TRAIN2") else plan.images[model]
+    images = plan.shifted_images if trained in ("TRAIN", "TRAIN2") else plan.images[model_type]
     epochs = max(1, round(images / len(sets[trained].paths)))
     return Settings(
-        model_type=model,
+        model_type=model_type,
         num_epochs=epochs,
         batch_size=_BATCH_SIZE,
         learning_rate=plan.learning_rate,
@@ -219,9 +176,7 @@ def _make_settings(
         recipe=plan.recipes[trained],
         data_dir=sets[trained].directory,
         test_dir=tuple(sets[part].directory for part in parts),
-        output_dir=folder / trained / f"seed_{seed}",
-        seed=seed,
-        **common,
+        **others,
     )
 
 

@@ -1,6 +1,6 @@
-"""Shows a trained run in a web page: drop a photograph, see what it is and why: `python src/demo.py saved_models/RUN`.
+"""Serves a web page that classifies photographs with a trained run: `python src/demo.py saved_models/RUN`.
 
-The page is served to this machine alone, by Python's own server, and loads nothing from elsewhere.
+Only this machine can reach the page. It is served by Python's own server and loads nothing from other hosts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pipeline.settings import add_run_arguments, find_run
 if TYPE_CHECKING:
     from pipeline.prediction import TrainedRun
 
-_ADDRESS, _PORT = "127.0.0.1", 7860  # of this machine only
-_LARGEST = 200_000_000  # bytes of an image
+_ADDRESS, _PORT = "127.0.0.1", 7860
+_LARGEST = 200_000_000  # bytes of an uploaded image
 _PAGE = Path(__file__).with_name("demo.html")
 _log = logging.getLogger(__name__)
 
@@ -43,12 +43,14 @@ def main() -> int:
     if novelty_file(arguments.run, run.checkpoint).exists():
         run = replace(run, novelty=Novelty.load(arguments.run, run.checkpoint))
     else:
-        _log.warning("%s tells no unknown images: it has no validation, or is of an earlier version", arguments.run)
+        _log.warning(
+            "%s cannot detect unknown images: it has no validation, or is from an earlier version", arguments.run
+        )
     title = f"{own_name(arguments.run)}, {run.checkpoint}"
     with _open_server(arguments.port, title, lambda content: answer(run, content)) as server:
         address = f"http://{_ADDRESS}:{server.server_port}"
         print(address, flush=True)
-        _log.info("Ctrl-C ends it")
+        _log.info("press Ctrl-C to stop")
         if arguments.browser:
             webbrowser.open(address)
         server.serve_forever()
@@ -56,14 +58,14 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Shows a trained run in a web page of this machine.")
+    parser = ArgumentParser(description="Serves a web page that classifies photographs with a trained run.")
     add_run_arguments(parser)
-    parser.add_argument(
-        "--port", type=int, default=_PORT, metavar="N", help="of the page; 0 is any that is free (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--no-browser", dest="browser", action="store_false", help="open no browser, only print the page's address"
-    )
+    # fmt: off
+    parser.add_argument("--port", type=int, default=_PORT, metavar="N",
+        help="port of the page; 0 selects any free port (default: %(default)s)")
+    parser.add_argument("--no-browser", dest="browser", action="store_false",
+        help="print the page's address without opening a browser")
+    # fmt: on
     arguments = parser.parse_args()
     if not 0 <= arguments.port < 65536:
         raise UserError(f"--port {arguments.port}: must be from 0 to 65535")
@@ -71,7 +73,7 @@ def _parse() -> argparse.Namespace:
 
 
 def answer(run: TrainedRun, content: bytes) -> Reply:
-    """What the page shows of an image file: the answer, the classes by probability, and a heatmap as a data URL."""
+    """Classify an image file; return the answer, the classes by probability, and a heatmap as a data URL."""
     from pipeline.prediction import draw_maps, predict_files
 
     with TemporaryDirectory(prefix="demo-") as folder:
@@ -79,7 +81,7 @@ def answer(run: TrainedRun, content: bytes) -> Reply:
         file.write_bytes(content)
         [[found]] = predict_files(run, [file])
         if found.fault:
-            return {"error": f"This cannot be read: {found.fault}"}
+            return {"error": f"This file cannot be read: {found.fault}"}
         draw_maps(run, [found], lambda _: heatmap)
         drawn = base64.b64encode(heatmap.read_bytes()).decode()
     probabilities = dict(zip(run.classes, map(float, found.probabilities), strict=True))
@@ -92,12 +94,7 @@ def answer(run: TrainedRun, content: bytes) -> Reply:
 
 
 def _open_server(port: int, title: str, answer_image: Callable[[bytes], Reply]) -> ThreadingHTTPServer:
-    """A server of the page and of answers.
-
-    Raises:
-        UserError: the port is taken.
-    """
-
+    """Open a server of the page and its answers; raise UserError if the port is in use."""
     one_at_a_time = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -130,12 +127,12 @@ def _open_server(port: int, title: str, answer_image: Callable[[bytes], Reply]) 
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing of each request."""
+            """Do not log requests."""
 
     try:
         return ThreadingHTTPServer((_ADDRESS, port), Handler)
     except OSError as error:
-        raise UserError(f"--port {port}: {error.strerror}: name another one, or 0 for any that is free") from error
+        raise UserError(f"--port {port}: {error.strerror}: name another one, or 0 for any free port") from error
 
 
 if __name__ == "__main__":

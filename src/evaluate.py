@@ -16,7 +16,7 @@ from pipeline.settings import add_run_arguments, find_run
 if TYPE_CHECKING:
     from pipeline.evaluation import Evaluation
 
-_MOST_SHOWN = 10  # mistakes on the screen
+_MOST_SHOWN = 10  # mistakes that are printed
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     for folder in folders:
         if count := count_trained(folder, run_dir):
             _log.warning(
-                "%d of the %d images of %s were trained or validated on, which makes scores too high",
+                "%d of the %d images of %s were used for training or validation: the scores are too high",
                 count, len(folder.paths), printable(folder.directory),
             )  # fmt: skip
     output_dir = arguments.output_dir or run_dir / "evaluations"
@@ -60,21 +60,22 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Scores a trained run on labelled images.")
+    parser = ArgumentParser(description="Scores a trained run on labelled folders of images.")
     add_run_arguments(parser)
-    parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER",
-        help="one folder per class, of some of the run's classes or all, or an .npz file",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the scores and the mistakes as JSON")
-    parser.add_argument(
-        "-o", "--output-dir", type=Path, metavar="DIR",
-        help="where tables and figures go, in a folder named after each FOLDER (default: evaluations/ in the run's)",
-    )  # fmt: skip
+    # fmt: off
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER",
+        help="labelled images: a folder with one sub-folder per class, for some or all of the run's classes, or an "
+        ".npz file")
+    parser.add_argument("--json", action="store_true", help="print scores and mistakes as JSON instead of tables")
+    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR",
+        help="folder for tables and figures, in a sub-folder named after each FOLDER (default: evaluations/ in the "
+        "run's folder)")
+    # fmt: on
     arguments = parser.parse_args()
     names = [own_name(folder) for folder in arguments.folders]
     if len(set(names)) < len(names):
-        raise UserError(f"{', '.join(map(str, arguments.folders))}: must have different names, which results go by")
+        listed = ", ".join(map(str, arguments.folders))
+        raise UserError(f"{listed}: must have different names, because results are stored by name")
     for folder in arguments.folders if arguments.output_dir else ():
         if arguments.output_dir.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"-o {arguments.output_dir}: {folder}, whose images are scored, must not hold the figures")

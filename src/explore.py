@@ -1,4 +1,4 @@
-"""Opens the FiftyOne App on a trained run's test images: `python src/explore.py saved_models/RUN`."""
+"""Opens a trained run's test images in the FiftyOne App: `python src/explore.py saved_models/RUN`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.exploration import TestedImage
     from pipeline.prediction import TrainedRun
 
-_PATIENCE = 600  # seconds that FiftyOne's server may take to start
+_TIMEOUT = 600  # seconds for FiftyOne's server to start
 _log = logging.getLogger(__name__)
 
 
@@ -43,38 +43,35 @@ def main() -> int:
     run = load_run(run_dir, checkpoint)
     folders = find_images(run_dir, run.classes, arguments.test_dir, arguments.side)
     results = sys.stdout
-    with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints notes
+    with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints messages
         _start_fiftyone()
         tested = test_again(run, folders, Path(pictures))
         mistakes = sum(each.mistaken for each in tested)
         with _new_dataset(f"{run_dir.resolve().name} {run.checkpoint}") as dataset:
             fill(dataset, run, tested)
             with _serve(dataset) as (server, address):
-                said = f"{len(tested)} {arguments.side} images, {mistakes} mistakes"
-                print(f"{said}: {address}", file=results, flush=True)
-                _log.info("Ctrl-C ends it")
+                counts = f"{len(tested)} {arguments.side} images, {mistakes} mistakes"
+                print(f"{counts}: {address}", file=results, flush=True)
+                _log.info("press Ctrl-C to stop")
                 if arguments.browser:
                     webbrowser.open(_make_entry(Path(pictures, "open.html"), address))
                 with suppress(KeyboardInterrupt):
                     server.wait()
-                    raise RuntimeError("FiftyOne's server has ended by itself")
+                    raise RuntimeError("FiftyOne's server ended unexpectedly")
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Opens the FiftyOne App on a trained run's test images, mistakes first.")
+    parser = ArgumentParser(description="Opens a trained run's test images in the FiftyOne App, mistakes first.")
     add_run_arguments(parser)
-    parser.add_argument(
-        "-t", "--test-dir", type=Path, nargs="+", default=[], metavar="DIR",
-        help="the test images, one folder per class or an .npz file (default: what the run was tested on)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--side", choices=("test", "validation", "train"), default="test",
-        help="which of the run's images; training images without augmented ones (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-browser", dest="browser", action="store_false", help="open no browser, only print the App's address"
-    )
+    # fmt: off
+    parser.add_argument("-t", "--test-dir", type=Path, nargs="+", default=[], metavar="DIR",
+        help="test images: folders with one sub-folder per class, or .npz files (default: the run's own test images)")
+    parser.add_argument("--side", choices=("test", "validation", "train"), default="test",
+        help="which of the run's images to show; augmented images are left out (default: %(default)s)")
+    parser.add_argument("--no-browser", dest="browser", action="store_false",
+        help="print the App's address without opening a browser")
+    # fmt: on
     arguments = parser.parse_args()
     if arguments.test_dir and arguments.side != "test":
         raise UserError(f"--test-dir and --side {arguments.side} exclude each other")
@@ -90,7 +87,7 @@ def _start_fiftyone() -> None:
 
 @contextmanager
 def _new_dataset(title: str) -> Iterator[fiftyone.Dataset]:
-    """A dataset of its own, which is deleted afterwards; where this program is killed, FiftyOne does so."""
+    """Make a temporary dataset; FiftyOne deletes it later if this program is killed."""
     import fiftyone
     from pymongo.errors import PyMongoError
 
@@ -103,10 +100,10 @@ def _new_dataset(title: str) -> Iterator[fiftyone.Dataset]:
 
 
 def fill(dataset: fiftyone.Dataset, run: TrainedRun, tested: Sequence[TestedImage]) -> None:
-    """Puts test images into a dataset, in their order, and saves the views on it."""
+    """Add the test images to a dataset, in their order, and save its views."""
     import fiftyone
 
-    dataset.add_sample_field("near_duplicates", fiftyone.IntField)  # also where there are none
+    dataset.add_sample_field("near_duplicates", fiftyone.IntField)  # exists even if no image has any
     dataset.add_samples(_samples(run, tested), progress=False, num_samples=len(tested))
     views = {
         "mistakes": dataset.match(fiftyone.ViewField("mistake")),
@@ -119,7 +116,7 @@ def fill(dataset: fiftyone.Dataset, run: TrainedRun, tested: Sequence[TestedImag
 
 
 def _arrange(dataset: fiftyone.Dataset) -> None:
-    """Says what the App shows of each image, in which colours, and what stands first in its sidebar."""
+    """Set the fields that the App shows on each image, their colours, and the order of its sidebar."""
     import fiftyone
 
     colours = {"truth": BLUE, "prediction": VERMILION, "confidence": GREY, "heatmap": ORANGE}
@@ -160,29 +157,27 @@ def _samples(run: TrainedRun, tested: Sequence[TestedImage]) -> Iterator[fiftyon
 
 
 def _text(name: object) -> str:
-    """A name as the database takes it: files may have names that are no text."""
+    """Return a name as valid text for the database; file names may be any bytes."""
     return str(name).encode(errors="replace").decode()
 
 
 @contextmanager
 def _serve(dataset: fiftyone.Dataset) -> Iterator[tuple[ServerService, str]]:
-    """Serves the App to this machine alone, also from a container, and beside an App that is open already.
+    """Serve the App to this machine only; yield the server, and the dataset's address in the App.
 
-    `fiftyone.launch_app` gives the server a minute to start, which is too little on a busy machine.
-
-    Returns:
-        The server, and the dataset's address in the App.
+    This also works in a container and while another App is open. `fiftyone.launch_app` allows the server one minute to
+    start, which is too little on a busy machine.
     """
     import fiftyone
     from fiftyone.core.service import ServerService
 
-    class PatientServerService(ServerService):
+    class SlowServerService(ServerService):
         def _wait_for_child_port(self, port: int) -> int:
-            return super()._wait_for_child_port(port, timeout=_PATIENCE)
+            return super()._wait_for_child_port(port, timeout=_TIMEOUT)
 
     address = fiftyone.config.default_app_address
     port = _free_port(address, fiftyone.config.default_app_port)
-    server = PatientServerService(port, address, fiftyone.config.do_not_track)
+    server = SlowServerService(port, address, fiftyone.config.do_not_track)
     try:
         yield server, f"http://{address}:{port}/datasets/{quote(dataset.name)}"
     finally:
@@ -190,9 +185,9 @@ def _serve(dataset: fiftyone.Dataset) -> Iterator[tuple[ServerService, str]]:
 
 
 def _make_entry(page: Path, address: str) -> str:
-    """The address of a page that opens the App, and first notes in the browser that its advertisement was seen.
+    """Return the address of a page that opens the App without the advertisement that would cover the images.
 
-    Else that would cover the images. FiftyOne's server itself serves the page, since each server has its own notes.
+    The page sets the browser's storage. FiftyOne's server must serve it, because each server has its own storage.
     """
     page.write_text(
         f"<script>localStorage.setItem('fiftyone-enterprise-tooltip-seen', 'true'); location.replace('{address}')"

@@ -7,7 +7,7 @@ from pipeline.settings import Settings
 
 
 def main() -> int:
-    settings = Settings.from_command_line("Trains a classifier on folders of images, tests it and explains it.")
+    settings = Settings.from_command_line("Trains an image classifier, tests it and explains its predictions.")
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.baseline import describe_baselines
     from pipeline.distributed import joined_processes

@@ -1,4 +1,4 @@
-"""Asks a trained run what images show: `python src/predict.py saved_models/RUN photo.jpg folder`."""
+"""Classifies images with a trained run: `python src/predict.py saved_models/RUN photo.jpg folder`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Entry = dict[str, Any]  # what is told of a file: a value for each of these, None where there is none
-_MOST_NAMED = 20  # files that are no images
-_MOST_CLASSES = 30  # whose answers are counted in a line
-_UNKNOWN = "unknown"  # the answer in place of a class
+_MOST_NAMED = 20  # files that are not images, in the notes
+_MOST_CLASSES = 30  # in the summary
+_UNKNOWN = "unknown"  # the answer instead of a class
 _COLUMNS = ("file", "class", "confidence", "runner_up", "runner_up_confidence", "error")
+Entry = dict[str, Any]  # the result of a file: a value or None for each column
 
 
 def main() -> int:
@@ -62,25 +62,26 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = ArgumentParser(
-        description="Asks a trained run what images show.",
-        epilog="status: 0; 1 if an image was not answered, the others being; 2 for an error of the user's",
+        description="Classifies images with a trained run, and exports its model.",
+        epilog="exit status: 0 on success; 1 if some images could not be classified; 2 for invalid input",
     )
     add_run_arguments(parser)
-    parser.add_argument(
-        "files", type=Path, nargs="*", metavar="FILE_OR_FOLDER",
-        help="images, and folders of images, which are searched whole; what is not used in them is named",
-    )  # fmt: skip
+    # fmt: off
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE_OR_FOLDER",
+        help="images, or folders that are searched for images at any depth; unusable files are reported")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const=_print_json, help="print a JSON list")
-    form.add_argument("--csv", dest="form", action="store_const", const=_print_csv, help="print CSV")
-    parser.add_argument(
-        "--unknown", action="store_true", help="answer unknown on images that are unlike the training images"
-    )
-    parser.add_argument("--cam", type=Path, metavar="DIR", help="draw into this folder where the model looks")
-    parser.add_argument(
-        "--export", type=Path, metavar="FILE",
-        help="write the model, .onnx or .pt2: from an image (H, W, 3) uint8 of any size to probabilities (classes,)",
-    )  # fmt: skip
+    form.add_argument("--json", dest="form", action="store_const", const=_print_json,
+        help="print a JSON list instead of a table")
+    form.add_argument("--csv", dest="form", action="store_const", const=_print_csv,
+        help="print CSV instead of a table")
+    parser.add_argument("--unknown", action="store_true",
+        help="answer unknown for images that are unlike the training images")
+    parser.add_argument("--cam", type=Path, metavar="DIR",
+        help="draw a class activation map of each image into this folder")
+    parser.add_argument("--export", type=Path, metavar="FILE",
+        help="export the model to a .onnx or .pt2 file: it maps an image (H, W, 3) uint8 of any size to probabilities "
+        "(classes,)")
+    # fmt: on
     parser.set_defaults(form=_print_table)
     arguments = parser.parse_intermixed_args()
     if not arguments.files and (arguments.cam or not arguments.export):
@@ -89,7 +90,7 @@ def _parse() -> argparse.Namespace:
         raise UserError(f"there is no file or folder {_list(arguments.files)}: name images, or folders of images")
     for name in arguments.files:
         if all(os.path.isfile(name / file) for file in ("settings.json", "history.csv")):
-            raise UserError(f"{printable(name)} is a run, not images to ask about: one run answers at a time")
+            raise UserError(f"{printable(name)} is a run, not an image or folder of images: name only one run")
     if arguments.export:
         _check_export(arguments.export)
     for folder in arguments.files if arguments.cam else ():
@@ -110,26 +111,22 @@ def _list(names: Sequence[Path]) -> str:
 
 
 class _Faults:
-    """Names what is not answered, and counts it.
-
-    Attributes:
-        count: of images, links and folders that were not answered. Files that are no images do not count.
-        unwritten: why a map could not be written, after which no more are drawn.
-    """
+    """Reports and counts what could not be classified."""
 
     def __init__(self) -> None:
-        self.count = self._others = 0
+        self.count = 0  # images, links and folders; files that are not images do not count
+        self.unwritten: OSError | None = None  # why a map could not be written; no more are drawn after it
+        self._others = 0
         self._first_others: list[Path] = []
-        self.unwritten: OSError | None = None
 
-    def tell(self, name: object, reason: str | None) -> None:
+    def report(self, name: object, reason: str | None) -> None:
         self.count += 1
         _log.warning("%s: %s", printable(name), printable(reason))
 
     def pass_over(self, path: Path, reason: str) -> None:
-        """Names what a folder holds besides images; of many files that are no images, a few, in the end."""
+        """Report what else a folder holds; `sum_up` reports files that are not images."""
         if reason != NOT_AN_IMAGE:
-            self.tell(path, reason)
+            self.report(path, reason)
             return
         self._others += 1
         if self._others <= _MOST_NAMED:
@@ -138,16 +135,16 @@ class _Faults:
     def sum_up(self) -> None:
         if self._others > _MOST_NAMED:
             first = printable(self._first_others[0])
-            _log.warning("%d files that are no images were passed over, such as %s", self._others, first)
+            _log.warning("%d files that are not images were skipped, for example %s", self._others, first)
         else:
             for path in self._first_others:
-                _log.warning("%s: %s: passed over", printable(path), NOT_AN_IMAGE)
+                _log.warning("%s: %s: skipped", printable(path), NOT_AN_IMAGE)
         if self.count:
-            _log.warning("%d were not answered", self.count)
+            _log.warning("%d could not be classified", self.count)
 
 
 def find_files(names: Iterable[Path], faults: _Faults) -> Iterator[Path]:
-    """The named files, and the images in the named folders; nothing is listed before it is asked for."""
+    """Yield the named files, and the images in the named folders; folders are listed lazily."""
     for name in names:
         if os.path.isdir(name):
             yield from find_images(name, faults.pass_over)
@@ -158,27 +155,27 @@ def find_files(names: Iterable[Path], faults: _Faults) -> Iterator[Path]:
 def predict(
     run: TrainedRun, files: Iterable[Path], faults: _Faults, named: Sequence[Path], cam: Path | None
 ) -> Iterator[Entry]:
-    """What a run says of files, in their order; also draws maps, if a folder for them is given."""
+    """Yield the run's answer for each file, in order; also draw maps if there is a folder for them."""
     from pipeline.prediction import draw_maps, predict_files
 
     place = _place_maps(cam, named) if cam else None
-    hidden = True if sys.stdout.isatty() else None  # where the results are shown as they come
+    hidden = True if sys.stdout.isatty() else None  # a terminal shows the results as they come
     with tqdm(desc="predicting", unit="image", leave=False, disable=hidden) as bar:
         for answers in predict_files(run, files):
             for answer in answers:
                 if answer.fault:
-                    faults.tell(answer.file, answer.fault)
+                    faults.report(answer.file, answer.fault)
                 yield _describe(answer, run.classes)
             if place and not faults.unwritten:
                 try:
                     draw_maps(run, answers, place)
                 except OSError as error:
-                    faults.unwritten = error  # the answers come first
+                    faults.unwritten = error  # raised after all answers are printed
             bar.update(len(answers))
 
 
 def _place_maps(cam: Path, named: Sequence[Path]) -> Callable[[Path], Path]:
-    """Says where a file's map goes: in the same folders, below the deepest one that all named ones lie in."""
+    """Return a function from a file to the path of its map: the path below the deepest folder that all names share."""
     folders = [path if os.path.isdir(path) else path.parent for path in map(Path, map(os.path.abspath, named))]
     common = os.path.commonpath(folders)
 
@@ -196,7 +193,7 @@ def _with_unknown(run: TrainedRun, run_dir: Path) -> TrainedRun:
         raise UserError(f"--unknown: {run_dir} has a class of that name")
     novelty = Novelty.load(run_dir, run.checkpoint)
     _log.info(
-        "--unknown: expect %.1f%% of images like the training images to be refused too; the threshold is from %d "
+        "--unknown: about %.1f%% of images like the training images are refused too; the threshold is from %d "
         "validation images", 100 * novelty.expected_rate, novelty.images,
     )  # fmt: skip
     return replace(run, novelty=novelty)
@@ -204,27 +201,25 @@ def _with_unknown(run: TrainedRun, run_dir: Path) -> TrainedRun:
 
 def _describe(answer: Answer, classes: Sequence[str]) -> Entry:
     entry: Entry = {**dict.fromkeys(_COLUMNS), "file": str(answer.file), "error": answer.fault}
-    if not answer.fault:
-        for name, place in zip(("class", "runner_up"), answer.best, strict=True):
-            entry[name] = classes[place]
-        for name, place in zip(("confidence", "runner_up_confidence"), answer.best, strict=True):
-            entry[name] = round(float(answer.probabilities[place]), 6)
+    if answer.fault:
+        return entry
+    first, second = ((classes[place], round(float(answer.probabilities[place]), 6)) for place in answer.best)
     if answer.unknown:
-        likeliest = {"runner_up": entry["class"], "runner_up_confidence": entry["confidence"]}
-        entry |= {"class": _UNKNOWN, "confidence": None, **likeliest}
-    return entry
+        first, second = (_UNKNOWN, None), first
+    names = ("class", "confidence", "runner_up", "runner_up_confidence")
+    return entry | dict(zip(names, (*first, *second), strict=True))
 
 
 def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> None:
     try:
         form(entries, classes)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the results has seen enough
+    except BrokenPipeError:  # the reader, for example `head`, has ended
         drop_output()
 
 
 def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
-    answers: Counter[tuple[str, str]] = Counter()  # by the folder's name and the class that was told
+    answers: Counter[tuple[str, str]] = Counter()  # by the name of the folder and the predicted class
     width = max(len("runner-up"), *map(len, classes))
     print(f"{'class':{width}}  confidence  {'runner-up':{width}}  its confidence  file")
     for entry in entries:
@@ -239,14 +234,14 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
 
 
 def _sum_up(answers: Counter[tuple[str, str]], classes: Sequence[str]) -> Iterator[str]:
-    """How many images were taken for each class; of those in folders named after classes, how many rightly."""
+    """Yield the number of images per predicted class, and the accuracy on images in folders named after classes."""
     counts: Counter[str] = Counter()
     for (_, answer), count in answers.items():
         counts[answer] += count
     if counts:
-        told = ", ".join(f"{count} {printable(name)}" for name, count in counts.most_common(_MOST_CLASSES))
+        listed = ", ".join(f"{count} {printable(name)}" for name, count in counts.most_common(_MOST_CLASSES))
         more = f", and {len(counts) - _MOST_CLASSES} more classes" if len(counts) > _MOST_CLASSES else ""
-        yield f"\n{counts.total()} images: {told}{more}"
+        yield f"\n{counts.total()} images: {listed}{more}"
     known = {pair: count for pair, count in answers.items() if pair[0] in map(canonical, classes)}
     if total := sum(known.values()):
         from pipeline.measures import wilson_interval
@@ -260,8 +255,8 @@ def _sum_up(answers: Counter[tuple[str, str]], classes: Sequence[str]) -> Iterat
 
 
 def _print_csv(entries: Iterable[Entry], _: Sequence[str]) -> None:
-    if sys.stdout.encoding.lower() == "utf-8":  # as everywhere but on some terminals
-        sys.stdout.reconfigure(errors="surrogateescape")  # gives any file's name as it is
+    if sys.stdout.encoding.lower() == "utf-8":  # everywhere except on some terminals
+        sys.stdout.reconfigure(errors="surrogateescape")  # keeps the bytes of any file name
     writer = csv.DictWriter(sys.stdout, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(entries)
@@ -278,8 +273,8 @@ def _export(run: TrainedRun, run_dir: Path, file: Path) -> None:
     from pipeline.export import export_model
 
     checked = export_model(run, run_dir, file)
-    _log.info("%s: from an image (height, width, 3) uint8 of any size to the probabilities of %s; on %s it answers as "
-              "this program in fp32, with the same classes and probabilities that are at most %.0e apart",
+    _log.info("%s maps an image (height, width, 3) uint8 of any size to the probabilities of %s; on %s it predicts the "
+              "same classes as this program in fp32, and the probabilities differ by at most %.0e",
               file, ", ".join(run.classes), checked.images, checked.difference)  # fmt: skip
 
 

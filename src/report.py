@@ -1,6 +1,6 @@
-"""Reports on all finished runs: a table of them, the best ones, what each hyperparameter does, and what is chance.
+"""Reports on all finished runs: the best ones, the effect of each hyperparameter, and what may be due to chance.
 
-Only runs with the same training images, test images and classes are compared; each such experiment is reported apart.
+Only runs with the same training images, test images and classes are compared. Each such experiment has its own report.
 
 python src/report.py
 python src/report.py --runs clean_runs.csv --markdown
@@ -16,12 +16,11 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 from common import ArgumentParser, UserError, check_least, run_program, short_name
 from plotting import save_figure
-from reporting.comparison import TOP, Report, make_reports
+from reporting.comparison import TOP, Report, make_reports, number_repeats
 from reporting.figures import draw_grid, draw_runs
 from reporting.results import MOST_IMAGES, read_models, read_table, write_table
 from reporting.runs import Run, shown
@@ -32,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 _USUAL_TEST_IMAGES = 105  # of the published runs, 35 per class
 _SUSPECTS = 20
-_LONGEST_NAME = 100  # letters, of a folder
-_TITLE_WIDTH = 60  # letters, of a line above a figure
+_LONGEST_NAME = 100  # characters of a folder's name
+_TITLE_WIDTH = 60  # characters of a line above a figure
 
 
 def main() -> int:
@@ -41,14 +40,14 @@ def main() -> int:
     runs, notes = read_table(arguments.runs) if arguments.runs else read_models(*arguments.models_dir)
     settled, guesses = settle_test_images(runs, arguments.test_images)
     reports = make_reports(settled, arguments.suspects or 0)
+    several = len(reports) > 1
     notes += guesses
-    if len(reports) > 1:
+    if several:
         notes.append(
             f"{len(reports)} experiments, which differ in training images, test images or classes: "
             "runs are compared within each only"
         )
-    places = [f"{report.title}: " if len(reports) > 1 else "" for report in reports]
-    notes += [f"{place}{note}" for place, report in zip(places, reports, strict=True) for note in report.notes]
+    notes += [f"{f'{report.title}: ' if several else ''}{note}" for report in reports for note in report.notes]
     for note in notes:
         _log.warning("%s", note)
     if not runs:
@@ -56,10 +55,10 @@ def main() -> int:
         deeper = sorted({str(file.parents[1]) for place in places for file in place.glob("*/*/metrics.json")})
         remedy = f"name {', '.join(deeper[:3])} with --models-dir" if deeper else "there is nothing to report"
         raise UserError(f"no finished runs in {', '.join(map(str, places))}: {remedy}")
-    if not arguments.runs and (aside := write_table(runs, arguments.output)):
-        _log.warning("%s held other runs too: it is now %s", arguments.output, aside)
+    if not arguments.runs and (moved := write_table(runs, arguments.output)):
+        _log.warning("%s contained other runs: it was renamed to %s", arguments.output, moved)
     for report, folder in zip(reports, _figure_folders(reports, arguments.figures_dir), strict=True):
-        draw_figures(report, folder, subtitle=report.title if len(reports) > 1 else "")
+        draw_figures(report, folder, subtitle=report.title if several else "")
     if arguments.json:
         print(json.dumps(to_json(reports, notes), indent=2, allow_nan=False))
     else:
@@ -69,39 +68,30 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = ArgumentParser(
-        description="Reports on all finished runs: the best ones, what each hyperparameter does, and what is chance."
+        description="Reports on all finished runs: the best, the effects of hyperparameters, and what may be chance."
     )
-    parser.add_argument(
-        "--models-dir", type=Path, nargs="+", default=[Path("saved_models")], metavar="DIR",
-        help="has one folder per run, or folders fold_0, fold_1 ... of such; over all, runs that differ only in seed "
-        "and fold count as one (default: saved_models)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--runs", type=Path, metavar="FILE", help="report on a table of the form of clean_runs.csv instead"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("saved_models/clean_runs.csv"), metavar="FILE",
-        help="where the table of all runs goes; not written with --runs (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--figures-dir", type=Path, default=Path("saved_models/figures/report"), metavar="DIR",
-        help="where the figures go (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--test-images", type=int, metavar="N",
-        help=f"how many images the runs were tested on (default: as the runs say, else {_USUAL_TEST_IMAGES})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--suspects", type=int, nargs="?", const=_SUSPECTS, metavar="N",
-        help=f"list the N training images (default: {_SUSPECTS}) whose label is least probable to runs that did not "
-        "train on them; needs runs of several folds",
-    )  # fmt: skip
-    parser.add_argument(
-        "--published", action="store_true", help="beside what was published for axes, books and hammers"
-    )
+    # fmt: off
+    parser.add_argument("--models-dir", type=Path, nargs="+", default=[Path("saved_models")], metavar="DIR",
+        help="folders that hold runs, or folders fold_0, fold_1, ... of runs; runs that differ only in seed and fold "
+        "are averaged, over all these folders (default: saved_models)")
+    parser.add_argument("--runs", type=Path, metavar="FILE",
+        help="read the runs from a table like clean_runs.csv instead")
+    parser.add_argument("--output", type=Path, default=Path("saved_models/clean_runs.csv"), metavar="FILE",
+        help="table of all runs to write; not written with --runs (default: %(default)s)")
+    parser.add_argument("--figures-dir", type=Path, default=Path("saved_models/figures/report"), metavar="DIR",
+        help="folder for the figures (default: %(default)s)")
+    parser.add_argument("--test-images", type=int, metavar="N",
+        help="number of test images of every run (default: the number that each run has recorded, else "
+        f"{_USUAL_TEST_IMAGES})")
+    parser.add_argument("--suspects", type=int, nargs="?", const=_SUSPECTS, metavar="N",
+        help=f"list the N training images (default: {_SUSPECTS}) whose label has the lowest out-of-fold probability; "
+        "needs runs of several folds")
+    parser.add_argument("--published", action="store_true",
+        help="show the accuracies published for axes, books and hammers too")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the report as Markdown")
     form.add_argument("--json", action="store_true", help="print the report as JSON")
+    # fmt: on
     arguments = parser.parse_args()
     if arguments.test_images is not None and not 1 <= arguments.test_images <= MOST_IMAGES:
         raise UserError(f"--test-images {arguments.test_images}: must be from 1 to {MOST_IMAGES}")
@@ -114,26 +104,24 @@ def settle_test_images(runs: Sequence[Run], given: int | None) -> tuple[list[Run
     """Give every run a number of test images: the given one, else its own, else 105.
 
     Returns:
-        The runs, and notes where the numbers were guessed or do not fit the accuracies.
+        The runs, and notes if numbers were guessed or do not fit the accuracies.
     """
     notes = []
     unknown = sum(run.test_images is None for run in runs)
     if unknown and not given:
-        notes.append(f"{unknown} runs do not say on how many images they were tested: taken as {_USUAL_TEST_IMAGES}"
-                     " (--test-images)")  # fmt: skip
+        notes.append(
+            f"{unknown} runs do not record how many images they were tested on: {_USUAL_TEST_IMAGES} is assumed"
+            " (--test-images)"
+        )
     settled = [replace(run, test_images=given or run.test_images or _USUAL_TEST_IMAGES) for run in runs]
-    if misfits := sum(not _is_count(run.accuracy * run.test_images) for run in settled):
-        notes.append(f"{misfits} test accuracies are no whole number of images right: is the number of test images so?")
+    correct = [run.accuracy * run.test_images for run in settled]
+    if misfits := sum(abs(number - round(number)) > 0.1 for number in correct):  # accuracies may have been rounded
+        notes.append(f"{misfits} test accuracies are not a whole number of correct images: check --test-images")
     return settled, notes
 
 
-def _is_count(number: float) -> bool:
-    return abs(number - round(number)) < 0.1  # accuracies may have been rounded
-
-
 def draw_figures(report: Report, directory: Path, subtitle: str = "") -> None:
-    """Draw into a folder: the best runs of each group of an experiment, its learning rates and weight decays, and the
-    best run of each group."""
+    """Draw the best runs of each group, the grid of its learning rates and weight decays, and each group's best run."""
     below = "".join(f"\n{line}" for line in textwrap.wrap(subtitle, _TITLE_WIDTH))
     for group, members in report.groups.items():
         title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} runs by test accuracy"
@@ -152,12 +140,9 @@ def _figure_folders(reports: Sequence[Report], directory: Path) -> list[Path]:
     """Return the folder itself for a single experiment, else a sub-folder for each, named by its title."""
     if len(reports) == 1:
         return [directory]
-    folders: list[Path] = []
-    for report in reports:
-        name = short_name(re.sub(r"[^\w.-]+", "_", report.title)[:_LONGEST_NAME].strip("_."), spare=10)
-        candidates = (directory / (name if number == 1 else f"{name}_{number}") for number in count(1))
-        folders.append(next(folder for folder in candidates if folder not in folders))
-    return folders
+    titles = (re.sub(r"[^\w.-]+", "_", report.title)[:_LONGEST_NAME].strip("_.") for report in reports)
+    names = number_repeats((short_name(title, spare=10) for title in titles), "{}_{}")
+    return [directory / name for name in names]
 
 
 if __name__ == "__main__":

@@ -38,27 +38,20 @@ if TYPE_CHECKING:
     from dataset.folders import ImageFolder
 
 _log = logging.getLogger(__name__)
-_MOST_ROWS = 20  # of the closing table
-_STALE = "finished, on OTHER IMAGES than are there now"
+_MOST_ROWS = 20  # of the final table
+_STALE = "finished, on OTHER IMAGES than the folders hold now"
 
 
 def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
-    """Train and test each run that has not finished, and wait for those that other programs are at work on.
+    """Train and test each run that has not finished, and wait for runs that other programs are training.
 
-    A run that fails is recorded in its folder, as `failed.json`, and the sweep goes on; the next sweep tries it again,
-    after the others.
-
-    Args:
-        runs: in the order in which to train them.
-        until: the epoch after which those pause that have more.
-
-    Returns:
-        Whether none of them failed; all others have finished, or trained so far.
+    A run that fails is recorded in `failed.json` in its folder, and the sweep continues. The next sweep tries it again,
+    after the other runs. Longer runs pause after epoch `until`. Returns whether no run failed.
 
     Raises:
         UserError: the GPU failed, so that no other run would succeed in this process.
     """
-    runs = sorted(runs, key=lambda settings: _record_of(settings).exists())
+    runs = sorted(runs, key=_has_failed)
     if stale := sum(describe_state(settings) == _STALE for settings in runs):
         _log.warning("%d runs have %s: they are not trained again", stale, _STALE)
     title = "sweep" if until is None else f"sweep to epoch {until}"
@@ -70,30 +63,30 @@ def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
             place = f"run {runs.index(settings) + 1} of {len(runs)}"
             _log.info("%s: %s: %s", place, _shown(settings, runs), outcome or "failed")
     if failed:
-        _log.warning("%d runs failed; failed.json in the folder of each says why", failed)
+        _log.warning("%d runs failed; the reason is in failed.json in the folder of each", failed)
     return not failed
 
 
 def sweep_by_halving(runs: Sequence[Settings], halving: Halving) -> bool:
-    """The same, but most runs stop early: see `pipeline.halving`."""
+    """Do a sweep in which most runs stop early: see `pipeline.halving`."""
     none_failed = True
     for rung in halving.rungs(_most_epochs(runs)):
         none_failed &= sweep(runs, until=rung)
         count = len(runs)
         runs = _survivors(runs, halving, rung)
-        _log.info("%d of %d runs go on after epoch %d", len(runs), count, rung)
+        _log.info("%d of %d runs continue after epoch %d", len(runs), count, rung)
     return sweep(runs) and none_failed
 
 
 def _survivors(runs: Sequence[Settings], halving: Halving, rung: int) -> list[Settings]:
-    return halving.survivors([settings for settings in runs if not _record_of(settings).exists()], rung)
+    return halving.survivors([settings for settings in runs if not _has_failed(settings)], rung)
 
 
 def _stopped_by_halving(runs: Sequence[Settings], halving: Halving) -> dict[Settings, int]:
-    """The runs that have stopped, and after which epoch."""
+    """Return the runs that have been stopped, and after which epoch."""
     stopped = {}
     for rung in halving.rungs(_most_epochs(runs)):
-        if not all(_has_reached(settings, rung) or _record_of(settings).exists() for settings in runs):
+        if not all(_has_reached(settings, rung) or _has_failed(settings) for settings in runs):
             break
         kept = _survivors(runs, halving, rung)
         stopped |= {settings: rung for settings in runs if settings not in kept}
@@ -106,13 +99,13 @@ def _most_epochs(runs: Sequence[Settings]) -> int:
 
 
 def _has_reached(settings: Settings, until: int | None) -> bool:
-    """Whether a run has finished, or trained so far."""
+    """Return whether a run has finished, or trained until an epoch."""
     from pipeline.checkpoints import saved_epoch
 
     try:
         finished = _results(settings) is not None
     except UserError:
-        return False  # to be told by the run itself
+        return False  # the run itself reports this error
     return finished or (until is not None and saved_epoch(settings.run_dir / "last.pt") >= until)
 
 
@@ -126,7 +119,7 @@ def _folders_of(settings: Settings) -> tuple[ImageFolder, ...]:
     return _list_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
 
 
-@cache  # else each of a thousand runs would list all images, which takes its time on a network's disk
+@cache  # listing all images again for each of many runs would be slow on a network disk
 def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> tuple[ImageFolder, ...]:
     from pipeline.data import read_folders
 
@@ -134,15 +127,12 @@ def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
 
 
 def _shown(settings: Settings, runs: Sequence[Settings]) -> str:
-    """A run's folder, in the folder that those of all runs are in."""
+    """Return a run's folder, relative to the folder that all runs are in."""
     return os.path.relpath(settings.run_dir, os.path.commonpath([run.output_dir for run in runs]))
 
 
 def _try(settings: Settings, until: int | None) -> str | None:
-    """Do a run, and record why it failed if it does.
-
-    Returns:
-        What it came to, in a few words; None if it failed.
+    """Train and test a run; return its scores in one phrase, or None if it fails, and record the reason.
 
     Raises:
         UserError: the GPU failed.
@@ -155,7 +145,7 @@ def _try(settings: Settings, until: int | None) -> str | None:
         with processor_time(settings.run_dir):
             metrics = run(settings, claimed=True, until=until, keep_state=False)
     except OSError:
-        raise  # a full disk, a lost folder: the next run would fare no better
+        raise  # for example a full disk: the next run would fail too
     except ClaimLost as error:
         _log.warning("%s", error)
         return "taken over"  # `claim_runs` waits for the program that has it now
@@ -166,36 +156,37 @@ def _try(settings: Settings, until: int | None) -> str | None:
         if isinstance(error, torch.AcceleratorError) or not _gpu_works():
             raise UserError(
                 f"the GPU failed in {settings.run_dir}, and every other run would fail in this process ({reason}): "
-                "the same command goes on with the others"
+                "run the same command again to train the others"
             ) from error
         _log.warning("%s failed: %s", settings.run_name, reason)
         return None
     finally:
         gc.collect()
-        with suppress(RuntimeError):  # of a GPU that failed
-            torch.cuda.empty_cache()  # does nothing where there is no GPU
+        with suppress(RuntimeError):  # from a GPU that failed
+            torch.cuda.empty_cache()  # does nothing without a GPU
     _record_of(settings).unlink(missing_ok=True)
     seconds = f"{read_processor_time(settings.run_dir):.1f} s of processor time"
-    return f"{_summarise(metrics)}, {seconds}" if metrics else f"pauses, {seconds}"
+    if not metrics:
+        return f"pauses, {seconds}"
+    checkpoint, epoch, validated, tested = _scores(metrics)
+    in_validation = f"in validation {validated:.1%} per class, " if validated is not None else ""
+    return f"{in_validation}in testing {tested:.1%} ({checkpoint}, epoch {epoch}), {seconds}"
 
 
-def _summarise(metrics: dict[str, Any]) -> str:
+def _scores(metrics: dict[str, Any]) -> tuple[str, int, float | None, float]:
+    """Return the first checkpoint, its epoch, its per-class validation accuracy if any, and its test accuracy."""
     checkpoint, results = next(iter(metrics["checkpoints"].items()))
-    validated = results.get("val")
-    in_validation = f"in validation {validated['per_class_accuracy']:.1%} per class, " if validated else ""
     tested = next(iter(results["test"].values()))["accuracy"]
-    return f"{in_validation}in testing {tested:.1%} ({checkpoint}, epoch {results['epoch']})"
+    return checkpoint, results["epoch"], (results.get("val") or {}).get("per_class_accuracy"), tested
 
 
-def closing_table(runs: Sequence[Settings]) -> str:
-    """The finished runs, the best in validation first; of many, the first ones."""
+def final_table(runs: Sequence[Settings]) -> str:
+    """Return a table of the finished runs, sorted by validation accuracy; if there are many, only the best."""
     found = []
     for settings in runs:
         with suppress(UserError):
             if metrics := _results(settings):
-                _, results = next(iter(metrics["checkpoints"].items()))
-                validated = (results.get("val") or {}).get("per_class_accuracy")
-                tested = next(iter(results["test"].values()))["accuracy"]
+                *_, validated, tested = _scores(metrics)
                 found.append((-(validated or 0), _shown(settings, runs), validated, tested))
     rows = [("run", "validation per class", "test accuracy")]
     for _, name, validated, tested in sorted(found)[:_MOST_ROWS]:
@@ -208,8 +199,12 @@ def _record_of(settings: Settings) -> Path:
     return settings.run_dir / "failed.json"
 
 
+def _has_failed(settings: Settings) -> bool:
+    return _record_of(settings).exists()
+
+
 def _gpu_works() -> bool:
-    """Return False where this process's GPU answers every call with an error, as after a failed kernel."""
+    """Return False if this process's GPU answers every call with an error, as after a failed kernel."""
     import torch
 
     try:
@@ -221,19 +216,23 @@ def _gpu_works() -> bool:
 
 
 def describe_state(settings: Settings) -> str:
-    """How far a run is."""
+    """Describe how far a run is."""
     try:
         if (metrics := _results(settings)) is not None:
             return _STALE if _is_stale(settings, metrics) else "finished"
     except UserError as error:
-        return f"cannot go on: {printable(error)}"
+        return f"cannot continue: {printable(error)}"
     if is_claimed(settings.run_dir):
-        return "at work"
-    if _record_of(settings).exists():
+        return "running"
+    if _has_failed(settings):
         return f"failed: {_read_reason(_record_of(settings))}"
-    if (settings.run_dir / "last.pt").exists():
-        return f"interrupted after epoch {_count_epochs(settings.run_dir)}"
-    return "to do"
+    if not (settings.run_dir / "last.pt").exists():
+        return "to do"
+    try:
+        epochs = len(read_history(settings.run_dir))
+    except UserError as error:
+        epochs = f"?, {first_line(error)}"
+    return f"interrupted after epoch {epochs}"
 
 
 def _is_stale(settings: Settings, metrics: dict[str, Any]) -> bool:
@@ -250,43 +249,21 @@ def _read_reason(record: Path) -> str:
         return f"{record} is damaged"
 
 
-def _count_epochs(run_dir: Path) -> int | str:
-    try:
-        return len(read_history(run_dir))
-    except UserError as error:
-        return f"?, {first_line(error)}"
-
-
 def _read_all(arguments: argparse.Namespace) -> list[Settings]:
-    """The runs of all files; a line that is there twice counts once.
-
-    Raises:
-        UserError: a line is malformed, or two lines of the same name differ.
-    """
+    """Read the runs of all files; repeated lines count once, and different lines of the same name are an error."""
     others = {name: getattr(arguments, name) for name in FLAGS}
     runs: dict[Path, Settings] = {}
     for path in arguments.files:
         for settings in read_parameters(path, others):
             if runs.setdefault(settings.run_dir, settings) != settings:
-                raise UserError(f"{path}: two lines for {settings.run_name} differ in what its name does not say")
+                raise UserError(
+                    f"{path}: two lines for {settings.run_name} differ in settings that its name does not contain"
+                )
     return list(runs.values())
 
 
-def _seed_all(runs: Sequence[Settings], seeds: Sequence[int]) -> list[Settings]:
-    """Each run once for each seed."""
-    return [
-        replace(settings, seed=seed, output_dir=settings.output_dir / f"seed_{seed}")
-        for settings in runs
-        for seed in dict.fromkeys(seeds)
-    ]
-
-
 def _fold_all(runs: Sequence[Settings]) -> list[Settings]:
-    """Each run once for each fold that its images can be divided into.
-
-    Raises:
-        UserError: a class cannot be divided.
-    """
+    """Return each run once for each fold that its images can be divided into."""
     from pipeline.cache import Cache
     from pipeline.splits import count_folds
 
@@ -300,37 +277,7 @@ def _fold_all(runs: Sequence[Settings]) -> list[Settings]:
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Trains and tests all runs of parameter files, in one process.")
-    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="a run a line, such as in parameters/")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and how far each is, and train none")
-    parser.add_argument(
-        "--write-parameters",
-        type=Path,
-        metavar="DIR",
-        help="write the files of the 1040 runs, and of 480 of EfficientNetLite0, and end",
-    )
-    parser.add_argument(
-        "--all-folds", action="store_true",
-        help="train each run once per fold, in fold_0/, fold_1/, ... of the output folder, for report.py to pool",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N",
-        help="train each run once per seed, in seed_N/ of the output folder, for report.py to average",
-    )  # fmt: skip
-    parser.add_argument(
-        "--halving", action="store_true", help="stop most runs early: the best in validation go on (successive halving)"
-    )
-    parser.add_argument(
-        "--eta", type=int, default=3, metavar="N",
-        help="with --halving: one run of N goes on, and trains for N times the epochs (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--min-epochs", type=int, default=3, metavar="N",
-        help="with --halving: epochs after which runs are first compared (default: %(default)s)",
-    )  # fmt: skip
-    add_verbose(parser)
-    Settings.add_flags(parser, FLAGS)
-    arguments = parser.parse_args()
+    arguments = _parse()
     if arguments.write_parameters:
         print(f"{write_parameters(arguments.write_parameters)} files in {arguments.write_parameters}")
         return 0
@@ -350,23 +297,47 @@ def main() -> int:
         return 0
     hush_runs(arguments.verbose)
     none_failed = sweep_by_halving(runs, halving) if halving else sweep(runs)
-    print(closing_table(runs))
+    print(final_table(runs))
     return 0 if none_failed else 1
 
 
-def _vary(runs: Sequence[Settings], arguments: argparse.Namespace) -> Sequence[Settings]:
-    """The runs with each seed and fold that is asked for.
+def _parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Trains and tests all runs of parameter files, in one process.")
+    # fmt: off
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE",
+        help="parameter files with one run per line, for example those in parameters/")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their states, without training")
+    parser.add_argument("--write-parameters", type=Path, metavar="DIR",
+        help="write the parameter files of 1040 runs, and of 480 runs of EfficientNetLite0, to this folder and exit")
+    parser.add_argument("--all-folds", action="store_true",
+        help="train each run once per fold, in fold_0/, fold_1/, ... of the output folder; report.py pools the folds")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N",
+        help="train each run once per seed, in seed_N/ of the output folder; report.py averages over the seeds")
+    parser.add_argument("--halving", action="store_true",
+        help="successive halving: stop most runs early, and continue those with the highest validation accuracy")
+    parser.add_argument("--eta", type=int, default=3, metavar="N",
+        help="with --halving: continue one run in N, for N times as many epochs (default: %(default)s)")
+    parser.add_argument("--min-epochs", type=int, default=3, metavar="N",
+        help="with --halving: epochs before the runs are first compared (default: %(default)s)")
+    # fmt: on
+    add_verbose(parser)
+    Settings.add_flags(parser, FLAGS)
+    return parser.parse_args()
 
-    Raises:
-        UserError: two flags exclude each other, or the images do not fit.
-    """
+
+def _vary(runs: Sequence[Settings], arguments: argparse.Namespace) -> Sequence[Settings]:
+    """Return the runs with each seed and fold that is asked for."""
     for settings in runs:
-        _folders_of(settings)  # says what is wrong
+        _folders_of(settings)  # raises UserError if something is wrong with the folders
     for one, many in (("seed", "seeds"), ("fold", "all_folds")):
         if getattr(arguments, many) and getattr(arguments, one) != getattr(Settings, one):
             raise UserError(f"--{one} and --{many.replace('_', '-')} exclude each other")
     if arguments.seeds:
-        runs = _seed_all(runs, arguments.seeds)
+        runs = [
+            replace(settings, seed=seed, output_dir=settings.output_dir / f"seed_{seed}")
+            for settings in runs
+            for seed in dict.fromkeys(arguments.seeds)
+        ]
     return _fold_all(runs) if arguments.all_folds else runs
 
 

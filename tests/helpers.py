@@ -1,4 +1,4 @@
-"""The programs started as a user starts them, images, a folder's checksums, stand-in weights."""
+"""Helpers of tests: start programs, write images and weights, compare folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def start(program: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `src/<program>` in a folder, without wandb's key or settings of this machine."""
+    """Run `src/<program>` in a folder, without wandb settings of this machine."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "src" / program), *map(str, arguments)],
@@ -31,7 +31,7 @@ def start(program: str, *arguments: object, cwd: Path, **environment: str) -> su
 
 
 def write_images(directory: Path, counts: Mapping[str, int]) -> Path:
-    """Writes so many images of each class; each class has a colour, so that it is easy to learn."""
+    """Write images of each class in a colour of its own, which is easy to learn; `counts` are by class."""
     generator = np.random.default_rng(len(directory.name))
     for place, (label, count) in enumerate(counts.items()):
         folder = directory / label
@@ -59,12 +59,12 @@ def save_untrained_run(folder: Path, classes: Sequence[str], **settings: Any) ->
 
 
 def peak_memory() -> int:
-    """The most bytes that were resident in this process. (What getrusage says is at least what its parent had.)"""
+    """Return the peak resident memory of this process in bytes. (getrusage includes the parent's.)"""
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def imported_for_help(program: str, names: set[str]) -> tuple[str, set[str]]:
-    """What `src/<program>.py --help` prints, and which of these modules it imports for that."""
+    """Return what `src/<program>.py --help` prints, and which of these modules it imports."""
     code = (
         f"import sys; sys.argv = ['{program}.py', '--help']; import {program}\n"
         f"try: {program}.main()\n"
@@ -77,7 +77,7 @@ def imported_for_help(program: str, names: set[str]) -> tuple[str, set[str]]:
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """The checksum of every file below a folder, hidden ones left out, by its path in it."""
+    """Return the checksum of every file below a folder by relative path, without hidden files."""
     return {
         path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
@@ -86,7 +86,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def save_random_weights(path: Path) -> None:
-    """Writes a file like torchvision's vgg19: random features, and a classifier, not used here, of one number."""
+    """Write a file like torchvision's vgg19 weights: random features, and a constant classifier that is not used."""
     import torch
     import torchvision
 

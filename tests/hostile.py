@@ -1,6 +1,6 @@
-"""Files as users have them and programs stumble over: images that are to be used, and what is to be set aside.
+"""Unusual files: images that programs must read, and files that they must reject.
 
-All usable ones show the same picture, or the same in grey, or the same upright after their EXIF data is heeded.
+All readable ones show the same picture, in colour or grey, after the EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from PIL import Image
 from dataset.reading import read_image
 
 WIDTH, HEIGHT = 64, 48
-COLOURS = np.array([[(200, 40, 40), (40, 180, 40)], [(40, 40, 200), (255, 255, 255)]], np.uint8)  # of the quarters
+COLOURS = np.array([[(200, 40, 40), (40, 180, 40)], [(40, 40, 200), (255, 255, 255)]], np.uint8)  # of the four quarters
 GREYS = np.array([[0, 90], [180, 255]], np.uint8)
 
-# What each EXIF orientation asks a viewer to do is undone by this (exiftool's manual, "Orientation").
+# The inverse of what each EXIF orientation asks a viewer to do (exiftool's manual, "Orientation").
 _UNDO = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,12 +34,12 @@ _UNDO = {
 
 
 def picture() -> Image.Image:
-    """Red and green above blue and white, RGB (64, 48)."""
+    """Return red and green above blue and white, RGB (64, 48)."""
     return Image.fromarray(_enlarge(COLOURS))
 
 
 def grey_picture() -> Image.Image:
-    """The four `GREYS`, L (64, 48)."""
+    """Return the four `GREYS`, L (64, 48)."""
     return Image.fromarray(_enlarge(GREYS))
 
 
@@ -48,7 +48,7 @@ def _enlarge(quarters: np.ndarray) -> np.ndarray:
 
 
 def quarters_of(image: Image.Image) -> np.ndarray:
-    """What a padded square of the picture shows in the middle of each quarter, (2, 2, 3)."""
+    """Return the pixels in the middle of each quarter of a padded picture, (2, 2, 3)."""
     side = image.width
     high = side * HEIGHT / WIDTH
     rows = [round(side / 2 + sign * high / 4) for sign in (-1, 1)]
@@ -57,10 +57,10 @@ def quarters_of(image: Image.Image) -> np.ndarray:
 
 
 def write_coloured(folder: Path) -> list[Path]:
-    """Files that show `picture`, of every format, mode and name."""
+    """Write `picture` in every format and mode, and under unusual names."""
     rgb = picture()
     see_through = rgb.convert("RGBA")
-    see_through.paste((0, 0, 0, 0), (WIDTH // 2, HEIGHT // 2, WIDTH, HEIGHT))  # where the picture is white
+    see_through.paste((0, 0, 0, 0), (WIDTH // 2, HEIGHT // 2, WIDTH, HEIGHT))  # the white quarter
     flat = rgb.quantize(4)
     black = Image.new("RGB", rgb.size)
     flat_through = flat.copy()
@@ -93,7 +93,7 @@ def write_coloured(folder: Path) -> list[Path]:
     save("pages.tiff", rgb, save_all=True, append_images=[black])
     save("cmyk.tif", _to_cmyk(rgb))
     save("plain.bmp", rgb)
-    save("a bitmap.jpg", rgb, format="BMP")  # the name is wrong about the format
+    save("a bitmap.jpg", rgb, format="BMP")  # the suffix does not match the format
     save("a picture.npy", rgb, format="PNG")
     save("no suffix", rgb, format="PNG")
     save("a picture.txt", rgb, format="PNG")
@@ -109,7 +109,7 @@ def write_coloured(folder: Path) -> list[Path]:
 
 
 def write_grey(folder: Path) -> list[Path]:
-    """Files that show `grey_picture`, of every format and mode."""
+    """Write `grey_picture` in every format and mode."""
     grey = grey_picture()
     deep = np.asarray(grey).astype(np.uint16) * 257
     grey.save(folder / "grey.jpg", quality=95)
@@ -123,7 +123,7 @@ def write_grey(folder: Path) -> list[Path]:
 
 
 def write_extreme(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Files of odd sizes, with what they measure."""
+    """Write files of extreme sizes; return their sizes."""
     sizes = {"wide.png": (20_000, 30), "one pixel wide.png": (1, 300), "one row.jpg": (300, 1), "one pixel.gif": (1, 1)}
     for name, size in sizes.items():
         Image.new("RGB", size, (200, 40, 40)).save(folder / name)
@@ -131,7 +131,7 @@ def write_extreme(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def write_refused(folder: Path) -> dict[Path, str]:
-    """Files that no program can use, each with a part of the reason that is to be given."""
+    """Write files that no program can use; return a part of the expected reason for each."""
     picture().save(folder / "cut off.jpg")
     (folder / "cut off.jpg").write_bytes((folder / "cut off.jpg").read_bytes()[:-200])
     (folder / "empty.jpg").touch()
@@ -150,7 +150,7 @@ def write_refused(folder: Path) -> dict[Path, str]:
     np.save(folder / "shape.npy", np.zeros((2, 28, 28)))
     np.save(folder / "integers.npy", np.zeros((28, 28), np.int64))
     (folder / "huge.npy").write_bytes(_npy_header((10**6, 10**6)))
-    with (folder / "large.npy").open("wb") as file:  # a hole, which takes no room on the disk
+    with (folder / "large.npy").open("wb") as file:  # a sparse file, which uses no disk space
         file.write(_npy_header((3, 30_000, 30_000)))
         file.truncate(3 * 30_000 * 30_000)
     reasons = {
@@ -176,11 +176,14 @@ def write_refused(folder: Path) -> dict[Path, str]:
 
 
 def write_passed_over(folder: Path, outside: Path) -> tuple[dict[Path, str], list[Path]]:
-    """What is no file of its own, each with a part of the reason to be given; and what nobody need hear of.
+    """Write links, folders, and other entries that programs skip.
 
     Args:
         folder: of a class.
-        outside: another folder, which no program is to look into.
+        outside: another folder, which programs must not read.
+
+    Returns:
+        A part of the expected reason for each, and files that must not be reported.
     """
     picture().save(outside / "outside.png")
     (folder / "link out.png").symlink_to(outside / "outside.png")
@@ -204,13 +207,13 @@ def write_passed_over(folder: Path, outside: Path) -> tuple[dict[Path, str], lis
         ".hidden": "hidden",
     }
     silent = [folder / name for name in ("Thumbs.db", "._photo.jpg")]
-    for path in silent:  # that Windows and macOS leave behind
+    for path in silent:  # files that Windows and macOS create
         path.write_bytes(b"\xd0\xcf")
     return {folder / name: reason for name, reason in reasons.items()}, silent
 
 
 def write_ordinary(folder: Path, count: int, side: int = 40) -> list[Path]:
-    """Files that nothing is wrong with, no two alike."""
+    """Write valid, different images."""
     generator = np.random.default_rng(int.from_bytes(folder.name.encode(), "big"))
     for number in range(count):
         blocks = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
@@ -220,29 +223,29 @@ def write_ordinary(folder: Path, count: int, side: int = 40) -> list[Path]:
 
 
 def exif_of(orientation: int) -> Image.Exif:
-    """EXIF data that says how an image is to be turned, and nothing else."""
+    """Return EXIF data with only an orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
 
 
-# Runs a program where the interpreter may; Pillow hands such a file to one.
+# Pillow passes such a file to Ghostscript, which would run it as a program.
 POSTSCRIPT = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n0 0 64 48 rectfill\nshowpage\n"
 
 
 def _to_cmyk(rgb: Image.Image) -> Image.Image:
-    """Without black: what of each ink takes its light away."""
+    """Convert to CMYK without black."""
     inks = 255 - np.asarray(rgb)
     return Image.fromarray(np.dstack([inks, np.zeros(inks.shape[:2], np.uint8)]), "CMYK")
 
 
 def _write_ycck(file: Path, rgb: Image.Image) -> None:
-    """A JPEG as Adobe's programs write them: luminance, two colour differences and black, all inverted.
+    """Write a JPEG like Adobe's programs: luminance, two colour differences and black, all inverted.
 
-    Pillow writes four components as they are given, but for inverting them; the byte `transform` of the Adobe segment
-    says what they mean (libjpeg's `jdcolor.c`, "YCCK-to-CMYK").
+    Pillow only inverts four components; the byte `transform` of the Adobe segment says what they mean (libjpeg's
+    `jdcolor.c`, "YCCK-to-CMYK").
     """
-    # A decoder takes the three back to inks: here to those of the inverted picture, which Adobe's inversion turns back.
+    # A decoder converts the first three to inks, here of the inverted picture; Adobe's inversion restores the picture.
     stored = Image.fromarray(255 - np.asarray(rgb)).convert("YCbCr")
     inverted = 255 - np.dstack([np.asarray(stored), np.full((HEIGHT, WIDTH), 255, np.uint8)])
     Image.fromarray(inverted, "CMYK").save(file, quality=95, subsampling=0)
@@ -252,14 +255,14 @@ def _write_ycck(file: Path, rgb: Image.Image) -> None:
 
 
 def _write_16_bits(file: Path, rgb: Image.Image) -> None:
-    """A PNG of three times 16 bits, which Pillow reads but does not write."""
+    """Write a PNG with 16 bits per colour, which Pillow reads but cannot write."""
     rows = (np.asarray(rgb).astype(">u2") * 257).reshape(HEIGHT, -1)
     content = b"".join(b"\0" + row.tobytes() for row in rows)
     _write_png(file, (WIDTH, HEIGHT, 16, 2), zlib.compress(content))
 
 
 def _write_bomb(file: Path) -> None:
-    """A PNG of 900 million white pixels in 110 KB."""
+    """Write a PNG of 900 million white pixels in 110 KB."""
     compressor = zlib.compressobj(6)
     block = (b"\0" + bytes([255]) * 3750) * 1000
     content = b"".join(compressor.compress(block) for _ in range(30)) + compressor.flush()
@@ -267,7 +270,7 @@ def _write_bomb(file: Path) -> None:
 
 
 def _write_png(file: Path, form: tuple[int, int, int, int], content: bytes) -> None:
-    """Args: width, height, bits and colour type; the rows, compressed."""
+    """Write a PNG; `form` is width, height, bits and colour type, `content` the compressed rows."""
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", *form, 0, 0, 0)), (b"IDAT", content), (b"IEND", b""))
     with file.open("wb") as stream:
         stream.write(b"\x89PNG\r\n\x1a\n")

@@ -1,4 +1,4 @@
-"""Batch normalisation in two processes beside one: `torchrun --nproc_per_node=2 joined_layers.py SRC cpu|cuda`."""
+"""Batch normalisation in two processes and in one: `torchrun --nproc_per_node=2 joined_layers.py SRC cpu|cuda`."""
 
 import sys
 from contextlib import nullcontext
@@ -30,10 +30,10 @@ torch.manual_seed(0)
 x, weights = torch.randn(5, 2, 3, 3, device=DEVICE), torch.randn(5, 2, device=DEVICE)
 plain, joined = Model().to(DEVICE), Model().to(DEVICE)
 (plain(x) * weights).sum().backward()
-if DEVICE.type == "cuda":  # two processes share the one GPU, which the program, and NCCL, would refuse
+if DEVICE.type == "cuda":  # two processes share one GPU, which the program and NCCL would refuse
     dist.init_process_group("gloo")
 with joined_processes() if DEVICE.type == "cpu" else nullcontext():
-    part = slice(rank(), None, 2)  # three images, and two
+    part = slice(rank(), None, 2)  # three images in one process, two in the other
     network = join_gradients(joined)
     (network(x[part]) * weights[part]).sum().mul(2).backward()
     assert not network.will_sync_module_buffers()

@@ -1,4 +1,4 @@
-"""A Slurm cluster of this one machine, for tests; all its files lie in one folder, and nothing outlives it."""
+"""A temporary Slurm cluster on this machine, with all its files in one folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
-# A job that was put back into the queue waits until its credential has expired.
+# A requeued job waits until its credential has expired.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -39,7 +39,7 @@ PartitionName=tests Nodes={host} State=UP
 
 
 def why_impossible() -> str | None:
-    """Why a cluster cannot be started here, or None if it can."""
+    """Return why a cluster cannot be started here, or None if it can."""
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
         return f"Slurm is not installed (no {', '.join(missing)})"
@@ -47,17 +47,13 @@ def why_impossible() -> str | None:
 
 
 class Cluster:
-    """A running cluster, as its user sees it: jobs are submitted, watched and awaited.
-
-    Attributes:
-        environment: what a program needs in its environment to find the cluster.
-    """
+    """A running cluster; `environment` has the variables that programs need to find it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
 
     def call(self, *command: object, cwd: Path | None = None, **environment: str) -> str:
-        """Runs one of Slurm's programs and returns what it prints."""
+        """Run one of Slurm's programs and return what it prints."""
         return subprocess.run(
             list(map(str, command)),
             cwd=cwd,
@@ -69,16 +65,16 @@ class Cluster:
         ).stdout
 
     def submit(self, *arguments: object, cwd: Path, **environment: str) -> str:
-        """Submits a job, or an array, and returns its id."""
+        """Submit a job or an array; return its id."""
         return self.call("sbatch", "--parsable", *arguments, cwd=cwd, **environment).strip()
 
     def show(self, job: str) -> list[dict[str, str]]:
-        """What Slurm knows of a job, or of each job of an array, by Slurm's own names such as `JobState`."""
+        """Return the state of a job, or of each job of an array, by Slurm's names, for example `JobState`."""
         lines = self.call("scontrol", "show", "job", "--oneliner", job).splitlines()
         return [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in lines]
 
     def await_end(self, job: str, seconds: float) -> list[dict[str, str]]:
-        """Waits until a job, or each job of an array, has ended; returns what `show` says then."""
+        """Wait until a job, or each job of an array, has ended; return its state."""
         going = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"}
         wait_until(lambda: all(state["JobState"] not in going for state in self.show(job)), seconds, f"job {job}")
         return self.show(job)
@@ -86,7 +82,7 @@ class Cluster:
 
 @contextmanager
 def start_cluster(folder: Path) -> Iterator[Cluster]:
-    """Starts munged, slurmctld and slurmd with their files in an empty folder; stops jobs and daemons at the end."""
+    """Start munged, slurmctld and slurmd with their files in an empty folder; stop jobs and daemons at the end."""
     settings = folder / "slurm.conf"
     controller_port, node_port = _free_ports(2)
     settings.write_text(
@@ -120,7 +116,7 @@ def start_cluster(folder: Path) -> Iterator[Cluster]:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the tests, which then end the jobs first
+                    start_new_session=True,  # Ctrl-C stops the tests, which end the jobs first
                 )
             )
 
@@ -141,11 +137,7 @@ def start_cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Waits for something to become true.
-
-    Raises:
-        TimeoutError: it did not in so many seconds.
-    """
+    """Wait until a condition is true; raise TimeoutError after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The study of array images: which sets each run is trained and tested on, and what is told of them."""
+"""The study of array images: the sets of each run, tables, figures and reports."""
 
 import json
 import re
@@ -7,12 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-import array_study
 from array_study import PLANS, Plan, derive_sets, run_study
 from common import UserError
 from dataset.array_images import write_digits
 from helpers import digests, start
-from reporting.study import PUBLISHED, ROWS, STUDIED, Outcome, Study, draw_confusions, draw_curves, make_tables
+from reporting.study import PUBLISHED, ROWS, STUDIED, Outcome, Study, make_tables, write_results
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def sets(digits):
     return derive_sets(digits)
 
 
-def test_sets_are_derived_without_files(sets, digits):
+def test_derived_sets_write_no_files(sets, digits):
     counts = {name: len(folder.paths) for name, folder in sets.items()}
     assert counts == {
         "TRAIN": 500, "TRAIN2": 1000, "TRAIN3": 350, "TEST": 700, "TEST2": 500, "TEST_black": 350, "TEST_white": 350,
@@ -61,7 +60,7 @@ def study(few, tmp_path_factory):
         return run_study(few, PLAN, 1, folder, wandb="disabled")
 
 
-def test_a_model_trained_once_serves_both_test_sets(study):
+def test_model_is_trained_once_for_both_test_sets(study):
     assert study.outcomes.keys() == {(trained, model) for trained, _ in ROWS for model in STUDIED}
     for (trained, _), runs in study.outcomes.items():
         assert len(runs) == 1
@@ -73,8 +72,8 @@ def test_a_model_trained_once_serves_both_test_sets(study):
     assert study.confusions("TRAIN", "TEST", "SmallVGG").sum() == 70
 
 
-def test_runs_are_as_planned_and_not_repeated(study, few, monkeypatch):
-    folder = study.outcomes["TRAIN", "SmallVGG"][0].history.parents[3]
+def test_runs_follow_the_plan_and_are_not_repeated(study, few, monkeypatch):
+    folder = study.outcomes["TRAIN", "SmallVGG"][0].run_dir.parents[2]
     settings = {
         path.relative_to(folder).parts[:2]: json.loads(path.read_text())
         for path in folder.glob("*/*/SmallVGG*/settings.json")
@@ -89,7 +88,7 @@ def test_runs_are_as_planned_and_not_repeated(study, few, monkeypatch):
     assert again.to_json() == study.to_json()
 
 
-def test_tables_have_each_row_and_the_halves(study):
+def test_tables_contain_all_rows_and_halves(study):
     twice = Study(study.classes, {key: runs * 2 for key, runs in study.outcomes.items()}, study.seconds)
     accuracy, halves, validation = make_tables(twice, with_published=True)
     assert [row[0] for row in accuracy.rows] == [f"{trained} / {tested}" for trained, tested in ROWS]
@@ -100,7 +99,7 @@ def test_tables_have_each_row_and_the_halves(study):
         f"{trained} / {half}" for trained in ("TRAIN", "TRAIN2") for half in ("TEST_black", "TEST_white")
     ]
     assert [row[0] for row in validation.rows] == ["TRAIN", "TRAIN2", "TEST", "TRAIN3"]
-    history = (study.outcomes["TEST", "SmallVGG"][0].history).read_text().splitlines()
+    history = (study.outcomes["TEST", "SmallVGG"][0].run_dir / "history.csv").read_text().splitlines()
     column = history[0].split(",").index("val_accuracy")
     highest = max(float(line.split(",")[column]) for line in history[1:])
     assert validation.rows[2][1] == f"{highest:.3f} ± 0.000"
@@ -108,7 +107,7 @@ def test_tables_have_each_row_and_the_halves(study):
     assert "(" not in "".join(plain.rows[0][1:])
 
 
-def test_accuracy_of_a_set_in_halves_is_that_of_all_its_images():
+def test_halves_are_combined_into_one_accuracy():
     black, white = np.array([[3, 0], [0, 3]]), np.array([[1, 1], [2, 0]])
     outcome = Outcome(None, {"TEST_black": black, "TEST_white": white, "TEST2": np.eye(2, dtype=int)})
     study = Study(("a", "b"), {(trained, model): [outcome] for trained, _ in ROWS for model in STUDIED}, 1.0)
@@ -116,10 +115,8 @@ def test_accuracy_of_a_set_in_halves_is_that_of_all_its_images():
     assert study.accuracies("TRAIN", "TEST_white", "SmallVGG") == pytest.approx([0.25])
 
 
-def test_figures_and_reports(study, tmp_path):
-    draw_curves(study, tmp_path / "curves.png")
-    draw_confusions(study, tmp_path / "confusion_matrices.png")
-    array_study.write_reports(study, tmp_path / "reports.txt")
+def test_figures_and_classification_reports(study, tmp_path):
+    write_results(study, tmp_path)
     report = (tmp_path / "reports.txt").read_text()
     assert report.count("precision") == 20
     assert "HybridVGGResNet, trained on TRAIN3, tested on TEST2" in report
@@ -128,9 +125,9 @@ def test_figures_and_reports(study, tmp_path):
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("curves.png", "confusion_matrices.png"))
 
 
-def test_help_tells_the_studys_own_defaults(tmp_path):
+def test_help_shows_the_defaults_of_the_study(tmp_path):
     text = " ".join(start("array_study.py", "--help", cwd=tmp_path).stdout.split())
-    assert "goes (default: saved_models/array_study)" in text
+    assert "(default: saved_models/array_study)" in text
     assert "(default: disabled)" in text
 
 
@@ -141,14 +138,14 @@ def test_help_tells_the_studys_own_defaults(tmp_path):
         (("--seeds", "0"), "--seeds 0: must be at least 1"),
     ],
 )
-def test_bad_input(tmp_path, arguments, message):
+def test_invalid_input(tmp_path, arguments, message):
     result = start("array_study.py", *arguments, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {message}")
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_sets_of_different_classes_are_refused(digits, tmp_path):
+def test_sets_with_different_classes_are_rejected(digits, tmp_path):
     for name in ("TRAIN", "TEST", "TEST2"):
         (tmp_path / name).symlink_to(digits / name)
     (tmp_path / "TEST2").unlink()
@@ -159,7 +156,7 @@ def test_sets_of_different_classes_are_refused(digits, tmp_path):
         derive_sets(tmp_path)
 
 
-def test_a_test_set_without_one_of_the_backgrounds_is_refused(digits, tmp_path):
+def test_test_set_must_have_both_backgrounds(digits, tmp_path):
     for name in ("TRAIN", "TEST2"):
         (tmp_path / name).symlink_to(digits / name)
     shutil.copytree(digits / "TEST2", tmp_path / "TEST")

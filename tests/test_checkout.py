@@ -9,7 +9,7 @@ from helpers import REPOSITORY
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone with `core.autocrlf=true` of what is tracked here now."""
+    """A clone of the tracked files with `core.autocrlf=true`."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("not a clone of the repository")
     git("init", "--quiet", "clone", cwd=tmp_path)
@@ -29,8 +29,8 @@ def git(*arguments, cwd):
     return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
-def test_no_script_gets_the_line_ends_of_windows(clone):
-    """Bash and make fail on them."""
+def test_scripts_keep_unix_line_ends_on_windows(clone):
+    """Bash and make fail on Windows line ends."""
     names = git("ls-files", cwd=clone).split("\n")
     scripts = [
         name for name in names if name.endswith((".sh", ".py", ".txt", ".toml")) or name in ("Makefile", ".ci/run")
@@ -42,6 +42,6 @@ def test_no_script_gets_the_line_ends_of_windows(clone):
         subprocess.run(["bash", "-n", name], cwd=clone, check=True)
 
 
-def test_tables_stay_as_they_were_written(clone):
+def test_result_tables_are_checked_out_unchanged(clone):
     for file in sorted(clone.glob("saved_models/results/**/*.csv"))[:20]:
         assert file.read_bytes() == (REPOSITORY / file.relative_to(clone)).read_bytes()

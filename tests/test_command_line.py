@@ -1,4 +1,4 @@
-"""main.py's flags, and bad input: one line, status 2, nothing written."""
+"""The flags of main.py, and its errors: one line, status 2, no files."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def test_defaults():
     assert parse("-m", "VGG").wandb == "auto"
 
 
-def test_the_specifications_example_line():
+def test_example_line_of_the_specification():
     line = "-m VGG -p -e 30 -b 32 -l 0.0005 -w 0.00005 -g 0.99 -f 1 -es 20 -a -c"
     settings = parse(*line.split())
     assert settings == Settings(
@@ -38,7 +38,7 @@ def test_the_specifications_example_line():
     assert settings.run_name == "VGG_pretrained_True_aug_True_lr_0.0005_wd_5e-05_g_0.99"
 
 
-def test_long_flags_mean_the_same():
+def test_short_and_long_flags_are_equivalent():
     assert parse(
         "--model-type", "CNNBasic", "--num-epochs", 3, "--batch-size", 4, "--learning-rate", 0.1, "--weight-decay", 0,
         "--gamma", 1, "--val-freq", 2, "--early-stopping-patience", 5, "--data-augmentation", "--plots",
@@ -49,11 +49,11 @@ def test_long_flags_mean_the_same():
     )  # fmt: skip
 
 
-def test_resnet_is_short_for_resnet18():
+def test_resnet_is_an_alias_of_resnet18():
     assert parse("-m", "ResNet").model_type == "ResNet18"
 
 
-def test_help_names_every_flag_and_default(tmp_path):
+def test_help_lists_every_flag_and_default(tmp_path):
     text = " ".join(start("main.py", "--help", cwd=tmp_path).stdout.split())
     for field in dataclasses.fields(Settings):
         assert all(f"{flag} " in text or f"{flag}," in text for flag in field.metadata["flags"])
@@ -71,7 +71,7 @@ def test_help_names_every_flag_and_default(tmp_path):
         assert f"(default: {default}" in text
 
 
-def test_help_does_not_wait_for_heavy_imports():
+def test_help_does_not_import_heavy_modules():
     text, imported = imported_for_help("main", {"torch", "numpy", "PIL", "matplotlib", "wandb"})
     assert "usage: main.py" in text
     assert imported == set()
@@ -84,7 +84,7 @@ def folders(make_folder):
 
 
 def spoil(name, train, test):
-    """Makes one thing wrong about the folders."""
+    """Break the folders in one way."""
     if name == "no training folder":
         train.rename(train.with_name("elsewhere"))
     elif name == "no test folder":
@@ -169,7 +169,7 @@ BAD_FOLDERS = [
 
 
 def ends_with_one_line(monkeypatch, capsys, arguments):
-    """Runs main.py in this process; returns the last line on stderr after checking status and silence on stdout."""
+    """Run main.py in this process; check the status and that stdout is empty; return stderr."""
     monkeypatch.setattr("sys.argv", ["main.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         run_program(main_program.main)
@@ -181,12 +181,12 @@ def ends_with_one_line(monkeypatch, capsys, arguments):
 
 
 def tree(folder):
-    """Every file but the image cache, which may be filled by looking at images."""
+    """List all files except the image cache, which reading may fill."""
     return sorted(str(path) for path in folder.rglob("*") if ".cache" not in path.parts)
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=[" ".join(a) or "none" for a, _ in BAD_ARGUMENTS])
-def test_bad_arguments(monkeypatch, capsys, tmp_path, folders, arguments, message):
+def test_invalid_arguments(monkeypatch, capsys, tmp_path, folders, arguments, message):
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
     if "-t" not in arguments:
@@ -199,7 +199,7 @@ def test_bad_arguments(monkeypatch, capsys, tmp_path, folders, arguments, messag
 
 
 @pytest.mark.parametrize(("fault", "message"), BAD_FOLDERS, ids=[fault for fault, _ in BAD_FOLDERS])
-def test_bad_folders(monkeypatch, capsys, tmp_path, folders, fault, message):
+def test_invalid_folders(monkeypatch, capsys, tmp_path, folders, fault, message):
     monkeypatch.chdir(tmp_path)
     spoil(fault, *folders)
     before = tree(tmp_path)
@@ -209,7 +209,7 @@ def test_bad_folders(monkeypatch, capsys, tmp_path, folders, fault, message):
     assert tree(tmp_path) == before
 
 
-def test_bad_input_through_the_shell(tmp_path):
+def test_invalid_input_from_the_shell(tmp_path):
     result = start("main.py", "-m", "ResNet18", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
@@ -232,18 +232,18 @@ def test_output_folder_that_cannot_be_written(monkeypatch, capsys, tmp_path, fol
     assert "Permission denied" in error.splitlines()[-1]
 
 
-def test_settings_survive_json():
+def test_settings_are_valid_json():
     settings = parse("-m", "CustomVGG", "-p", "--weights", "w.pth", "-t", "a", "b")
     assert json.loads(json.dumps(settings.to_json())) == settings.to_json()
 
 
-def test_a_value_out_of_range_is_refused_however_it_is_given():
+def test_settings_out_of_range_are_rejected():
     with pytest.raises(UserError, match="-g/--gamma 2"):
         Settings(model_type="VGG", gamma=2)
 
 
-def test_trains_and_tests_where_a_class_name_is_composed_otherwise(tmp_path):
-    """As Linux spells it in the training folder, as macOS does in the test folder."""
+def test_class_names_are_matched_after_unicode_normalisation(tmp_path):
+    """Linux and macOS normalise names differently."""
     write_images(tmp_path / "train", {"K\u00e4se": 10, "Brot": 10})
     write_images(tmp_path / "test", {"Ka\u0308se": 4, "Brot ": 4})
     result = start("main.py", "-m", "SmallVGG", "-e", 1, "-d", "train", "-t", "test", cwd=tmp_path)

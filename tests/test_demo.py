@@ -71,7 +71,7 @@ def test_the_page_shows_the_answers_of_predict(page, server, place):
         assert ["".join(text.split()) for text in page.locator(".class").all_text_contents()] == expected
         page.wait_for_function("document.getElementById('heatmap').naturalWidth > 300")
     page.locator("#file").set_input_files(place / "notes.txt")
-    page.get_by_text("This cannot be read: not an image").wait_for()
+    page.get_by_text("This file cannot be read: not an image").wait_for()
     assert page.locator(".class").count() == 0
     assert page.locator("#heatmap").is_hidden()
     assert [url for url in requests if not url.startswith((f"{address}/", "data:"))] == []

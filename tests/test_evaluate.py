@@ -106,7 +106,7 @@ def test_results_of_folders_with_the_same_name_are_kept_apart(score, bars, tmp_p
 
 def test_images_of_the_training_folder_are_reported(score, tmp_path):
     _, _, notes = score("runs", "train", "-o", tmp_path)
-    assert notes == ["60 of the 60 images of train were trained or validated on, which makes scores too high"]
+    assert notes == ["60 of the 60 images of train were used for training or validation: the scores are too high"]
 
 
 @pytest.mark.parametrize(

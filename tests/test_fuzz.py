@@ -1,4 +1,4 @@
-"""Whatever is in a file that a program reads: it works, or ends with one line; nothing that is loaded runs code."""
+"""Damaged and malicious files: programs use them or report one line, and never run code from them."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from pipeline.trainer import Trainer
 from report import settle_test_images
 from reporting.comparison import make_reports
 from reporting.results import read_models, read_table, write_table
-from reporting.study import _read_history
+from reporting.study import Outcome
 from reporting.tables import as_report
 
 CODE_RAN = "code in a file was run"
 
 
 class Trap:
-    """What a pickle runs when it is loaded."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable, tuple[str]]:
         return pytest.fail, (CODE_RAN,)
@@ -69,7 +69,7 @@ def one_line(error: Exception) -> None:
 
 
 def write_seeds(folder: Path) -> dict[str, bytes]:
-    """Small files of each format and of what the formats know of."""
+    """Write small files of each format and compression."""
     (folder / "coloured").mkdir()
     (folder / "grey").mkdir()
     files = [*hostile.write_coloured(folder / "coloured"), *hostile.write_grey(folder / "grey")]
@@ -87,7 +87,7 @@ def seeds(tmp_path_factory):
 
 @fuzz(300)
 @given(data=st.data())
-def test_images_and_arrays(tmp_path, capfd, seeds, data):
+def test_damaged_images_and_arrays(tmp_path, capfd, seeds, data):
     name = data.draw(st.sampled_from(sorted(seeds)))
     path = tmp_path / f"image{Path(name).suffix}"
     path.write_bytes(damage(seeds[name], data.draw(damages)))
@@ -109,7 +109,7 @@ def archive_of(folder: Path, **arrays: np.ndarray) -> Path:
 
 
 def read_all(file: Path) -> list[Image.Image | Exception]:
-    """What comes of a set as a whole, or of each of its images."""
+    """Read a set; return the image or the error of each entry, or the error of the whole set."""
     try:
         folder = read_folder(file)
     except UserError as error:
@@ -125,7 +125,7 @@ def read_all(file: Path) -> list[Image.Image | Exception]:
 
 @fuzz(100)
 @given(data=st.data())
-def test_archives(tmp_path, data):
+def test_damaged_archives(tmp_path, data):
     file = archive_of(tmp_path, images=np.zeros((4, 6, 6), np.float32), labels=np.array(list("aabb")))
     file.write_bytes(damage(file.read_bytes(), data.draw(damages)))
     assert all(isinstance(outcome, Image.Image) or is_one_line(outcome) for outcome in read_all(file))
@@ -133,7 +133,7 @@ def test_archives(tmp_path, data):
 
 @fuzz(50)
 @given(labels=st.binary(min_size=32, max_size=32), images=st.binary(min_size=64, max_size=64))
-def test_archives_of_any_values(tmp_path, labels, images):
+def test_archives_with_random_values(tmp_path, labels, images):
     images = np.frombuffer(images, np.float32).reshape(4, 2, 2)
     outcomes = read_all(archive_of(tmp_path, images=images, labels=np.frombuffer(labels, "<U2")))
     assert len(outcomes) in (1, 4)
@@ -163,7 +163,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def own(trained, tmp_path, monkeypatch):
-    """The same with the run's folder as the test's own."""
+    """The same run, in a folder of this test."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained.output_dir, tmp_path / "saved_models")
     return replace(trained, output_dir=Path("saved_models"))
@@ -172,7 +172,7 @@ def own(trained, tmp_path, monkeypatch):
 @fuzz(100)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["settings.json", "metrics.json"])
-def test_a_finished_run(trained, own, name, data):
+def test_damaged_files_of_a_finished_run(trained, own, name, data):
     content = (trained.run_dir / name).read_bytes()
     (own.run_dir / name).write_bytes(damage(content, data.draw(damages)))
     try:
@@ -192,13 +192,13 @@ def test_a_finished_run(trained, own, name, data):
 
 @fuzz(50)
 @given(data=st.data())
-def test_what_a_sweep_says_of_a_run(trained, own, data):
+def test_damaged_files_in_the_state_of_a_run(trained, own, data):
     (own.run_dir / "metrics.json").unlink(missing_ok=True)
     history = own.run_dir / "history.csv"
     history.write_bytes(damage((trained.run_dir / "history.csv").read_bytes(), data.draw(damages)))
     assert sweep.describe_state(own).startswith("interrupted after epoch ")
     try:
-        _read_history(history, "val_loss")
+        Outcome(own.run_dir, {}).history("val_loss")
     except UserError as error:
         one_line(error)
     record = damage(json.dumps({"reason": "a line", "trace": None}).encode(), data.draw(damages))
@@ -223,8 +223,7 @@ def same(one: object, other: object) -> bool:
 @fuzz(100)
 @given(data=st.data())
 @pytest.mark.parametrize("name", [*CHECKPOINTS, "last"])
-def test_checkpoints_are_what_was_saved_or_damaged(trained, own, name, data):
-    """Not a weight can change unnoticed."""
+def test_damaged_checkpoints_are_detected(trained, own, name, data):
     content = (trained.run_dir / f"{name}.pt").read_bytes()
     file = own.run_dir / f"{name}.pt"
     file.write_bytes(damage(content, data.draw(damages)))
@@ -245,8 +244,8 @@ plain = st.recursive(
 
 @fuzz(50)
 @given(data=st.data())
-def test_checkpoints_of_any_content(own, data):
-    """Well-formed files, with something else in them than a run has."""
+def test_checkpoints_with_other_content(own, data):
+    """The files are well-formed, but their content differs from a run's."""
     saved = load_state(own.run_dir / "terminal.pt")
     kept = data.draw(st.sets(st.sampled_from(sorted(saved))))
     state = {name: value if name in kept else data.draw(plain) for name, value in saved.items()}
@@ -259,8 +258,7 @@ def test_checkpoints_of_any_content(own, data):
         one_line(error)
 
 
-def test_going_on_from_another_architectures_state(own, monkeypatch):
-    """A run's `last.pt` is damaged, or of other weights, or of another run."""
+def test_resuming_from_the_state_of_another_architecture(own, monkeypatch):
     own = replace(own, num_epochs=2, output_dir=Path("stopped"), save_every=0)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_report", Mock(side_effect=[None, KeyboardInterrupt]))
@@ -291,7 +289,7 @@ def test_testing_with_weights_of_other_classes(own):
         run(own)
 
 
-def test_nothing_that_is_loaded_runs_code(own, tmp_path):
+def test_loading_never_runs_code(own, tmp_path):
     file = own.run_dir / "terminal.pt"
     for state in (Trap(), {**load_state(file), "weights": Trap()}, {"features.0.weight": Trap()}):
         torch.save(state, tmp_path / "trap.pt")
@@ -309,7 +307,7 @@ def test_nothing_that_is_loaded_runs_code(own, tmp_path):
 
 @fuzz(200)
 @given(data=st.data())
-def test_parameter_files(tmp_path, data):
+def test_damaged_parameter_files(tmp_path, data):
     lines = b"VGG True 80 32 0.001 0.01 0.95 True True\n\nResNet False 3 8 0.1 0 1 True False\n"
     file = tmp_path / "runs.txt"
     file.write_bytes(damage(lines, data.draw(damages)))
@@ -324,7 +322,7 @@ def test_parameter_files(tmp_path, data):
 
 @fuzz(100)
 @given(data=st.data())
-def test_the_reports_table(trained, tmp_path_factory, tmp_path, data):
+def test_damaged_table_of_runs(trained, tmp_path_factory, tmp_path, data):
     runs, _ = read_models(trained.output_dir)
     file = tmp_path / "runs.csv"
     write_table(runs, file)
@@ -343,7 +341,7 @@ def test_the_reports_table(trained, tmp_path_factory, tmp_path, data):
 
 @fuzz(100)
 @given(data=st.data())
-def test_the_reports_runs(trained, own, data):
+def test_damaged_metrics_of_a_run(trained, own, data):
     content = (trained.run_dir / "metrics.json").read_bytes()
     (own.run_dir / "metrics.json").write_bytes(damage(content, data.draw(damages)))
     runs, notes = read_models(own.output_dir)
@@ -355,7 +353,7 @@ def test_the_reports_runs(trained, own, data):
 
 @fuzz(100)
 @given(data=st.data())
-def test_logs_of_moves(tmp_path_factory, data):
+def test_damaged_move_logs(tmp_path_factory, data):
     """Nothing is moved from or to another folder, whatever the journal of moves says."""
     place = tmp_path_factory.mktemp("moves")
     (place / "set" / "A").mkdir(parents=True)
@@ -377,7 +375,7 @@ def test_logs_of_moves(tmp_path_factory, data):
     assert len(files - {journal, journal.with_name("log.csv")}) == 3
 
 
-def test_a_log_without_its_columns(tmp_path):
+def test_move_log_without_its_columns(tmp_path):
     for text in ("a,b\n1,2\n", "file\nx\n", "file,moved_to\n/etc/x,y\n", "file,moved_to\nx\n"):
         (tmp_path / "log.csv").write_text(text)
         with pytest.raises(UserError, match=r"log\.csv is damaged: fix or delete it"):
@@ -389,8 +387,7 @@ def test_a_log_without_its_columns(tmp_path):
 
 @fuzz(100)
 @given(data=st.data(), of=st.sampled_from(["npy", "json"]))
-def test_the_caches_files(tmp_path_factory, data, of):
-    """What comes out of it is what went in, notes included."""
+def test_damaged_cache_files(tmp_path_factory, data, of):
     directory = tmp_path_factory.mktemp("cache")
     cache = Cache(directory)
     notes = {"3": "not an image", "12": "an empty file"}
@@ -409,7 +406,7 @@ def test_the_caches_files(tmp_path_factory, data, of):
 
 @fuzz(50)
 @given(data=st.data())
-def test_claims(tmp_path, data):
+def test_damaged_claims(tmp_path, data):
     content = json.dumps({"host": "elsewhere", "boot": "x", "pid": 1, "started": "2"}).encode()
     odd = st.sampled_from([b"[]", b"1", b"null", b"[" * 9999])
     (tmp_path / "claim").write_bytes(data.draw(st.just(damage(content, data.draw(damages))) | odd))

@@ -1,4 +1,4 @@
-"""Every program gets through hostile files: it uses those that can be used, and tells of each other in a line."""
+"""Programs use valid files among hostile ones, and report each unusable file in one line."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from dataset.folders import image_files, own_class_names, passed_over, read_fold
 from helpers import REPOSITORY, digests
 from plotting import new_figure, save_figure
 
-_DROP_CAPABILITY, _OVERRIDES = 24, (1, 2)  # of prctl: what lets the superuser read any file
+_DROP_CAPABILITY, _OVERRIDES = 24, (1, 2)  # for prctl: the capabilities that let root read any file
 
 
 class Dataset(NamedTuple):
-    """A dataset of two classes, of which the first is hostile.
+    """A dataset of two classes, the first with hostile files.
 
     Attributes:
         place: holds `data`, `test` and `outside`.
-        usable: images of the first class that are to be used.
-        told: what is to be told of, with a part of the reason.
-        silent: what nobody need hear of.
+        usable: images of the first class that must be used.
+        told: files that must be reported, with a part of the reason.
+        silent: files that must not be reported.
     """
 
     place: Path
@@ -50,12 +50,12 @@ def write_dataset(place: Path) -> Dataset:
         (place / name).mkdir(parents=True)
     hard = place / "data" / "A"
     usable = hostile.write_coloured(hard)
-    for path in usable:  # some names are used twice, by the coloured and by the grey
+    for path in usable:  # coloured and grey files share some names
         path.rename(path.with_name(f"{path.stem} in colour{path.suffix}"))
     hostile.write_grey(hard)
     hostile.write_extreme(hard)
     hostile.write_ordinary(hard, 6)
-    (hard / "array in colour.npy").unlink()  # of a photograph's size, which models of arrays refuse
+    (hard / "array in colour.npy").unlink()  # too large for the models of arrays
     (hard / "array.npy").unlink()
     usable = sorted(hard.iterdir())
     refused = hostile.write_refused(hard)
@@ -78,7 +78,7 @@ def dataset(tmp_path):
 
 
 def start(program: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a program as `helpers.start` does, but as somebody whom files can be kept from, and not for long."""
+    """Run a program like `helpers.start`, but without root's right to read all files, and with a timeout."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "src" / program), *map(str, arguments)],
@@ -94,7 +94,7 @@ def _give_up_privileges() -> None:
 
 
 def check_told(lines: Sequence[str], dataset: Dataset, pattern: str = "left out: {}: ") -> None:
-    """Each file that is not used is told of in one line, with its reason; the others are not told of."""
+    """Check that each unusable file is reported in one line with its reason, and no other file is."""
     for path, reason in dataset.told.items():
         start = pattern.format(printable(path.relative_to(dataset.place)))
         (line,) = [line for line in lines if line.startswith(start)] or [""]
@@ -102,7 +102,7 @@ def check_told(lines: Sequence[str], dataset: Dataset, pattern: str = "left out:
         assert len(line) > len(start), path
     names = "\n".join(lines)
     assert not any(f"{path.name}: " in names for path in dataset.silent)
-    assert " in colour" not in names  # as most of the usable ones are called
+    assert " in colour" not in names  # the name of most usable files
     assert "Traceback" not in names
     assert "Warning" not in names
 
@@ -110,7 +110,7 @@ def check_told(lines: Sequence[str], dataset: Dataset, pattern: str = "left out:
 MAIN = ("-m", "SmallVGG", "-e", 1, "-b", 16, "-d", "data", "-t", "test", "--precision", "fp32")
 
 
-def test_training_and_asking(dataset):
+def test_train_and_predict(dataset):
     ended = start("main.py", *MAIN, cwd=dataset.place)
     assert ended.returncode == 0, ended.stderr.splitlines()
     check_told(ended.stderr.splitlines(), dataset)
@@ -135,10 +135,10 @@ def test_training_and_asking(dataset):
         start_of_line = f"{printable(path.relative_to(dataset.place))}: "
         assert sum(line.startswith(start_of_line) for line in lines) == 1, path
     assert len(lines) == len(named) + 1
-    assert lines[-1] == f"{len(named) - 1} were not answered"  # but for a text
+    assert lines[-1] == f"{len(named) - 1} could not be classified"  # the text file does not count
 
 
-def test_a_sweep_tells_of_each_file_once(dataset):
+def test_sweep_reports_each_file_once(dataset):
     lines = [f"SmallVGG False 1 16 {rate} 0.001 0.99 False False\n" for rate in (0.01, 0.001)]
     (dataset.place / "runs.txt").write_text("".join(lines))
     ended = start("sweep.py", "runs.txt", "-d", "data", "-t", "test", "--precision", "fp32", cwd=dataset.place)
@@ -147,20 +147,20 @@ def test_a_sweep_tells_of_each_file_once(dataset):
     assert len(list((dataset.place / "saved_models").glob("*/metrics.json"))) == 2
 
 
-def test_making_a_dataset(dataset):
+def test_prepare_a_dataset(dataset):
     options = ("--dataset-dir", "data", "--testing-dir", "made", "--testing-per-class", 2, "--allow-leaks")
     outside = digests(dataset.place / "outside")
     ended = start("dataset/dataset_main.py", *options, "--extra-testing", "test", cwd=dataset.place)
     assert ended.returncode == 0, ended.stderr.splitlines()
     check_told(ended.stderr.splitlines(), dataset)
     made = image_files(dataset.place / "data" / "B_augmented")
-    assert len(made) == len(dataset.usable) - 6  # both classes gave two to the test folders
+    assert len(made) == len(dataset.usable) - 6  # two images of each class were moved to the test folders
     left = image_files(dataset.place / "data" / "A")
     assert {path.name for path in left} >= {path.name for path in dataset.told if path.suffix == ".jpg"}
     assert digests(dataset.place / "outside") == outside
 
 
-def test_auditing_and_setting_aside(dataset):
+def test_audit_and_move_files(dataset):
     outside = digests(dataset.place / "outside")
     options = ("--dataset-dir", "data", "--testing-dir", "test")
     ended = start("dataset/audit.py", *options, cwd=dataset.place)
@@ -179,14 +179,14 @@ def test_auditing_and_setting_aside(dataset):
 
 
 def hashes(folder: Path) -> list[str]:
-    """Of each file its content, or its name where that is not to be had."""
+    """Return a hash of each file's content, or its name if it cannot be read."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.name != "log.csv"]
     return [sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else path.name for path in files]
 
 
 @pytest.fixture
 def array_sets(tmp_path):
-    """TRAIN, TEST and TEST2 of 28x28 arrays, black and white ones, each with hostile files in its first class."""
+    """TRAIN, TEST and TEST2 of dark and light 28x28 arrays, each with hostile files in its first class."""
     generator = np.random.default_rng(0)
     told = {}
     for name in ("TRAIN", "TEST", "TEST2"):
@@ -203,7 +203,7 @@ def array_sets(tmp_path):
     return Dataset(tmp_path, [], told, [])
 
 
-def test_the_study_of_arrays(array_sets, monkeypatch, caplog):
+def test_array_study(array_sets, monkeypatch, caplog):
     plan = Plan(
         shifted_images=1,
         images={"SmallEfficientNet": 1},
@@ -218,7 +218,7 @@ def test_the_study_of_arrays(array_sets, monkeypatch, caplog):
     check_told(lines, array_sets)
 
 
-def test_sets_made_from_others(array_sets, capfd):
+def test_derived_array_sets(array_sets, capfd):
     place = array_sets.place
     ended = start("dataset/array_images.py", "invert", "TRAIN", "TRAIN2", cwd=place)
     assert ended.returncode == 0, ended.stderr
@@ -233,8 +233,8 @@ def test_sets_made_from_others(array_sets, capfd):
 # Links and names.
 
 
-def test_links_to_folders_are_followed_where_a_class_is_expected(make_folder, tmp_path):
-    """A common way to lay data out. Links to files are not, nor is what leads back to the dataset: both are named."""
+def test_links_to_class_folders_are_followed(make_folder, tmp_path):
+    """Links to files, and links back to the dataset, are not followed and are reported."""
     make_folder("elsewhere", {"Axe": 2, "Book": 3})
     (tmp_path / "data").mkdir()
     for name in ("Axe", "Book"):
@@ -253,18 +253,18 @@ def test_links_to_folders_are_followed_where_a_class_is_expected(make_folder, tm
 
 
 @pytest.mark.parametrize("target", ["nowhere", "Fox"])
-def test_a_link_to_nowhere_is_an_error(make_folder, target):
-    """A class whose disk is not mounted must not be overlooked."""
+def test_broken_class_link_is_an_error(make_folder, target):
+    """For example, the disk of a class is not mounted."""
     folder = make_folder("data", {"Axe": 2, "Book": 3})
     (folder / "Fox").symlink_to(target)
     for function in (read_folder, own_class_names):
         with pytest.raises(UserError, match=rf"data/Fox is a link to {target}, which cannot be reached: mount"):
             function(folder)
-    (folder / "Fox").rename(folder / ".#Fox")  # as editors lock a file
+    (folder / "Fox").rename(folder / ".#Fox")  # the lock file of an editor
     assert read_folder(folder).classes == ("Axe", "Book")
 
 
-def test_a_class_of_links_says_why_it_is_empty(make_folder, tmp_path):
+def test_class_of_links_is_reported_as_empty(make_folder, tmp_path):
     folder = make_folder("data", {"A": 2, "B": 2})
     for path in image_files(folder / "B"):
         path.rename(tmp_path / path.name)
@@ -273,7 +273,7 @@ def test_a_class_of_links_says_why_it_is_empty(make_folder, tmp_path):
         read_folder(folder)
 
 
-def test_files_are_told_of_once(tmp_path, caplog):
+def test_skipped_files_are_reported_once(tmp_path, caplog):
     (tmp_path / "a.txt").touch()
     for _ in range(2):
         tell_left_out(tmp_path, passed_over(tmp_path))
@@ -283,7 +283,7 @@ def test_files_are_told_of_once(tmp_path, caplog):
     ]
 
 
-def test_of_many_files_left_out_for_one_reason_the_first_is_named(tmp_path, caplog):
+def test_many_files_with_one_reason_are_summarised(tmp_path, caplog):
     for number in range(1000):
         (tmp_path / f"{number:04d}.txt").write_text("0 0.5 0.5 0.1 0.1")
     (tmp_path / "a.png").mkdir()
@@ -296,14 +296,14 @@ def test_of_many_files_left_out_for_one_reason_the_first_is_named(tmp_path, capl
 
 
 @pytest.mark.parametrize("name", ["a\nb", os.fsdecode(b"\xff")])
-def test_classes_with_names_that_cannot_be_shown(make_folder, name):
+def test_unprintable_class_names_are_rejected(make_folder, name):
     with pytest.raises(UserError, match=r"has a class '.*', which tables and figures cannot show: rename it") as caught:
         read_folder(make_folder("data", {"A": 1, name: 1}))
     assert printable(caught.value) == str(caught.value)
 
 
-def test_names_in_figures(tmp_path):
-    """Dollar signs are no formulas, and letters that the font lacks are no reason for Matplotlib's warning."""
+def test_special_characters_in_figures(tmp_path):
+    """Dollar signs are not formulas, and missing glyphs cause no warning of Matplotlib."""
     for title in ("$\\frac$", "中", "100 % & more_"):
         figure = new_figure(2, 2)
         figure.suptitle(title)

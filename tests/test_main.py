@@ -1,4 +1,4 @@
-"""A user's way through the project on the offline sample: train, test, look, come back."""
+"""main.py on the offline sample: training, testing, outputs, and finished runs."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ SEED = 0
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder in which the sample was written and a ResNet18 trained and tested, as `make train` does."""
+    """A folder with the sample and a trained and tested ResNet18, as after `make train`."""
     folder = tmp_path_factory.mktemp("newcomer")
     sample.write_sample(folder / "dataset", folder / "dataset_testing", SEED)
     result = start(*TRAIN, "-c", cwd=folder)
@@ -38,7 +38,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_prints_a_table_and_where_the_figures_are(place):
+def test_prints_the_results_and_the_folder(place):
     metrics = json.loads((place / "saved_models" / RUN / "metrics.json").read_text())
     lines = (place / "stdout").read_text().splitlines()
     assert lines[0].split() == ["checkpoint", "epoch", "test", "set", "images", "loss", "accuracy", "per", "class"]
@@ -54,7 +54,7 @@ def test_prints_a_table_and_where_the_figures_are(place):
     assert f"saved_models/{RUN}" in lines[-1]
 
 
-def test_says_how_many_images_each_side_has_and_one_line_an_epoch(place):
+def test_prints_image_counts_and_one_line_per_epoch(place):
     notes = (place / "stderr").read_text()
     assert "192 images to train on, 48 to validate on, 36 to test on in dataset_testing" in notes
     lines = [line for line in notes.splitlines() if line.startswith("epoch ")]
@@ -64,7 +64,7 @@ def test_says_how_many_images_each_side_has_and_one_line_an_epoch(place):
 
 @pytest.fixture(scope="module")
 def fresh(place):
-    """The trained model, and 50 drawings a class that it has not seen: images (150, 3, 224, 224), masks, labels."""
+    """The trained model, and 50 new drawings per class: images (150, 3, 224, 224), masks, labels."""
     model = build_model("ResNet18", 3)
     model.load_state_dict(Checkpoint.load(place / "saved_models" / RUN / "terminal.pt", "ResNet18").weights)
     drawn = [sample.draw_numbered(name, SEED, True, number) for name in sample.CLASSES for number in range(101, 151)]
@@ -80,13 +80,13 @@ def predictions(fresh):
         return model(model.normalise(images)).argmax(dim=1).numpy()
 
 
-def test_learns_well_above_chance(fresh, predictions):
-    """Chance is one third; 45 % of 150 right by luck happens twice in a thousand times."""
+def test_accuracy_is_above_chance(fresh, predictions):
+    """Chance is one third; 45 % of 150 images by chance has a probability of 0.002."""
     assert (predictions == fresh[3]).mean() >= 0.45
 
 
-def test_maps_land_on_the_drawn_object_more_often_than_not(fresh, predictions):
-    """In more than half of the images the object is hotter than the rest; the sample knows where it drew it."""
+def test_heatmaps_are_hottest_on_the_object(fresh, predictions):
+    """In more than half of the images, the mean heat is higher on the object than elsewhere."""
     model, images, masks, _ = fresh
     images, masks, predictions = images[::2], masks[::2], predictions[::2]
     maps = class_activation_maps(model, images, predictions)
@@ -98,14 +98,14 @@ def test_maps_land_on_the_drawn_object_more_often_than_not(fresh, predictions):
 
 
 def _with_margin(mask):
-    """The mask and half a cell of the 7x7 map around it: a map does not say more exactly where the model looks."""
+    """Return the mask with a margin of half a cell of the 7x7 map, the resolution of the heatmap."""
     return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(33))) > 0
 
 
-def test_writes_everything_that_a_run_has(place):
+def test_writes_all_files_of_a_run(place):
     folder = place / "saved_models" / RUN
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    names = {re.sub(r"(_[123])_sample_\d+\.png", r"\1.png", name) for name in names}  # without the photographs' names
+    names = {re.sub(r"(_[123])_sample_\d+\.png", r"\1.png", name) for name in names}  # without file names
     figures = {f"confusion_matrices/cm_{name}.png" for name in CHECKPOINTS}
     figures |= {f"reliability/{name}.png" for name in CHECKPOINTS}
     figures |= {
@@ -113,7 +113,7 @@ def test_writes_everything_that_a_run_has(place):
         for name in CHECKPOINTS for label in sample.CLASSES for number in (1, 2, 3)
     }  # fmt: skip
     predictions = {f"{kind}_{name}.csv" for kind in ("predictions", "validation") for name in CHECKPOINTS}
-    names -= {f"unknown_{name}.pt" for name in CHECKPOINTS[1:]}  # which are there if their epoch is the same
+    names -= {f"unknown_{name}.pt" for name in CHECKPOINTS[1:]}  # written if their epoch is the same
     assert names == figures | predictions | {f"{name}.pt" for name in (*CHECKPOINTS, "last")} | {
         "settings.json", "split.csv", "history.csv", "metrics.json", "curves.png", "model_card.md",
         "unknown_best_val_acc.pt",
@@ -127,22 +127,22 @@ def test_writes_everything_that_a_run_has(place):
 
 @pytest.fixture
 def copy(place, tmp_path):
-    """A copy of the newcomer's folder to spoil."""
+    """A copy of the folder that a test may change."""
     shutil.copytree(place, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 def snapshot(folder):
-    """The files and their contents, without the cache, which a program may add to."""
+    """Return the contents of all files except the cache."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts}
 
 
-def test_a_finished_run_names_the_figures_that_it_has(copy):
+def test_finished_run_prints_its_own_figures(copy):
     result = start(*TRAIN, cwd=copy)
     assert result.stdout == (copy / "stdout").read_text()
 
 
-def test_a_run_that_another_program_is_at_work_on_is_left_alone(copy):
+def test_run_of_another_program_is_not_touched(copy):
     before = snapshot(copy / "saved_models" / RUN)
     with claim(copy / "saved_models" / RUN):
         result = start(*TRAIN, "-c", "--restart", cwd=copy)
@@ -151,7 +151,7 @@ def test_a_run_that_another_program_is_at_work_on_is_left_alone(copy):
     assert snapshot(copy / "saved_models" / RUN) == before
 
 
-def test_a_finished_run_says_so_and_does_nothing(copy):
+def test_finished_run_is_not_repeated(copy):
     before = snapshot(copy)
     result = start(*TRAIN, "-c", cwd=copy)
     assert result.returncode == 0

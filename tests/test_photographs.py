@@ -13,7 +13,7 @@ PRETRAINED = {"ResNet18": False, "CNNBasic": False, "VGG": True, "VGGAdapted": T
 
 @pytest.fixture(scope="module")
 def few_photographs(photographs, tmp_path_factory):
-    """Two classes: of each a photograph to train on, one to validate on, and one to test on."""
+    """Two classes, each with one photograph for training, validation and testing."""
     place = tmp_path_factory.mktemp("photographs")
     for source, target, count in (("open_images", "train", 2), ("open_images_testing", "test", 1)):
         for folder in sorted((photographs / source).iterdir())[:2]:

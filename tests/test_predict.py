@@ -154,7 +154,7 @@ def test_unreadable_files_are_reported_and_the_others_answered(ask, photos):
         f"{photos}/0.jpg: an empty file",
         f"{photos}/z.npy: an array of 5x5 pixels, but the model takes 28x28",
         f"{photos}/inner/x?y.png: not an image",
-        "4 were not answered",
+        "4 could not be classified",
     ]
     entries = json.loads(output)
     assert [entry["error"] is None for entry in entries] == [False, False, True, True, False, False, True]
@@ -170,7 +170,7 @@ def test_only_unreadable_files(ask, photos):
     (photos / "0.jpg").write_bytes(b"")
     (photos / "notes.txt").write_text("none")
     status, output, notes = ask(RUN, photos / "0.jpg", photos / "notes.txt", "--csv")
-    assert (status, notes[2:]) == (1, ["2 were not answered"])
+    assert (status, notes[2:]) == (1, ["2 could not be classified"])
     assert [row["error"] for row in csv.DictReader(io.StringIO(output))] == ["an empty file", "not an image"]
 
 
@@ -206,7 +206,7 @@ def test_hidden_files_and_links_in_a_folder_are_reported(ask, photos):
     searched = "a link to a folder that is already searched, or that contains it"
     assert [note.removeprefix(f"{photos}/").partition("put the file")[0] for note in notes] == [
         f".e.jpg: {hidden}", f".hidden: {hidden}", f"itself.jpg: {link}", f"within.jpg: {link}", f"again: {searched}",
-        f"round: {searched}", "notes.txt: not an image: passed over", "6 were not answered",
+        f"round: {searched}", "notes.txt: not an image: skipped", "6 could not be classified",
     ]  # fmt: skip
     assert status == 1
     names = [os.path.relpath(entry["file"], photos) for entry in json.loads(output)]
@@ -216,11 +216,11 @@ def test_hidden_files_and_links_in_a_folder_are_reported(ask, photos):
 def test_other_files_in_a_folder_are_listed_without_failure(ask, photos):
     (photos / "notes.txt").write_text("none")
     status, _, notes = ask(RUN, photos, "--json")
-    assert (status, notes) == (0, [f"{photos}/notes.txt: not an image: passed over"])
+    assert (status, notes) == (0, [f"{photos}/notes.txt: not an image: skipped"])
     for number in range(1000):
         (photos / f"{number:03d}.txt").write_text("0 0.5 0.5 0.2 0.2")
     status, _, notes = ask(RUN, photos, "--json")
-    assert (status, notes) == (0, [f"1001 files that are no images were passed over, such as {photos}/000.txt"])
+    assert (status, notes) == (0, [f"1001 files that are not images were skipped, for example {photos}/000.txt"])
 
 
 def test_links_to_folders_are_followed_as_in_training(ask, photos, bars):
@@ -231,7 +231,7 @@ def test_links_to_folders_are_followed_as_in_training(ask, photos, bars):
     _, output, _ = ask(RUN, "test", "--json")
     status, linked, notes = ask(RUN, photos / "linked", "--json")
     assert notes == [f"{photos}/linked/zoo: a link to a folder that is already searched, or that contains it",
-                     "1 were not answered"]  # fmt: skip
+                     "1 could not be classified"]  # fmt: skip
     assert status == 1
     expected, answers = (
         [(entry["file"].split("/")[-2:], entry["class"]) for entry in json.loads(text)] for text in (output, linked)
@@ -253,7 +253,7 @@ def test_a_link_or_hidden_folder_can_be_named_but_not_a_pipe(ask, photos):
     os.mkfifo(photos.parent / "pipe.jpg")
     status, output, notes = ask(RUN, photos.parent / "link", photos.parent / "pipe.jpg")
     assert (status, len(output.splitlines())) == (1, 1 + 3 + 2)
-    assert notes == [f"{photos.parent}/pipe.jpg: not a regular file", "1 were not answered"]
+    assert notes == [f"{photos.parent}/pipe.jpg: not a regular file", "1 could not be classified"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(ask, photos):
     status, output, notes = ask(RUN, photos)
     (photos / "inner").chmod(0o700)
     assert (status, len(output.splitlines())) == (1, 1 + 2 + 2)
-    assert notes == [f"{photos}/inner: Permission denied", "1 were not answered"]
+    assert notes == [f"{photos}/inner: Permission denied", "1 could not be classified"]
 
 
 def test_checkpoint_selects_the_weights(ask, bars):
@@ -366,8 +366,8 @@ def test_an_exported_model_gives_the_same_answers(bars, tmp_path, form):
     result = start("predict.py", RUN, "test", "--json", "--export", file, cwd=bars)
     assert result.returncode == 0, result.stderr
     (note,) = result.stderr.splitlines()
-    assert "from an image (height, width, 3) uint8 of any size to the probabilities of one, three, two" in note
-    assert "on 45 of its test images it answers as this program in fp32" in note
+    assert "maps an image (height, width, 3) uint8 of any size to the probabilities of one, three, two" in note
+    assert "on 45 of its test images it predicts the same classes as this program in fp32" in note
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     model, described = load_exported(file)
     novelty = Novelty.load(bars / RUN, "best_val_acc")
@@ -475,7 +475,7 @@ def test_images_unlike_the_training_images_are_answered_with_unknown(ask, bars, 
 def test_the_expected_rate_of_rejections_is_reported(bars):
     result = start("predict.py", RUN, "test", "--unknown", cwd=bars)
     assert result.stderr == (
-        "--unknown: expect 7.7% of images like the training images to be refused too; "
+        "--unknown: about 7.7% of images like the training images are refused too; "
         "the threshold is from 12 validation images\n"
     )
 
@@ -611,5 +611,5 @@ def test_a_closed_pipe_is_no_error(bars):
 
 def test_help_imports_nothing_heavy():
     text, imported = imported_for_help("predict", {"torch", "matplotlib", "wandb"})
-    assert "status: 0; 1 if an image was not answered" in text
+    assert "1 if some images could not be classified" in text
     assert imported == set()

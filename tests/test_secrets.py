@@ -1,4 +1,4 @@
-"""The wandb key is used and nowhere written down, and git is not given what is not the project's."""
+"""The wandb key is never written to a file, and git ignores data, checkpoints and logs."""
 
 import base64
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from helpers import REPOSITORY
 
-# Made up, of the form of real ones.
+# Fake keys in the real format.
 IN_ENVIRONMENT = "f00dfeed" * 5
 IN_NETRC = "beefcafe" * 5
 TRAIN = ["-m", "SmallEfficientNet", "-d", "data", "-t", "test", "-e", "1", "-b", "4", "--precision", "fp32"]
@@ -37,8 +37,8 @@ def files_with_keys(place: Path) -> list[str]:
         pytest.param("environment", "auto", marks=pytest.mark.slow),
     ],
 )
-def test_no_key_is_written_anywhere(make_folder, tmp_path, place, mode):
-    """Offline, and where `auto` goes online with the key and nobody answers."""
+def test_wandb_key_is_not_written_anywhere(make_folder, tmp_path, place, mode):
+    """Offline, and online with a server that does not answer."""
     make_folder("data", {"A": 4, "B": 4})
     make_folder("test", {"A": 1, "B": 1})
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
@@ -64,7 +64,7 @@ def test_no_key_is_written_anywhere(make_folder, tmp_path, place, mode):
     assert list(tmp_path.glob("wandb/*run-*")) or mode != "offline"
 
 
-def test_a_key_would_be_found(tmp_path):
+def test_key_search_finds_keys(tmp_path):
     for content in (IN_NETRC.encode(), base64.b64encode(f"api:{IN_ENVIRONMENT}".encode()), b"x" + IN_NETRC.encode()):
         (tmp_path / "file").write_bytes(content)
         assert files_with_keys(tmp_path) == [str(tmp_path / "file")]
@@ -84,7 +84,7 @@ KEPT = [
 ]  # fmt: skip
 
 
-def test_git_ignores_data_checkpoints_caches_and_logs(tmp_path):
+def test_gitignore(tmp_path):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     shutil.copy(REPOSITORY / ".gitignore", tmp_path)
     result = subprocess.run(

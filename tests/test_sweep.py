@@ -1,4 +1,4 @@
-"""A sweep does each run once, goes on after failures and interruptions, and says how far it is."""
+"""Sweeps: each run is trained once, failures and interruptions are handled, states are reported."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def trained(monkeypatch):
 
 
 def finish(settings):
-    """Leaves what a run does that has finished, without doing it."""
+    """Write the files of a finished run without training it."""
     scores = {
         "images": 4,
         "loss": 1.0,
@@ -68,7 +68,7 @@ def finish(settings):
     (settings.run_dir / "metrics.json").write_text(json.dumps(metrics))
 
 
-def test_does_every_run_once(runs, trained):
+def test_each_run_is_trained_once(runs, trained):
     assert program.sweep(runs)
     assert trained == [settings.run_name for settings in runs]
     assert all((settings.run_dir / "metrics.json").exists() for settings in runs)
@@ -79,7 +79,7 @@ def test_does_every_run_once(runs, trained):
     assert digests(runs[0].output_dir) == after
 
 
-def test_a_run_comes_to_the_same_in_a_sweep_as_alone(runs, tmp_path):
+def test_run_gives_the_same_results_in_a_sweep_as_alone(runs, tmp_path):
     assert program.sweep(runs)
     alone = dataclasses.replace(runs[-1], output_dir=tmp_path / "alone")
     pipeline.run.run(alone)
@@ -87,7 +87,7 @@ def test_a_run_comes_to_the_same_in_a_sweep_as_alone(runs, tmp_path):
         assert (alone.run_dir / name).read_text() == (runs[-1].run_dir / name).read_text()
 
 
-def test_a_failed_run_is_recorded_and_the_others_done(runs, trained):
+def test_failed_run_is_recorded_and_the_others_are_trained(runs, trained):
     wild = dataclasses.replace(runs[1], learning_rate=1e30)
     assert not program.sweep([runs[0], wild, runs[2]])
     assert len(trained) == 3
@@ -98,7 +98,7 @@ def test_a_failed_run_is_recorded_and_the_others_done(runs, trained):
     assert [program.describe_state(settings) for settings in (runs[0], runs[2])] == ["finished", "finished"]
 
 
-def test_out_of_memory_is_a_failure_like_another_and_is_tried_again(runs, monkeypatch):
+def test_run_that_ran_out_of_memory_is_tried_again(runs, monkeypatch):
     def run_out(settings, **_):
         raise MemoryError
 
@@ -110,7 +110,7 @@ def test_out_of_memory_is_a_failure_like_another_and_is_tried_again(runs, monkey
     assert not (runs[0].run_dir / "failed.json").exists()
 
 
-def test_a_full_disk_stops_the_sweep(runs, monkeypatch):
+def test_full_disk_stops_the_sweep(runs, monkeypatch):
     def run_out(settings, **_):
         raise OSError(28, "No space left on device")
 
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_the_sweep(runs, monkeypatch):
     assert list((runs[0].output_dir / ".claims").iterdir()) == []
 
 
-def test_an_interrupted_run_is_taken_up_where_it_was(runs, trained, monkeypatch):
+def test_interrupted_run_is_resumed(runs, trained, monkeypatch):
     from pipeline.trainer import Trainer
 
     def stop(self, original=Trainer._run_epoch):
@@ -138,13 +138,13 @@ def test_an_interrupted_run_is_taken_up_where_it_was(runs, trained, monkeypatch)
     assert trained == [runs[place].run_name for place in (0, 1, 1, 2, 3)]
 
 
-def test_a_run_that_was_stopped_in_its_first_epoch_is_at_none(runs):
+def test_run_stopped_in_its_first_epoch_has_no_epochs(runs):
     runs[0].run_dir.mkdir(parents=True)
     (runs[0].run_dir / "last.pt").touch()
     assert program.describe_state(runs[0]) == "interrupted after epoch 0"
 
 
-def test_a_run_keeps_its_precision_wherever_it_is_looked_at(runs):
+def test_resumed_run_keeps_its_precision(runs):
     bf16, auto = (dataclasses.replace(runs[0], precision=precision) for precision in ("bf16", "auto"))
     assert program.sweep([bf16])
     assert program.describe_state(auto) == "finished"
@@ -153,15 +153,15 @@ def test_a_run_keeps_its_precision_wherever_it_is_looked_at(runs):
     assert json.loads((auto.run_dir / "settings.json").read_text())["precision"] == "bf16"
 
 
-def test_settings_that_differ_from_a_finished_run_are_told(runs):
+def test_different_settings_of_a_finished_run_are_reported(runs):
     program.sweep(runs[:1])
     other = dataclasses.replace(runs[0], batch_size=8)
-    assert program.describe_state(other).startswith("cannot go on: ")
+    assert program.describe_state(other).startswith("cannot continue: ")
     assert not program.sweep([other])
     assert "started with other settings (batch_size 4 there, 8 here)" in program.describe_state(other)
 
 
-def test_finished_runs_keep_no_state_to_be_trained_further(runs):
+def test_finished_runs_keep_no_training_state(runs):
     program.sweep(runs[:1])
     assert not load_state(runs[0].run_dir / "last.pt").keys() & {"model", "optimizer"}
     longer = dataclasses.replace(runs[0], num_epochs=3)
@@ -171,7 +171,7 @@ def test_finished_runs_keep_no_state_to_be_trained_further(runs):
 
 
 @pytest.mark.parametrize("kind", ["accelerator", "unusable"])
-def test_a_gpu_that_failed_stops_the_sweep_and_the_next_one_does_the_others_first(runs, monkeypatch, kind):
+def test_failed_gpu_stops_the_sweep_and_failed_runs_are_tried_last(runs, monkeypatch, kind):
     tried = []
 
     def fail(settings, **_):
@@ -191,7 +191,7 @@ def test_a_gpu_that_failed_stops_the_sweep_and_the_next_one_does_the_others_firs
     assert tried == runs[:1]
     assert str(error.value) == (
         f"the GPU failed in {runs[0].run_dir}, and every other run would fail in this process "
-        "(CUDA error: launch failure): the same command goes on with the others"
+        "(CUDA error: launch failure): run the same command again to train the others"
     )
     states = [program.describe_state(settings) for settings in runs]
     assert states == ["failed: CUDA error: launch failure", "to do", "to do", "to do"]
@@ -207,7 +207,7 @@ def test_a_gpu_that_failed_stops_the_sweep_and_the_next_one_does_the_others_firs
     assert done == [*runs[1:], runs[0]]
 
 
-def test_a_run_that_was_taken_over_is_not_recorded_as_failed(runs, monkeypatch, caplog):
+def test_run_taken_over_is_not_recorded_as_failed(runs, monkeypatch, caplog):
     claim = runs[0].output_dir / ".claims" / runs[0].run_name
 
     def lose(settings, **_):
@@ -221,7 +221,7 @@ def test_a_run_that_was_taken_over_is_not_recorded_as_failed(runs, monkeypatch, 
     assert "no longer belongs to this program" in caplog.text
 
 
-def test_a_run_that_another_program_gives_back_is_done_at_the_end(runs, monkeypatch):
+def test_run_released_by_another_program_is_trained_at_the_end(runs, monkeypatch):
     first = runs[0].output_dir / ".claims" / runs[0].run_name
     first.parent.mkdir(parents=True)
     first.write_text('{"host": "elsewhere", "boot": "another"}')
@@ -266,7 +266,7 @@ class TestHalving:
     def epochs(self, runs):
         return sorted(len(read_history(settings.run_dir)) for settings in runs)
 
-    def test_the_last_one_comes_to_what_it_would_alone(self, four, tmp_path):
+    def test_winner_gives_the_same_results_as_alone(self, four, tmp_path):
         assert program.sweep_by_halving(four, self.HALVING)
         assert self.epochs(four) == [1, 1, 2, 4]
         (winner,) = [settings for settings in four if (settings.run_dir / "metrics.json").exists()]
@@ -275,7 +275,7 @@ class TestHalving:
         for name in ("metrics.json", "history.csv", "predictions_best_val_acc.csv"):
             assert (alone.run_dir / name).read_text() == (winner.run_dir / name).read_text()
 
-    def test_again_it_does_nothing(self, four, trained):
+    def test_repeated_halving_does_nothing(self, four, trained):
         program.sweep_by_halving(four, self.HALVING)
         assert len(trained) == 4 + 2 + 1
         after = digests(four[0].output_dir)
@@ -289,12 +289,12 @@ class TestHalving:
         (winner,) = set(four) - set(stopped)
         assert program.describe_state(winner) == "finished"
 
-    def test_none_is_stopped_before_all_have_come_to_a_rung(self, four):
+    def test_no_run_is_stopped_before_all_reach_the_rung(self, four):
         program.sweep(four[:3], until=1)
         assert program._stopped_by_halving(four, self.HALVING) == {}
 
     @pytest.mark.parametrize("call", [1, 3, 5, 7])
-    def test_stopped_anywhere_it_comes_to_the_same(self, four, tmp_path, monkeypatch, call):
+    def test_interrupted_halving_gives_the_same_results(self, four, tmp_path, monkeypatch, call):
         program.sweep_by_halving(four, self.HALVING)
         from pipeline.trainer import Trainer
 
@@ -316,14 +316,14 @@ class TestHalving:
             assert (one.run_dir / "history.csv").read_text() == (other.run_dir / "history.csv").read_text()
             assert (one.run_dir / "metrics.json").exists() == (other.run_dir / "metrics.json").exists()
 
-    def test_a_run_that_fails_does_not_go_on(self, four):
+    def test_failed_run_does_not_survive_halving(self, four):
         wild = dataclasses.replace(four[0], learning_rate=1e30)
         some = [wild, *four[1:3]]
         assert not program.sweep_by_halving(some, self.HALVING)
         assert (wild.run_dir / "failed.json").exists()
         assert self.epochs(some) == [0, 1, 4]
 
-    def test_two_programs_share_it(self, four):
+    def test_two_programs_share_a_halving_sweep(self, four):
         sweeps = [
             threading.Thread(target=program.sweep_by_halving, args=(order, self.HALVING))
             for order in (four, four[::-1])
@@ -335,7 +335,7 @@ class TestHalving:
         assert self.epochs(four) == [1, 1, 2, 4]
 
 
-def test_each_seed_is_a_run_of_its_own(runs, tmp_path):
+def test_each_seed_is_a_separate_run(runs, tmp_path):
     parameters = tmp_path / "parameters.txt"
     parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
     data = ("-d", runs[0].data_dir, "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
@@ -358,7 +358,7 @@ class TestProgram:
         (tmp_path / "runs.txt").write_text("ResNet False 1 4 0.001 0.01 0.95 0 0\nCNNBasic 0 1 4 0.001 0.01 1 0 0\n")
         return tmp_path
 
-    def test_lists_what_would_run(self, place):
+    def test_dry_run_lists_the_runs(self, place):
         before = digests(place)
         result = start("sweep.py", "runs.txt", "--dry-run", cwd=place)
         assert result.returncode == 0, result.stderr
@@ -368,7 +368,7 @@ class TestProgram:
         ]
         assert digests(place) == before
 
-    def test_writes_the_parameter_files_of_the_repository(self, tmp_path):
+    def test_write_parameters_gives_the_files_of_the_repository(self, tmp_path):
         result = start("sweep.py", "--write-parameters", "parameters", cwd=tmp_path)
         assert (result.returncode, result.stdout) == (0, "53 files in parameters\n")
         assert digests(tmp_path / "parameters") == digests(REPOSITORY / "parameters")
@@ -385,7 +385,7 @@ class TestProgram:
             (("runs.txt", "other.txt"), "other.txt: two lines for ResNet18_pretrained_False_aug_False_lr_0.001"),
         ],
     )
-    def test_bad_input(self, place, arguments, message):
+    def test_invalid_input(self, place, arguments, message):
         (place / "bad.txt").write_text("VGG 1 2 4 0.1 0.1 1 0 0\nVGG 1 2 4 0.1 0.1 2 0 0\n")
         (place / "other.txt").write_text("ResNet False 2 4 0.001 0.01 0.95 0 0\n")
         before = digests(place)
@@ -396,7 +396,7 @@ class TestProgram:
         assert digests(place) == before
 
 
-def test_a_line_for_each_run_and_a_table_at_the_end(make_folder, tmp_path):
+def test_prints_one_line_per_run_and_a_final_table(make_folder, tmp_path):
     make_folder("dataset", {"A": 6, "B": 6})
     make_folder("dataset_testing", {"A": 2, "B": 2})
     lines = [f"SmallVGG False 2 4 {rate} 0.01 0.95 False False" for rate in (0.001, 0.01)]
@@ -415,14 +415,14 @@ def test_a_line_for_each_run_and_a_table_at_the_end(make_folder, tmp_path):
     assert result.stderr.count("epoch 2/2") == 2
 
 
-def test_a_line_and_its_flags_make_the_settings():
+def test_parameter_line_and_flags_cover_all_settings():
     assert set(FIELDS) | set(FLAGS) | {"restart"} == set(Settings.__dataclass_fields__)
     assert write_line(Settings(model_type="ResNet18")) == "ResNet False 30 32 0.0001 0.0001 0.99 False False"
     with pytest.raises(UserError):
         Settings.from_flags({"model_type": "VGG", "gamma": 2.0, "test_dir": ["a"]})
 
 
-def test_all_folds_are_runs_of_their_own_and_validate_each_image_once(runs, tmp_path):
+def test_all_folds_validate_each_image_once(runs, tmp_path):
     parameters = tmp_path / "parameters.txt"
     parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
     data = ("-d", runs[0].data_dir, "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
@@ -439,7 +439,7 @@ def test_all_folds_are_runs_of_their_own_and_validate_each_image_once(runs, tmp_
     assert (result.returncode, result.stderr) == (2, "error: --fold and --all-folds exclude each other\n")
 
 
-def test_a_small_class_makes_fewer_folds(runs, make_folder, tmp_path):
+def test_small_class_reduces_the_number_of_folds(runs, make_folder, tmp_path):
     parameters = tmp_path / "parameters.txt"
     parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
     data = ("-d", make_folder("small", {"A": 3, "B": 6}), "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
@@ -447,11 +447,13 @@ def test_a_small_class_makes_fewer_folds(runs, make_folder, tmp_path):
     assert [Path(line).parent.name for line in result.stdout.splitlines()] == ["fold_0", "fold_1", "fold_2"]
 
 
-def test_finished_runs_of_other_images_are_told(runs, caplog):
+def test_finished_runs_on_changed_images_are_reported(runs, caplog):
     assert program.sweep(runs[:2])
     assert not any("OTHER IMAGES" in message for message in caplog.messages)
     Image.new("RGB", (20, 20)).save(runs[0].data_dir / "A" / "0000.png")  # under the same name
     program._list_folders.cache_clear()  # as in another program
     assert program.sweep(runs[:2])
-    assert "2 runs have finished, on OTHER IMAGES than are there now: they are not trained again" in caplog.messages
-    assert program.describe_state(runs[0]) == "finished, on OTHER IMAGES than are there now"
+    assert (
+        "2 runs have finished, on OTHER IMAGES than the folders hold now: they are not trained again" in caplog.messages
+    )
+    assert program.describe_state(runs[0]) == "finished, on OTHER IMAGES than the folders hold now"

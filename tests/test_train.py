@@ -1,4 +1,4 @@
-"""From a folder to a tested model in one command; nothing in the folder changes."""
+"""train.py: from a folder to a tested model, without changing the folder."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from pipeline.settings import find_run
 
 @pytest.fixture
 def train(tiny_model, tmp_path, monkeypatch, capsys, caplog):
-    """Runs train.py on a tiny model; gives the status, the lines on stdout, and the notes and errors."""
+    """Runs train.py on a tiny model; returns the status, the lines on stdout, and the notes and errors."""
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
 
@@ -41,7 +41,7 @@ def train(tiny_model, tmp_path, monkeypatch, capsys, caplog):
 
 
 def read_sides(run_dir):
-    """The files of each side."""
+    """Return the files of each side of the split."""
     sides = defaultdict(set)
     for row in read_rows(run_dir / "split.csv", ("file", "side", "group")):
         sides[row["side"]].add(row["file"])
@@ -52,12 +52,12 @@ def read_settings(run_dir):
     return json.loads((run_dir / "settings.json").read_text())
 
 
-def test_photographs_become_a_tested_model_and_stay_where_they_are(make_folder, tmp_path):
-    """With the default model, in a shell, and on to what the program says comes next."""
+def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
+    """With the default model, started as a program."""
     folder = make_folder("photos", {"cat": 10, "dog": 10})
     generator = np.random.default_rng(0)
     small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-    for number, size in enumerate(((240, 180), (200, 150))):  # one photograph, in two sizes
+    for number, size in enumerate(((240, 180), (200, 150))):  # the same photograph in two sizes
         small.resize((240, 180), Image.Resampling.BICUBIC).resize(size).save(folder / "dog" / f"twin_{number}.jpg")
     (folder / "cat" / "broken.jpg").write_bytes(b"none")
     before = digests(folder)
@@ -75,7 +75,9 @@ def test_photographs_become_a_tested_model_and_stay_where_they_are(make_folder, 
     assert sides["unreadable"] == {"cat/broken.jpg"}
     assert {file.split("/")[0] for file in sides["test"]} == {"cat", "dog"}
     assert sum({"dog/twin_0.jpg", "dog/twin_1.jpg"} <= files for files in sides.values()) == 1
-    assert f"split    {len(sides['test'])} of 23 images are held out to test on; near-duplicates stay together" in lines
+    assert (
+        f"split    {len(sides['test'])} of 23 images are held out for testing; near-duplicates stay together" in lines
+    )
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["checkpoints"]["best_val_acc"]["test"]["test"]["images"] == len(sides["test"])
     assert metrics["test_overlap"] == {"test": 0}
@@ -86,7 +88,7 @@ def test_photographs_become_a_tested_model_and_stay_where_they_are(make_folder, 
     assert told == ["src/predict.py", "src/explore.py", "src/evaluate.py"]
 
 
-def test_run_again_it_says_that_it_has_finished(train, make_folder):
+def test_finished_run_is_reported(train, make_folder):
     make_folder("photos", {"A": 8, "B": 8})
     status, lines, _ = train("photos")
     assert status == 0
@@ -98,7 +100,7 @@ def test_run_again_it_says_that_it_has_finished(train, make_folder):
     assert any("has finished already, on OTHER IMAGES" in note for note in train("photos")[2])
 
 
-def test_the_part_that_is_held_out_is_found_again(train, make_folder):
+def test_held_out_images_are_found_again(train, make_folder):
     make_folder("photos", {"A": 12, "B": 8})
     assert train("photos", "-o", "out")[0] == 0
     run_dir, _ = find_run(Path("out"))
@@ -115,7 +117,7 @@ def test_the_part_that_is_held_out_is_found_again(train, make_folder):
         find_images(run_dir, ("A", "B"))
 
 
-def test_another_seed_and_another_model_are_tested_on_the_same_images(train, make_folder):
+def test_seeds_and_models_share_the_test_images(train, make_folder):
     make_folder("photos", {"A": 12, "B": 8})
     for output, flags in (("one", ()), ("two", ("--seed", 7, "-m", "SmallVGG"))):
         assert train("photos", "-o", output, *flags)[0] == 0
@@ -125,7 +127,6 @@ def test_another_seed_and_another_model_are_tested_on_the_same_images(train, mak
 
 
 def test_a_model_without_weights_trains_from_scratch(train, make_folder):
-    """Also one that takes images of 28x28 pixels only."""
     make_folder("photos", {"A": 6, "B": 6})
     assert train("photos", "-m", "SmallVGG")[0] == 0
     settings = read_settings(find_run(Path("saved_models"))[0])
@@ -133,7 +134,7 @@ def test_a_model_without_weights_trains_from_scratch(train, make_folder):
 
 
 @pytest.mark.parametrize("sides", [("train", "test"), ("train", "val"), ("Train", "val", "test")])
-def test_folders_of_the_sides_are_taken_as_they_are(train, tmp_path, sides):
+def test_existing_split_is_used(train, tmp_path, sides):
     for name, count in zip(sides, (8, 4, 3), strict=False):
         write_images(tmp_path / "photos" / name, {"A": count, "B": count})
     status, lines, notes = train("photos")
@@ -144,18 +145,18 @@ def test_folders_of_the_sides_are_taken_as_they_are(train, tmp_path, sides):
     assert list(tested) == [sides[-1]]
     assert "test" not in found
     if len(sides) == 3:
-        assert "split    photos/val validates and selects checkpoints, photos/test is tested on" in lines
+        assert "split    photos/val is used for validation, photos/test for testing" in lines
         assert {file.split("/")[0] for file in found["validation"]} == {"val"}
         assert len(found["validation"]) == 8
         assert {file.split("/")[0] for file in found["train"]} == {"Train"}
         assert (len(found["train"]), tested["test"]["images"]) == (16, 6)
     else:
-        assert f"split    photos/{sides[1]} is tested on, a part of photos/train validates" in lines
+        assert f"split    photos/{sides[1]} is used for testing, a part of photos/train for validation" in lines
         assert len(found["train"] | found["validation"]) == 16
         assert tested[sides[1]]["images"] == 8
 
 
-def test_what_shares_a_group_with_test_or_validation_images_is_not_trained_on(train, tmp_path):
+def test_leaked_images_are_left_out_of_training(train, tmp_path):
     photos = tmp_path / "photos"
     for name, count in (("train", 9), ("val", 4), ("test", 5)):
         write_images(photos / name, {"A": count, "B": count})
@@ -175,7 +176,7 @@ def test_what_shares_a_group_with_test_or_validation_images_is_not_trained_on(tr
     assert not (photos / "train" / "A" / "0001.png").exists()
 
 
-def test_an_archive_of_arrays_will_do(train, tmp_path):
+def test_npz_file_is_accepted(train, tmp_path):
     generator = np.random.default_rng(0)
     np.savez("mine.npz", images=generator.random((40, 28, 28)), labels=np.repeat(["zero", "one"], 20))
     status, lines, notes = train("mine.npz", "-m", "SmallVGG")
@@ -187,7 +188,7 @@ def test_an_archive_of_arrays_will_do(train, tmp_path):
     assert np.array_equal(folder.arrays, read_folder(Path("mine.npz")).arrays[[int(p.name) for p in folder.paths]])
 
 
-def test_the_drawn_sample_alone_will_do(train, tmp_path):
+def test_drawn_sample_is_accepted(train, tmp_path):
     for name, label in (("Axe", "A"), ("Book", "B")):
         write_images(tmp_path / "drawn", {label: 5})
         (tmp_path / "drawn" / label).rename(tmp_path / "drawn" / name)
@@ -221,7 +222,7 @@ def break_folder(folder, fault):
         ("two sides", "photos/train and photos/training are the same side of a split: join them, or rename one"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_told_in_one_line(train, make_folder, fault, message):
+def test_folder_errors_are_one_line(train, make_folder, fault, message):
     break_folder(make_folder("photos", {"Axe": 5, "Book": 5}), fault)
     before = digests(Path("photos"))
     status, _, notes = train("photos")
@@ -233,7 +234,7 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(train, make_folder, fau
 
 
 @pytest.mark.parametrize("arguments", [(".",), ("photos", "-o", "photos/models")], ids=["here", "output"])
-def test_results_must_not_lie_among_the_classes(train, make_folder, arguments):
+def test_output_folder_among_the_classes_is_rejected(train, make_folder, arguments):
     make_folder("photos", {"A": 5, "B": 5})
     before = digests(Path("."))
     status, _, (*_, line) = train(*arguments)
@@ -242,14 +243,14 @@ def test_results_must_not_lie_among_the_classes(train, make_folder, arguments):
     assert digests(Path(".")) == before
 
 
-def test_help_does_not_wait_for_heavy_imports():
+def test_help_does_not_import_heavy_modules():
     text, imported = imported_for_help("train", {"torch", "matplotlib", "wandb"})
     assert "(default: EfficientNetLite0)" in " ".join(text.split())
     assert imported == set()
 
 
 @pytest.mark.parametrize("side", ["validation", "test"])
-def test_a_class_of_which_nothing_is_left_to_train_on_is_told(train, tmp_path, side):
+def test_class_without_training_images_is_an_error(train, tmp_path, side):
     for name in ("train", "val", "test"):
         write_images(tmp_path / "photos" / name, {"A": 4, "B": 4})
     copies = tmp_path / "photos" / ("val" if side == "validation" else side) / "B"

@@ -1,4 +1,4 @@
-"""A server that answers wandb as its own would, for tests: it remembers what it is told, and can fall silent."""
+"""A fake wandb server that records runs and can stop answering."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class WandbServer:
-    """Takes runs on this machine, in a `with` block.
+    """A server for use in a `with` block.
 
     Attributes:
         address: for WANDB_BASE_URL.
-        silent: connections are taken from now on, and never answered.
-        silent_after_start: it falls silent when it has accepted a run.
-        starts: for each time that a run was begun or taken up, its id.
-        history: the values that were logged, by the run's id.
+        silent: whether requests are accepted but never answered.
+        silent_after_start: whether it becomes silent after it has accepted a run.
+        starts: the id of each run that was started or resumed.
+        history: the logged values, by the run's id.
     """
 
     def __init__(self, silent_after_start: bool = False) -> None:
@@ -39,7 +39,7 @@ class WandbServer:
         self._server.server_close()
 
     def answer(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
-        """What a request is answered with: one of GraphQL's, or of the stream of a run's values."""
+        """Return the answer to a GraphQL request or to a part of the stream of values."""
         if path.endswith("/file_stream"):
             run = path.split("/")[-2]
             for line in request.get("files", {}).get("wandb-history.jsonl", {}).get("content", ()):
@@ -78,9 +78,7 @@ class WandbServer:
                 if server.silent:
                     server._closed.wait()
                     return
-                is_json = "json" in self.headers.get(
-                    "Content-Type", ""
-                )  # else figures, or what wandb counts for itself
+                is_json = "json" in self.headers.get("Content-Type", "")  # other requests are figures or telemetry
                 answer = json.dumps(server.answer(self.path, json.loads(body)) if is_json else {}).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")

@@ -1,26 +1,29 @@
-"""Ranks runs, and tests whether their differences exceed what chance allows; only runs of one experiment."""
+"""Ranks the runs of each experiment, and tests whether their differences exceed chance."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, count
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.measures import bootstrap_interval, expected_best, mcnemar_test, newcombe_interval, paired_interval
 from reporting.predictions import OutOfFold, Suspect, find_suspects, pool_folds, read_correct
-from reporting.runs import GROUPS, RANKED_BY, TIES_BY, Hyperparameters, Run
+from reporting.runs import GROUPS, Hyperparameters, Run, ranked_by
+
+if TYPE_CHECKING:
+    from pandas import Series
 
 TOP = 5  # runs of each group that are shown
 PAIRED = "True - False"
 _SWITCHES = ("pretrained", "augmentation")  # the hyperparameters that are True or False
-# What `metrics.json` calls the hyperparameters.
-_IN_HYPERPARAMETERS = ("model_type", "pretrained", "data_augmentation", "learning_rate", "weight_decay", "gamma")
+# The names of the hyperparameters in `metrics.json`.
+_IN_METRICS = ("model_type", "pretrained", "data_augmentation", "learning_rate", "weight_decay", "gamma")
 # Settings that only runs with a hyperparameter have; its effect includes theirs.
 _DEPENDENT = {"pretrained": ("weights", "freeze_to"), "augmentation": ("augmented_images",)}
 _CLASSES_SHOWN = 12  # in a title
@@ -28,10 +31,9 @@ _CHANCE = 0.05  # a smaller p-value is beyond chance
 
 
 def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Replace runs of one experiment that differ only in seed and fold by one run, whose scores are their means.
+    """Replace runs of one experiment that differ only in seed and fold by one run with their mean scores.
 
-    Returns:
-        The runs, and notes on settings that differ between runs of one name.
+    Also return notes on settings that differ between runs of the same name.
     """
     alike = defaultdict(list)
     for run in runs:
@@ -42,25 +44,23 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     merged, notes = [], []
     for (name, *_), found in of_name.items():
         settings = [run.other_settings for run in found]
-        differing = sorted({key for one in settings for key in one if any(_differ(one, two, key) for two in settings)})
+        keys = sorted(set().union(*settings))
+        differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
         if differing:
             notes.append(
                 f"{name}: its runs differ in {', '.join(differing)}, which their name does not contain: "
                 "they are reported separately"
             )
-        for run, one in zip(found, settings, strict=True):
-            apart = (f"{key.replace('_', ' ')} {_tell(run, key, one.get(key))}" for key in differing)
+        for run in found:
+            apart = (f"{key.replace('_', ' ')} {_setting_text(run, key)}" for key in differing)
             merged.append(replace(run, apart=tuple(apart)))
     return merged, notes
 
 
-def _tell(run: Run, key: str, value: Any) -> str:
-    """A setting in words: None where the run's own settings say so, else nobody knows it."""
+def _setting_text(run: Run, key: str) -> str:
+    """Return a setting as text: "none" if the run's own settings say so, "unknown" if they lack it."""
+    value = run.other_settings.get(key)
     return str(value) if value is not None else "none" if key in run.settings else "unknown"
-
-
-def _differ(first: dict[str, Any], second: dict[str, Any], key: str) -> bool:
-    return first.get(key) != second.get(key)
 
 
 def _average(members: Sequence[Run]) -> Run:
@@ -72,28 +72,28 @@ def _average(members: Sequence[Run]) -> Run:
 
 
 def rank_by_test(runs: Iterable[Run]) -> list[Run]:
-    """Best first: by test accuracy of the best_val_acc checkpoint, then its per-class accuracy, then name."""
-    return _rank(runs, RANKED_BY, TIES_BY)
+    """Sort runs by test accuracy of the best_val_acc checkpoint, then its per-class accuracy, then name; best first."""
+    return _rank(runs, ranked_by(final=False), "test_per_class_accuracy_best_val_acc")
 
 
 def rank_by_validation(runs: Iterable[Run]) -> list[Run]:
-    """Best first: by validation accuracy per class, as checkpoints are selected, then by plain accuracy, then by name.
+    """Sort runs by per-class validation accuracy, as checkpoints are selected, then accuracy, then name; best first.
 
     Runs without a validation accuracy are left out.
     """
     return _rank((run for run in runs if run.val_accuracy is not None), "val_per_class_accuracy", "val_accuracy")
 
 
-def _rank(runs: Iterable[Run], first: str, second: str) -> list[Run]:
-    # Rounded, since a mean of recalls may be off in its last digit.
-    def key(run: Run) -> tuple[float, float, str, tuple[str, ...]]:
-        return -round(run.scores.get(first, -1), 9), -round(run.scores.get(second, -1), 9), run.name, run.apart
+def _rank(runs: Iterable[Run], *columns: str) -> list[Run]:
+    def key(run: Run) -> tuple[Any, ...]:
+        # Rounded because a mean of recalls may differ in its last digit.
+        return *(-round(run.scores.get(column, -1), 9) for column in columns), run.name, run.apart
 
     return sorted(runs, key=key)
 
 
 def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The runs of each group that has some, ranked by test accuracy; our own groups first, in the registry's order."""
+    """Rank the runs of each group by test accuracy; the groups of the registry come first, in its order."""
     members = defaultdict(list)
     for run in rank_by_test(runs):
         members[run.group].append(run)
@@ -103,26 +103,20 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference in test accuracy between two runs.
+    """The difference in test accuracy between two runs; the accuracy of the first is at least that of the second.
 
-    Attributes:
-        first, second: the runs; the first has the higher accuracy, or the same.
-        difference: in accuracy, 0 to 1.
-        interval: at 95 %.
-        method: "mcnemar" for two single runs and "bootstrap" for means, both on the same images; "newcombe" where a
-            run has no predictions, which treats the runs as tested on different images: its interval is wider than
-            necessary on the same images, where runs tend to fail together.
-        discordant: how many images only the first and only the second classifies correctly; for "mcnemar".
-        p: of McNemar's exact test; for "mcnemar".
+    The method is "mcnemar" for two single runs and "bootstrap" for means, both on the same images. It is "newcombe" if
+    a run has no predictions: that treats the runs as tested on different images, so its interval is wider than
+    necessary on the same images, where runs tend to fail together.
     """
 
     first: Run
     second: Run
-    difference: float
-    interval: tuple[float, float]
+    difference: float  # in accuracy, 0 to 1
+    interval: tuple[float, float]  # at 95 %
     method: str
-    discordant: tuple[int, int] | None = None
-    p: float | None = None
+    discordant: tuple[int, int] | None = None  # images that only the first and only the second run gets right
+    p: float | None = None  # of McNemar's exact test
 
     @property
     def within_chance(self) -> bool:
@@ -130,11 +124,7 @@ class Comparison:
 
 
 def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
-    """Compare each two of some runs of one experiment, all with a known number of test images.
-
-    Returns:
-        The comparisons, and notes on predictions that could not be used.
-    """
+    """Compare every two of some runs of one experiment; also return notes on predictions that could not be used."""
     notes: list[str] = []
     ranked = rank_by_test(runs)
     correct = [read_correct(run, notes) if len(ranked) > 1 else None for run in ranked]
@@ -142,136 +132,98 @@ def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
     return [_compare(first, second, answers, others) for (first, answers), (second, others) in pairs], notes
 
 
-def _compare(first: Run, second: Run, answers: dict[str, float] | None, others: dict[str, float] | None) -> Comparison:
+def _compare(first: Run, second: Run, answers: Series | None, others: Series | None) -> Comparison:
     difference = first.accuracy - second.accuracy
-    if answers is None or others is None or answers.keys() != others.keys():
+    if answers is None or others is None or set(answers.index) != set(others.index):
         interval = newcombe_interval(first.accuracy, first.test_images, second.accuracy, second.test_images)
         return Comparison(first, second, difference, interval, "newcombe")
-    differences = [answers[file] - others[file] for file in answers]
+    differences = (answers - others).tolist()
     if first.members or second.members:
         return Comparison(first, second, difference, bootstrap_interval(differences), "bootstrap")
     discordant = differences.count(1), differences.count(-1)
-    both = sum(answers[file] == others[file] == 1 for file in answers)
+    both = int(answers.sum()) - discordant[0]
     interval = paired_interval(both, *discordant, len(differences))
     return Comparison(first, second, difference, interval, "mcnemar", discordant, mcnemar_test(*discordant))
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a hyperparameter does to test accuracy, over all sets of runs that differ in it alone.
-
-    Attributes:
-        hyperparameter: its name.
-        value: the one whose effect this is, or `PAIRED`: True minus False.
-        median, quartiles: of the change in accuracy, -1 to 1.
-        sets: how many sets the value occurs in.
-    """
+    """The effect of a hyperparameter on test accuracy, over all sets of runs that differ in it alone."""
 
     hyperparameter: str
-    value: float | str
-    median: float
+    value: float | str  # that the effect is of, or `PAIRED`
+    median: float  # of the change in accuracy, -1 to 1
     quartiles: tuple[float, float]
-    sets: int
+    sets: int  # that the value occurs in
 
 
 def measure_effects(runs: Iterable[Run]) -> dict[str, list[Effect]]:
-    """Measures each hyperparameter's effect on the test accuracy of the best_val_acc checkpoint.
+    """Measure each hyperparameter's effect on the test accuracy of the best_val_acc checkpoint.
 
     Runs of one experiment that agree in group, model and all settings except one hyperparameter are a set, if they
     have at least two values of it. For pretrained and augmentation, the change is the accuracy with it minus the
     accuracy without it, one change per set. For learning rate, weight decay and gamma it is the accuracy at a value
     minus the mean over the set's values; it depends on the other values in the set. Runs that agree in everything
-    count as their mean. Runs with unknown settings are in no set.
-
-    Returns:
-        For each hyperparameter one effect per value, in their order; none where no runs differ in it alone.
+    count as their mean. Runs with unknown settings are in no set. Returns one effect per value of each hyperparameter.
     """
-    told = [(run, settings) for run in runs if (settings := run.hyperparameters)]
-    effects = {}
+    import pandas as pd
+
+    known = [run for run in runs if run.hyperparameters]
+    table = pd.DataFrame({**asdict(run.hyperparameters), "group": run.group, "accuracy": run.accuracy} for run in known)
+    effects: dict[str, list[Effect]] = {}
     for name in (field.name for field in fields(Hyperparameters) if field.name != "model"):
-        changes = defaultdict(list)
-        for accuracies in _matched_sets(told, name):
-            if name in _SWITCHES:
-                changes[PAIRED].append(accuracies[True] - accuracies[False])
-            else:
-                mean = fmean(accuracies.values())
-                for value, accuracy in accuracies.items():
-                    changes[value].append(accuracy - mean)
-        effects[name] = [_summarise(name, value, changes[value]) for value in sorted(changes)]
+        effects[name] = []
+        others = pd.Series([_other_settings(run, name) for run in known], dtype=object)
+        shared = [table[column] for column in table if column not in (name, "accuracy")]
+        if not known:
+            continue
+        sets = table["accuracy"].groupby([*shared, others, table[name]]).agg(fmean).unstack()
+        sets = sets[sets.count(axis=1) > 1]
+        if name in _SWITCHES:
+            changes = {PAIRED: sets.diff(axis=1).iloc[:, -1]}
+        else:
+            changes = sets.sub(sets.apply(lambda values: fmean(values.dropna()), axis=1), axis=0)
+        for value in changes if len(sets) else ():
+            found = changes[value].dropna()
+            low, median, high = map(float, np.percentile(found, (25, 50, 75)))
+            effects[name].append(Effect(name, value, median, (low, high), len(found)))
     return effects
 
 
-def _matched_sets(told: Iterable[tuple[Run, Hyperparameters]], name: str) -> list[dict[Any, float]]:
-    """For each set of runs that differ in one hyperparameter alone, the mean accuracy at each of its values."""
-    sets: dict[Any, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run, settings in told:
-        varying = (*_IN_HYPERPARAMETERS, *_DEPENDENT.get(name, ()))
-        others = {key: value for key, value in run.other_settings.items() if key not in varying}
-        alike = run.group, replace(settings, **{name: None}), json.dumps(others, sort_keys=True, default=str)
-        sets[alike][getattr(settings, name)].append(run.accuracy)
-    return [
-        {value: fmean(accuracies) for value, accuracies in members.items()}
-        for members in sets.values()
-        if len(members) > 1
-    ]
-
-
-def _summarise(name: str, value: float | str, changes: Sequence[float]) -> Effect:
-    low, median, high = map(float, np.percentile(changes, (25, 50, 75)))
-    return Effect(name, value, median, (low, high), len(changes))
+def _other_settings(run: Run, name: str) -> str:
+    """Return the settings that the runs of a set must share besides the hyperparameters."""
+    varying = (*_IN_METRICS, *_DEPENDENT.get(name, ()))
+    settings = {key: value for key, value in run.other_settings.items() if key not in varying}
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The run that test images pick among several, beside the one that validation images pick.
+    """The run that test images select among several, and the one that validation images select."""
 
-    Attributes:
-        group: where both come from, or None for all groups.
-        runs: how many there were to pick from; runs that differ only in seed and fold are one.
-        by_test: the run of the highest test accuracy.
-        by_validation: the first of `rank_by_validation`, if any run has a validation accuracy.
-        best_by_chance: the test accuracy that the best of so many runs would be expected to have if all were as good
-            as their mean and independent; None for a single run.
-    """
-
-    group: str | None
-    runs: int
+    group: str | None  # of the runs; None for all groups
+    runs: int  # how many there were; runs that differ only in seed and fold count as one
     by_test: Run
-    by_validation: Run | None
-    best_by_chance: float | None
+    by_validation: Run | None  # None if no run has a validation accuracy
+    best_by_chance: float | None  # the expected best test accuracy if all runs were independent and equally good
 
 
 @dataclass(frozen=True)
 class Report:
-    """The results of all runs of one experiment: the same training images, test images and classes.
+    """The results of all runs of one experiment: the same training images, test images and classes."""
 
-    Attributes:
-        title: tells the experiment from others.
-        about: one of the runs, which knows the data, the test set and the classes.
-        groups: the runs of each group, ranked by test accuracy.
-        best: the first of each group, best first.
-        choices: from each group, best first, and from all.
-        comparisons: of the best runs of each two groups.
-        effects: of each hyperparameter.
-        final: runs that were trained on all images, without validation; they are in no other part.
-        folds: the pooled validation predictions of each setting that was trained on several folds.
-        suspects_of: the setting whose predictions point out `suspects`, if they were asked for and there is one.
-        suspects: images whose label may be wrong.
-        notes: what is wrong with the runs.
-    """
-
-    title: str
-    about: Run
-    groups: dict[str, list[Run]]
-    best: list[Run]
-    choices: list[Choice]
-    comparisons: list[Comparison]
-    effects: dict[str, list[Effect]]
-    final: list[Run]
-    folds: list[OutOfFold]
-    suspects_of: OutOfFold | None
+    title: str  # distinguishes the experiment from others
+    about: Run  # any of the runs, for the data, the test set and the classes
+    groups: dict[str, list[Run]]  # ranked by test accuracy
+    best: list[Run]  # of each group, best first
+    choices: list[Choice]  # of each group, best first, and of all
+    comparisons: list[Comparison]  # of the best runs of every two groups
+    effects: dict[str, list[Effect]]  # of each hyperparameter
+    final: list[Run]  # trained on all images, without validation; they are in no other part
+    folds: list[OutOfFold]  # of each setting that was trained on several folds
+    suspects_of: OutOfFold | None  # whose predictions `suspects` come from; None if not asked for or not available
     suspects: list[Suspect]
-    notes: list[str]
+    notes: list[str]  # problems with the runs
 
     @property
     def singles(self) -> list[Run]:
@@ -285,36 +237,35 @@ class Report:
 
 
 def make_reports(runs: Iterable[Run], suspects: int = 0) -> list[Report]:
-    """Rank and compare the runs of each experiment by themselves.
-
-    Args:
-        runs: all with a known number of test images.
-        suspects: how many images with doubtful labels to list for each experiment.
-    """
+    """Make a report of each experiment, with a number of label suspects; all runs have a number of test images."""
     experiments = defaultdict(list)
     for run in runs:
         experiments[run.experiment].append(run)
     titles = _name_experiments([members[0] for members in experiments.values()])
-    reports = (
-        make_report(members, suspects, title) for title, members in zip(titles, experiments.values(), strict=True)
-    )
+    reports = map(make_report, experiments.values(), [suspects] * len(titles), titles)
     return sorted(reports, key=lambda report: report.title)
 
 
 def _name_experiments(examples: Sequence[Run]) -> list[str]:
-    """Return a different title for each experiment, of which a run is given."""
+    """Return a different title for each experiment, given one run of each."""
+    plain = [
+        f"{run.data or 'unknown data'}, tested on {run.test_set or 'unknown images'} ({run.test_images} images)"
+        for run in examples
+    ]
+    detailed = plain.copy()
+    for place, run in enumerate(examples):
+        if plain.count(plain[place]) > 1 and run.classes:
+            detailed[place] += f", classes {list_classes(run)}"
+    return number_repeats(detailed, "{} ({})")
 
-    def name(run: Run, with_classes: bool) -> str:
-        place = f"{run.data or 'unknown data'}, tested on {run.test_set or 'unknown images'} ({run.test_images} images)"
-        return f"{place}, classes {list_classes(run)}" if with_classes and run.classes else place
 
-    plain = [name(run, False) for run in examples]
-    titles: list[str] = []
-    for run, title in zip(examples, plain, strict=True):
-        title = name(run, True) if plain.count(title) > 1 else title
-        numbered = (title if number == 1 else f"{title} ({number})" for number in count(1))
-        titles.append(next(candidate for candidate in numbered if candidate not in titles))
-    return titles
+def number_repeats(names: Iterable[str], form: str) -> list[str]:
+    """Make names distinct by numbering repeated ones from 2; `form` takes the name and the number."""
+    distinct: list[str] = []
+    for name in names:
+        numbered = (name if number == 1 else form.format(name, number) for number in count(1))
+        distinct.append(next(candidate for candidate in numbered if candidate not in distinct))
+    return distinct
 
 
 def list_classes(run: Run) -> str:
@@ -324,7 +275,7 @@ def list_classes(run: Run) -> str:
 
 
 def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Report:
-    """Rank and compare the runs of one experiment, of which there is at least one."""
+    """Rank and compare the runs of one experiment; there must be at least one."""
     merged, notes = merge_runs(runs)
     ranked, final = ([run for run in merged if run.final == wanted] for wanted in (False, True))
     if final:
@@ -355,7 +306,7 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
 
 
 def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold | None:
-    """Return the first setting of `rank_by_validation`, or the first if none has a validation accuracy."""
+    """Return the best setting by validation, or the first if none has a validation accuracy."""
     ranked = rank_by_validation(pool.run for pool in pooled)
     return next((pool for run in ranked[:1] for pool in pooled if pool.run is run), next(iter(pooled), None))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,20 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BAR = 0.4  # width, where runs are 1 apart
-_LABEL_WIDTH = 20  # letters
+_BAR = 0.4  # width; the distance between runs is 1
+_LABEL_WIDTH = 20  # characters
 _LABEL_LINES = 8
 
 
 def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Figure:
-    """Bars of test accuracy and per-class accuracy of up to five runs, each with its 95 % interval.
+    """Draw bars of test accuracy and per-class accuracy of up to five runs, with 95 % intervals.
 
-    Where the two are equal in all runs, as with classes of one size, there is one bar for both.
-
-    Args:
-        runs: from left to right, with a known number of test images.
-        title: stands above.
-        with_groups: name each run's group and all of its settings, instead of those that not all runs share.
+    If the two are equal for all runs, as with classes of equal size, there is one bar for both. With groups, each run
+    is labelled with its group and all settings, instead of the settings that not all runs share.
     """
     shared = {} if with_groups or len(runs) == 1 else _shared_phrases(runs)
     width = max(len(runs), 2)
@@ -62,29 +57,29 @@ def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Fig
 
 
 def draw_grid(runs: Sequence[Run], title: str) -> Figure | None:
-    """Mean test accuracy at each learning rate and weight decay, over all other settings.
+    """Draw the mean test accuracy by learning rate and weight decay; None if either has fewer than two values."""
+    import pandas as pd
 
-    Returns:
-        None where there are no two values of each.
-    """
-    cells = defaultdict(list)
-    for run in runs:
-        if told := run.hyperparameters:
-            cells[told.weight_decay, told.learning_rate].append(run.accuracy)
-    decays, rates = (sorted({pair[place] for pair in cells}) for place in (0, 1))
-    if min(len(decays), len(rates)) < 2:
+    known = [(run, settings) for run in runs if (settings := run.hyperparameters)]
+    table = pd.DataFrame(
+        {"decay": settings.weight_decay, "rate": settings.learning_rate, "accuracy": run.accuracy}
+        for run, settings in known
+    )
+    if not known or table["decay"].nunique() < 2 or table["rate"].nunique() < 2:
         return None
-    means = np.array([[np.mean(cells.get((decay, rate), np.nan)) for rate in rates] for decay in decays])
-    figure = new_figure(1.1 * len(rates) + 3, 0.8 * len(decays) + 2)
+    cells = table.groupby(["decay", "rate"])["accuracy"]
+    grid, counts = cells.mean().unstack(), cells.size().unstack(fill_value=0)
+    means = grid.to_numpy()
+    figure = new_figure(1.1 * means.shape[1] + 3, 0.8 * means.shape[0] + 2)
     axes = figure.subplots()
     drawn = axes.imshow(means, cmap="Blues", aspect="auto", origin="lower")
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
     for (row, column), mean in np.ndenumerate(means):
-        count = len(cells.get((decays[row], rates[column]), ()))
+        count = int(counts.iat[row, column])
         text = f"{mean:.1%}\n{count} run{'s' * (count > 1)}" if count else "no run"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if mean > middle else "black")
-    axes.set_xticks(range(len(rates)), map(str, rates))
-    axes.set_yticks(range(len(decays)), map(str, decays))
+    axes.set_xticks(range(means.shape[1]), map(str, grid.columns))
+    axes.set_yticks(range(means.shape[0]), map(str, grid.index))
     axes.set(xlabel="learning rate", ylabel="weight decay")
     axes.set_title(title, fontsize=11)
     figure.colorbar(drawn, ax=axes, label="mean test accuracy").ax.yaxis.set_major_formatter("{x:.0%}")
@@ -94,15 +89,13 @@ def draw_grid(runs: Sequence[Run], title: str) -> Figure | None:
 def _draw_bars(
     axes: Axes, offset: float, scores: Sequence[float | None], images: Sequence[int], label: str, colour: str
 ) -> None:
-    """Bars at 0, 1, 2 and so on, moved by an offset; none where there is no score."""
+    """Draw bars at 0, 1, 2 and so on, shifted by an offset; missing scores have no bar."""
     present = [place for place, score in enumerate(scores) if score is not None]
     places = np.array(present) + offset
     heights = [scores[place] for place in present]
     ends = np.array([wilson_interval(scores[place], images[place]) for place in present]).reshape(-1, 2)
     axes.bar(places, heights, _BAR, color=colour, edgecolor="white", label=label)
-    axes.errorbar(
-        places, heights, np.abs(ends.T - heights), fmt="none", ecolor="black", elinewidth=1, capsize=4
-    )  # fmt: skip
+    axes.errorbar(places, heights, np.abs(ends.T - heights), fmt="none", ecolor="black", elinewidth=1, capsize=4)
     for place, height, (low, high) in zip(places, heights, ends, strict=True):
         foot = 0.02 if low > 0.08 else high + 0.02  # clear of the error bar and of the figure's upper edge
         axes.text(place, foot, f"{height:.1%}", ha="center", va="bottom", fontsize=9,
@@ -110,7 +103,7 @@ def _draw_bars(
 
 
 def _shared_phrases(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the settings, in words, that all runs share; none where a run's settings are not known."""
+    """Return the descriptions of the settings that all runs share; none if a run's settings are unknown."""
     if not all(run.hyperparameters for run in runs):
         return {}
     phrases = [run.phrases() for run in runs]
@@ -118,7 +111,7 @@ def _shared_phrases(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _label(run: Run, shared: Collection[str], with_group: bool) -> str:
-    """Return what tells a run from the others, one line per setting, shortened if necessary."""
+    """Return the settings that distinguish a run from the others, one per line, shortened if necessary."""
     lines = [shown(run.group)] if with_group else []
     lines += [phrase for name, phrase in run.phrases().items() if name not in shared]
     lines += [f"mean of {count_runs(run.members)}"] if run.members else []

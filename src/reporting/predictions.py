@@ -1,191 +1,170 @@
-"""Predictions of single images: which were correct, pooled validation folds, and doubtful labels."""
+"""Predictions of single images: which are correct, pooled validation folds, and doubtful labels."""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.measures import bootstrap_interval, wilson_interval
 from reporting.runs import CHECKPOINT, Run, one_line
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
 _PREFIX = "p_"  # of the columns that hold probabilities
 _ROUNDING = 1e-6
 _MOST_FOLDS = 10_000  # a larger number is an error
 
 
-class Answer(NamedTuple):
-    """The prediction for one image; probabilities by class."""
-
-    truth: str
-    predicted: str
-    probabilities: Mapping[str, float]
-
-    @property
-    def correct(self) -> bool:
-        return self.truth == self.predicted
-
-
-def read_answers(file: Path, test_set: str | None = None) -> dict[str, Answer]:
+def read_answers(file: Path, test_set: str | None = None) -> DataFrame:
     """Read `predictions_<checkpoint>.csv` or `validation_<checkpoint>.csv`.
 
     Args:
         file: the table.
-        test_set: read the rows of this one only.
+        test_set: read only the rows of this test set.
 
     Returns:
-        The answers by image file.
+        One row per image: `file`, `truth`, `predicted`, `correct` (1.0 or 0.0) and `p_<class>` for each class.
 
     Raises:
         FileNotFoundError: the run has none.
         ValueError: the file is damaged.
     """
-    answers = {}
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:  # as names of files may need
+    import pandas as pd
+
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:  # file names can be any bytes
         reader = csv.DictReader(opened)
         try:
-            if not reader.fieldnames:
-                raise ValueError
-            classes = [name.removeprefix(_PREFIX) for name in reader.fieldnames if name.startswith(_PREFIX)]
-            for row in reader:
-                if test_set is not None and one_line(row["set"]) != test_set:
-                    continue
-                probabilities = {name: float(row[_PREFIX + name]) for name in classes}
-                valid = all(0 <= share <= 1 + _ROUNDING for share in probabilities.values())
-                if row["file"] in answers or not valid or not {row["truth"], row["predicted"]} <= probabilities.keys():
-                    raise ValueError
-                answers[row["file"]] = Answer(row["truth"], row["predicted"], probabilities)
+            rows = list(reader)
+            table = pd.DataFrame(rows, columns=list(dict.fromkeys(reader.fieldnames or ())), dtype=object)
+            if test_set is not None:
+                table = table[table["set"].map(one_line) == test_set]
+            columns = [name for name in table if name.startswith(_PREFIX)]
+            answers = table[["file", "truth", "predicted"]].join(table[columns].astype(float))
         except (KeyError, TypeError, csv.Error) as error:
             raise ValueError from error
-    return answers
+    known = answers[["truth", "predicted"]].isin([name.removeprefix(_PREFIX) for name in columns])
+    shares = answers[columns]
+    if not (known.all(axis=None) and answers["file"].is_unique and (shares >= 0).all(axis=None)
+            and (shares <= 1 + _ROUNDING).all(axis=None)):  # fmt: skip
+        raise ValueError
+    return answers.assign(correct=(answers["truth"] == answers["predicted"]).astype(float))
 
 
-def read_correct(run: Run, notes: list[str]) -> dict[str, float] | None:
+def read_correct(run: Run, notes: list[str]) -> Series | None:
     """Return the correctness on each test image, by file: 0 or 1, or the mean over the runs that `run` stands for.
 
-    Returns:
-        None where a run has no predictions, or they do not fit together or do not fit its accuracy; where they are
-        damaged or do not fit, a note is added.
+    None if a run has no predictions, or they do not fit together or do not fit its accuracy. A note is added if they
+    are damaged or do not fit its accuracy.
     """
+    import pandas as pd
+
     found = []
     for single in run.singles:
         file = single.folder and single.folder / f"predictions_{CHECKPOINT}.csv"
         answers = _read_or_note(file, notes, single.test_set.name if single.test_set else None)
-        if not answers:
+        if answers is None:
             return None
-        correct = {name: float(answer.correct) for name, answer in answers.items()}
-        if abs(fmean(correct.values()) - single.accuracy) * len(correct) > 0.5:
+        correct = answers.set_index("file")["correct"]
+        if abs(correct.mean() - single.accuracy) * len(correct) > 0.5:
             notes.append(f"{file} does not agree with metrics.json: not used")
             return None
         found.append(correct)
-    if any(other.keys() != found[0].keys() for other in found):
+    if any(set(other.index) != set(found[0].index) for other in found):
         return None
-    return {name: fmean(correct[name] for correct in found) for name in found[0]}
+    return pd.concat(found, axis=1).mean(axis=1)
 
 
-def _read_or_note(file: Path | None, notes: list[str], test_set: str | None = None) -> dict[str, Answer] | None:
+def _read_or_note(file: Path | None, notes: list[str], test_set: str | None = None) -> DataFrame | None:
+    """Read a table of predictions; None if there is none or it is empty, and with a note if it is damaged."""
     try:
-        return read_answers(file, test_set) if file else None
+        answers = read_answers(file, test_set) if file else None
     except FileNotFoundError:
         return None
     except (ValueError, OSError):
         notes.append(f"{file} is damaged: not used")
         return None
+    return None if answers is None or answers.empty else answers
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """The validation predictions of all folds of a setting, pooled: each image by a run that did not train on it.
+    """The validation predictions of all folds of a setting, pooled: each image by a run that did not train on it."""
 
-    Attributes:
-        run: the mean of the runs of these folds.
-        answers: by image file; one for each seed, and more where an image is validated twice.
-        seeds: how many.
-        folds: how many the images were divided into.
-        missing: the folds that are missing, by seed.
-        twice: how many images were validated in several folds of one seed.
-        nowhere: how many images are in no fold although no fold is missing.
-    """
-
-    run: Run
-    answers: Mapping[str, Sequence[Answer]]
-    seeds: int
-    folds: int
-    missing: Mapping[int | None, Sequence[int]]
-    twice: int
-    nowhere: int
-
-    @cached_property
-    def correct(self) -> dict[str, float]:
-        """The mean correctness of each image."""
-        return {file: fmean(answer.correct for answer in answers) for file, answers in self.answers.items()}
+    run: Run  # the mean of the runs of these folds
+    images: DataFrame  # one row per image, by file: `truth`, and the means of `correct` and of `p_<class>`
+    single: bool  # whether each image has one prediction
+    seeds: int  # how many
+    folds: int  # that the images were divided into
+    missing: Mapping[int | None, Sequence[int]]  # folds, by seed
+    twice: int  # images that were validated in several folds of one seed
+    nowhere: int  # images that are in no fold although no fold is missing
 
     @property
     def accuracy(self) -> float:
-        return fmean(self.correct.values())
+        return fmean(self.images["correct"])
 
     @cached_property
     def interval(self) -> tuple[float, float]:
         """At 95 %: Wilson's with one prediction per image, else a bootstrap over images."""
-        if all(len(answers) == 1 for answers in self.answers.values()):
-            return wilson_interval(self.accuracy, len(self.answers))
-        return bootstrap_interval(list(self.correct.values()))
+        if self.single:
+            return wilson_interval(self.accuracy, len(self.images))
+        return bootstrap_interval(self.images["correct"].tolist())
 
     @cached_property
     def recalls(self) -> dict[str, float]:
         """The accuracy on the images of each class."""
-        of_class = defaultdict(list)
-        for file, answers in self.answers.items():
-            of_class[answers[0].truth].append(self.correct[file])
-        return {name: fmean(of_class[name]) for name in sorted(of_class)}
+        return self.images.groupby("truth")["correct"].agg(fmean).to_dict()
 
     @property
     def per_class_accuracy(self) -> float:
         return fmean(self.recalls.values())
 
     def notes(self) -> Iterator[str]:
-        """Say what is wrong with the folds."""
+        """Describe problems with the folds."""
         place = f"{self.run.name}: "
         if self.twice:
-            yield f"{place}{self.twice} images are validated in more than one fold of one seed: their mean counts"
+            yield f"{place}{self.twice} images are validated in more than one fold of one seed: their mean is used"
         if self.nowhere:
             yield f"{place}{self.nowhere} of {self.run.images} images are in no fold"
 
 
 def pool_folds(run: Run, notes: list[str]) -> OutOfFold | None:
-    """Pool the validation predictions of the runs that `run` stands for; None unless they are of several folds."""
-    collected: dict[str, list[Answer]] = defaultdict(list)
+    """Pool the validation predictions of the runs that `run` stands for; None if they are not of several folds."""
+    import pandas as pd
+
+    found: list[DataFrame] = []
     present: dict[int | None, set[int]] = defaultdict(set)
-    times: Counter[tuple[int | None, str]] = Counter()
-    classes: set[str] = set()
     for single in run.members:
         if single.fold is None or single.folder is None:
             continue
         file = single.folder / f"validation_{CHECKPOINT}.csv"
-        if not (answers := _read_or_note(file, notes)):
+        answers = _read_or_note(file, notes)
+        if answers is None:
             continue
-        found = set(next(iter(answers.values())).probabilities)
-        if found != (classes := classes or found):
+        if found and set(answers) != set(found[0]) - {"seed"}:
             notes.append(f"{file} has other classes than the other folds: not used")
             continue
         present[single.seed].add(single.fold)
-        for name, answer in answers.items():
-            collected[name].append(answer)
-            times[single.seed, name] += 1
+        found.append(answers.assign(seed=str(single.seed)))
     trained = set().union(*present.values())
     if len(trained) < 2:
         return None
-    told = run.settings.get("folds")
-    folds = max(told if isinstance(told, int) and told <= _MOST_FOLDS else 0, 1 + max(trained))
-    missing = {seed: sorted(set(range(folds)) - found) for seed, found in present.items() if len(found) < folds}
-    twice = len({file for (_, file), count in times.items() if count > 1})
-    nowhere = max(0, (run.images or 0) - len(collected)) if not missing else 0
-    return OutOfFold(run, collected, len(present), folds, missing, twice, nowhere)
+    answers = pd.concat(found)
+    numbers = [name for name in answers if name == "correct" or name.startswith(_PREFIX)]
+    images = answers.groupby("file", sort=False).agg({"truth": "first", **dict.fromkeys(numbers, "mean")})
+    stated = run.settings.get("folds")
+    folds = max(stated if isinstance(stated, int) and stated <= _MOST_FOLDS else 0, 1 + max(trained))
+    missing = {seed: sorted(set(range(folds)) - done) for seed, done in present.items() if len(done) < folds}
+    twice = answers.loc[answers.duplicated(["seed", "file"]), "file"].nunique()
+    nowhere = 0 if missing else max(0, (run.images or 0) - len(images))
+    return OutOfFold(run, images, len(answers) == len(images), len(present), folds, missing, twice, nowhere)
 
 
 class Suspect(NamedTuple):
@@ -200,10 +179,10 @@ class Suspect(NamedTuple):
 
 def find_suspects(pooled: OutOfFold, count: int) -> list[Suspect]:
     """Return the images whose own label has the lowest out-of-fold probability, the lowest first."""
-    suspects = []
-    for file, answers in pooled.answers.items():
-        label = answers[0].truth
-        means = {name: fmean(answer.probabilities[name] for answer in answers) for name in answers[0].probabilities}
-        predicted = max(means, key=lambda name: means[name])
-        suspects.append(Suspect(file, label, predicted, means[label], means[predicted]))
+    shares = pooled.images.filter(regex=f"^{_PREFIX}").rename(columns=lambda name: name.removeprefix(_PREFIX))
+    predicted = shares.idxmax(axis=1)
+    suspects = [
+        Suspect(file, label, predicted[file], shares.at[file, label], shares.at[file, predicted[file]])
+        for file, label in pooled.images["truth"].items()
+    ]
     return sorted(suspects, key=lambda suspect: (suspect.label_probability, suspect.file))[:count]

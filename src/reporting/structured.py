@@ -11,7 +11,7 @@ from pipeline.measures import mean_interval, wilson_interval
 from pipeline.settings import CHECKPOINTS
 from reporting.comparison import TOP, Comparison, Report
 from reporting.predictions import OutOfFold
-from reporting.runs import Run, Source
+from reporting.runs import Run
 from reporting.tables import count_trained
 
 _MEANS = ("val_accuracy", "val_per_class_accuracy", *(f"test_accuracy_{checkpoint}" for checkpoint in CHECKPOINTS))
@@ -24,21 +24,19 @@ def to_json(reports: Iterable[Report], notes: Sequence[str]) -> dict[str, Any]:
 
 def _report_json(report: Report) -> dict[str, Any]:
     about, pool = report.about, report.suspects_of
+    sources = {name: getattr(about, name) for name in ("data", "test_set")}
     return {
         "title": report.title,
-        "data": _source_json(about.data),
-        "test_set": _source_json(about.test_set),
+        **{name: source and {"name": source.name, "digest": source.digest or None} for name, source in sources.items()},
         "classes": list(about.classes),
-        "images": about.images,
-        "test_images": about.test_images,
+        **_pick(about, "images", "test_images"),
         "runs": {group: count_trained(members) for group, members in report.groups.items()},
         "top": {group: [_run_json(run) for run in members[:TOP]] for group, members in report.groups.items()},
         "choices": [
             {
-                "group": choice.group,
-                "runs": choice.runs,
+                **_pick(choice, "group", "runs"),
                 "by_test": _run_json(choice.by_test),
-                "by_validation": _run_json(choice.by_validation) if choice.by_validation else None,
+                "by_validation": _run_json(choice.by_validation),
                 "best_by_chance": choice.best_by_chance,
             }
             for choice in report.choices
@@ -49,34 +47,25 @@ def _report_json(report: Report) -> dict[str, Any]:
         "final": [_run_json(run) for run in report.final],
         "out_of_fold": [_fold_json(found) for found in report.folds],
         "suspects": {
-            "of": _run_json(pool.run) if pool else None,
+            "of": _run_json(pool and pool.run),
             "images": [suspect._asdict() for suspect in report.suspects],
         },
     }
 
 
-def _source_json(source: Source | None) -> dict[str, Any] | None:
-    return source and {"name": source.name, "digest": source.digest or None}
+def _pick(source: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
 
 
 def _comparison_json(pair: Comparison) -> dict[str, Any]:
-    return {
-        "first": pair.first.name,
-        "second": pair.second.name,
-        "difference": pair.difference,
-        "interval": pair.interval,
-        "within_chance": pair.within_chance,
-        "method": pair.method,
-        "discordant": pair.discordant,
-        "p": pair.p,
-    }
+    names = {"first": pair.first.name, "second": pair.second.name}
+    return names | _pick(pair, "difference", "interval", "within_chance", "method", "discordant", "p")
 
 
 def _mean_json(run: Run) -> dict[str, Any]:
     accuracies = [member.accuracy for member in run.members]
     return {
-        "name": run.name,
-        "group": run.group,
+        **_pick(run, "name", "group"),
         "seeds": [member.seed for member in run.members],
         "folds": [member.fold for member in run.members],
         "test_accuracies": accuracies,
@@ -88,28 +77,23 @@ def _mean_json(run: Run) -> dict[str, Any]:
 
 def _fold_json(pool: OutOfFold) -> dict[str, Any]:
     return {
-        "name": pool.run.name,
-        "group": pool.run.group,
-        "images": len(pool.answers),
-        "seeds": pool.seeds,
-        "folds": pool.folds,
+        **_pick(pool.run, "name", "group"),
+        "images": len(pool.images),
+        **_pick(pool, "seeds", "folds"),
         "missing": [{"seed": seed, "folds": list(folds)} for seed, folds in pool.missing.items()],
-        "accuracy": pool.accuracy,
-        "interval": pool.interval,
-        "per_class_accuracy": pool.per_class_accuracy,
+        **_pick(pool, "accuracy", "interval", "per_class_accuracy"),
         "accuracy_by_class": pool.recalls,
     }
 
 
-def _run_json(run: Run) -> dict[str, Any]:
+def _run_json(run: Run | None) -> dict[str, Any] | None:
+    if run is None:
+        return None
     per_class = run.per_class_accuracy
     return {
-        "name": run.name,
-        "group": run.group,
+        **_pick(run, "name", "group"),
         "settings": asdict(run.hyperparameters) if run.hyperparameters else None,
-        "epochs": run.epochs,
-        "batch": run.batch,
-        "recipe": run.recipe,
+        **_pick(run, "epochs", "batch", "recipe"),
         "runs": len(run.singles),
         "seeds": len({single.seed for single in run.singles}),
         "folds": len({single.fold for single in run.singles}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 from textwrap import indent
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from common import align
 from pipeline.measures import mean_interval, wilson_interval
 from pipeline.settings import CHECKPOINTS
 from pipeline.timing import read_processor_time
-from reporting.comparison import TOP, Choice, Comparison, Effect, Report, list_classes, rank_by_validation
+from reporting.comparison import TOP, Choice, Comparison, Report, list_classes, rank_by_validation
 from reporting.predictions import OutOfFold
 from reporting.runs import CHECKPOINT, Run, count_runs, one_line, shown
 
@@ -21,15 +21,12 @@ _PUBLISHED = {
     "ResNet": (0.6762, 160), "CNNBasic": (0.7619, 160),
 }  # fmt: skip
 _PUBLISHED_CLASSES = {"Axe", "Book", "Hammer"}
-
-# Scores that are averaged over runs.
-_VALIDATION = ("val_accuracy", "val_per_class_accuracy")
+_PUBLISHED_COLUMN = "published"  # the last column of some tables
 _MOST_MEANS = 20  # rows of a table of means
-_BY_CHECKPOINT = tuple(f"test_accuracy_{checkpoint}" for checkpoint in CHECKPOINTS)
 
 
 class Table(NamedTuple):
-    """A table under a title, and what has to be said about it."""
+    """A table with a title, and a remark below it."""
 
     title: str
     header: tuple[str, ...]
@@ -40,20 +37,30 @@ class Table(NamedTuple):
 def make_tables(report: Report, with_published: bool = False) -> Iterator[Table]:
     """Make the tables of one experiment; published accuracies are added only if it has the same classes."""
     with_published = with_published and set(report.about.classes) in (set(), _PUBLISHED_CLASSES)
+    for table in _all_tables(report):
+        if table.header[-1] == _PUBLISHED_COLUMN and not with_published:
+            table = table._replace(header=table.header[:-1], rows=[row[:-1] for row in table.rows])
+        yield table
+
+
+def _all_tables(report: Report) -> Iterator[Table]:
     yield _runs_table(report)
-    yield from _mean_tables(rank_by_validation(report.repeated), with_published)
+    if report.repeated:
+        yield from _mean_tables(rank_by_validation(report.repeated))
     if report.final:
         yield _final_table(report.final)
     if report.folds:
         yield _fold_table(report.folds)
+    for group, members in report.groups.items():
+        rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
+        title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
+        yield Table(title, ("", "settings", "test accuracy", "per class"), rows, _interval_remark(members))
     if report.groups:
-        yield from _ranking_tables(report, with_published)
+        yield _choice_table(report.choices)
     if report.comparisons:
         yield _comparison_table(report.comparisons)
     if any(report.effects.values()):
-        header = ("hyperparameter", "value", "median change in points", "quartiles", "sets of runs")
-        rows = [row for name, effects in report.effects.items() for row in _effect_rows(name, effects)]
-        yield Table("What each hyperparameter does to test accuracy", header, rows, _EFFECT_REMARK)
+        yield _effect_table(report)
     if report.suspects_of:
         yield _suspects_table(report)
 
@@ -78,16 +85,16 @@ def _baselines(report: Report) -> str:
     if not known:
         return ""
     chance = f"chance {_percent(1 / len(report.about.classes))}, " if report.about.classes else ""
-    accuracies = _range(map(_percent, dict.fromkeys((known[0], known[-1]))))
+    accuracies = _range(_percent, dict.fromkeys((known[0], known[-1])))
     return f" Baselines: {chance}logistic regression on colours and gradients {accuracies}."
 
 
 def _processor_time(report: Report) -> str:
-    seconds = [read_processor_time(single.folder) for single in report.singles if single.folder]
-    known = [value for value in seconds if value]
+    known = list(filter(None, (read_processor_time(run.folder) for run in report.singles if run.folder)))
     if not known:
         return ""
-    return f" Processor time of {len(known)} runs: {sum(known) / 60:.0f} minutes, {median(known):.1f} s a run (median)."
+    minutes, typical = sum(known) / 60, median(known)
+    return f" Processor time of {len(known)} runs: {minutes:.0f} minutes, {typical:.1f} s per run (median)."
 
 
 def count_trained(runs: Iterable[Run]) -> int:
@@ -95,97 +102,129 @@ def count_trained(runs: Iterable[Run]) -> int:
     return sum(len(run.singles) for run in runs)
 
 
-def _mean_tables(repeated: Sequence[Run], with_published: bool) -> Iterator[Table]:
-    """Yield tables of means over seeds and folds, if there are any, best first by validation."""
-    if not repeated:
-        return
+def _mean_tables(repeated: Sequence[Run]) -> Iterator[Table]:
+    """Yield the tables of means over seeds and folds; `repeated` is sorted, best first by validation."""
     folded = any(len({member.fold for member in run.members}) > 1 for run in repeated)
-    over = "seeds and folds" if folded else "seeds"
     some = repeated[:_MOST_MEANS]
-    which = f": best {len(some)} of {len(repeated)} in validation" if len(some) < len(repeated) else ""
+    title = "means over seeds and folds" if folded else "means over seeds"
+    if len(some) < len(repeated):
+        title += f": best {len(some)} of {len(repeated)} in validation"
     header = ("group", "settings", "runs" if folded else "seeds", "test accuracy", "95% interval",
-              "in validation", "in validation, per class")  # fmt: skip
-    rows = [(run.group, _mean_row(run, folded)) for run in some]
-    remark = _MEANS_REMARK.format(over=over) + (_FOLDED_REMARK if folded else "")
-    yield Table(f"Means over {over}{which}", *_beside_published(header, rows, with_published), remark)
-    rows = [
-        (shown(run.group), _settings(run), *(_percent(run.scores.get(column)) for column in _BY_CHECKPOINT))
-        for run in some
-    ]
-    yield Table(f"Test accuracy by checkpoint, means over {over}{which}", ("group", "settings", *CHECKPOINTS), rows)
+              "in validation", "in validation, per class", _PUBLISHED_COLUMN)  # fmt: skip
+    remark = (
+        "In brackets: the lowest and the highest. The interval (Student's t) is that of the mean over all"
+        f" {'seeds and folds' if folded else 'seeds'} on these test images; it is wider for other test images, see the"
+        " tables below. Per class: the mean over classes, in which large classes weigh no more than small ones."
+    )
+    if folded:
+        remark += " Runs of different folds share training images, so the interval is approximate."
+    yield Table(title.capitalize(), header, [_mean_row(run, folded) for run in some], remark)
+    columns = [f"test_accuracy_{checkpoint}" for checkpoint in CHECKPOINTS]
+    rows = [(shown(run.group), ", ".join(run.phrases().values()), *_scores(run, *columns)) for run in some]
+    yield Table(f"Test accuracy by checkpoint, {title}", ("group", "settings", *CHECKPOINTS), rows)
 
 
 def _mean_row(run: Run, folded: bool) -> tuple[str, ...]:
     accuracies = [member.accuracy for member in run.members]
     return (
         shown(run.group),
-        _settings(run),
+        ", ".join(run.phrases().values()),
         count_runs(run.members) if folded else str(len(accuracies)),
-        f"{_percent(run.accuracy)} ({_range(map(_percent, (min(accuracies), max(accuracies))))})",
-        _range(map(_percent, mean_interval(accuracies))),
-        *(_percent(run.scores.get(column)) for column in _VALIDATION),
+        f"{_percent(run.accuracy)} ({_range(_percent, (min(accuracies), max(accuracies)))})",
+        _range(_percent, mean_interval(accuracies)),
+        *_scores(run, "val_accuracy", "val_per_class_accuracy"),
+        _published(run.group),
     )
 
 
-def _settings(run: Run) -> str:
-    return ", ".join(run.phrases().values())
+def _scores(run: Run, *columns: str) -> list[str]:
+    return [_percent(run.scores.get(column)) for column in columns]
 
 
 def _final_table(final: Sequence[Run]) -> Table:
     rows = [(shown(run.group), *_row(run)) for run in sorted(final, key=lambda run: -run.accuracy)]
+    remark = (
+        "Scores after the last epoch (terminal); in brackets 95% intervals (Wilson). These runs are not ranked or"
+        f" compared with the others: they have more training images, and no {CHECKPOINT} checkpoint."
+    )
     header = ("group", "settings", "test accuracy", "per class")
-    return Table("Trained on all images, without validation", header, rows, _FINAL_REMARK)
+    return Table("Trained on all images, without validation", header, rows, remark)
 
 
 def _fold_table(pools: Sequence[OutOfFold]) -> Table:
     header = ("group", "settings", "images", "seeds", "folds", "out-of-fold accuracy", "per class")
     rows = [
-        (shown(pool.run.group), _settings(pool.run), str(len(pool.answers)), str(pool.seeds), _folds(pool),
-         f"{_percent(pool.accuracy)} ({_range(map(_percent, pool.interval))})", _percent(pool.per_class_accuracy))
+        (shown(pool.run.group), ", ".join(pool.run.phrases().values()), str(len(pool.images)), str(pool.seeds),
+         _folds(pool), f"{_percent(pool.accuracy)} ({_range(_percent, pool.interval)})",
+         _percent(pool.per_class_accuracy))
         for pool in pools
     ]  # fmt: skip
-    return Table("Out-of-fold accuracy", header, rows, _FOLD_REMARK)
+    remark = (
+        "Each image is predicted by a run of its own fold, which did not train on it. In brackets: 95% intervals,"
+        " Wilson's for one seed, for several a bootstrap over images of the mean over seeds. Per class: the mean of the"
+        f" classes' accuracies. The {CHECKPOINT} checkpoint was chosen on the same images, so the accuracy is slightly"
+        " optimistic."
+    )
+    return Table("Out-of-fold accuracy", header, rows, remark)
 
 
 def _folds(pool: OutOfFold) -> str:
     """Return how many folds there are and which are missing."""
-    if not pool.missing:
-        return f"{pool.folds} of {pool.folds}"
-    parts = []
-    for seed, folds in pool.missing.items():
-        of_seed = f"seed {seed}: " if pool.seeds > 1 else ""
-        missing = f"missing {', '.join(map(str, folds))}"
-        parts.append(f"{of_seed}{pool.folds - len(folds)} of {pool.folds}, {missing}")
-    return "; ".join(parts)
+    parts = [
+        f"{f'seed {seed}: ' if pool.seeds > 1 else ''}{pool.folds - len(folds)} of {pool.folds}, "
+        f"missing {', '.join(map(str, folds))}"
+        for seed, folds in pool.missing.items()
+    ]
+    return "; ".join(parts) or f"{pool.folds} of {pool.folds}"
 
 
-def _ranking_tables(report: Report, with_published: bool) -> Iterator[Table]:
-    for group, members in report.groups.items():
-        rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
-        title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
-        yield Table(title, ("", "settings", "test accuracy", "per class"), rows, _interval_remark(members))
+def _choice_table(choices: Iterable[Choice]) -> Table:
     header = ("group", "picked from", "picked by", "settings", "test accuracy", "per class", "validation per class",
-              "best by chance")  # fmt: skip
-    rows = [(choice.group, row) for choice in report.choices for row in _choice_rows(choice)]
-    title = "Best of each group, and what validation picks"
-    yield Table(title, *_beside_published(header, rows, with_published), _CHOICE_REMARK)
+              "best by chance", _PUBLISHED_COLUMN)  # fmt: skip
+    remark = (
+        "The test accuracy of the best of many runs is optimistic if the same test images picked it; that of the run"
+        " which validation picks is not. Best by chance: the expected score of the best of so many runs if all were"
+        " equally good, with their mean accuracy. It assumes independent runs; on the same images runs are not"
+        " independent, and a mean over seeds varies less, so it is an upper bound. Ties go to the higher per-class"
+        " accuracy, then to the first name."
+    )
+    rows = [row for choice in choices for row in _choice_rows(choice)]
+    return Table("Best of each group, and what validation picks", header, rows, remark)
+
+
+def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
+    for picked_by, run, by_chance in (
+        ("test", choice.by_test, choice.best_by_chance), ("validation", choice.by_validation, None)
+    ):  # fmt: skip
+        cells = ["no validation accuracies", "-", "-", "-"]
+        if run:
+            settings = run.describe() if choice.group else f"{shown(run.group)}, {run.describe()}"
+            cells = [settings, *_row(run)[1:], *_scores(run, "val_per_class_accuracy")]
+        group = shown(choice.group) if choice.group else "all"
+        yield group, str(choice.runs), picked_by, *cells, _percent(by_chance), _published(choice.group)
+
+
+def _published(group: str | None) -> str:
+    """Return the published accuracy of a group, or of all groups."""
+    best, runs = _PUBLISHED.get(group, (None, 0))
+    if group is None:
+        best, runs = max(best for best, _ in _PUBLISHED.values()), sum(runs for _, runs in _PUBLISHED.values())
+    return f"{_percent(best)}, the best of {runs} by test" if best else "-"
 
 
 def _comparison_table(pairs: Sequence[Comparison]) -> Table:
     rows = [
         (f"{shown(pair.first.group)} - {shown(pair.second.group)}", _points(pair.difference),
-         _range(map(_points, pair.interval)), "within chance" if pair.within_chance else "beyond chance", _method(pair))
+         _range(_points, pair.interval), "within chance" if pair.within_chance else "beyond chance", _method(pair))
         for pair in pairs
     ]  # fmt: skip
     header = ("best of groups", "difference in points", "95% interval", "", "test")
-    methods = dict.fromkeys(pair.method for pair in pairs)
     remark = (
         f"{len(pairs)} pair{'s' * (len(pairs) > 1)} compared at 95% each: if no two differed, {0.05 * len(pairs):.2g}"
         " would be expected beyond chance. Each run is the best of its group, which these tests do not account for."
     )
-    return Table(
-        "Differences between the best of each group", header, rows, " ".join([remark, *map(_METHODS.get, methods)])
-    )
+    methods = dict.fromkeys(_METHODS[pair.method] for pair in pairs)
+    return Table("Differences between the best of each group", header, rows, " ".join([remark, *methods]))
 
 
 def _method(pair: Comparison) -> str:
@@ -193,6 +232,33 @@ def _method(pair: Comparison) -> str:
         first, second = pair.discordant
         return f"McNemar: {first} to {second} discordant, p = {pair.p:.2g}"
     return "bootstrap over images" if pair.method == "bootstrap" else "unpaired (Newcombe)"
+
+
+_METHODS = {
+    "mcnemar": "McNemar's exact test compares two single runs on the same images; discordant images are those that"
+    " only the first or only the second run classifies correctly. The interval is Newcombe's for paired shares (1998,"
+    " method 10). Neither includes the variation between seeds.",
+    "bootstrap": "The paired bootstrap resamples the test images 10,000 times and compares means over seeds and folds"
+    " on the same images. Its interval does not include the variation between seeds.",
+    "newcombe": "Newcombe's intervals (method 10) are for runs without predictions of the single images: they treat"
+    " the two runs as tested on different images, and are wider than necessary on the same images.",
+}
+
+
+def _effect_table(report: Report) -> Table:
+    header = ("hyperparameter", "value", "median change in points", "quartiles", "sets of runs")
+    rows = []
+    for name, effects in report.effects.items():
+        name = name.replace("_", " ")
+        rows += [
+            (name, str(effect.value), _points(effect.median), _range(_points, effect.quartiles), str(effect.sets))
+            for effect in effects
+        ] or [(name, "-", "-", "-", "0: no runs differ in it alone")]
+    remark = (
+        "A set of runs differs only in this hyperparameter. True - False: the difference within a set. Other values:"
+        " the accuracy minus the mean of its set."
+    )
+    return Table("What each hyperparameter does to test accuracy", header, rows, remark)
 
 
 def _suspects_table(report: Report) -> Table:
@@ -203,106 +269,23 @@ def _suspects_table(report: Report) -> Table:
         for suspect in report.suspects
     ]  # fmt: skip
     header = ("file", "label", "prediction", "probability of the label", "of the prediction")
-    title = f"Label suspects: {len(rows)} of {len(pool.answers)} images"
     remark = (
         "The images whose own label has the lowest out-of-fold probability (mean over the runs that validated the"
         " image). The runs are those of the setting with the highest validation accuracy per class:"
         f" {shown(pool.run.group)}, {pool.run.describe()}. A suspect is a wrong label or a difficult image: look at it."
     )
-    return Table(title, header, rows, remark)
+    return Table(f"Label suspects: {len(rows)} of {len(pool.images)} images", header, rows, remark)
 
 
 def _row(run: Run) -> tuple[str, str, str]:
     return run.describe(), _with_interval(run.accuracy, run), _with_interval(run.per_class_accuracy, run)
 
 
-def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
-    place = (shown(choice.group) if choice.group else "all", str(choice.runs))
-    for picked_by, run in (("test", choice.by_test), ("validation", choice.by_validation)):
-        if run is None:
-            yield *place, picked_by, "no validation accuracies", "-", "-", "-", "-"
-        else:
-            settings = run.describe() if choice.group else f"{shown(run.group)}, {run.describe()}"
-            by_chance = _percent(choice.best_by_chance if picked_by == "test" else None)
-            yield (
-                *place,
-                picked_by,
-                settings,
-                *_row(run)[1:],
-                _percent(run.scores.get("val_per_class_accuracy")),
-                by_chance,
-            )
-
-
-def _beside_published(
-    header: tuple[str, ...], rows: Iterable[tuple[str | None, tuple[str, ...]]], wanted: bool
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows, each of a group, with a column for what was published if that is wanted."""
-    if not wanted:
-        return header, [row for _, row in rows]
-    return (*header, "published"), [(*row, _published(group)) for group, row in rows]
-
-
-def _published(group: str | None) -> str:
-    """Of a group, or of all."""
-    if group:
-        best, runs = _PUBLISHED.get(group, (None, 0))
-    else:
-        best, runs = max(best for best, _ in _PUBLISHED.values()), sum(runs for _, runs in _PUBLISHED.values())
-    return f"{_percent(best)}, the best of {runs} by test" if best else "-"
-
-
-def _effect_rows(name: str, effects: Sequence[Effect]) -> Iterator[tuple[str, ...]]:
-    name = name.replace("_", " ")
-    if not effects:
-        yield name, "-", "-", "-", "0: no runs differ in it alone"
-    for effect in effects:
-        value = str(effect.value)
-        yield name, value, _points(effect.median), _range(map(_points, effect.quartiles)), str(effect.sets)
-
-
-_CHOICE_REMARK = (
-    "The test accuracy of the best of many runs is optimistic if the same test images picked it; that of the run which"
-    " validation picks is not. Best by chance: what the best of so many runs would be expected to score if all were"
-    " equally good, with their mean accuracy. It assumes independent runs; on the same images runs are not independent,"
-    " and a mean over seeds varies less, so it is an upper bound. Ties go to the higher per-class accuracy, then to the"
-    " first name."
-)
-_MEANS_REMARK = (
-    "In brackets: the lowest and the highest. The interval (Student's t) is that of the mean over all {over} on these"
-    " test images; it is wider for other test images, see the tables below. Per class: the mean over classes, in which"
-    " large classes weigh no more than small ones."
-)
-_FOLDED_REMARK = " Runs of different folds share training images, so the interval is approximate."
-_FINAL_REMARK = (
-    f"Scores after the last epoch (terminal); in brackets 95% intervals (Wilson). These runs are not ranked or"
-    f" compared with the others: they have more training images, and no {CHECKPOINT} checkpoint."
-)
-_FOLD_REMARK = (
-    "Each image is predicted by a run of its own fold, which did not train on it. In brackets: 95% intervals, Wilson's"
-    " for one seed, for several a bootstrap over images of the mean over seeds. Per class: the mean of the classes'"
-    f" accuracies. The {CHECKPOINT} checkpoint was chosen on the same images, so the accuracy is slightly optimistic."
-)
-_EFFECT_REMARK = (
-    "A set of runs differs only in this hyperparameter. True - False: the difference within a set. Other values: the"
-    " accuracy minus the mean of its set."
-)
-_METHODS = {
-    "mcnemar": "McNemar's exact test compares two single runs on the same images; discordant images are those that"
-    " only the first or only the second run classifies correctly. The interval is Newcombe's for paired shares (1998,"
-    " method 10). Neither includes what other seeds would change.",
-    "bootstrap": "The paired bootstrap resamples the test images 10,000 times and compares means over seeds and folds"
-    " on the same images. Its interval does not include what other seeds would change.",
-    "newcombe": "Newcombe's intervals (method 10) are for runs without predictions of the single images: they treat"
-    " the two runs as tested on different images, and are wider than necessary on the same images.",
-}
-
-
 def _interval_remark(runs: Iterable[Run]) -> str:
     counts = sorted({run.test_images for run in runs})
     return (
         f"In brackets: 95% intervals (Wilson) from {' or '.join(map(str, counts))} test images; those of per-class"
-        " accuracy hold roughly where classes differ in size."
+        " accuracy are approximate if the classes differ in size."
     )
 
 
@@ -310,18 +293,18 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}"
 
 
+def _points(change: float) -> str:
+    return f"{round(100 * change, 2) + 0.0:+.2f}"  # the sum makes +0 of -0
+
+
+def _range(form: Callable[[float], str], ends: Iterable[float]) -> str:
+    return " to ".join(map(form, ends))
+
+
 def _with_interval(share: float | None, run: Run) -> str:
     if share is None:
         return "-"
-    return f"{_percent(share)} ({_range(map(_percent, wilson_interval(share, run.test_images)))})"
-
-
-def _range(ends: Iterable[str]) -> str:
-    return " to ".join(ends)
-
-
-def _points(change: float) -> str:
-    return f"{round(100 * change, 2) + 0.0:+.2f}"  # the sum makes +0 of -0
+    return f"{_percent(share)} ({_range(_percent, wilson_interval(share, run.test_images))})"
 
 
 def as_document(tables: Iterable[Table], markdown: bool) -> str:
@@ -341,7 +324,7 @@ def as_report(reports: Sequence[Report], with_published: bool, markdown: bool) -
 
 def _as_text(table: Table) -> str:
     lines = indent(align([table.header, *table.rows]), "  ")
-    return "\n".join([table.title, lines, *([table.remark] if table.remark else [])])
+    return "\n".join(filter(None, (table.title, lines, table.remark)))
 
 
 def _as_markdown(table: Table) -> str:
@@ -349,5 +332,4 @@ def _as_markdown(table: Table) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     rows = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
-    parts = [f"### {table.title}", "\n".join(rows), table.remark]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(filter(None, (f"### {table.title}", "\n".join(rows), table.remark)))

@@ -327,7 +327,7 @@ def start_waiting(port, ranks):
 @pytest.mark.parametrize(
     ("ranks", "lines", "message"),
     [
-        ([0], ["ready\n"], "stopped; the same command goes on from where it was\n"),
+        ([0], ["ready\n"], "stopped: run the same command again to resume\n"),
         ([0, 1], ["ready\n", "joined\n"], "stopped while waiting for the other processes\n"),
     ],
     ids=["for connections", "inside torch"],

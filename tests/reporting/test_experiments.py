@@ -24,7 +24,7 @@ def report_on(*directories, suspects=0):
 
 @pytest.fixture
 def two(tmp_path):
-    """Two data sets in one folder; over both there would be an effect of the learning rate, beyond chance."""
+    """Two data sets in one folder; together they would show an effect of the learning rate, beyond chance."""
     directory = tmp_path / "saved_models"
     write_run(directory, accuracy=1.0, learning_rate=1e-3)
     write_run(directory, accuracy=0.25, learning_rate=1e-5, data="b", tests="b", classes="pqrs")
@@ -32,7 +32,7 @@ def two(tmp_path):
     return directory
 
 
-def test_two_data_sets_share_no_ranking_comparison_or_effect(two):
+def test_experiments_are_ranked_and_compared_separately(two):
     first, second = report_on(two)
     assert [list(report.groups) for report in (first, second)] == [["SmallVGG"], ["SmallVGG", "SmallResNet"]]
     assert (len(first.comparisons), len(second.comparisons)) == (0, 1)
@@ -40,7 +40,7 @@ def test_two_data_sets_share_no_ranking_comparison_or_effect(two):
     assert not any(effect for report in (first, second) for effect in report.effects.values())
 
 
-def test_each_experiment_has_a_heading_a_json_entry_and_figures(two):
+def test_each_experiment_gets_heading_json_entry_and_figures(two):
     place = two.parent
     result = start("report.py", "--markdown", cwd=place)
     assert result.stderr.startswith("2 experiments, which differ in training images, test images or classes")
@@ -65,7 +65,7 @@ def test_each_experiment_has_a_heading_a_json_entry_and_figures(two):
     assert again.stdout == result.stdout
 
 
-def test_a_single_experiment_has_a_line_and_no_heading(tmp_path):
+def test_single_experiment_has_no_heading(tmp_path):
     write_run(tmp_path)
     text = as_report(report_on(tmp_path), False, markdown=False)
     assert text.startswith("Runs\n  group     runs\n  SmallVGG  1\n  total     1\n")
@@ -74,7 +74,7 @@ def test_a_single_experiment_has_a_line_and_no_heading(tmp_path):
 
 
 @pytest.mark.parametrize("difference", [{"data": "b"}, {"tests": "b"}, {"classes": ("cat", "cow")}])
-def test_data_test_images_and_classes_tell_experiments_apart(tmp_path, difference):
+def test_data_test_images_and_classes_identify_an_experiment(tmp_path, difference):
     write_run(tmp_path / "1")
     write_run(tmp_path / "2", **difference)
     runs, notes = read_models(tmp_path / "1", tmp_path / "2")
@@ -83,7 +83,7 @@ def test_data_test_images_and_classes_tell_experiments_apart(tmp_path, differenc
 
 
 @pytest.mark.parametrize("difference", [{"data_dir": "other"}, {"images": 40}, {"classes": ("cat", "cow")}])
-def test_runs_of_earlier_versions_are_told_apart_without_digests(tmp_path, difference):
+def test_experiments_of_old_runs_are_identified_without_digests(tmp_path, difference):
     write_run(tmp_path / "1", data=None)
     write_run(tmp_path / "2", data=None, **difference)
     write_run(tmp_path / "3", data=None, seed=2)
@@ -91,14 +91,14 @@ def test_runs_of_earlier_versions_are_told_apart_without_digests(tmp_path, diffe
     assert sorted(len(run.singles) for report in reports for run in report.groups["SmallVGG"]) == [1, 2]
 
 
-def test_images_are_known_by_their_digest_not_by_their_folder(tmp_path):
+def test_images_are_identified_by_digest_not_folder(tmp_path):
     write_run(tmp_path / "1")
     run = read_models(tmp_path / "1")[0][0]
     moved = replace(run, data=Source("moved", run.data.digest), seed=2)
     assert len(make_reports([run, moved])) == 1
 
 
-def test_the_table_has_what_tells_experiments_apart(tmp_path, two):
+def test_table_contains_what_identifies_an_experiment(tmp_path, two):
     write_run(two / "fold_3", fold=3, seed=7, num_epochs=4, batch_size=8)
     write_run(two / "all", fold=None, accuracy=0.75)
     runs, notes = read_models(two, two / "all")
@@ -123,21 +123,21 @@ def test_the_table_has_what_tells_experiments_apart(tmp_path, two):
         ("1a2b3c4d", Source("1a2b3c4d")), ("photos 1A2B", Source("photos 1A2B")),
     ],
 )  # fmt: skip
-def test_cells_name_images(cell, source):
+def test_source_cells_are_parsed(cell, source):
     assert Source.from_text(cell) == source
     assert source is None or str(source) == cell
 
 
-def test_a_date_in_a_folders_name_is_no_digest(tmp_path):
+def test_date_in_a_folder_name_is_not_a_digest(tmp_path):
     for name in ("scan 20260101", "photo 20260101"):
         write_run(tmp_path / name, data=None, data_dir=name)
     assert len(report_on(*tmp_path.iterdir())) == 2
 
 
-# Which runs are one.
+# Merged runs.
 
 
-def test_runs_are_one_only_if_they_differ_in_seed_and_fold_alone(tmp_path):
+def test_only_runs_that_differ_in_seed_and_fold_are_merged(tmp_path):
     for seed in (1, 2):
         for fold in (0, 1, 2):
             write_run(tmp_path / f"{seed}{fold}", seed=seed, fold=fold, accuracy=0.5 + 0.05 * fold)
@@ -162,7 +162,7 @@ def test_runs_are_one_only_if_they_differ_in_seed_and_fold_alone(tmp_path):
         ([(1, 0), (1, 1), (2, 0)], "3 runs (2 seeds, 2 folds)"),
     ],
 )  # fmt: skip
-def test_says_what_a_mean_is_of(tmp_path, pairs, told):
+def test_description_of_a_mean_counts_seeds_and_folds(tmp_path, pairs, told):
     for number, (seed, fold) in enumerate(pairs):
         write_run(tmp_path / str(number), seed=seed, fold=fold)
     (run,), notes = merge_runs(read_models(*tmp_path.iterdir())[0])
@@ -170,14 +170,14 @@ def test_says_what_a_mean_is_of(tmp_path, pairs, told):
     assert notes == []
 
 
-def test_settings_that_names_do_not_contain_are_in_no_effect(tmp_path):
+def test_runs_that_differ_in_other_settings_give_no_effect(tmp_path):
     write_run(tmp_path, accuracy=0.5, gamma=0.9, recipe="default")
     write_run(tmp_path, accuracy=0.9, gamma=0.95, recipe="finetune")
     (report,) = report_on(tmp_path)
     assert report.effects["gamma"] == []
 
 
-def test_weights_are_part_of_being_pretrained(tmp_path):
+def test_effect_of_pretraining_includes_its_weights(tmp_path):
     write_run(tmp_path, accuracy=0.5)
     write_run(tmp_path, accuracy=0.75, pretrained=True, weights="vgg19.pth", freeze_to="conv3")
     (report,) = report_on(tmp_path)
@@ -198,7 +198,7 @@ def test_settings_are_read_from_metrics_not_from_the_name(tmp_path):
 # Trained on all images.
 
 
-def test_runs_without_validation_are_listed_apart(tmp_path):
+def test_runs_without_validation_are_listed_separately(tmp_path):
     write_run(tmp_path / "1", accuracy=0.5)
     write_run(tmp_path / "2", accuracy=0.95, fold=None)
     write_run(tmp_path / "3", accuracy=0.85, fold=None, seed=2)
@@ -213,7 +213,7 @@ def test_runs_without_validation_are_listed_apart(tmp_path):
     assert "mean of 2 seeds  90.00% (" in text.partition("Trained on all images, without validation")[2]
 
 
-def test_only_runs_without_validation(tmp_path):
+def test_report_of_runs_without_validation_only(tmp_path):
     write_run(tmp_path / "saved_models", fold=None)
     result = start("report.py", cwd=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (0, 1)
@@ -222,7 +222,7 @@ def test_only_runs_without_validation(tmp_path):
     assert (again.stdout, again.stderr) == (result.stdout, result.stderr)
 
 
-def test_notes_say_which_experiment_they_are_about(two):
+def test_notes_name_their_experiment(two):
     write_run(two / "fold_1", fold=None)
     result = start("report.py", cwd=two.parent)
     assert (
@@ -231,13 +231,13 @@ def test_notes_say_which_experiment_they_are_about(two):
     )
 
 
-def test_training_images_among_the_test_images_are_noted(tmp_path):
+def test_train_test_leakage_is_noted(tmp_path):
     write_run(tmp_path, overlap=3)
     (report,) = report_on(tmp_path)
     assert report.notes == ["3 training images of photos aaaaaaaa share a group with test images of testing aaaaaaaa"]
 
 
-def test_the_baseline_is_read_from_runs_and_tables_and_shown(tmp_path):
+def test_baseline_is_read_from_runs_and_tables(tmp_path):
     write_run(tmp_path / "1")
     file = next((tmp_path / "1").glob("*/metrics.json"))
     metrics = json.loads(file.read_text())

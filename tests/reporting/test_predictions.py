@@ -1,4 +1,4 @@
-"""Runs on the same images are paired, validation folds are pooled, doubtful labels are listed."""
+"""Paired comparisons, pooled validation folds and label suspects."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def report_on(*directories, suspects=0):
 # Pairs.
 
 
-def test_two_single_runs_are_compared_by_mcnemars_test(tmp_path):
+def test_single_runs_are_compared_by_mcnemars_test(tmp_path):
     write_run(tmp_path, "SmallVGG", GOOD)
     write_run(tmp_path, "SmallResNet", BAD)
     report = report_on(tmp_path)
@@ -41,14 +41,14 @@ def test_two_single_runs_are_compared_by_mcnemars_test(tmp_path):
     assert not pair.within_chance
     assert pair.interval[0] > 0
     assert "McNemar: 12 to 3 discordant, p = 0.035" in as_report([report], False, markdown=False)
-    # The same accuracies on unpaired images are within chance.
+    # Without predictions, the same accuracies are within chance.
     for folder in tmp_path.iterdir():
         (folder / "predictions_best_val_acc.csv").unlink()
     (pair,) = report_on(tmp_path).comparisons
     assert (pair.method, pair.within_chance) == ("newcombe", True)
 
 
-def test_means_over_seeds_are_compared_by_a_paired_bootstrap(tmp_path):
+def test_means_over_seeds_are_compared_by_paired_bootstrap(tmp_path):
     generator = random.Random(0)
     for seed in (1, 2, 3):
         for model, right in (("SmallVGG", GOOD), ("SmallResNet", BAD)):
@@ -76,7 +76,7 @@ def test_means_over_seeds_are_compared_by_a_paired_bootstrap(tmp_path):
         (lambda text: text.replace("testing", "other"), None),
     ],
 )
-def test_predictions_that_do_not_fit_are_not_used(tmp_path, damage, note):
+def test_inconsistent_predictions_are_not_used(tmp_path, damage, note):
     write_run(tmp_path, "SmallVGG", GOOD)
     file = write_run(tmp_path, "SmallResNet", BAD) / "predictions_best_val_acc.csv"
     file.write_text(damage(file.read_text()))
@@ -85,18 +85,18 @@ def test_predictions_that_do_not_fit_are_not_used(tmp_path, damage, note):
     assert notes == ([f"{file} {note}"] if note else [])
 
 
-def test_the_correctness_of_a_mean_is_the_mean(tmp_path):
+def test_correctness_is_averaged_over_runs(tmp_path):
     write_run(tmp_path / "1", right=[True, True, False], seed=1)
     write_run(tmp_path / "2", right=[True, False, False], seed=2)
     (run,) = report_on(tmp_path / "1", tmp_path / "2").groups["SmallVGG"]
-    assert read_correct(run, []) == {"0.png": 1, "1.png": 0.5, "2.png": 0}
+    assert read_correct(run, []).to_dict() == {"0.png": 1, "1.png": 0.5, "2.png": 0}
 
 
 # Folds.
 
 
 def write_folds(place, folds=5, seed=1, images=10, **others):
-    """Images 0 to 9 in five folds of two; image 3 has the least probable label, and image 4 is wrong too."""
+    """Write images 0 to 9 in five folds; image 3 has the least probable label, and image 4 is wrong too."""
     for fold in range(folds):
         shares = {number: {3: 0.02, 4: 0.3}.get(number, 0.7 + 0.01 * number) for number in range(images)}
         validated = {
@@ -111,7 +111,7 @@ def test_pooled_folds_count_each_image_once(tmp_path):
     write_folds(tmp_path)
     report = report_on(tmp_path)
     (pool,) = report.folds
-    assert (len(pool.answers), pool.folds, pool.seeds, pool.missing) == (10, 5, 1, {})
+    assert (len(pool.images), pool.folds, pool.seeds, pool.missing) == (10, 5, 1, {})
     assert pool.accuracy == pytest.approx(0.8)
     assert pool.interval == wilson_interval(pool.accuracy, 10)
     assert pool.recalls == {"cat": pytest.approx(4 / 6), "dog": 1}
@@ -122,7 +122,7 @@ def test_pooled_folds_count_each_image_once(tmp_path):
     assert "mean of 5 folds" in text
 
 
-def test_seeds_are_averaged_and_bootstrapped_over_images(tmp_path):
+def test_several_seeds_are_averaged_and_bootstrapped(tmp_path):
     write_folds(tmp_path / "1", seed=1)
     write_folds(tmp_path / "2", seed=2, folds=3)
     (pool,) = report_on(tmp_path / "1", tmp_path / "2").folds
@@ -133,7 +133,7 @@ def test_seeds_are_averaged_and_bootstrapped_over_images(tmp_path):
     assert "seed 2: 3 of 5, missing 3, 4" in text
 
 
-def test_missing_folds_are_named(tmp_path):
+def test_missing_folds_are_listed(tmp_path):
     write_folds(tmp_path, folds=3)
     report = report_on(tmp_path)
     assert "3 of 5, missing 3, 4" in as_report([report], False, markdown=False)
@@ -142,7 +142,7 @@ def test_missing_folds_are_named(tmp_path):
     assert told["missing"] == [{"seed": 1, "folds": [3, 4]}]
 
 
-def test_images_in_two_folds_or_in_none_are_noted(tmp_path):
+def test_images_in_two_folds_or_none_are_noted(tmp_path):
     write_folds(tmp_path, originals=12)
     twice = next((tmp_path / "fold_0").glob("*/validation_best_val_acc.csv"))
     lines = twice.read_text().splitlines()
@@ -150,7 +150,7 @@ def test_images_in_two_folds_or_in_none_are_noted(tmp_path):
     report = report_on(tmp_path)
     name = twice.parent.name
     assert report.notes == [
-        f"{name}: 2 images are validated in more than one fold of one seed: their mean counts",
+        f"{name}: 2 images are validated in more than one fold of one seed: their mean is used",
         f"{name}: 4 of 12 images are in no fold",
     ]
 
@@ -172,7 +172,7 @@ def test_folds_with_other_classes_are_not_pooled(tmp_path):
 
 @fuzz(30)
 @given(done=damages)
-def test_damaged_predictions_cost_a_note_at_most(tmp_path, done):
+def test_damaged_predictions_cause_at_most_a_note(tmp_path, done):
     if not any(tmp_path.iterdir()):
         write_folds(tmp_path, folds=2)
         write_run(tmp_path, "SmallVGG", GOOD, learning_rate=0.1)
@@ -191,7 +191,7 @@ def test_damaged_predictions_cost_a_note_at_most(tmp_path, done):
 # Label suspects.
 
 
-def test_suspects_are_the_least_probable_labels(tmp_path):
+def test_label_suspects_have_the_lowest_probability(tmp_path):
     write_folds(tmp_path / "saved_models")
     write_folds(tmp_path / "saved_models", learning_rate=0.1, val_accuracy=0.3)
     result = start("report.py", "--suspects", 3, "--json", cwd=tmp_path)
@@ -207,7 +207,7 @@ def test_suspects_are_the_least_probable_labels(tmp_path):
     assert "Label suspects" not in start("report.py", cwd=tmp_path).stdout
 
 
-def test_suspects_need_folds(tmp_path):
+def test_label_suspects_need_folds(tmp_path):
     write_run(tmp_path)
     report = report_on(tmp_path, suspects=5)
     assert report.suspects == []
