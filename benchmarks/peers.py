@@ -290,6 +290,9 @@ class Decoded(Timed):
         self.decoding = (time.time() - self.first) / sum(len(batch[1]) for batch in decoded[1:])
         super().__init__(decoded, batches)
 
+    def __len__(self) -> int:
+        return self._batches
+
 
 def _train_plainly(model: Any, loaders: list[Any], optimizer: Any, batches: int, hardware: Any) -> Sided:
     import torch

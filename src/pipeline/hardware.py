@@ -76,18 +76,21 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def choose_threads(step: Callable[[], object]) -> int:
-    """Return the number of threads that is fastest on a CPU: all, or one if other programs occupy the cores.
+def choose_threads(step: Callable[[], object], earlier: int | None = None) -> int:
+    """Return the number of threads that trains fastest on a CPU: all cores, or one if other programs use them.
 
     Threads wait for each other in every layer. If another program uses one of the cores, two threads can be many times
-    slower than one. `OMP_NUM_THREADS` overrides the measurement.
+    slower than one. `OMP_NUM_THREADS` overrides the measurement. torch's number of threads is changed while measuring.
 
     Args:
         step: a short piece of training, which is called a few times.
+        earlier: the number of an interrupted run. It is kept, because it decides how sums are rounded.
     """
-    threads = torch.get_num_threads()
+    threads = available_cores()
     if threads == 1 or torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
-        return threads
+        return torch.get_num_threads()
+    if earlier:
+        return min(earlier, threads)
     step()  # warms up
     seconds: dict[int, list[float]] = {threads: [], 1: []}
     for _ in range(3):
@@ -96,7 +99,6 @@ def choose_threads(step: Callable[[], object]) -> int:
             begin = time.perf_counter()
             step()
             measured.append(time.perf_counter() - begin)
-    torch.set_num_threads(threads)
     ratio = min(seconds[threads]) / min(seconds[1])
     if ratio < _CLEARLY_FASTER:
         return threads

@@ -27,7 +27,7 @@ from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
 from pipeline.data import BatchOrder, ImageBatches, TrainingData, bring_near, make_loader
 from pipeline.features import BehindFrozen, compute_features
-from pipeline.hardware import Hardware
+from pipeline.hardware import Hardware, choose_threads
 from pipeline.head import fit_head
 from pipeline.inference import compute_logits, evaluate, evaluation_batch
 from pipeline.logger import Logger
@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 _PROGRESS = (
     "digest", "epoch", "unfinished", "history", "best_accuracy", "best_loss", "validations_without_improvement",
 )  # fmt: skip
+_PROBE = 2**16  # values of the images that measure the number of threads
 _STEP = 32  # pixels; the smaller image sizes of a recipe are multiples of this stride
 
 
@@ -98,6 +99,7 @@ class Trainer:
         self.best_accuracy, self.best_loss = -math.inf, math.inf
         self.validations_without_improvement = 0
         self.history: list[dict[str, Any]] = []
+        self._threads: int | None = None  # of the CPU
         self._stop = StopRequest()
         self._saved = time.monotonic()  # time of the last save
         if (self.folder / "last.pt").exists():
@@ -123,6 +125,20 @@ class Trainer:
             _log.warning("--compile does not support several processes: continuing without it")
         elif settings.compile:
             self.network = Compiled(self.network, settings.batch_size, self.hardware)
+
+    def _set_threads(self) -> None:
+        """Use as many CPU threads as train fastest, or as the interrupted run used."""
+        train = self.train_loader.dataset
+        count = min(self.settings.batch_size, max(2, _PROBE // train.__getitems__([0])[0].numel()), len(train))
+        images, _ = train.__getitems__(list(range(count)))
+
+        def step() -> None:
+            compute_logits(self.network, images, self.hardware).sum().backward()
+
+        self.network.eval()  # so that neither statistics nor random numbers change
+        self._threads = choose_threads(step, self._threads)
+        self.optimizer.zero_grad()
+        torch.set_num_threads(self._threads)
 
     def _compute_features(self, freeze_point: str) -> Sequence[ImageBatches] | None:
         """Compute the output of the layers up to a freeze point, for training and validation images."""
@@ -168,9 +184,12 @@ class Trainer:
         """Train to the last epoch or until early stopping; pause and save the full state after epoch `until`."""
         if (self.history or self.unfinished) and not self._pauses(until):
             _log.info("resuming %s epoch %d", *(("in", self.epoch + 1) if self.unfinished else ("after", self.epoch)))
+        alone = distributed.world_size() == 1
+        if alone and not (self.settings.compile or self._only_head or self._pauses(until)):
+            self._set_threads()
         try:
             # Joined processes would each stop after another batch and wait for one another: they stop immediately.
-            with self._stop if distributed.world_size() == 1 else nullcontext():
+            with self._stop if alone else nullcontext():
                 while not self._pauses(until):
                     self._do_epoch(until)
             if self._stopped_early:
@@ -387,7 +406,7 @@ class Trainer:
     def _save_last(self) -> None:
         if not distributed.is_first():
             return
-        state = {name: getattr(self, name) for name in _PROGRESS}
+        state = {name: getattr(self, name) for name in _PROGRESS} | {"threads": self._threads}
         can_be_longer = self.keep_state and not self.recipe.one_cycle and not self._stopped_early
         if not self.finished or can_be_longer:  # otherwise the state is not needed, and can take gigabytes
             state |= {name: part.state_dict() for name, part in self._stateful_parts().items()}
@@ -419,6 +438,7 @@ class Trainer:
         try:
             for name in _PROGRESS:
                 setattr(self, name, state[name])
+            self._threads = state.get("threads")
             if not self.finished:
                 if "model" not in state:
                     raise UserError(

@@ -112,6 +112,7 @@ def two_threads(monkeypatch):
     """Torch with two threads, on a CPU, as without OMP_NUM_THREADS."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("pipeline.hardware.available_cores", lambda: 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -121,10 +122,13 @@ def two_threads(monkeypatch):
 @pytest.mark.parametrize(("slow", "chosen"), [(2, 1), (1, 2)])
 def test_the_faster_number_of_threads_is_chosen(two_threads, caplog, slow, chosen):
     assert choose_threads(lambda: time.sleep(0.02 if torch.get_num_threads() == slow else 0.001)) == chosen
-    assert torch.get_num_threads() == 2
     assert ("one thread trains" in caplog.text) == (chosen == 1)
 
 
 def test_omp_num_threads_overrides_the_measurement(two_threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert choose_threads(lambda: pytest.fail("nothing is measured")) == 2
+
+
+def test_a_resumed_run_keeps_its_threads(two_threads):
+    assert [choose_threads(lambda: pytest.fail("nothing is measured"), earlier) for earlier in (1, 2, 8)] == [1, 2, 2]

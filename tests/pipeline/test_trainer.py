@@ -121,6 +121,24 @@ def scores_of(trainer, name) -> Scores:
     return evaluate(model, trainer.validation_loader, CPU, "")[0]
 
 
+def test_measuring_threads_changes_no_result_and_a_resumed_run_keeps_them(trainer, monkeypatch):
+    expected = trainer("expected")
+    expected.fit()
+    calls = []
+
+    def choose_threads(step, earlier):
+        step()
+        calls.append(earlier)
+        return 1
+
+    monkeypatch.setattr("pipeline.trainer.choose_threads", choose_threads)
+    stop_in_epoch(trainer(), 3, monkeypatch)
+    resumed = trainer()
+    resumed.fit()
+    assert calls == [None, 1]
+    assert_same(resumed, expected)
+
+
 def test_checkpoints_are_the_best_and_the_last_epoch(trainer):
     run = trainer(num_epochs=8, learning_rate=0.05)
     run.fit()
