@@ -95,10 +95,10 @@ class Settings:
         "-l --learning-rate", None, f"maximum learning rate {_by_recipe('learning_rate')}", type=float, metavar="X")
     weight_decay: float | None = _option(
         "-w --weight-decay", None, f"weight decay {_by_recipe('weight_decay')}", type=float, metavar="X")
-    gamma: float = _option("-g --gamma", 0.99, "learning-rate factor per epoch")
-    val_freq: int = _option("-f --val-freq", 1, "validate every N epochs")
+    gamma: float = _option("-g --gamma", 0.99, "learning-rate factor per epoch; one-cycle recipes do not use it")
+    val_freq: int = _option("-f --val-freq", 1, "validate every N epochs, and after the last one")
     early_stopping_patience: int = _option(
-        "-es --early-stopping-patience", 20, "stop after N validations without a lower loss")
+        "-es --early-stopping-patience", 20, "stop after N validations without a lower loss, averaged over classes")
     data_augmentation: bool = _option("-a --data-augmentation", False, "also train on the <Class>_augmented folders")
     plots: bool = _option(
         "-c --plots", False, "draw confusion matrices, reliability diagrams and heatmaps", describes_run=False)
@@ -111,19 +111,22 @@ class Settings:
     folds: int = _option("--folds", FOLDS, "number of stratified folds")
     fold: int | None = _option(
         "--fold", 0, "the fold that validates, from 0; none trains on all images", type=_read_fold, metavar="K")
-    balance: bool = _option("--balance", False, "draw every class equally often, against class imbalance")
+    balance: bool = _option("--balance", False, "draw every class equally often in training, against class imbalance")
     strict: bool = _option(
         "--strict", False, "stop if training images share a group with test images", describes_run=False)
     seed: int = _option("--seed", 100, "seed of weights, batches and dropout")
     precision: str = _option(
-        "--precision", "auto", "auto uses bf16 if the hardware supports it", choices=("auto", "fp32", "bf16"))
+        "--precision", "auto", "auto uses bf16 if the hardware supports it; fp32 never uses TF32",
+        choices=("auto", "fp32", "bf16"))
     compile: bool = _option(
-        "--compile", False, "train with torch.compile, which takes up to a minute to start", describes_run=False)
+        "--compile", False, "train with torch.compile, which takes up to a minute to start; for one process",
+        describes_run=False)
     recipe: str | None = _option(
         "--recipe", None, "training recipe, see pipeline/recipes.py (default: finetune with -p for all models except "
         "VGG models, otherwise default)", choices=tuple(RECIPES), type=str)
     image_size: int | None = _option(
-        "--image-size", None, "height and width of the images in pixels (default: the model's)", type=int, metavar="N")
+        "--image-size", None, "height and width of the images in pixels, not for VGG, VGGAdapted and the small models "
+        "(default: the model's)", type=int, metavar="N")
     weights: Path | None = _option(
         "--weights", None, "with -p: a file of ImageNet weights of torchvision or timm, for machines without internet",
         type=Path, metavar="FILE")
@@ -140,8 +143,8 @@ class Settings:
         "--cache-limit", 10.0, "maximum size of .cache/ in GB; the least recently used files are deleted first",
         describes_run=False)
     save_every: float = _option(
-        "--save-every", 10.0, "save the full state at the end of an epoch if the last save is this many minutes old",
-        metavar="MINUTES", describes_run=False)
+        "--save-every", 10.0, "save the full state at the end of an epoch if the last save is this many minutes old; "
+        "0 saves after every epoch", metavar="MINUTES", describes_run=False)
     restart: bool = _option(
         "--restart", False, "start over; an earlier run of the same name is moved aside", describes_run=False)
     # fmt: on
