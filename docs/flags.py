@@ -1,6 +1,6 @@
 """Write the tables of flags in docs/*.md from what `--help` knows: `python docs/flags.py`, or `--check` to compare.
 
-A page marks the place of a program's table with two lines; `invert` stands for any subcommand:
+Two lines mark the place of a table; the name of a subcommand may follow the program:
 
     <!-- flags: src/dataset/array_images.py invert -->
     <!-- end of flags -->
@@ -27,14 +27,14 @@ from common import ArgumentParser, UserError, run_program  # noqa: E402
 
 _MARKED = re.compile(r"(<!-- flags: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 _DEFAULT = re.compile(r"\s*\(default: ([^()]*)\)$")
-_SHARED = "src/main.py"  # whose flags other programs have too
+_SHARED = "src/main.py"  # other programs share flags with it
 
 
 class Row(NamedTuple):
-    """A line of a table: an argument or a flag, by its longest name and by all of them with its value."""
+    """A row of a table."""
 
-    flag: str
-    name: str
+    flag: str  # the long form
+    name: str  # all forms, with the value
     default: str
     help: str
 
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def find_commands() -> Iterator[str]:
-    """The path of each program, relative to the repository, with each of its subcommands."""
+    """Yield the path of each program, relative to the repository, once for each of its subcommands."""
     for path in sorted([*SRC.glob("*.py"), *SRC.glob("dataset/*.py")]):
         if "    run_program(main" not in path.read_text():
             continue
@@ -77,17 +77,15 @@ def _check_markers(marked: list[str], commands: list[str]) -> None:
 
 
 def _find_link(pages: dict[Path, str]) -> str:
-    """The page and heading above the table of the shared flags."""
-    for page, text in pages.items():
-        before, marker, _ = text.partition(f"<!-- flags: {_SHARED} -->")
-        if marker:
-            heading = re.findall(r"^#+ (.+)", before, re.MULTILINE)[-1]
-            return f"{page.name}#{re.sub(r'[^a-z0-9 _-]', '', heading.lower()).replace(' ', '-')}"
-    raise UserError(f"docs: no page has the flags of {_SHARED}")
+    """Return the link to the heading above the table of the shared flags."""
+    marker = f"<!-- flags: {_SHARED} -->"
+    page = next(page for page, text in pages.items() if marker in text)
+    heading = re.findall(r"^#+ (.+)", pages[page].partition(marker)[0], re.MULTILINE)[-1]
+    return f"{page.name}#{re.sub(r'[^a-z0-9 _-]', '', heading.lower()).replace(' ', '-')}"
 
 
 def make_tables(commands: list[str], link: str) -> dict[str, str]:
-    """A table in Markdown for each command; flags that equal those of `src/main.py` are only listed."""
+    """Return a Markdown table for each command; flags that equal those of `src/main.py` are only listed."""
     shared = set(_read_rows(_SHARED))
     rows = {command: _read_rows(command) for command in commands}
     return {name: _make_table(name, rows[name], shared if name != _SHARED else set(), link) for name in commands}
@@ -108,11 +106,8 @@ def _read_rows(command: str) -> list[Row]:
 
 def _read_row(action: argparse.Action) -> Row:
     text = " ".join((action.help % vars(action)).split())
-    if stated := _DEFAULT.search(text):
-        text = text[: stated.start()]
-        default = stated[1] if " " in stated[1] else f"`{stated[1]}`"
-    else:
-        default = "off" if action.nargs == 0 else "required" if action.required and action.nargs != "*" else ""
+    default = _read_default(action, text)
+    text = _DEFAULT.sub("", text)
     if action.choices:
         text = f"{', '.join(f'`{choice}`' for choice in action.choices)}: {text}"
     value = "" if action.choices or action.nargs == 0 else action.metavar + " ..." * (action.nargs in ("+", "*"))
@@ -120,12 +115,20 @@ def _read_row(action: argparse.Action) -> Row:
     return Row(action.option_strings[-1] if action.option_strings else name, f"`{name}`", default, _escape(text))
 
 
+def _read_default(action: argparse.Action, text: str) -> str:
+    if stated := _DEFAULT.search(text):
+        return stated[1] if " " in stated[1] else f"`{stated[1]}`"
+    if action.nargs == 0:
+        return "off"
+    return "required" if action.required and action.nargs != "*" else ""
+
+
 def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
 def _read_actions(command: str) -> list[argparse.Action]:
-    """The arguments and flags of the parser that answers `--help`."""
+    """Return the arguments and flags of the parser that answers `--help`."""
     program, *subcommand = command.split()
     parsers: list[argparse.ArgumentParser] = []
     module = import_module(program.removeprefix("src/").removesuffix(".py").replace("/", "."))
