@@ -166,35 +166,39 @@ def measure_effects(runs: Iterable[Run]) -> dict[str, list[Effect]]:
     minus the mean over the set's values; it depends on the other values in the set. Runs that agree in everything
     count as their mean. Runs with unknown settings are in no set. Returns one effect per value of each hyperparameter.
     """
+    known = [run for run in runs if run.hyperparameters]
+    names = [field.name for field in fields(Hyperparameters) if field.name != "model"]
+    return {name: _measure_effect(name, known) if known else [] for name in names}
+
+
+def _measure_effect(name: str, runs: Sequence[Run]) -> list[Effect]:
     import pandas as pd
 
-    known = [run for run in runs if run.hyperparameters]
-    table = pd.DataFrame({**asdict(run.hyperparameters), "group": run.group, "accuracy": run.accuracy} for run in known)
-    effects: dict[str, list[Effect]] = {}
-    for name in (field.name for field in fields(Hyperparameters) if field.name != "model"):
-        effects[name] = []
-        others = pd.Series([_other_settings(run, name) for run in known], dtype=object)
-        shared = [table[column] for column in table if column not in (name, "accuracy")]
-        if not known:
-            continue
-        sets = table["accuracy"].groupby([*shared, others, table[name]]).agg(fmean).unstack()
-        sets = sets[sets.count(axis=1) > 1]
-        if name in _SWITCHES:
-            changes = {PAIRED: sets.diff(axis=1).iloc[:, -1]}
-        else:
-            changes = sets.sub(sets.apply(lambda values: fmean(values.dropna()), axis=1), axis=0)
-        for value in changes if len(sets) else ():
-            found = changes[value].dropna()
-            low, median, high = map(float, np.percentile(found, (25, 50, 75)))
-            effects[name].append(Effect(name, value, median, (low, high), len(found)))
+    table = pd.DataFrame(
+        {**asdict(run.hyperparameters), **_shared(run, name), "accuracy": run.accuracy} for run in runs
+    )
+    shared = [column for column in table if column not in (name, "accuracy")]
+    sets = table.groupby([*shared, name])["accuracy"].agg(fmean).unstack()  # one row per set, one column per value
+    sets = sets[sets.count(axis=1) > 1]
+    if sets.empty:
+        return []
+    if name in _SWITCHES:
+        changes = {PAIRED: sets.diff(axis=1).iloc[:, -1]}  # the columns are False and True
+    else:
+        changes = sets.sub(sets.apply(lambda values: fmean(values.dropna()), axis=1), axis=0)
+    effects = []
+    for value in changes:
+        found = changes[value].dropna()
+        low, median, high = map(float, np.percentile(found, (25, 50, 75)))
+        effects.append(Effect(name, value, median, (low, high), len(found)))
     return effects
 
 
-def _other_settings(run: Run, name: str) -> str:
-    """Return the settings that the runs of a set must share besides the hyperparameters."""
+def _shared(run: Run, name: str) -> dict[str, str]:
+    """Return what the runs of a set must share besides the other hyperparameters."""
     varying = (*_IN_METRICS, *_DEPENDENT.get(name, ()))
     settings = {key: value for key, value in run.other_settings.items() if key not in varying}
-    return json.dumps(settings, sort_keys=True, default=str)
+    return {"group": run.group, "settings": json.dumps(settings, sort_keys=True, default=str)}
 
 
 @dataclass(frozen=True)
