@@ -226,14 +226,9 @@ def fix(report: Report) -> int:
     return len(reasons)
 
 
-def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
-    """Find the links between images, and the leaks and duplicates that follow from them.
-
-    A training image leaks if any test image is in its group, also a duplicate that `--fix` moves, since that is still
-    tested on. Within a folder each image is kept that is not a near-duplicate of one kept before: a chain of links
-    does not count, nor do cuts of one photograph.
-    """
-    images: list[Examined] = []  # of test folders first, and of each folder the largest first
+def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[list[Examined], Links]:
+    """Return all images, test folders first and each folder's largest images first, and the links between them."""
+    images: list[Examined] = []
     photographs: list[str | None] = []
     stems: list[tuple[str, str] | None] = []
     for directory, members in examined.items():
@@ -242,8 +237,18 @@ def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) 
         photographs += [known.get(file_key(image.path)) for image in ordered]
         stems += find_stems([image.path for image in ordered], directory, dataset_dir)
         images += ordered
+    return images, find_links(images, _labels(images).tolist(), photographs, stems, STORE)
+
+
+def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
+    """Find the links between images, and the leaks and duplicates that follow from them.
+
+    A training image leaks if any test image is in its group, also a duplicate that `--fix` moves, since that is still
+    tested on. Within a folder each image is kept that is not a near-duplicate of one kept before: a chain of links
+    does not count, nor do crops of one photograph.
+    """
+    images, found = _link(dataset_dir, examined)
     labels = _labels(images).tolist()
-    found = find_links(images, labels, photographs, stems, STORE)
     paths = [image.path for image in images]
     folder = [path.parent.parent for path in paths]
     groups = number_groups(len(images), found.links).tolist()

@@ -61,7 +61,7 @@ def make_dataset(arguments: argparse.Namespace) -> None:
         _audit(dataset_dir, testing_dirs, arguments.allow_leaks)
         check_augmentation(dataset_dir, testing_dir, arguments.max_per_class, arguments.testing_per_class, seed, **plan)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
-        say("reduce", f"to {arguments.max_per_class} per class: {_counts(moved)} moved to {dataset_dir}/left_out")
+        say("reduce", f"to {arguments.max_per_class} per class: {_counts(moved)} moved to {dataset_dir / LEFT_OUT}")
         moved = create_testing_batch(dataset_dir, testing_dir, arguments.testing_per_class, seed)
         say("split", f"{_counts(moved)} moved to {testing_dir}")
         if arguments.extra_testing:

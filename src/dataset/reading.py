@@ -49,7 +49,9 @@ def read_image(path: Path, white: int = WHITE) -> Image.Image:
     """
     try:
         if is_array(path):
-            return image_of_array(_load_array(path))
+            if os.path.getsize(path) > _LARGEST_ARRAY:
+                raise UnreadableImage(f"over the limit of {_LARGEST_ARRAY // 10**6} MB")
+            return image_of_array(np.load(path, allow_pickle=False))
         with Image.open(path, formats=_formats()) as image:
             limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
             if image.width * image.height > limit:  # Pillow raises above twice its limit only
@@ -298,12 +300,6 @@ def _check_range(array: np.ndarray, what: str) -> None:
         raise UnreadableImage(f"an {what} with values that are not finite")
     if lowest < 0 or highest > 1:
         raise UnreadableImage(f"a floating-point {what} with values outside 0 to 1")
-
-
-def _load_array(path: Path) -> np.ndarray:
-    if os.path.getsize(path) > _LARGEST_ARRAY:
-        raise UnreadableImage(f"over the limit of {_LARGEST_ARRAY // 10**6} MB")
-    return np.load(path, allow_pickle=False)
 
 
 def _reason(path: Path, error: Exception) -> str:
