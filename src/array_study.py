@@ -17,7 +17,7 @@ import numpy as np
 from common import ArgumentParser, UserError, add_verbose, check_least, hush_runs, run_program
 from dataset.array_images import SETS, white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
-from pipeline.claims import claim_runs
+from pipeline.claims import ClaimLost, claim_runs
 from pipeline.settings import Settings
 from pipeline.timing import processor_time, read_processor_time
 from reporting.study import HALVES, ROWS, STUDIED, Outcome, Study, make_tables, write_results
@@ -140,8 +140,12 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         for model in STUDIED
     ]
     for settings in claim_runs(runs, results, "study"):
-        with processor_time(settings.run_dir):
-            metrics = run(settings, folders(settings), claimed=True, keep_state=False)
+        try:
+            with processor_time(settings.run_dir):
+                metrics = run(settings, folders(settings), claimed=True, keep_state=False)
+        except ClaimLost as error:
+            _log.warning("%s", error)
+            continue  # `claim_runs` waits for the program that has it now
         tested = metrics["checkpoints"][_CHECKPOINT]["test"]
         _log.info(
             "run %d of %d: %s on %s, seed %d: %s",

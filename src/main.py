@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import command, run_program
+from common import command, own_file, run_program
 from pipeline.settings import Settings
 
 
@@ -25,8 +25,8 @@ def main() -> int:
     more = ", confusion_matrices/, reliability/, heatmaps/" if metrics.get("plots") else " (-c draws more)"
     print(f"\nfigures in {settings.run_dir}: curves.png{more}")
     print("next:")
-    print(f"  {command('src/predict.py', settings.run_dir, 'photo.jpg')}")
-    print(f"  {command('src/explore.py', settings.run_dir)}")
+    print(f"  {command(own_file('src/predict.py'), settings.run_dir, 'photo.jpg')}")
+    print(f"  {command(own_file('src/explore.py'), settings.run_dir)}")
     return 0
 
 

@@ -167,7 +167,7 @@ def _try(settings: Settings, until: int | None) -> str | None:
     _record_of(settings).unlink(missing_ok=True)
     seconds = f"{read_processor_time(settings.run_dir):.1f} s of processor time"
     if not metrics:
-        return f"pauses, {seconds}"
+        return f"paused after epoch {until}, {seconds}"
     checkpoint, epoch, validated, tested = _scores(metrics)
     in_validation = f"in validation {validated:.1%} per class, " if validated is not None else ""
     return f"{in_validation}in testing {tested:.1%} ({checkpoint}, epoch {epoch}), {seconds}"
@@ -286,7 +286,7 @@ def main() -> int:
     check_least(arguments, eta=2, min_epochs=1)
     runs = _vary(_read_all(arguments), arguments)
     halving = Halving(arguments.eta, arguments.min_epochs) if arguments.halving else None
-    if halving and arguments.fold is None:
+    if halving and any(settings.fold is None for settings in runs):
         raise UserError("--halving compares runs in validation, and --fold none leaves no images for it")
     if arguments.dry_run:
         stopped = _stopped_by_halving(runs, halving) if halving else {}

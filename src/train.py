@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import ArgumentParser, UserError, command, own_name, run_program, say
+from common import ArgumentParser, UserError, command, own_file, own_name, run_program, say
 from dataset.layout import Layout, find_layout, join_validation
 from pipeline.settings import Settings
 
@@ -51,9 +51,9 @@ def main() -> int:
     print(*describe_confusions(metrics), *describe_baselines(metrics), sep="\n")
     print(f"\nfigures, tables and checkpoints in {settings.run_dir}{'' if settings.plots else ' (-c draws more)'}")
     print("next:")
-    print(f"  {command('src/predict.py', settings.run_dir, 'photo.jpg')}")
-    print(f"  {command('src/explore.py', settings.run_dir)}")
-    print(f"  {command('src/evaluate.py', settings.run_dir, 'other_photos')}")
+    print(f"  {command(own_file('src/predict.py'), settings.run_dir, 'photo.jpg')}")
+    print(f"  {command(own_file('src/explore.py'), settings.run_dir)}")
+    print(f"  {command(own_file('src/evaluate.py'), settings.run_dir, 'other_photos')}")
     return 0
 
 
@@ -87,6 +87,8 @@ def _make_settings(arguments: argparse.Namespace, layout: Layout) -> Settings:
     from models import has_weights
 
     pretrained = has_weights(arguments.model_type)
+    if not pretrained and (arguments.weights or arguments.freeze_to):
+        raise UserError(f"there are no ImageNet weights for {arguments.model_type}: omit --weights and --freeze-to")
     return Settings(
         **{name: getattr(arguments, name) for name in _FLAGS},
         output_dir=arguments.output_dir,

@@ -158,7 +158,7 @@ def test_different_settings_of_a_finished_run_are_reported(runs):
     other = dataclasses.replace(runs[0], batch_size=8)
     assert program.describe_state(other).startswith("cannot continue: ")
     assert not program.sweep([other])
-    assert "started with other settings (batch_size 4 there, 8 here)" in program.describe_state(other)
+    assert "started with other settings (batch_size: 4 in the run, 8 now)" in program.describe_state(other)
 
 
 def test_finished_runs_keep_no_training_state(runs):

@@ -85,7 +85,7 @@ def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
     assert any(line.startswith("baseline on test: chance 50.0%") for line in lines)
     assert any(line.startswith("most frequent confusions on test: ") for line in lines)
     told = [shlex.split(line)[1] for line in lines[lines.index("next:") + 1 :]]
-    assert told == ["src/predict.py", "src/explore.py", "src/evaluate.py"]
+    assert told == [str(REPOSITORY / "src" / f"{name}.py") for name in ("predict", "explore", "evaluate")]
 
 
 def test_finished_run_is_reported(train, make_folder):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,11 +61,11 @@ def write_whole(path: Path, sync: bool = False) -> Iterator[Path]:
     Args:
         path: the file, which no other program sees incomplete.
         sync: wait until file and folder are on the disk, so that neither the file nor the one it replaces is lost in a
-            power failure. This can take a second, so it is off for files that can be made again.
+            power failure. This can take a second, so it is off for files that can be recreated.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stem, suffix = _split_suffix(path.name)
-    end = f".{os.getpid()}.partial{suffix}"
+    end = f".{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}"
     partial = path.with_name(f".{short_name(stem, len(os.fsencode(end)) + 1)}{end}")
     try:
         yield partial
@@ -124,7 +125,7 @@ def link(path: Path, other: Path) -> None:
 def remove_partial(directory: Path) -> None:
     """Delete the temporary files of `write_whole` below a folder whose programs have ended; they can be gigabytes."""
     for partial in directory.rglob(".*.partial*"):
-        pid = re.search(r"\.(\d+)\.partial", partial.name)
+        pid = re.search(r"\.(\d+)-[0-9a-f]+\.partial", partial.name)
         if pid and not Path("/proc", pid[1]).exists():
             partial.unlink(missing_ok=True)
 

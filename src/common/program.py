@@ -60,7 +60,7 @@ def require_packages(purpose: str, requirements: str, *modules: str) -> None:
         modules: their names.
     """
     if missing := [name for name in modules if not find_spec(name)]:
-        install = command("-m", "pip", "install", "-r", requirements)
+        install = command("-m", "pip", "install", "-r", own_file(requirements))
         raise UserError(f"{purpose} needs {', '.join(missing)}: {install}")
 
 
@@ -72,8 +72,8 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 def hush_runs(verbose: bool) -> None:
     """Show only the warnings of runs unless verbose."""
     if not verbose:
-        for module in ("run", "run_folder", "trainer", "features", "logger"):
-            logging.getLogger(f"pipeline.{module}").setLevel(logging.WARNING)
+        logging.getLogger("pipeline").setLevel(logging.WARNING)
+        logging.getLogger("pipeline.claims").setLevel(logging.INFO)  # which runs other programs are training
 
 
 def say(step: str, text: str) -> None:
@@ -83,8 +83,16 @@ def say(step: str, text: str) -> None:
 
 def command(program: str, *arguments: object) -> str:
     """Return a shell command that starts a program with this Python, for the current folder."""
-    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
-    return shlex.join([python, program, *map(str, arguments)])
+    return shlex.join([_from_here(Path(sys.executable)), program, *map(str, arguments)])
+
+
+def own_file(name: str) -> str:
+    """Return the path of a file of this repository, for the current folder."""
+    return _from_here(Path(__file__).resolve().parents[2] / name)
+
+
+def _from_here(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def available_cores() -> int:

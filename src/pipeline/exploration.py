@@ -15,6 +15,7 @@ from common import UserError
 from dataset.examining import Examined, examine_image, on_all_cores
 from dataset.folders import ImageFolder, canonical, read_folder
 from dataset.groups import find_links, number_groups
+from dataset.layout import find_layout, join_validation
 from dataset.reading import place_in_square, upright_rgb
 from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches
@@ -71,7 +72,7 @@ def find_images(
         UserError: images are missing or have other classes.
     """
     settings = read_json(run_dir / "settings.json")
-    names = test_dirs or settings.get("test_dir")
+    names = [*test_dirs] or settings.get("test_dir")
     divided = side != SIDES[0] or names == []  # the side is a part of the training folder, listed in split.csv
     if divided and isinstance(settings.get("data_dir"), str):
         names = [settings["data_dir"]]
@@ -85,8 +86,7 @@ def find_images(
                 f"there is no {directory} with the {side} images of {run_dir}: {remedy}run this in the folder that "
                 "the training was started in"
             )
-        folder = read_folder(directory)
-        folder = find_side(folder, run_dir, side) if divided else folder
+        folder = find_side(_read_training(directory), run_dir, side) if divided else read_folder(directory)
         if folder.classes != tuple(map(canonical, classes)):
             raise UserError(
                 f"{directory} has the classes {', '.join(folder.classes)}, but {run_dir} was trained on "
@@ -94,6 +94,13 @@ def find_images(
             )
         folders.append(folder)
     return folders
+
+
+def _read_training(directory: Path) -> ImageFolder:
+    """Read a training folder, with the validation images if they have a folder of their own."""
+    layout = find_layout(directory)
+    training = read_folder(layout.training)
+    return join_validation(training, read_folder(layout.validation)) if layout.validation else training
 
 
 def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) -> list[TestedImage]:

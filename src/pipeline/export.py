@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import UserError, write_whole
-from dataset.folders import read_folder
 from dataset.reading import UnreadableImage, upright_rgb
 from pipeline.checkpoints import read_json
+from pipeline.exploration import find_images
 from pipeline.hardware import Hardware
 from pipeline.images import fit_image
 from pipeline.novelty import Novelty, novelty_file
@@ -109,7 +109,7 @@ def export_model(run: TrainedRun, run_dir: Path, file: Path) -> Check:
         if differences := [_difference(exported, run, image, file) for image in images]:
             return Check(f"{len(differences)} of its test images", max(differences))
         differences = [_difference(exported, run, _random_image(*size), file) for size in _RANDOM_SIZES]
-        return Check(f"{len(differences)} random images, because no test image is there", max(differences))
+        return Check(f"{len(differences)} random images, because its test images are missing", max(differences))
 
 
 def _trace(whole: WholeModel) -> torch.export.ExportedProgram:
@@ -146,11 +146,13 @@ def _load_onnx(file: Path) -> Exported:
 
 def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
     """Yield the test images that are there and that the run can read."""
-    for name in read_json(run_dir / "settings.json").get("test_dir", []):
+    named = read_json(run_dir / "settings.json").get("test_dir")
+    for names in [[Path(name)] for name in named] if named else [[]]:
         try:
-            folder = replace(read_folder(Path(name)), white=run.white)
+            [folder] = find_images(run_dir, run.classes, names)
         except UserError:  # the folder is gone or empty
             continue
+        folder = replace(folder, white=run.white)
         for place in range(len(folder.paths)):
             with suppress(UnreadableImage):
                 image = folder.read(place)

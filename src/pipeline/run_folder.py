@@ -15,7 +15,7 @@ from pipeline.checkpoints import read_json
 from pipeline.hardware import Hardware
 from pipeline.recipes import RECIPES
 from pipeline.results import read_metrics
-from pipeline.settings import REPLACED, Settings
+from pipeline.settings import REPLACED, Settings, default_settings
 
 _log = logging.getLogger(__name__)
 
@@ -86,10 +86,11 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     earlier = read_json(file)
     if "folds" not in earlier:
         raise UserError(
-            f"{run_dir} was trained by an earlier version, on another split: another --output-dir, or --restart"
+            f"{run_dir} was trained by an earlier version, on another split: use another --output-dir, or --restart"
         )
+    earlier = default_settings() | earlier
     differing = {
-        name: f"{name} {earlier.get(name)} there, {value} here"
+        name: f"{name}: {earlier.get(name)} in the run, {value} now"
         for name, value in described.items()
         if not _is_same(name, earlier.get(name), value)
     }
@@ -115,7 +116,7 @@ def _why_not_longer(epochs: int, described: dict[str, Any]) -> str | None:
         why = f"it validated after epoch {epochs}, its last, which is not a multiple of -f {val_freq}"
     else:
         return None
-    return f"{why}: another --output-dir, or --restart"
+    return f"{why}: use another --output-dir, or --restart"
 
 
 def _is_same(name: str, earlier: Any, value: Any) -> bool:

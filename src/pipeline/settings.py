@@ -140,7 +140,8 @@ class Settings:
     no_cache: bool = _option(
         "--no-cache", False, "prepare the images for this run only, and store nothing in .cache/", describes_run=False)
     cache_limit: float = _option(
-        "--cache-limit", 10.0, "maximum size of .cache/ in GB; the least recently used files are deleted first",
+        "--cache-limit", 10.0, "maximum size in GB of decoded images and features in .cache/; the least recently used are "
+        "deleted first",
         describes_run=False)
     save_every: float = _option(
         "--save-every", 10.0, "save the full state at the end of an epoch if the last save is this many minutes old; "
@@ -232,6 +233,12 @@ class Settings:
         """Return the settings that describe the run, in JSON types."""
         fields = (field for field in dataclasses.fields(self) if field.metadata["describes_run"])
         return {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+
+def default_settings() -> dict[str, Any]:
+    """Return the defaults of all settings, in JSON types, for runs that were started before a setting existed."""
+    fields = (field for field in dataclasses.fields(Settings) if field.default is not dataclasses.MISSING)
+    return {field.name: _plain(field.default) for field in fields}
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

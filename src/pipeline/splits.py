@@ -147,10 +147,7 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
 
     A class with fewer than three groups raises UserError.
     """
-    store = None if cache.directory is None else STORE
-    unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
-    originals = np.array([place for place, path in enumerate(folder.paths) if path not in unreadable], dtype=np.int64)
-    [groups] = load_groups([in_own_range(folder, store)], cache).numbers
+    originals, groups = _group_originals(folder, cache)
     numbers, _ = _find_folds(folder, originals, groups, FOLDS, cache, least=3)
     testing = originals[numbers == 0]
     training = np.setdiff1d(np.arange(len(folder.paths)), testing)
@@ -168,14 +165,16 @@ def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
         remedy = ", or name test images with --test-dir" if side == _TEST else ""
         raise UserError(
             f"{folder.directory} holds {len(places)} of the {len(names)} {side} images of {run_dir}: "
-            f"bring them back{remedy}"
+            f"restore them{remedy}"
         )
     return replace(folder.subset(places), part=side)
 
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
     """Remove training images that share a group with test images; raise UserError if no image of a class is left."""
-    numbers, *tested = load_groups(folders, cache).numbers
+    training = in_own_range(folders[0], None if cache.directory is None else STORE)
+    others = [replace(folder, white=training.white) for folder in folders[1:]]
+    numbers, *tested = load_groups([training, *others], cache).numbers
     kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
     training = folders[0].subset(kept)
     trains = np.full(len(kept), True) if training.validates is None else ~training.validates
@@ -192,8 +191,17 @@ def _check_left(folder: ImageFolder, places: np.ndarray, side: str) -> None:
 
 def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
     """Return the number of folds that a folder divides into: `folds`, or fewer if a class has fewer groups."""
-    [groups] = load_groups([folder], cache).numbers
-    return _find_folds(folder, np.flatnonzero(~folder.augmented), groups, folds, cache)[1]
+    originals, groups = _group_originals(folder, cache)
+    return _find_folds(folder, originals, groups, folds, cache)[1]
+
+
+def _group_originals(folder: ImageFolder, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the readable images that are not augmented, and the group numbers (N,) of all images."""
+    store = None if cache.directory is None else STORE
+    unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
+    readable = np.array([path not in unreadable for path in folder.paths], dtype=bool)
+    [groups] = load_groups([in_own_range(folder, store)], cache).numbers
+    return np.flatnonzero(readable & ~folder.augmented), groups
 
 
 def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> None:

@@ -443,7 +443,7 @@ class Trainer:
                 if "model" not in state:
                     raise UserError(
                         f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without saving "
-                        "its full state, as runs of sweep.py do: another --output-dir, or --restart"
+                        "its full state, as runs of sweep.py do: use another --output-dir, or --restart"
                     )
                 for name, part in self._stateful_parts().items():
                     part.load_state_dict(state[name])

@@ -69,7 +69,7 @@ def test_unreadable_cache_of_another_user_is_not_used(settings, become_another_u
 def test_changed_settings_are_refused_and_named(settings):
     run(settings)
     before = digests(settings.run_dir)
-    with pytest.raises(UserError, match=r"num_epochs 1 there, 5 here; seed 100 there, 7 here"):
+    with pytest.raises(UserError, match=r"num_epochs: 1 in the run, 5 now; seed: 100 in the run, 7 now"):
         run(replace(settings, num_epochs=5, seed=7))
     assert digests(settings.run_dir) == before
 
@@ -91,7 +91,7 @@ def test_another_folder_is_a_changed_setting(settings, tmp_path):
     run(settings)
     other = shutil.copytree(settings.data_dir, tmp_path / "other")
     with pytest.raises(
-        UserError, match=f"started with other settings .data_dir {settings.data_dir} there, {other} here"
+        UserError, match=f"started with other settings .data_dir: {settings.data_dir} in the run, {other} now"
     ):
         run(replace(settings, data_dir=other))
     settings.data_dir.rename(tmp_path / "away")
@@ -344,7 +344,7 @@ def test_more_epochs_are_refused_without_the_full_state(settings):
 
 def test_fewer_epochs_are_a_changed_setting(settings):
     run(replace(settings, num_epochs=2))
-    with pytest.raises(UserError, match="num_epochs 2 there, 1 here"):
+    with pytest.raises(UserError, match="num_epochs: 2 in the run, 1 now"):
         run(settings)
 
 

@@ -555,12 +555,13 @@ def test_checkpoint_of_another_architecture_is_refused(trainer):
         Checkpoint.load(run.folder / "terminal.pt", "ResNet18")
 
 
-def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
     """torch raises RuntimeError instead of the system's OSError."""
     path = tmp_path / "last.pt"
     save_state({"weights": torch.zeros(10)}, path)
     before = path.read_bytes()
-    (tmp_path / f".last.{os.getpid()}.partial.pt").symlink_to("/dev/full")
+    monkeypatch.setattr("common.files.secrets.token_hex", lambda _: "0")
+    (tmp_path / f".last.{os.getpid()}-0.partial.pt").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as error:
         save_state({"weights": torch.ones(100_000)}, path)
     assert error.value.filename == str(path)
