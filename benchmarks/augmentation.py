@@ -18,9 +18,9 @@ from PIL import Image
 
 from measuring import measure, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
-from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment, resize_or_pad_image
+from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment
 from dataset.folders import image_files, read_folder
-from dataset.reading import read_image
+from dataset.reading import read_image, resize_or_pad_image
 
 
 def run_reference(dataset_dir: Path, output_dir: Path) -> None:

@@ -56,7 +56,7 @@ def read(model: str, pretrained: bool) -> dict[str, Any]:
 
 def epoch(side: Mapping[str, Any], settings: Settings) -> float:
     """Return the seconds of an epoch. Without augmented images, training has four times the images of validation."""
-    rates, images = side["measured"], side["reckoned"]
+    rates, images = side["measured"], side["extrapolated"]
     validated = images["images to validate on"]
     trained = images["images to train on"] if settings.data_augmentation else 4 * validated
     passes = trained / rates["training images a second"] + validated / rates["validation images a second"]
@@ -66,7 +66,7 @@ def epoch(side: Mapping[str, Any], settings: Settings) -> float:
 def preparation(results: Mapping[str, Any]) -> float:
     """Return the seconds of the frozen layers for all images."""
     rate = results.get("images a second through the frozen layers")
-    images = results["project"]["reckoned"]
+    images = results["project"]["extrapolated"]
     return (images["images to train on"] + images["images to validate on"]) / rate if rate else 0.0
 
 

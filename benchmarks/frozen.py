@@ -54,7 +54,7 @@ def main() -> int:
         paces, peak_mb = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches, images)
     plain, ours = paces["reference"], paces["project"]
     epochs = arguments.epochs
-    reckoned = {
+    extrapolated = {
         "reference": plain.ready + epochs * plain.epoch,
         "project": ours.ready + ours.preparation + epochs * ours.epoch,
         "project, next run in a sweep": ours.ready + epochs * ours.epoch,
@@ -66,9 +66,9 @@ def main() -> int:
         "repeats": arguments.repeats,
         **{side: {**describe(pace), "peak memory MB": peak_mb[side]} for side, pace in paces.items()},
         "images a second through the frozen layers": three_digits(1 / ours.prepared),
-        "run reckoned s": {side: three_digits(value) for side, value in reckoned.items()},
-        "ratio": three_digits(reckoned["reference"] / reckoned["project"]),
-        "ratio of the next run": three_digits(reckoned["reference"] / reckoned["project, next run in a sweep"]),
+        "run extrapolated s": {side: three_digits(value) for side, value in extrapolated.items()},
+        "ratio": three_digits(extrapolated["reference"] / extrapolated["project"]),
+        "ratio of the next run": three_digits(extrapolated["reference"] / extrapolated["project, next run in a sweep"]),
     }
     for name, value in results.items():
         print(f"{name}: {value}")

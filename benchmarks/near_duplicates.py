@@ -21,10 +21,9 @@ from tqdm import tqdm
 from measuring import machine_name, median  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from dataset.augmentation_data import resize_or_pad_image
 from dataset.duplicates import find_near_duplicates, fingerprint
 from dataset.examining import examine_image
-from dataset.reading import read_image, upright_rgb
+from dataset.reading import read_image, resize_or_pad_image, upright_rgb
 
 SAMPLE = 200
 TURNS = 3

@@ -234,7 +234,7 @@ def describe(pace: Pace) -> Mapping[str, Any]:
             "waiting for the loaders s": pace.waits,
             "saving checkpoints s": pace.saving,
         },
-        "reckoned": {
+        "extrapolated": {
             "images to train on": pace.images[0],
             "images to validate on": pace.images[1],
             "epoch s": three_digits(pace.epoch),

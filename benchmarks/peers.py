@@ -126,10 +126,10 @@ def stage_padded(data: Path, place: Path) -> list[int]:
     Returns:
         The number of training and validation images.
     """
-    from dataset.augmentation_data import QUALITY, resize_or_pad_image
-    from dataset.examining import on_all_cores
+    from dataset.augmentation_data import QUALITY
     from dataset.folders import AUGMENTED, read_folder
-    from dataset.reading import read_image
+    from dataset.parallel import on_all_cores
+    from dataset.reading import read_image, resize_or_pad_image
     from pacing import split_all
 
     dataset_dir, _ = stage_photographs(data, place)

@@ -82,8 +82,8 @@ def probe(settings: Any) -> tuple[float, float]:
     import torch
     from PIL import Image
 
-    from dataset.augmentation_data import QUALITY, augment, resize_or_pad_image
-    from dataset.reading import read_image
+    from dataset.augmentation_data import QUALITY, augment
+    from dataset.reading import read_image, resize_or_pad_image
     from dataset.tables import read_rows
     from pipeline.images import fit_image
     from pipeline.inference import compute_logits

@@ -64,7 +64,7 @@ def _start(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    images = results["project"]["reckoned"]
+    images = results["project"]["extrapolated"]
     timed = results["project"]["measured"]["images to train on"]
     total = images["images to train on"] + images["images to validate on"]
 
@@ -72,7 +72,7 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
         values = results[name]
         return (
             f"{values['measured']['training images a second']:g} images/s, "
-            f"an epoch {values['reckoned']['epoch s']:g} s, {values['peak memory MB'] / 1000:.2g} GB"
+            f"an epoch {values['extrapolated']['epoch s']:g} s, {values['peak memory MB'] / 1000:.2g} GB"
         )
 
     return (
@@ -121,7 +121,7 @@ def _predicting(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    seconds = results["run reckoned s"]
+    seconds = results["run extrapolated s"]
     return (
         f"{results['model']}, pretrained: {results['epochs']} epochs, extrapolated from "
         f"{results['project']['measured']['images to train on']} images; the next run in a sweep",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MOST_ROWS = 20  # of the final table
-_STALE = "finished, on OTHER IMAGES than the folders hold now"
+_STALE = "finished, but the images have changed since"
 
 
 def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import ArgumentParser, UserError, command, own_file, own_name, run_program, say
+from common import ArgumentParser, UserError, own_name, run_program, say
 from dataset.layout import Layout, find_layout, join_validation
 from pipeline.settings import Settings
 
@@ -32,9 +32,8 @@ def main() -> int:
     layout = find_layout(arguments.folder)
     folders = _read(layout)
     # torch takes seconds to import: --help and errors do not wait for it
-    from pipeline.baseline import describe_baselines
     from pipeline.distributed import joined_processes
-    from pipeline.results import class_tables, describe_confusions, results_table
+    from pipeline.results import print_results
     from pipeline.run import run
 
     settings = _make_settings(arguments, layout)
@@ -45,15 +44,9 @@ def main() -> int:
     folders = _divide(layout, folders)
     with joined_processes():
         metrics = run(settings, folders)
-    if metrics is None:
-        return 0
-    print(f"\n{results_table(metrics)}\n\n{class_tables(metrics)}\n")
-    print(*describe_confusions(metrics), *describe_baselines(metrics), sep="\n")
-    print(f"\nfigures, tables and checkpoints in {settings.run_dir}{'' if settings.plots else ' (-c draws more)'}")
-    print("next:")
-    print(f"  {command(own_file('src/predict.py'), settings.run_dir, 'photo.jpg')}")
-    print(f"  {command(own_file('src/explore.py'), settings.run_dir)}")
-    print(f"  {command(own_file('src/evaluate.py'), settings.run_dir, 'other_photos')}")
+    if metrics is not None:
+        print()
+        print_results(settings, metrics)
     return 0
 
 
@@ -77,8 +70,8 @@ def _check_apart(folder: Path, output_dir: Path) -> None:
     for place in (Path.cwd(), output_dir):
         if place.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"{place} lies in {folder}, whose folders are classes: start this in another folder, and with another "
-                "--output-dir if you name one"
+                f"{place} is inside {folder}, where every sub-folder is a class: run this from another folder, or "
+                "choose another --output-dir"
             )
 
 

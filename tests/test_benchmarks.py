@@ -131,7 +131,7 @@ from experiment import extrapolate
 def side(rate):
     measured = {"training images a second": rate, "validation images a second": rate,
                 "waiting for the loaders s": 0.0, "saving checkpoints s": 0.0}
-    return {"measured": measured, "reckoned": {"images to train on": 900, "images to validate on": 100}}
+    return {"measured": measured, "extrapolated": {"images to train on": 900, "images to validate on": 100}}
 
 rates = {"project": side(2000.0), "reference": side(1000.0)}
 print(json.dumps(extrapolate(defaultdict(lambda: rates))))

@@ -156,7 +156,10 @@ def test_run_works_with_a_read_only_cache_folder(finished):
     copy.mkdir()
     result = unshared("--", script.format(finished, shlex.join(command("-o", "out")), copy), finished)
     assert result.returncode == 0, result.stderr
-    assert "the images of dataset are decoded for this run alone: .cache: Read-only file system" in result.stderr
+    assert (
+        "cannot cache the images of dataset, which are decoded for this run only: .cache: Read-only file system"
+        in result.stderr
+    )
     assert results(copy) == results(finished / "alone")
 
 
@@ -165,7 +168,7 @@ def test_run_works_without_network(finished):
     result = unshared("--net", shlex.join(command()), finished, **online)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if "wandb" in line]
-    assert ["going on without it" in line for line in lines] == [True]
+    assert ["continuing without it" in line for line in lines] == [True]
     assert results(finished / "saved_models") == results(finished / "alone")
 
 

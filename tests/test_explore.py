@@ -92,7 +92,7 @@ def test_an_unreadable_cache_of_another_user_is_not_needed(place, become_another
         file.chmod(0o600)
     become_another_user()
     assert explore(Path("second")) == expected
-    assert "the images of arrays are decoded for this run alone: .cache/images" in caplog.text
+    assert "cannot cache the images of arrays, which are decoded for this run only: .cache/images" in caplog.text
 
 
 def test_images_are_sorted_by_mistake_and_confidence(explored):

@@ -35,13 +35,13 @@ class Dataset(NamedTuple):
     Attributes:
         place: holds `data`, `test` and `outside`.
         usable: images of the first class that must be used.
-        told: files that must be reported, with a part of the reason.
+        reported: files that must be reported, with a part of the reason.
         silent: files that must not be reported.
     """
 
     place: Path
     usable: Sequence[Path]
-    told: Mapping[Path, str]
+    reported: Mapping[Path, str]
     silent: Sequence[Path]
 
 
@@ -95,7 +95,7 @@ def _give_up_privileges() -> None:
 
 def check_told(lines: Sequence[str], dataset: Dataset, pattern: str = "left out: {}: ") -> None:
     """Check that each unusable file is reported in one line with its reason, and no other file is."""
-    for path, reason in dataset.told.items():
+    for path, reason in dataset.reported.items():
         start = pattern.format(printable(path.relative_to(dataset.place)))
         (line,) = [line for line in lines if line.startswith(start)] or [""]
         assert reason.lower() in line.lower(), (path, lines)
@@ -114,7 +114,7 @@ def test_train_and_predict(dataset):
     ended = start("main.py", *MAIN, cwd=dataset.place)
     assert ended.returncode == 0, ended.stderr.splitlines()
     check_told(ended.stderr.splitlines(), dataset)
-    assert f"left out of data: {len(dataset.told)}" in ended.stderr.splitlines()
+    assert f"left out of data: {len(dataset.reported)}" in ended.stderr.splitlines()
     (run,) = (dataset.place / "saved_models").glob("SmallVGG*")
     counts = json.loads((run / "metrics.json").read_text())["images"]
     assert counts["train"] + counts["val"] == len(dataset.usable) + 6
@@ -129,7 +129,7 @@ def test_train_and_predict(dataset):
     expected = {os.fspath(path.relative_to(dataset.place)) for path in everything}
     assert answered == expected
     searched = {path for path in (*more, *(path.parent for path in more))}
-    named = {path: reason for path, reason in dataset.told.items() if path not in searched}
+    named = {path: reason for path, reason in dataset.reported.items() if path not in searched}
     lines = ended.stderr.splitlines()
     for path in named:
         start_of_line = f"{printable(path.relative_to(dataset.place))}: "
@@ -156,7 +156,7 @@ def test_prepare_a_dataset(dataset):
     made = image_files(dataset.place / "data" / "B_augmented")
     assert len(made) == len(dataset.usable) - 6  # two images of each class were moved to the test folders
     left = image_files(dataset.place / "data" / "A")
-    assert {path.name for path in left} >= {path.name for path in dataset.told if path.suffix == ".jpg"}
+    assert {path.name for path in left} >= {path.name for path in dataset.reported if path.suffix == ".jpg"}
     assert digests(dataset.place / "outside") == outside
 
 
@@ -167,13 +167,13 @@ def test_audit_and_move_files(dataset):
     assert ended.returncode == 1, ended.stderr.splitlines()
     unreadable = ended.stdout.partition("duplicates within a class")[0]
     check_told(unreadable.splitlines(), dataset, "  {}: ")
-    assert f"unreadable files: {len(dataset.told)}" in ended.stdout
+    assert f"unreadable files: {len(dataset.reported)}" in ended.stdout
     before = Counter(hashes(dataset.place / "data"))
     ended = start("dataset/audit.py", *options, "--fix", cwd=dataset.place)
     assert ended.returncode == 1, ended.stderr.splitlines()
     assert Counter(hashes(dataset.place / "data")) - before == Counter()  # nothing is lost
     assert digests(dataset.place / "outside") == outside
-    remaining = [path for path in dataset.told if os.path.lexists(path)]
+    remaining = [path for path in dataset.reported if os.path.lexists(path)]
     in_class = [path for path in remaining if path.parent.name != "data"]
     assert all(path.is_symlink() or not path.is_file() for path in in_class)
 
@@ -188,7 +188,7 @@ def hashes(folder: Path) -> list[str]:
 def array_sets(tmp_path):
     """TRAIN, TEST and TEST2 of dark and light 28x28 arrays, each with hostile files in its first class."""
     generator = np.random.default_rng(0)
-    told = {}
+    reported = {}
     for name in ("TRAIN", "TEST", "TEST2"):
         for label in ("1", "2"):
             (tmp_path / name / label).mkdir(parents=True)
@@ -199,8 +199,8 @@ def array_sets(tmp_path):
         (tmp_path / name / "1" / "unreadable.jpg").unlink()
         (tmp_path / f"outside {name}").mkdir()
         over, _ = hostile.write_passed_over(tmp_path / name / "1", tmp_path / f"outside {name}")
-        told |= {path: reason for path, reason in (refused | over).items() if path.name != "unreadable.jpg"}
-    return Dataset(tmp_path, [], told, [])
+        reported |= {path: reason for path, reason in (refused | over).items() if path.name != "unreadable.jpg"}
+    return Dataset(tmp_path, [], reported, [])
 
 
 def test_array_study(array_sets, monkeypatch, caplog):
@@ -222,8 +222,8 @@ def test_derived_array_sets(array_sets, capfd):
     place = array_sets.place
     ended = start("dataset/array_images.py", "invert", "TRAIN", "TRAIN2", cwd=place)
     assert ended.returncode == 0, ended.stderr
-    of_train = {path: reason for path, reason in array_sets.told.items() if "TRAIN" in path.parts}
-    check_told(ended.stderr.splitlines(), array_sets._replace(told=of_train))
+    of_train = {path: reason for path, reason in array_sets.reported.items() if "TRAIN" in path.parts}
+    check_told(ended.stderr.splitlines(), array_sets._replace(reported=of_train))
     assert len(list((place / "TRAIN2").rglob("*.npy"))) == 2 * 16
     ended = start("dataset/array_images.py", "inspect", "TRAIN", "TEST", "--out", "figures", cwd=place)
     assert ended.returncode == 0, ended.stderr

@@ -125,9 +125,9 @@ def test_table_and_csv_agree(ask, photos):
 def test_the_table_ends_with_a_count_of_each_class(ask, photos):
     _, table, _ = ask(RUN, photos)
     answers = Counter(line.split()[0] for line in table.splitlines()[1:-2])
-    count, _, told = table.splitlines()[-1].partition(" images: ")
+    count, _, reported = table.splitlines()[-1].partition(" images: ")
     assert count == "3"
-    assert dict(part.split()[::-1] for part in told.split(", ")) == {name: str(n) for name, n in answers.items()}
+    assert dict(part.split()[::-1] for part in reported.split(", ")) == {name: str(n) for name, n in answers.items()}
     assert table.splitlines()[-2] == ""
 
 

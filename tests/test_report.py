@@ -113,9 +113,9 @@ def test_runs_that_differ_in_seed_are_averaged(program, tmp_path):
     )
     assert read_table(Path("saved_models/clean_runs.csv"))[0] == read_models(*places)[0]
     assert program("--runs", "saved_models/clean_runs.csv")[1] == out
-    (told,) = json.loads(program("--runs", "saved_models/clean_runs.csv", "--json")[1])["experiments"]
-    assert told["runs"] == {"ResNet": 4}
-    assert {column: round(mean, 4) for column, mean in told["means"][0]["means"].items()} == {
+    (reported,) = json.loads(program("--runs", "saved_models/clean_runs.csv", "--json")[1])["experiments"]
+    assert reported["runs"] == {"ResNet": 4}
+    assert {column: round(mean, 4) for column, mean in reported["means"][0]["means"].items()} == {
         "val_accuracy": 0.6, "val_per_class_accuracy": 0.4,
         "test_accuracy_best_val_acc": 0.6286, "test_accuracy_best_val_loss": 0.5, "test_accuracy_terminal": 0.4,
     }  # fmt: skip
@@ -127,8 +127,8 @@ def test_runs_that_differ_in_seed_are_averaged(program, tmp_path):
     metrics["settings"] |= {"num_epochs": 2}
     write_metrics(tmp_path / "short", metrics)
     merged, notes = merge_runs(read_models(*places, tmp_path / "short")[0])
-    told = [(run.describe().partition("gamma 0.95")[2], len(run.singles)) for run in merged]
-    assert told == [(", epochs unknown, mean of 3 seeds", 3), (", epochs 2", 1), ("", 1)]
+    reported = [(run.describe().partition("gamma 0.95")[2], len(run.singles)) for run in merged]
+    assert reported == [(", epochs unknown, mean of 3 seeds", 3), (", epochs 2", 1), ("", 1)]
     assert notes == [
         f"{run_name('ResNet18')}: its runs differ in epochs, which their name does not contain: they are reported"
         " separately"
@@ -152,9 +152,9 @@ def test_number_of_test_images_is_given_or_recorded_or_105():
 def test_published_accuracies_are_shown_only_if_asked_for(program, models_dir):
     _, plain, _ = program("--models-dir", models_dir)
     assert "published" not in plain
-    _, told, _ = program("--models-dir", models_dir, "--published")
-    assert re.search(r"ResNet18 .* 67\.62%, the best of 160 by test", told)
-    assert re.search(r"all .* 88\.57%, the best of 1040 by test", told)
+    _, reported, _ = program("--models-dir", models_dir, "--published")
+    assert re.search(r"ResNet18 .* 67\.62%, the best of 160 by test", reported)
+    assert re.search(r"all .* 88\.57%, the best of 1040 by test", reported)
 
 
 def test_choice_table_shows_picks_by_test_and_by_validation(tmp_path, program):
@@ -200,11 +200,11 @@ def test_report_of_1040_runs(program, tmp_path):
     file = write_rows(tmp_path / "all.csv", rows)
     status, out, err = program("--runs", file, "--figures-dir", "f", "--json", "--test-images", 105)
     assert (status, err) == (0, "")
-    (told,) = json.loads(out)["experiments"]
-    assert told["runs"] == {"VGG": 240, "VGGAdapted": 240, "CustomVGG": 240, "CNNBasic": 160, "ResNet": 160}
-    assert all(run["settings"]["gamma"] == 0.98 for runs in told["top"].values() for run in runs)
-    assert len(told["comparisons"]) == 10
-    effects = {(effect["hyperparameter"], effect["value"]): effect for effect in told["effects"]}
+    (reported,) = json.loads(out)["experiments"]
+    assert reported["runs"] == {"VGG": 240, "VGGAdapted": 240, "CustomVGG": 240, "CNNBasic": 160, "ResNet": 160}
+    assert all(run["settings"]["gamma"] == 0.98 for runs in reported["top"].values() for run in runs)
+    assert len(reported["comparisons"]) == 10
+    effects = {(effect["hyperparameter"], effect["value"]): effect for effect in reported["effects"]}
     assert effects["pretrained", PAIRED]["median"] == pytest.approx(10 / 105)
     assert effects["pretrained", PAIRED]["sets"] == 360
     assert effects["augmentation", PAIRED]["quartiles"] == pytest.approx([5 / 105, 5 / 105])

@@ -57,7 +57,7 @@ def test_wandb_key_is_not_written_anywhere(make_folder, tmp_path, place, mode):
         cwd=tmp_path, env={**variables, "WANDB_BASE_URL": "http://127.0.0.1:9"},
         capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
-    assert ("wandb: offline" if mode == "offline" else "going on without it") in result.stderr
+    assert ("wandb: offline" if mode == "offline" else "continuing without it") in result.stderr
     assert not holds_key((result.stdout + result.stderr).encode())
     assert files_with_keys(tmp_path) == ([str(netrc)] if place == "netrc" else [])
     assert list(tmp_path.glob("saved_models/*/settings.json"))

@@ -404,9 +404,9 @@ def test_prints_one_line_per_run_and_a_final_table(make_folder, tmp_path):
     command = ("sweep.py", "runs.txt", "--wandb", "disabled")
     result = start(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    told = re.findall(r"^run (\d of 2): (\S+): in validation [\d.]+% per class, in testing ", result.stderr, re.M)
+    reported = re.findall(r"^run (\d of 2): (\S+): in validation [\d.]+% per class, in testing ", result.stderr, re.M)
     names = [f"SmallVGG_pretrained_False_aug_False_lr_{rate}_wd_0.01_g_0.95" for rate in (0.001, 0.01)]
-    assert told == [("1 of 2", names[0]), ("2 of 2", names[1])]
+    assert reported == [("1 of 2", names[0]), ("2 of 2", names[1])]
     assert "epoch 1/2" not in result.stderr
     header, *rows = result.stdout.splitlines()
     assert header.split() == ["run", "validation", "per", "class", "test", "accuracy"]
@@ -449,11 +449,9 @@ def test_small_class_reduces_the_number_of_folds(runs, make_folder, tmp_path):
 
 def test_finished_runs_on_changed_images_are_reported(runs, caplog):
     assert program.sweep(runs[:2])
-    assert not any("OTHER IMAGES" in message for message in caplog.messages)
+    assert not any("the images have changed since" in message for message in caplog.messages)
     Image.new("RGB", (20, 20)).save(runs[0].data_dir / "A" / "0000.png")  # under the same name
     program._list_folders.cache_clear()  # as in another program
     assert program.sweep(runs[:2])
-    assert (
-        "2 runs have finished, on OTHER IMAGES than the folders hold now: they are not trained again" in caplog.messages
-    )
-    assert program.describe_state(runs[0]) == "finished, on OTHER IMAGES than the folders hold now"
+    assert "2 runs have finished, but the images have changed since: they are not trained again" in caplog.messages
+    assert program.describe_state(runs[0]) == "finished, but the images have changed since"

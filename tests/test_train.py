@@ -16,7 +16,7 @@ import train as program
 from common import run_program
 from dataset.folders import read_folder
 from dataset.tables import read_rows
-from helpers import digests, imported_for_help, start, write_images
+from helpers import REPOSITORY, digests, imported_for_help, start, write_images
 from pipeline.exploration import find_images
 from pipeline.settings import find_run
 
@@ -84,8 +84,8 @@ def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
     assert any(line.startswith("best_val_acc on test: accuracy ") and "95% interval" in line for line in lines)
     assert any(line.startswith("baseline on test: chance 50.0%") for line in lines)
     assert any(line.startswith("most frequent confusions on test: ") for line in lines)
-    told = [shlex.split(line)[1] for line in lines[lines.index("next:") + 1 :]]
-    assert told == [str(REPOSITORY / "src" / f"{name}.py") for name in ("predict", "explore", "evaluate")]
+    reported = [shlex.split(line)[1] for line in lines[lines.index("next:") + 1 :]]
+    assert reported == [str(REPOSITORY / "src" / f"{name}.py") for name in ("predict", "explore", "evaluate")]
 
 
 def test_finished_run_is_reported(train, make_folder):
@@ -97,7 +97,7 @@ def test_finished_run_is_reported(train, make_folder):
     assert (again, printed) == (0, lines)
     assert f"{run_dir} has finished already; --restart starts over" in notes
     Image.new("RGB", (20, 20)).save("photos/A/added.png")
-    assert any("has finished already, on OTHER IMAGES" in note for note in train("photos")[2])
+    assert any("has finished already, but the images have changed since" in note for note in train("photos")[2])
 
 
 def test_held_out_images_are_found_again(train, make_folder):
@@ -113,7 +113,7 @@ def test_held_out_images_are_found_again(train, make_folder):
     predicted = read_rows(run_dir / "predictions_best_val_acc.csv", ("file",))
     assert {row["file"] for row in predicted} == read_sides(run_dir)["test"]
     os.remove(folder.paths[0])
-    with pytest.raises(Exception, match=r"photos holds \d of the \d test images of out/\S+: bring them back"):
+    with pytest.raises(Exception, match=r"photos holds \d of the \d test images of out/\S+: restore them"):
         find_images(run_dir, ("A", "B"))
 
 
@@ -239,7 +239,7 @@ def test_output_folder_among_the_classes_is_rejected(train, make_folder, argumen
     before = digests(Path("."))
     status, _, (*_, line) = train(*arguments)
     assert status == 2
-    assert "whose folders are classes: start this in another folder" in line
+    assert "where every sub-folder is a class: run this from another folder" in line
     assert digests(Path(".")) == before
 
 

@@ -64,7 +64,7 @@ _MOSTLY = 0.9  # share of 16-bit files with fewer bits than training, above whic
 
 @dataclass(frozen=True)
 class Twin:
-    """An image that should not be where it is, because it belongs with another one.
+    """A duplicate or leaked image, and the image that it duplicates.
 
     Attributes:
         path: the image that `--fix` moves.

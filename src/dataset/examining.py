@@ -1,7 +1,7 @@
 """Examines each image of a dataset once: whether it can be read, its size and format, and what it looks like.
 
 The results are kept in `.cache/examined/` of the working directory until a file changes, in two `.npz` files per image
-folder. What the images look like is in the second one, which is read only where it is needed. Both may be deleted.
+folder. The second one holds what the images look like, and is read only if it is needed. Both may be deleted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,20 +20,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from common import available_cores, write_whole
+from common import write_whole
 from dataset.duplicates import SIDE, Fingerprint, fingerprint
 from dataset.folders import ImageFolder
+from dataset.parallel import on_all_cores
 from dataset.reading import WHITE, UnreadableImage, highest_value, read_image, upright_rgb, white_of
 
 STORE = Path(".cache/examined")
 THUMBNAIL = 32
 _SHARPNESS_SIDE = 128
 _DIGEST = 16  # bytes of a digest
-_BLOCK = 16  # images per task of a thread: a task costs memory, and as much time as reading a small image
+_Result = TypeVar("_Result")
 _STRIP = 1 << 20  # pixels, or bytes of a file, that are hashed at once
-_Image, _Result = TypeVar("_Image"), TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -123,23 +121,6 @@ def content_digests(paths: Sequence[Path], store: Path | None = STORE) -> list[b
     return _remember(paths, store, lambda entry: entry.digest, _digest_content, "reading")
 
 
-def on_all_cores(function: Callable[[_Image], _Result], images: Sequence[_Image], title: str) -> list[_Result]:
-    """Apply a function to each image, path or index, with a progress bar; results are in the same order."""
-
-    def work(start: int) -> list[_Result]:
-        return [function(image) for image in images[start : start + _BLOCK]]
-
-    results: list[_Result] = []
-    with (
-        ThreadPoolExecutor(available_cores()) as pool,  # Pillow releases the interpreter while it decodes
-        tqdm(desc=title, total=len(images), unit="image", disable=None) as bar,
-    ):
-        for some in pool.map(work, range(0, len(images), _BLOCK)):
-            results += some
-            bar.update(len(some))
-    return results
-
-
 def examine_image(path: Path, stored: Image.Image) -> Examined:
     """Examine an image as `read_image` returned it."""
     image = upright_rgb(stored)
@@ -204,7 +185,7 @@ def _remember(
     title: str,
     with_images: bool = False,
 ) -> list[_Result]:
-    """Return `recall` of each file's entry; where it is None, `find_out` completes the entry, which is then stored."""
+    """Return `recall(entry)` for each file; if it is None, `find_out` completes the entry, which is then stored."""
     located = [os.path.split(os.path.abspath(path)) for path in paths]
     known = {folder: _load(store, folder, with_images) for folder in {folder for folder, _ in located}}
     entries = [_find_entry(known[folder], folder, name) for folder, name in located]

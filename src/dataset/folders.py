@@ -38,7 +38,7 @@ _MOST_LISTED = 20  # files left out for the same reason, and classes, that a mes
 _HIDDEN = "hidden, since its name begins with a dot: rename it to use it"
 _LINK = "a link, which is not followed: put the file itself there, or make the whole folder a link"
 _log = logging.getLogger(__name__)
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,15 +312,15 @@ def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
     """Log each unused file with the reason, once per process; of many with the same reason, only the first."""
     by_reason: dict[str, list[Path]] = defaultdict(list)
     for path, reason in reasons.items():
-        if os.path.abspath(path) not in _told:
+        if os.path.abspath(path) not in _reported:
             by_reason[reason].append(path)
-    for reason, told in by_reason.items():
-        if len(told) > _MOST_LISTED:
-            _log.warning("left out: %d files, such as %s: %s", len(told), printable(told[0]), printable(reason))
+    for reason, reported in by_reason.items():
+        if len(reported) > _MOST_LISTED:
+            _log.warning("left out: %d files, such as %s: %s", len(reported), printable(reported[0]), printable(reason))
         else:
-            for path in told:
+            for path in reported:
                 _log.warning("left out: %s: %s", printable(path), printable(reason))
-        _told.update(map(os.path.abspath, told))
+        _reported.update(map(os.path.abspath, reported))
     if by_reason:
         _log.warning("left out of %s: %d", printable(directory), sum(map(len, by_reason.values())))
 

@@ -19,7 +19,7 @@ def on_all_cores(
 ) -> list[_Result]:
     """Apply a function to each item in threads, with a progress bar, and return the results in order.
 
-    This is parallel where the function spends its time in Pillow, OpenCV or NumPy, which release the interpreter lock.
+    Runs in parallel if the function spends its time in Pillow, OpenCV or NumPy, which release the interpreter lock.
     """
 
     def work(start: int) -> list[_Result]:

@@ -163,7 +163,7 @@ SHARED = Cache()
 
 
 def take(array: np.memmap, places: np.ndarray) -> np.ndarray:
-    """A copy of the rows at these places.
+    """Return a copy of the rows at these indices.
 
     The pages that were read stay in the system's cache, but leave this process, whose memory would otherwise grow to
     the size of the whole file in the first epoch.
@@ -174,7 +174,7 @@ def take(array: np.memmap, places: np.ndarray) -> np.ndarray:
 
 
 def release(array: np.memmap) -> None:
-    """Has the pages of a mapped file leave this process; what was written into them goes to the file."""
+    """Drop a mapped file's pages from this process's memory; changes are written to the file."""
     array.base.madvise(mmap.MADV_DONTNEED)
 
 

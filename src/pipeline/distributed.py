@@ -60,7 +60,7 @@ def joined_processes() -> Iterator[None]:
                 _join(place)
             yield
         except UserError:
-            if place.rank == 0 or place.local_rank == 0:  # the error may concern a single machine
+            if place.local_rank == 0:  # the error may concern a single machine
                 raise
             sys.exit(2)
         _disconnect()  # not after an error: NCCL would wait for the other processes

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from common import UserError
-from dataset.examining import Examined, examine_image, on_all_cores
+from dataset.examining import Examined, examine_image
 from dataset.folders import ImageFolder, canonical, read_folder
 from dataset.groups import find_links, number_groups
 from dataset.layout import find_layout, join_validation
+from dataset.parallel import on_all_cores
 from dataset.reading import place_in_square, upright_rgb
 from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches

@@ -68,7 +68,7 @@ def compute_features(
             reason = f"the features do not fit: {error}"
     missing = torch.tensor(float(rows is None), device=hardware.device)
     if distributed.sum_over_processes(missing).item():
-        _log.info("the frozen layers run for every batch: %s", reason)
+        _log.info("features are not cached, so the frozen layers run for every batch: %s", reason)
         return None
     return [FeatureBatches(rows, part.labels.numpy(), part.places) for part in batches]
 

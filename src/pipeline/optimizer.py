@@ -78,9 +78,9 @@ class MovingAverage(AveragedModel):
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), weight)
-        for count, newer in pairs:
-            if not count.is_floating_point():
-                count.copy_(newer)
+        for average, newer in pairs:
+            if not average.is_floating_point():
+                average.copy_(newer)
         self.n_averaged += 1
 
 

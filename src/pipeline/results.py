@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import UserError, align
+from common import UserError, align, command, own_file
 from dataset.folders import ImageFolder
+from pipeline.baseline import describe_baselines
 from pipeline.checkpoints import read_json
 from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
 
 if TYPE_CHECKING:
     from pipeline.data import TrainingData
+    from pipeline.settings import Settings
     from pipeline.trainer import Trainer
 
 _MOST_COLUMNS = 10  # of a confusion matrix on the screen
@@ -79,6 +81,16 @@ def read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Sequen
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} is damaged: train again with --restart") from error
     return metrics
+
+
+def print_results(settings: Settings, metrics: dict[str, Any]) -> None:
+    """Print the tables of a finished run, what stands out, and the commands to use it with."""
+    print(f"{results_table(metrics)}\n\n{class_tables(metrics)}\n")
+    print(*describe_confusions(metrics), *describe_baselines(metrics), sep="\n")
+    more = "" if metrics.get("plots") else " (-c draws more)"
+    print(f"\nfigures, tables and checkpoints in {settings.run_dir}{more}\nnext:")
+    for program, *files in (("predict", "photo.jpg"), ("explore",), ("evaluate", "other_photos")):
+        print(f"  {command(own_file(f'src/{program}.py'), settings.run_dir, *files)}")
 
 
 def results_table(metrics: dict[str, Any]) -> str:

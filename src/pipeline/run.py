@@ -77,7 +77,7 @@ def run(
     folders = folders or read_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     cache = Cache.of(settings)
     if finished := finished_results(settings, folders):
-        stale = ", on OTHER IMAGES than are there now" if is_of_other_images(finished, folders, cache) else ""
+        stale = ", but the images have changed since" if is_of_other_images(finished, folders, cache) else ""
         _log.info("%s has finished already%s; --restart starts over", settings.run_dir, stale)
         return finished if distributed.is_first() else None
     set_up_torch()

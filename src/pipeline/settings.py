@@ -140,9 +140,8 @@ class Settings:
     no_cache: bool = _option(
         "--no-cache", False, "prepare the images for this run only, and store nothing in .cache/", describes_run=False)
     cache_limit: float = _option(
-        "--cache-limit", 10.0, "maximum size in GB of decoded images and features in .cache/; the least recently used are "
-        "deleted first",
-        describes_run=False)
+        "--cache-limit", 10.0, "maximum size in GB of decoded images and features in .cache/; the least recently "
+        "used are deleted first", describes_run=False)
     save_every: float = _option(
         "--save-every", 10.0, "save the full state at the end of an epoch if the last save is this many minutes old; "
         "0 saves after every epoch", metavar="MINUTES", describes_run=False)
@@ -167,7 +166,7 @@ class Settings:
         self._require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
         self._require(self.folds >= 2, "folds", "at least 2")
         within = self.fold is None or self.fold < self.folds
-        self._require(within, "fold", f"from 0 to {self.folds - 1}, as --folds says, or none")
+        self._require(within, "fold", f"from 0 to {self.folds - 1} (--folds {self.folds}), or none")
         self._require(self.image_size is None or self.image_size >= 32, "image_size", "at least 32")
         fits = not RECIPES[self.recipe].fit_head or (self.pretrained and has_backbone(self.model_type))
         self._require(fits, "recipe", "used together with -p and a model like EfficientNetLite0")

@@ -151,7 +151,7 @@ class Wandb(Tracker):
 
     def _give_up(self, why: str) -> None:
         if self._given_up.acquire(blocking=False):
-            _log.warning("%s: going on without it", why)
+            _log.warning("%s: continuing without it", why)
 
 
 def _wandb_mode(wanted: str) -> str | None:

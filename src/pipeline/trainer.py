@@ -188,7 +188,7 @@ class Trainer:
         if alone and not (self.settings.compile or self._only_head or self._pauses(until)):
             self._set_threads()
         try:
-            # Joined processes would each stop after another batch and wait for one another: they stop immediately.
+            # With several processes, each may stop after a different batch, and wait for the others: they stop at once.
             with self._stop if alone else nullcontext():
                 while not self._pauses(until):
                     self._do_epoch(until)
@@ -452,7 +452,7 @@ class Trainer:
         if self.digest != self.data.digest:  # with another split, it might validate on images that it was trained on
             raise UserError(
                 f"{self.settings.data_dir} does not hold the images that {self.folder} was started with: "
-                "bring them back, or start over with --restart"
+                "restore them, or start over with --restart"
             )
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dataset import examining
-from dataset.examining import content_digests, examine, find_unreadable, on_all_cores
+from dataset.examining import content_digests, examine, find_unreadable
+from dataset.parallel import on_all_cores
 
 
 def test_a_file_is_read_again_only_if_it_has_changed(tmp_path, monkeypatch):

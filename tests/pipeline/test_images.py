@@ -100,7 +100,7 @@ def test_images_that_do_not_fit_into_the_cache_are_decoded_for_this_process(fold
         assert np.array_equal(result.pixels, expected)
         assert np.array_equal(result[np.array([5, 2])], expected[[5, 2]])
     assert not list((tmp_path / "small").glob("*/*"))
-    assert ("are decoded for this run alone" in caplog.text) == (limit is not None)
+    assert ("are decoded for this run only" in caplog.text) == (limit is not None)
 
 
 def test_images_that_do_not_fit_on_the_disk_are_reported(folder, monkeypatch):
@@ -278,7 +278,7 @@ def test_arrays_with_invalid_values_are_left_out_with_a_reason(save_arrays, cach
     folder = save_arrays(arrays, archive)
     for _ in range(2):  # freshly decoded, then from the cache
         caplog.clear()
-        monkeypatch.setattr(folders, "_told", set())  # as in another process
+        monkeypatch.setattr(folders, "_reported", set())  # as in another process
         result = decode_images(folder, GREY, cache)
         assert [record.getMessage() for record in caplog.records] == [
             f"left out: {folder.paths[1]}: an array with values that are not finite",

@@ -97,14 +97,14 @@ def test_environment_variables_of_wandb_are_used(log_run, tmp_path):
 def test_failing_wandb_does_not_stop_a_run(log_run):
     (message,) = log_run("auto", WANDB_API_KEY="not a key at all", WANDB_BASE_URL="http://127.0.0.1:9")
     assert message.startswith("wandb: ")
-    assert message.endswith(": going on without it")
+    assert message.endswith(": continuing without it")
 
 
 def test_unresponsive_wandb_does_not_delay_a_run(log_run):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         messages = log_run("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=address)
-    assert ["going on without it" in message for message in messages] == [True], messages
+    assert ["continuing without it" in message for message in messages] == [True], messages
 
 
 def test_wandb_that_stops_responding_does_not_delay_a_run(log_run):
@@ -112,7 +112,7 @@ def test_wandb_that_stops_responding_does_not_delay_a_run(log_run):
     with WandbServer(silent_after_start=True) as server:
         messages = log_run("auto", "impatient", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.address)
     assert server.starts == ["f00dcafe"]
-    assert ["going on without it" in message for message in messages] == [True], messages
+    assert ["continuing without it" in message for message in messages] == [True], messages
 
 
 def test_resumed_run_continues_in_wandb(log_run):

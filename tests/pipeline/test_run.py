@@ -43,7 +43,7 @@ def test_finished_run_reports_changed_images(settings, caplog):
     metrics = run(settings)
     caplog.set_level(logging.INFO)
     changed = sorted((settings.data_dir / "A").glob("*.png"))[0]
-    for note in ("", ", on OTHER IMAGES than are there now"):
+    for note in ("", ", but the images have changed since"):
         caplog.clear()
         assert run(settings) == metrics
         assert caplog.messages == [f"{settings.run_dir} has finished already{note}; --restart starts over"]
@@ -61,7 +61,7 @@ def test_unreadable_cache_of_another_user_is_not_used(settings, become_another_u
         folder.chmod(0o755)
     become_another_user()
     assert run(replace(settings, output_dir=Path("second"))) == results
-    alone = [message for message in caplog.messages if "are decoded for this run alone" in message]
+    alone = [message for message in caplog.messages if "are decoded for this run only" in message]
     assert len(alone) == 2
     assert all(message.endswith(".npy: Permission denied") for message in alone)
 

@@ -95,7 +95,7 @@ def signal_in_batches(monkeypatch, *batches, number=signal.SIGINT):
 def test_interrupted_run_refuses_changed_images(trainer, monkeypatch):
     stop_in_epoch(trainer(num_epochs=2), 2, monkeypatch)
     Image.new("RGB", (20, 20)).save("data/A/added.png")
-    with pytest.raises(UserError, match=r"data does not hold the images that .* was started with: bring them back, or"):
+    with pytest.raises(UserError, match=r"data does not hold the images that .* was started with: restore them, or"):
         trainer(num_epochs=2)
     Path("data/A/added.png").unlink()
     trainer(num_epochs=2).fit()

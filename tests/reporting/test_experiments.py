@@ -50,9 +50,9 @@ def test_each_experiment_gets_heading_json_entry_and_figures(two):
         "## photos bbbbbbbb, tested on testing bbbbbbbb (20 images)",
     ]
     assert "beyond chance" not in result.stdout.replace("would be expected beyond chance", "")
-    told = json.loads(start("report.py", "--json", cwd=place).stdout)
-    assert [experiment["data"]["digest"] for experiment in told["experiments"]] == ["aaaaaaaa", "bbbbbbbb"]
-    assert [experiment["classes"] for experiment in told["experiments"]] == [["cat", "dog"], list("pqrs")]
+    reported = json.loads(start("report.py", "--json", cwd=place).stdout)
+    assert [experiment["data"]["digest"] for experiment in reported["experiments"]] == ["aaaaaaaa", "bbbbbbbb"]
+    assert [experiment["classes"] for experiment in reported["experiments"]] == [["cat", "dog"], list("pqrs")]
     figures = {path.relative_to(place / "saved_models/figures/report") for path in place.rglob("*.png")}
     assert {str(path) for path in figures} == {
         "photos_aaaaaaaa_tested_on_testing_aaaaaaaa_20_images/SmallVGG_top5.png",
@@ -156,17 +156,17 @@ def test_only_runs_that_differ_in_seed_and_fold_are_merged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "reported"),
     [
         ([(1, 0), (2, 0), (3, 0)], "3 seeds"), ([(1, 0), (1, 1)], "2 folds"),
         ([(1, 0), (1, 1), (2, 0)], "3 runs (2 seeds, 2 folds)"),
     ],
 )  # fmt: skip
-def test_description_of_a_mean_counts_seeds_and_folds(tmp_path, pairs, told):
+def test_description_of_a_mean_counts_seeds_and_folds(tmp_path, pairs, reported):
     for number, (seed, fold) in enumerate(pairs):
         write_run(tmp_path / str(number), seed=seed, fold=fold)
     (run,), notes = merge_runs(read_models(*tmp_path.iterdir())[0])
-    assert run.describe().endswith(f", mean of {told}")
+    assert run.describe().endswith(f", mean of {reported}")
     assert notes == []
 
 

@@ -60,8 +60,8 @@ def test_means_over_seeds_are_compared_by_paired_bootstrap(tmp_path):
     assert pair.interval[0] < pair.difference < pair.interval[1]
     assert pair.interval[1] - pair.interval[0] < 0.2
     assert report_on(*tmp_path.iterdir()).comparisons[0].interval == pair.interval
-    (told,) = to_json([report], [])["experiments"][0]["comparisons"]
-    assert (told["method"], told["p"]) == ("bootstrap", None)
+    (reported,) = to_json([report], [])["experiments"][0]["comparisons"]
+    assert (reported["method"], reported["p"]) == ("bootstrap", None)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_missing_folds_are_listed(tmp_path):
     report = report_on(tmp_path)
     assert "3 of 5, missing 3, 4" in as_report([report], False, markdown=False)
     assert report.notes == []
-    (told,) = to_json([report], [])["experiments"][0]["out_of_fold"]
-    assert told["missing"] == [{"seed": 1, "folds": [3, 4]}]
+    (reported,) = to_json([report], [])["experiments"][0]["out_of_fold"]
+    assert reported["missing"] == [{"seed": 1, "folds": [3, 4]}]
 
 
 def test_images_in_two_folds_or_none_are_noted(tmp_path):
@@ -196,11 +196,11 @@ def test_label_suspects_have_the_lowest_probability(tmp_path):
     write_folds(tmp_path / "saved_models", learning_rate=0.1, val_accuracy=0.3)
     result = start("report.py", "--suspects", 3, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    (told,) = json.loads(result.stdout)["experiments"]
-    assert told["suspects"]["of"]["settings"]["learning_rate"] == 1e-4
-    listed = [(image["file"], image["label"], image["predicted"]) for image in told["suspects"]["images"]]
+    (reported,) = json.loads(result.stdout)["experiments"]
+    assert reported["suspects"]["of"]["settings"]["learning_rate"] == 1e-4
+    listed = [(image["file"], image["label"], image["predicted"]) for image in reported["suspects"]["images"]]
     assert listed == [("cat/3.png", "cat", "dog"), ("cat/4.png", "cat", "dog"), ("cat/0.png", "cat", "cat")]
-    assert told["suspects"]["images"][0]["label_probability"] == pytest.approx(0.02)
+    assert reported["suspects"]["images"][0]["label_probability"] == pytest.approx(0.02)
     text = start("report.py", "--suspects", cwd=tmp_path).stdout
     assert "Label suspects: 10 of 10 images" in text
     assert "cat/3.png  cat    dog         2.00%                     98.00%" in text

@@ -43,24 +43,24 @@ def test_text_markdown_and_json_agree(models_dir):
     report = make_report(read_models(models_dir)[0])
     text, markdown = as_document(make_tables(report), markdown=False), as_document(make_tables(report), markdown=True)
     check_markdown(markdown)
-    (told,) = json.loads(json.dumps(to_json([report], [])))["experiments"]
-    assert told["runs"] == {"ResNet": 2, "CNNBasic": 2}
-    for group, runs in told["top"].items():
+    (reported,) = json.loads(json.dumps(to_json([report], [])))["experiments"]
+    assert reported["runs"] == {"ResNet": 2, "CNNBasic": 2}
+    for group, runs in reported["top"].items():
         block = text.split(f"{run_module.shown(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
         for line, run in zip(block.splitlines()[1:], runs, strict=False):
             low, high = run["test_accuracy_interval"]
             assert f"lr {run['settings']['learning_rate']}, wd 0.01, gamma 0.95" in line
             assert f"{run['test_accuracy']:.2%} ({low:.2%} to {high:.2%})" in line
             assert line in text
-    for choice in told["choices"]:
+    for choice in reported["choices"]:
         name = run_module.shown(choice["group"]) if choice["group"] else "all"
         assert f"| {name} | {choice['runs']} | test | " in markdown
         assert f"{choice['by_test']['test_accuracy']:.2%}" in text
-    (pair,) = told["comparisons"]
+    (pair,) = reported["comparisons"]
     assert f"| CNNBasic - ResNet18 | {100 * pair['difference']:+.2f} | " in markdown
     assert not pair["within_chance"]
     assert "beyond chance" in text
-    assert [(effect["hyperparameter"], effect["sets"]) for effect in told["effects"]] == [
+    assert [(effect["hyperparameter"], effect["sets"]) for effect in reported["effects"]] == [
         ("augmentation", 1), ("learning_rate", 1), ("learning_rate", 1),
     ]  # fmt: skip
 
