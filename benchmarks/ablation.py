@@ -1,7 +1,7 @@
-"""Measure every tuning of the source with and without it: `python benchmarks/ablation.py`.
+"""Measure each optimisation of the source with and without it: `python benchmarks/ablation.py`.
 
-Each tuning is switched off by replacing one function or class. Both sides do the same work in fresh processes, in
-turns. A tuning that does not pay, in time or in memory, should be deleted.
+Each is switched off by replacing one function or class. Both sides do the same work in fresh processes, in turns. An
+optimisation that saves neither time nor memory should be deleted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from measuring import measure, median, three_digits, write_results  # isort: skip  (it says where the others are)
+from measuring import measure, median, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from ceiling import make_step
 from common import ArgumentParser, check_least, run_program
 
@@ -223,7 +223,7 @@ def _use_training_batch() -> None:
 
 TUNINGS = {
     "heap": Tuning(f"freed memory is kept: training {MODEL}", _train, _free_memory),
-    "bf16": Tuning(f"bf16 where the processor has it: training {MODEL}", _train, _use_fp32),
+    "bf16": Tuning(f"bf16 if the processor supports it: training {MODEL}", _train, _use_fp32),
     "channels-last": Tuning(f"channels last in memory: training {MODEL}", _train, _use_channels_first),
     "channels-first": Tuning("channels first in fp32: training CNNBasic", _train_cnn_basic, _use_channels_last),
     "eager-adamw": Tuning("no import of torch's compiler: the first step of a run", _first_step, _use_adamw),

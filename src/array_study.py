@@ -45,7 +45,7 @@ PLANS = {
         shifted_images=36_000,
         images={"SmallVGG": 200_000, "SmallResNet": 50_000, "SmallEfficientNet": 200_000, "HybridVGGResNet": 120_000},
         learning_rate=1e-3,
-        patience=10,  # published: 2, at which chance stops a run long before it has converged
+        patience=10,  # published: 2, which stops many runs before they converge
         recipes={"TRAIN": "adam", "TRAIN2": "adam", "TEST": "adam-crop", "TRAIN3": "adam-crop"},
     ),
     "best": Plan(

@@ -289,7 +289,7 @@ def test_many_files_with_one_reason_are_summarised(tmp_path, caplog):
     (tmp_path / "a.png").mkdir()
     tell_left_out(tmp_path, passed_over(tmp_path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"left out: 1000 files, such as {tmp_path}/0000.txt: not an image",
+        f"left out: 1000 files, for example {tmp_path}/0000.txt: not an image",
         f"left out: {tmp_path}/a.png: a folder inside a class folder, which is not searched",
         f"left out of {tmp_path}: 1001",
     ]

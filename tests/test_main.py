@@ -147,7 +147,7 @@ def test_run_of_another_program_is_not_touched(copy):
     with claim(copy / "saved_models" / RUN):
         result = start(*TRAIN, "-c", "--restart", cwd=copy)
     assert result.returncode == 2
-    assert result.stderr == f"error: another program is at work on saved_models/{RUN}: wait until it has finished\n"
+    assert result.stderr == f"error: another program is using saved_models/{RUN}: wait until it has finished\n"
     assert snapshot(copy / "saved_models" / RUN) == before
 
 

@@ -533,7 +533,7 @@ def test_the_model_card_agrees_with_the_metrics(bars):
         f"{scores['accuracy']:.1%} ({low:.1%} to {high:.1%})",
         f"{content['baseline']['test']['accuracy']:.1%}",
         f"Temperature {content['checkpoints']['best_val_acc']['calibration']['temperature']:.3f}",
-        "few images of some classes, such as 15 of one",
+        "few images of some classes, for example 15 of one",
     ):
         assert part in card, part
 

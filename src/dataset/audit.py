@@ -203,8 +203,9 @@ def fix_command(dataset_dir: Path, testing_dirs: Sequence[Path]) -> str:
 def fix(report: Report) -> int:
     """Move unreadable files and twins to `rejected/` in their folder, with a log; return their number.
 
-    Images of low quality stay. Of images that belong together, the test image stays, else the one with more pixels.
-    UserError, and nothing is moved, if more than half of a class would go that is not identical to other images.
+    Images of low quality stay. Of linked images, the test image stays, otherwise the one with more pixels. Raises
+    UserError, without moving anything, if more than half of a class would be moved for near-duplicates rather than for
+    identical pixels.
     """
     for directory, counts in report.images.items():
         similar = [twin.path for twin in report.twins if directory in twin.path.parents and not twin.exact]

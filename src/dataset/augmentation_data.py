@@ -261,7 +261,7 @@ def create_augmented_data(
     """Write 224 x 224 images to `<class>_augmented/`, as many as `plan_augmentation` gives for the readable images.
 
     Each is made from a random image of the class by 1 to 6 of the six transforms in random order. It depends only on
-    the seed, its number and the images of the class, not on the number of cores. Images that exist are not made again.
+    the seed, its number and the images of the class, not on the number of cores. Existing images are kept.
     Augmented images that are too many, or whose source has left the class, are moved to `<dataset_dir>/left_out/`.
 
     Returns the number of images written, by class; UserError if a class has no readable image, or the target does not

@@ -108,7 +108,7 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     if report.leaks and not allow_leaks:
         first = report.leaks[0]
         raise UserError(
-            f"{len(report.leaks)} images to train on share a group with test images, such as {first.path} and "
+            f"{len(report.leaks)} images to train on share a group with test images, for example {first.path} and "
             f"{first.of}; `{fix_command(dataset_dir, testing_dirs)}` moves them and all other findings out of "
             "training; --allow-leaks continues with them"
         )

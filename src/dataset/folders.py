@@ -1,4 +1,4 @@
-"""Finds the images of a dataset: one folder per class, with images made from them in `<Class>_augmented` beside it.
+"""Finds the images of a dataset: one folder per class, with augmented copies in `<Class>_augmented` beside it.
 
 A dataset may also be one `.npz` file with the arrays `images` and `labels`.
 """
@@ -50,15 +50,15 @@ class ImageFolder:
         classes: their canonical names, sorted.
         paths: N files; for an `.npz` file FILE/<label>/<index>, which do not exist.
         labels: (N,) int64, indices into `classes`.
-        augmented: (N,) bool, made from another image.
-        sources: N stems by `stem_of`: the source's for an augmented image, else the image's own; None where the name
-            of an augmented image does not tell its source.
+        augmented: (N,) bool, whether it is an augmented copy.
+        sources: N stems by `stem_of`: the source's for an augmented image, else the image's own; None if the
+            source of an augmented image is unknown.
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
         white: the value that is white in 16-bit files.
         passed_over: what else lies in the class folders and beside them, with the reason why it is not used.
-        part: the name of these images where they are a part of the folder.
-        validates: (N,) bool, the images to validate on; None where the folds decide.
+        part: the name of the part, if this is only a part of the folder.
+        validates: (N,) bool, the images to validate on; None if the folds select them.
     """
 
     directory: Path
@@ -122,7 +122,7 @@ def stem_of(path: Path) -> str:
 
 
 def source_stem(augmented: Path) -> str | None:
-    """Return the stem of the image that an augmented one was made from; None if its name does not tell."""
+    """Return the stem of the image that an augmented one was made from; None if it is unknown."""
     match = re.fullmatch(r"(.+)_aug_\d+", augmented.stem, re.DOTALL)
     return match[1] if match else None
 
@@ -178,7 +178,7 @@ def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
     if not names and _has_images(directory):
         raise UserError(
             f"{directory} holds images but no class folders: put the images of each class into a sub-folder of its "
-            f"own, such as {directory / 'cat'} and {directory / 'dog'}"
+            f"own, for example {directory / 'cat'} and {directory / 'dog'}"
         )
     if not names:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
@@ -314,13 +314,13 @@ def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
     for path, reason in reasons.items():
         if os.path.abspath(path) not in _reported:
             by_reason[reason].append(path)
-    for reason, reported in by_reason.items():
-        if len(reported) > _MOST_LISTED:
-            _log.warning("left out: %d files, such as %s: %s", len(reported), printable(reported[0]), printable(reason))
+    for reason, files in by_reason.items():
+        if len(files) > _MOST_LISTED:
+            _log.warning("left out: %d files, for example %s: %s", len(files), printable(files[0]), printable(reason))
         else:
-            for path in reported:
+            for path in files:
                 _log.warning("left out: %s: %s", printable(path), printable(reason))
-        _reported.update(map(os.path.abspath, reported))
+        _reported.update(map(os.path.abspath, files))
     if by_reason:
         _log.warning("left out of %s: %d", printable(directory), sum(map(len, by_reason.values())))
 

@@ -75,13 +75,16 @@ def find_links(
 ) -> Links:
     """Find which images belong together.
 
-    In most classes near-duplicates do. A class is dense if its images resemble one another, for example because of a
-    fixed camera or because they are symbols: more than a tenth of random pairs of its images, or of pairs with images
-    of other classes, are near-duplicates. In a class of more than 500 images it is enough that more than half of these
-    pairs are coarsely alike. A class of at least 8 images also counts as dense if a chain of near-duplicates, possibly
-    through other classes, contains more than half of it; smaller classes do if a chain contains several of them. In
-    dense classes only copies count that are far closer than usual there; if a group of these contains a quarter of the
-    class, only identical pixels count.
+    In most classes, near-duplicates belong together. A class is dense if its images resemble one another, for example
+    because of a fixed camera or because they are symbols:
+
+    - More than a tenth of random pairs of its images, or of pairs with images of other classes, are near-duplicates.
+    - In a class of more than 500 images, it is enough that more than half of these pairs are coarsely alike.
+    - A class of at least 8 images is dense if a chain of near-duplicates, possibly through other classes, contains
+      more than half of it; smaller classes are dense if one chain contains several of them.
+
+    In a dense class, two images belong together only if they are much more similar than is usual in that class. If
+    such pairs still link a quarter of the class, only images with identical pixels belong together.
 
     Args:
         images: N images.
@@ -254,7 +257,7 @@ def _link_near_duplicates(
 def _find_resembling(
     fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray, store: Path | None
 ) -> tuple[list[tuple[int, int]], dict[int, str]]:
-    """Find pairs of images that show the same; also return notes on dense classes."""
+    """Find pairs of images that show the same photograph; also return notes on dense classes."""
     notes, dense, mixed = _find_dense(fingerprints, pixels, classes, store)
     others = np.flatnonzero(~dense[classes]).tolist()
     found = find_near_duplicates([fingerprints[place] for place in others], store)

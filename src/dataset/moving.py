@@ -20,7 +20,7 @@ _COLUMNS = (*_FILES, "reason")
 
 def alone_in(directory: Path) -> AbstractContextManager[None]:
     """Lock a dataset while files in it are moved or created; UserError if another program holds the lock."""
-    return lock(directory, f"another program is at work on {directory}: wait until it has finished")
+    return lock(directory, f"another program is using {directory}: wait until it has finished")
 
 
 def move_file(source: Path, target: Path) -> None:

@@ -104,7 +104,7 @@ def claim_alone(settings: Settings) -> Iterator[None]:
         with suppress(FileNotFoundError):  # just released
             beat = file.stat().st_mtime
             if _boot_of(file.read_text(errors="replace")) == _boot() or last_beat not in (None, beat):
-                raise UserError(f"another program is at work on {settings.run_dir}: wait until it has finished")
+                raise UserError(f"another program is using {settings.run_dir}: wait until it has finished")
             if last_beat is None:
                 _log.info(
                     "%s is claimed by a program on another machine: waiting up to %d minutes for a heartbeat",

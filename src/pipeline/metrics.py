@@ -111,7 +111,8 @@ class RunningScores:
 
     def count_finite_batches(self) -> int:
         """Return the number of batches before the first non-finite loss in any process."""
-        # One process may see it a batch before the others, which share its gradients: rounding down gives its count.
+        # The process with the non-finite loss counts one batch less than the others, which get its gradients in the
+        # next batch. Rounding down gives the smaller count.
         return int(sum_over_processes(self.sums[self._num_classes])) // world_size()
 
     def _scores(self, sums: Tensor) -> Scores:

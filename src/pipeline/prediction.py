@@ -70,7 +70,7 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     """
     set_up_torch()
     if not run_dir.is_dir():
-        raise UserError(f"there is no folder {run_dir}: name the folder of a trained run, such as one in saved_models")
+        raise UserError(f"there is no folder {run_dir}: name the folder of a run, for example one in saved_models")
     file = run_dir / "settings.json"
     if not file.exists():
         raise UserError(f"{run_dir} has no settings.json: name the folder of a trained run")

@@ -151,7 +151,7 @@ def test_locked_dataset_is_not_fixed(folders):
     with alone_in(testing):
         result = start("dataset/audit.py", "--fix", "--dataset-dir", dataset, "--testing-dir", testing, cwd=dataset)
     assert result.returncode == 2
-    assert result.stderr == f"error: another program is at work on {testing}: wait until it has finished\n"
+    assert result.stderr == f"error: another program is using {testing}: wait until it has finished\n"
     assert (dataset / "Axe/bad.jpg").exists()
 
 

@@ -408,7 +408,7 @@ def test_locked_folder_is_an_error(go, tmp_path):
     (tmp_path / "dataset").mkdir()
     with (
         program._open_patches(tmp_path / "dataset"),
-        pytest.raises(UserError, match=r"another program is at work on .*/dataset"),
+        pytest.raises(UserError, match=r"another program is using .*/dataset"),
     ):
         go(3)
 

@@ -268,7 +268,7 @@ def test_lost_run_is_waited_for(runs, file, pauses):
 def test_single_run_claimed_on_this_machine_is_refused(runs):
     with (
         claim_alone(runs[0]),
-        pytest.raises(UserError, match=r"^another program is at work on \S+: wait until it has finished$"),
+        pytest.raises(UserError, match=r"^another program is using \S+: wait until it has finished$"),
         claim_alone(runs[0]),
     ):
         pass
