@@ -113,7 +113,7 @@ def test_images_of_the_training_folder_are_reported(score, tmp_path):
     ("arguments", "message"),
     [
         (("runs", "nowhere"), "there is no folder nowhere"),
-        (("nowhere", "test"), "there is no folder nowhere: name the folder of a trained run"),
+        (("nowhere", "test"), "there is no folder nowhere: name the folder of a run"),
         (("test", "test"), "test has no settings.json"),
         (("runs", "."), ". has a class runs, which is none of one, three, two: name a folder with these classes"),
         (("runs", "test", "other/test"), "test, other/test: must have different names"),

@@ -533,7 +533,7 @@ def test_the_model_card_agrees_with_the_metrics(bars):
         f"{scores['accuracy']:.1%} ({low:.1%} to {high:.1%})",
         f"{content['baseline']['test']['accuracy']:.1%}",
         f"Temperature {content['checkpoints']['best_val_acc']['calibration']['temperature']:.3f}",
-        "few images of some classes, for example 15 of one",
+        "few images of some classes (15 of one)",
     ):
         assert part in card, part
 
@@ -548,7 +548,7 @@ def test_the_model_card_agrees_with_the_metrics(bars):
         ((RUN, "--cam", "maps", "--export", "x.pt2"), "no image is named"),
         ((RUN, "nowhere"), "there is no file or folder nowhere"),
         ((RUN, "empty"), "there is no image in empty"),
-        (("nowhere", "test"), "there is no folder nowhere: name the folder of a trained run"),
+        (("nowhere", "test"), "there is no folder nowhere: name the folder of a run"),
         (("test", "test"), "test has no settings.json"),
         ((RUN, RUN), f"{RUN} is a run, not images to ask about: one run answers at a time"),
         ((RUN, "test", "--checkpoint", "best"), f"there is no checkpoint {RUN}/best.pt"),

@@ -122,7 +122,7 @@ def _find_limits(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[s
         tested = {label: of.images for label, of in zip(classes, _score(scores), strict=True)}
         fewest = min(tested, key=tested.get)
         if tested[fewest] < _FEW_TESTED:
-            yield f"- {name} has few images of some classes, for example {tested[fewest]} of {fewest}: see the intervals"
+            yield f"- {name} has few images of some classes ({tested[fewest]} of {fewest}): see the intervals"
         if overlap := metrics["test_overlap"][name]:
             yield f"- {overlap} training images share a group with images of {name}: its scores are too high"
         if scores["accuracy"] <= metrics["baseline"][name]["accuracy"]:

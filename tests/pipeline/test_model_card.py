@@ -23,7 +23,7 @@ def test_limitations():
     assert limits(full_metrics()) == [
         "- The model was tested only on the test sets above",
         "- Classes are imbalanced: 6 images of cat, 3 of dog",
-        "- set has few images of some classes, for example 2 of cat: see the intervals",
+        "- set has few images of some classes (2 of cat): see the intervals",
         "- 1 training images share a group with images of set: its scores are too high",
         "- On set the model is no better than logistic regression on colours and gradients",
         "- In set, 1 of 2 images of dog were classified as cat",
