@@ -1,4 +1,4 @@
-"""The architectures, one file each, and the registry that names them. Knows nothing of files of data or of training."""
+"""The architectures, one file each, and their registry."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from models.base import Classifier
 
-# Name on the command line -> module in this folder, which has a class of that name. Modules are imported when asked
-# for, so that `--help` need not wait for torch.
+# Name on the command line -> module in this folder with a class of that name. Modules are imported on demand, so that
+# `--help` does not wait for torch.
 MODELS = {
     "VGG": "vgg",
     "VGGAdapted": "vgg_adapted",
@@ -28,31 +28,31 @@ MODELS = {
     "HybridVGGResNet": "hybrid_vgg_resnet",
 }
 ALIASES = {"ResNet": "ResNet18"}
-TIMM = "timm/"  # before the name of any model of timm
+TIMM = "timm/"  # prefix of names of timm models
 
 
 def model_class(name: str) -> type[Classifier]:
-    """The class that a name in `MODELS` stands for."""
+    """Return the class of a name in `MODELS`."""
     return getattr(import_module(f"models.{MODELS[name]}"), name)
 
 
 def is_model(name: str) -> bool:
-    """Whether `build_model` knows a name; whether timm has what follows `timm/` is only known to it."""
+    """Return whether `build_model` accepts a name. Names of timm models are not checked."""
     return name in MODELS or (name.startswith(TIMM) and name != TIMM)
 
 
 def is_of_timm(name: str) -> bool:
-    """Whether timm has the network."""
+    """Return whether a model is built by timm."""
     return name.startswith(TIMM) or MODELS.get(name) == "backbone"
 
 
 def has_backbone(name: str) -> bool:
-    """Whether a model is a network with ImageNet weights up to its last, linear layer."""
+    """Return whether all layers but the last, linear one can have ImageNet weights."""
     return name == "ResNet18" or is_of_timm(name)
 
 
 def has_weights(name: str) -> bool:
-    """Whether a model can start from ImageNet weights."""
+    """Return whether a model can start from ImageNet weights."""
     return name.startswith(TIMM) or bool(model_class(name).freeze_points)
 
 
@@ -64,35 +64,31 @@ def build_model(
     freeze_point: str | None = None,
     image_size: int | None = None,
 ) -> Classifier:
-    """A model with random or pretrained weights, frozen where it should be.
+    """Build a model with random or pretrained weights.
 
     Args:
-        name: a key of `MODELS`, or "timm/" and the name of a model of timm.
+        name: a key of `MODELS`, or "timm/" and the name of a timm model.
         num_classes: the number of logits.
         pretrained: start from ImageNet weights.
-        weights: a file to take these from; without one, a cache or a download.
-        freeze_point: the last block to freeze, "none", or None for the model's own choice.
-        image_size: side of the images in pixels; None for the model's own.
-
-    Raises:
-        UserError: the model has no pretrained weights, no such freeze point or takes no images of that size, or the
-            weights are not available.
+        weights: a file with these weights; by default they come from a cache or a download.
+        freeze_point: the last block to freeze, "none", or None for the model's default.
+        image_size: side of the images in pixels; None for the model's default.
     """
     if name.startswith(TIMM):
         from models.backbone import Backbone as architecture
 
-        made_of = {"name": name.removeprefix(TIMM)}
+        options = {"name": name.removeprefix(TIMM)}
     else:
-        architecture, made_of = model_class(name), {}
+        architecture, options = model_class(name), {}
     if pretrained:
         if not architecture.freeze_points:
-            raise UserError(f"{name} has no pretrained weights, it is trained from scratch: leave out -p/--pretrained")
+            raise UserError(f"{name} has no pretrained weights, it is trained from scratch: omit -p/--pretrained")
         freeze_point = freeze_point or architecture.default_freeze_point
         if freeze_point not in (*architecture.freeze_points, "none"):
             choices = ", ".join(architecture.freeze_points)
             raise UserError(f"{name} cannot be frozen to {freeze_point}: choose --freeze-to {choices} or none")
-        made_of |= {"pretrained": True, "weights": weights}
-    model = architecture(num_classes=num_classes, **made_of)
+        options |= {"pretrained": True, "weights": weights}
+    model = architecture(num_classes=num_classes, **options)
     if image_size:
         model.set_image_size(image_size)
     if pretrained and freeze_point != "none":

@@ -1,4 +1,4 @@
-"""Backbones of timm: any of its image models, cut before its last layer, with a linear head for our classes."""
+"""Image models of timm with a new linear head."""
 
 from __future__ import annotations
 
@@ -20,18 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 class Backbone(Classifier):
-    """A network of timm (https://github.com/huggingface/pytorch-image-models), then one linear layer.
+    """A network of timm (https://github.com/huggingface/pytorch-image-models) and one linear layer.
 
-    Input size, mean and standard deviation are those that timm names for the network's ImageNet weights.
-
-    Args:
-        name: what timm calls the network.
-        num_classes: the number of logits.
-        pretrained: start from timm's ImageNet weights, downloaded or from its cache.
-        weights: a file of them, in place of that.
-
-    Raises:
-        UserError: timm has no such network, or its weights are not available.
+    Input size, mean and standard deviation are those of the network's ImageNet weights, which come from a file, timm's
+    cache or a download.
     """
 
     freeze_points = ("backbone",)
@@ -49,8 +41,7 @@ class Backbone(Classifier):
         self.backbone = network
         self.head = nn.Linear(network.head_hidden_size, num_classes)
         last = f"backbone.{network.feature_info[-1]['module']}"
-        # The last block of a transformer reads the patches through its first normalisation; behind it, only the class
-        # token reaches the logits.
+        # Behind the first normalisation of a transformer's last block, only the class token reaches the logits.
         self.cam_layer = f"{last}.norm1" if self._is_transformer else last
 
     @property
@@ -58,20 +49,16 @@ class Backbone(Classifier):
         return hasattr(self.backbone, "num_prefix_tokens")
 
     def load_pretrained(self, network: nn.Module, name: str, weights: Path | None) -> None:
-        """Give a network of timm, whole, its ImageNet weights.
-
-        Raises:
-            UserError: they are not available, or the file is of another network.
-        """
+        """Load ImageNet weights into a complete timm network."""
         if weights:
             load_into(network, read_weights(weights), f"timm's {name}", weights)
             return
         source = network.pretrained_cfg.get("hf_hub_id") or network.pretrained_cfg.get("url")
         if not source:
-            raise UserError(f"timm has no pretrained weights of {name}: leave out -p/--pretrained")
+            raise UserError(f"timm has no pretrained weights of {name}: omit -p/--pretrained")
         try:
             timm.models.load_pretrained(network)
-        except Exception as error:  # of any of the libraries that timm downloads with
+        except Exception as error:  # from any of the libraries that timm downloads with
             raise UserError(
                 f"cannot download the pretrained weights of timm/{name} ({first_line(error)[:80]}): get "
                 f"https://huggingface.co/{source}/resolve/main/model.safetensors on a machine with internet, "
@@ -84,7 +71,7 @@ class Backbone(Classifier):
                 self.backbone.set_input_size(img_size=side)
             except (AttributeError, AssertionError, ValueError) as error:
                 raise UserError(
-                    f"--image-size {side}: timm/{self.group} does not take it: {first_line(error)}"
+                    f"--image-size {side}: timm/{self.group} does not support it: {first_line(error)}"
                 ) from None
         super().set_image_size(side)
 
@@ -92,9 +79,9 @@ class Backbone(Classifier):
         return self.backbone, self.head
 
     def cam_maps(self, output: Tensor) -> Tensor:
-        """The output of `cam_layer` as maps (N, K, h, w).
+        """Reshape the output of `cam_layer` to maps (N, K, h, w).
 
-        Transformers give (N, tokens, K), some other networks (N, h, w, K).
+        Transformers output (N, tokens, K), some other networks (N, h, w, K).
         """
         if output.dim() == 3:
             patches = output[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
@@ -103,16 +90,12 @@ class Backbone(Classifier):
         return output.permute(0, 3, 1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else output
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float to (N, C) logits."""
+        """Map images (N, 3, H, W) float to logits (N, C)."""
         return self.head(self.backbone(images))
 
 
 def _create(name: str) -> nn.Module:
-    """A network of timm with random weights, and ImageNet's 1000 classes.
-
-    Raises:
-        UserError: timm has no such network.
-    """
+    """Create a timm network with random weights and ImageNet's 1000 classes."""
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
@@ -121,9 +104,9 @@ def _create(name: str) -> nn.Module:
 
 
 class _EfficientNetLite(Backbone):
-    """EfficientNet-Lite: an EfficientNet without squeeze-and-excitation, made for phones (Tan and Le, 2019; 2020).
+    """EfficientNet-Lite: EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, for mobile devices.
 
-    Its ImageNet weights come with a package, so that none have to be downloaded; without the package, from timm.
+    Its ImageNet weights come from a Python package, or from timm if that package is not installed.
     """
 
     number: int
@@ -136,7 +119,7 @@ class _EfficientNetLite(Backbone):
         module = package.replace("-", "_")
         if not weights and find_spec(module):
             file = Path(getattr(import_module(module), f"EfficientnetLite{self.number}ModelFile").get_model_file_path())
-            # The package's names are those of another implementation, in the same order.
+            # The package has the names of another implementation, in the same order.
             values = read_weights(file).values()
             load_into(network, dict(zip(network.state_dict(), values, strict=False)), name, file)
             return

@@ -1,14 +1,14 @@
-"""A plain convolutional network, trained from scratch: the baseline."""
+"""A plain convolutional network, trained from scratch, as a baseline."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.base import Classifier
 
 
 class CNNBasic(Classifier):
-    """Four blocks of two 3x3 convolutions and a max pool (64, 128, 256, 512 channels), one maximum a channel."""
+    """Four blocks (64, 128, 256, 512 channels) of two 3x3 convolutions and max pooling; global max pooling."""
 
     group = "CNNBasic"
     cam_layer = "blocks.3.5"  # the last GELU, (N, 512, 28, 28)
@@ -22,10 +22,6 @@ class CNNBasic(Classifier):
         self.classifier = nn.Sequential(
             nn.Flatten(), nn.Linear(512, 128), nn.GELU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) float to (N, C) logits."""
-        return self.classifier(self.pool(self.blocks(images)))
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""VGG19 up to conv4_4, then convolutions and a classifier of our own."""
+"""VGG19 up to conv4_4, followed by further convolutions and a dense classifier."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
-from models.vgg19 import VGG19Classifier, load_features
+from models.vgg19 import VGG19Classifier, dense_classifier, load_features
 
-_CONV4_4 = 27  # the place in VGG19's features behind conv4_4 and its ReLU
+_CONV4_4 = 27  # end of conv4_4 and its ReLU in VGG19's features
+_CONVOLUTIONS = ((512, 128, 1), (128, 128, 3), (128, 512, 1), (512, 1024, 1), (1024, 1024, 3))  # in, out, kernel
 
 
 class CustomVGG(VGG19Classifier):
-    """VGG19's first twelve convolutions, five of its own without loss of resolution, one maximum a channel.
+    """VGG19's first twelve convolutions, five further convolutions at the same resolution, global max pooling.
 
-    The published runs froze all borrowed layers (`freeze_to("conv4")`).
+    The published runs froze all of VGG19's layers (`freeze_to("conv4")`).
     """
 
     group = "CustomVGG"
@@ -27,16 +28,7 @@ class CustomVGG(VGG19Classifier):
         super().__init__()
         self.features = load_features(pretrained, weights)[:_CONV4_4]
         self.convolutions = nn.Sequential()
-        for channels_in, channels_out, kernel in (
-            (512, 128, 1),
-            (128, 128, 3),
-            (128, 512, 1),
-            (512, 1024, 1),
-            (1024, 1024, 3),
-        ):
+        for channels_in, channels_out, kernel in _CONVOLUTIONS:
             self.convolutions.extend([nn.Conv2d(channels_in, channels_out, kernel, padding="same"), nn.GELU()])
         self.pool = nn.AdaptiveMaxPool2d(1)
-        self.classifier = nn.Sequential(nn.Flatten())
-        for width_in, width_out in ((1024, 1024), (1024, 512), (512, 256)):
-            self.classifier.extend([nn.Linear(width_in, width_out), nn.GELU(), nn.BatchNorm1d(width_out)])
-        self.classifier.append(nn.Linear(256, num_classes))
+        self.classifier = dense_classifier((1024, 1024, 512, 256), num_classes, dropout=None)

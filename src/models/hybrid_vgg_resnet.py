@@ -1,15 +1,15 @@
-"""SmallVGG's convolutions with residual blocks behind them, for grey images of 28x28, trained from scratch."""
+"""SmallVGG's convolutions followed by residual blocks, for grey images of 28x28 pixels, trained from scratch."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.resnet18 import ResidualBlock
 from models.small import SmallClassifier, dense_classifier, vgg_stage
 
 
 class HybridVGGResNet(SmallClassifier):
-    """SmallVGG's stage (32, 64), two residual blocks (128) at 7x7, two fully connected layers with dropout between.
+    """SmallVGG's stage (32, 64), two residual blocks (128) at 7x7, two linear layers with dropout between them.
 
     1,348,102 parameters for six classes.
     """
@@ -22,7 +22,3 @@ class HybridVGGResNet(SmallClassifier):
         self.features = vgg_stage()
         self.blocks = nn.Sequential(ResidualBlock(64, 128, 1), ResidualBlock(128, 128, 1))
         self.classifier = dense_classifier(128, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) float to (N, C) logits."""
-        return self.classifier(self.blocks(self.features(images)))

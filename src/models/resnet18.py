@@ -1,7 +1,7 @@
 """ResNet-18, from scratch or with torchvision's ImageNet weights.
 
-He et al., "Deep Residual Learning for Image Recognition", 2016. Layers are named and ordered as in torchvision, so that
-either's weights load into the other and give the same output.
+He et al., "Deep Residual Learning for Image Recognition", 2016. Layers have torchvision's names and order, so that
+state dicts are interchangeable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.pretrained import load_into, load_torchvision
 
 
 class ResidualBlock(nn.Module):
-    """y = ReLU(F(x) + x), where F is two 3x3 convolutions; x passes a 1x1 projection where the shapes differ."""
+    """y = ReLU(F(x) + x), where F is two 3x3 convolutions; a 1x1 convolution projects x if the shapes differ."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels_in, H, W) to (N, channels_out, H / stride, W / stride)."""
+        """Map (N, channels_in, H, W) to (N, channels_out, H / stride, W / stride)."""
         identity = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet18(Classifier):
-    """A 7x7 stem, four stages of two residual blocks (64, 128, 256, 512), an average over space, one linear layer."""
+    """A 7x7 stem, four stages of two residual blocks (64, 128, 256, 512), global average pooling, one linear layer."""
 
     group = "ResNet"
     cam_layer = "layer4"  # (N, 512, 7, 7)
@@ -75,7 +75,7 @@ class ResNet18(Classifier):
         return nn.Sequential(*backbone, nn.Flatten(1)), head
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) float to (N, C) logits."""
+        """Map images (N, 3, 224, 224) float to logits (N, C)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (N, 64, 56, 56)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 512, 7, 7)
         return self.fc(self.avgpool(x).flatten(1))

@@ -1,4 +1,4 @@
-"""What the networks for grey images of 28x28 share."""
+"""The parts that the networks for grey images of 28x28 pixels share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from models.base import Classifier
 
 
 class SmallClassifier(Classifier):
-    """A network from (N, 1, 28, 28) to logits, trained from scratch."""
+    """A network for grey images (N, 1, 28, 28), trained from scratch."""
 
     input_size = (1, 28, 28)
     mean = (0.5,)
@@ -16,7 +16,7 @@ class SmallClassifier(Classifier):
 
 
 def vgg_stage() -> nn.Sequential:
-    """Two 3x3 convolutions, each with a max pool: (N, 1, 28, 28) to (N, 64, 7, 7)."""
+    """Return two 3x3 convolutions, each with max pooling: (N, 1, 28, 28) to (N, 64, 7, 7)."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.ReLU(inplace=True),
@@ -28,7 +28,7 @@ def vgg_stage() -> nn.Sequential:
 
 
 def dense_classifier(channels: int, num_classes: int) -> nn.Sequential:
-    """Two fully connected layers with dropout between: (N, channels, 7, 7) to (N, C) logits."""
+    """Return two linear layers with dropout between them: (N, channels, 7, 7) to logits (N, C)."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(channels * 7 * 7, 128),

@@ -1,16 +1,16 @@
-"""A small network in the spirit of EfficientNet for grey images of 28x28, trained from scratch: few weights, cheap."""
+"""A small, cheap network for grey images of 28x28 pixels, inspired by EfficientNet, trained from scratch."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.small import SmallClassifier
 
 
 class SmallEfficientNet(SmallClassifier):
-    """Three 3x3 convolutions (32, 64, 128) with batch normalisation and a max pool each; dropout, one linear layer.
+    """Three 3x3 convolutions (32, 64, 128) with batch normalisation and max pooling; dropout; one linear layer.
 
     99,814 parameters for six classes.
     """
@@ -29,7 +29,3 @@ class SmallEfficientNet(SmallClassifier):
                 nn.MaxPool2d(2),
             ])  # fmt: skip
         self.classifier = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(128 * 3 * 3, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) float to (N, C) logits."""
-        return self.classifier(self.features(images))

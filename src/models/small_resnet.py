@@ -1,15 +1,15 @@
-"""A small network after ResNet for grey images of 28x28, trained from scratch."""
+"""A small residual network for grey images of 28x28 pixels, trained from scratch."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.resnet18 import ResidualBlock
 from models.small import SmallClassifier
 
 
 class SmallResNet(SmallClassifier):
-    """A residual block (64) at 28x28, a max pool, a block (128) at 14x14, a max pool, one linear layer.
+    """Residual blocks (64) at 28x28 and (128) at 14x14, each followed by max pooling; one linear layer.
 
     305,670 parameters for six classes.
     """
@@ -23,7 +23,3 @@ class SmallResNet(SmallClassifier):
             ResidualBlock(1, 64, 1), nn.MaxPool2d(2), ResidualBlock(64, 128, 1), nn.MaxPool2d(2)
         )
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(128 * 7 * 7, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) float to (N, C) logits."""
-        return self.classifier(self.features(images))

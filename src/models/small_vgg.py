@@ -1,14 +1,12 @@
-"""A small network after VGG for grey images of 28x28, trained from scratch."""
+"""A small VGG-like network for grey images of 28x28 pixels, trained from scratch."""
 
 from __future__ import annotations
-
-from torch import Tensor
 
 from models.small import SmallClassifier, dense_classifier, vgg_stage
 
 
 class SmallVGG(SmallClassifier):
-    """Two 3x3 convolutions (32, 64), each with a max pool, and two fully connected layers with dropout between.
+    """Two 3x3 convolutions (32, 64), each with max pooling, and two linear layers with dropout between them.
 
     421,126 parameters for six classes.
     """
@@ -20,7 +18,3 @@ class SmallVGG(SmallClassifier):
         super().__init__()
         self.features = vgg_stage()
         self.classifier = dense_classifier(64, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) float to (N, C) logits."""
-        return self.classifier(self.features(images))

@@ -1,4 +1,4 @@
-"""VGG19 with its classifier widened by batch normalisation."""
+"""VGG19 with batch normalisation in its classifier."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from models.vgg19 import VGG19Classifier, load_features
+from models.vgg19 import VGG19Classifier, dense_classifier, load_features
 
 
 class VGG(VGG19Classifier):
@@ -17,15 +17,4 @@ class VGG(VGG19Classifier):
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__()
         self.features = load_features(pretrained, weights)
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(512 * 7 * 7, 4096),
-            nn.ReLU(inplace=True),
-            nn.BatchNorm1d(4096),
-            nn.Dropout(0.1),
-            nn.Linear(4096, 4096),
-            nn.ReLU(inplace=True),
-            nn.BatchNorm1d(4096),
-            nn.Dropout(0.1),
-            nn.Linear(4096, num_classes),
-        )
+        self.classifier = dense_classifier((512 * 7 * 7, 4096, 4096), num_classes, lambda: nn.ReLU(inplace=True))

@@ -1,41 +1,33 @@
-"""VGG19's convolutions, borrowed from torchvision: what the three VGG models share.
+"""The parts that the three VGG models share: torchvision's VGG19 convolutions and dense classifiers.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015, configuration E.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import VGG19_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
 from models.base import Classifier
 from models.pretrained import load_into, load_torchvision
 
-# The place in `features` behind each block's max pool, which has no weights to freeze, but makes the output smaller.
+# The end of each block in `features`, with its max pooling, which has no weights but makes the output smaller.
 _END_OF_BLOCK = {"conv1": 5, "conv2": 10, "conv3": 19, "conv4": 28, "conv5": 37}
 
 
 class VGG19Classifier(Classifier):
-    """Borrowed layers in `features`, which are frozen block by block, then a subclass's own, up to a `classifier`.
-
-    They are passed one after the other, in the order in which the subclass makes them.
-    """
+    """VGG19's convolutions in `features`, which can be frozen block by block, and the layers of a subclass."""
 
     cam_layer = "features.35"  # the last ReLU, (N, 512, 14, 14)
     freeze_points = tuple(_END_OF_BLOCK)
     default_freeze_point = "conv5"
     features: nn.Sequential
     classifier: nn.Sequential
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) float to (N, C) logits."""
-        x = images
-        for layer in self.children():
-            x = layer(x)
-        return x
 
     def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
         end = _END_OF_BLOCK[freeze_point]
@@ -44,14 +36,9 @@ class VGG19Classifier(Classifier):
 
 
 def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
-    """VGG19's 37 feature layers, (N, 3, 224, 224) to (N, 512, 7, 7), without the 124 million weights behind them.
+    """Return VGG19's 37 feature layers, (N, 3, 224, 224) to (N, 512, 7, 7).
 
-    Args:
-        pretrained: with torchvision's ImageNet weights, else initialised at random as torchvision does.
-        weights: a file of torchvision's vgg19 state dict to use in place of torch.hub's cache.
-
-    Raises:
-        UserError: the weights are not available, or are not those of vgg19.
+    Their weights are torchvision's ImageNet weights, or random ones as torchvision initialises them.
     """
     features = make_layers(cfgs["E"])
     if pretrained:
@@ -65,3 +52,17 @@ def load_features(pretrained: bool, weights: Path | None) -> nn.Sequential:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     return features
+
+
+def dense_classifier(
+    widths: Sequence[int],
+    num_classes: int,
+    activation: Callable[[], nn.Module] = nn.GELU,
+    dropout: float | None = 0.1,
+) -> nn.Sequential:
+    """Return linear layers of these widths with activation, batch normalisation and dropout, then a linear layer."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), activation(), nn.BatchNorm1d(width_out)]
+        layers += [] if dropout is None else [nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))

@@ -1,4 +1,6 @@
-"""Each model is the one that the README's table describes."""
+"""The layers of each architecture."""
+
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from models import MODELS, build_model
 
 @pytest.fixture(scope="module")
 def built():
-    """Each model, built once: VGG takes seconds."""
+    """Builds each model once: VGG takes seconds."""
     models = {}
 
     def get(name):
@@ -23,7 +25,7 @@ def built():
 
 
 def layers(module: nn.Module) -> list[tuple]:
-    """Kind and sizes of each leaf, in order."""
+    """Returns kind and sizes of each leaf module."""
     found = []
     for leaf in module.modules():
         if isinstance(leaf, nn.Linear):
@@ -40,17 +42,25 @@ def layers(module: nn.Module) -> list[tuple]:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),
+    ("name", "classes", "parameters"),
     [
-        ("VGG", 139_598_915),
-        ("VGGAdapted", 127_521_859),
-        ("CustomVGG", 22_538_051),
-        ("ResNet18", 11_178_051),
-        ("CNNBasic", 4_755_267),
+        ("VGG", 3, 139_598_915),
+        ("VGGAdapted", 3, 127_521_859),
+        ("CustomVGG", 3, 22_538_051),
+        ("ResNet18", 3, 11_178_051),
+        ("CNNBasic", 3, 4_755_267),
+        ("SmallVGG", 6, 421_126),
+        ("SmallResNet", 6, 305_670),
+        ("SmallEfficientNet", 6, 99_814),
+        ("HybridVGGResNet", 6, 1_348_102),
     ],
 )
-def test_parameter_count_for_three_classes(built, name, parameters):
-    assert sum(parameter.numel() for parameter in built(name).parameters()) == parameters
+def test_parameter_count(name, classes, parameters):
+    with torch.device("meta"):
+        model = build_model(name, classes)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    if classes == 6:
+        assert f"{parameters:,} parameters for six classes" in type(model).__doc__
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -67,32 +77,15 @@ def vgg19_layers():
 
 
 @pytest.mark.parametrize("name", ["VGG", "VGGAdapted"])
-def test_vgg_borrows_all_of_vgg19s_features(built, vgg19_layers, name):
+def test_vgg_has_all_features_of_vgg19(built, vgg19_layers, name):
     assert layers(built(name).features) == vgg19_layers
-
-
-def test_vgg_classifier(built):
-    assert layers(built("VGG").classifier) == [
-        ("Linear", 25088, 4096), ("ReLU",), ("BatchNorm1d", 4096), ("Dropout", 0.1),
-        ("Linear", 4096, 4096), ("ReLU",), ("BatchNorm1d", 4096), ("Dropout", 0.1),
-        ("Linear", 4096, 3),
-    ]  # fmt: skip
-
-
-def test_vgg_adapted_classifier(built):
-    assert layers(built("VGGAdapted").classifier) == [
-        ("Linear", 25088, 4096), ("GELU",), ("BatchNorm1d", 4096), ("Dropout", 0.1),
-        ("Linear", 4096, 1024), ("GELU",), ("BatchNorm1d", 1024), ("Dropout", 0.1),
-        ("Linear", 1024, 512), ("GELU",), ("BatchNorm1d", 512), ("Dropout", 0.1),
-        ("Linear", 512, 3),
-    ]  # fmt: skip
 
 
 def test_custom_vgg_layers(built, vgg19_layers):
     model = built("CustomVGG")
     borrowed = layers(model.features)
     assert borrowed == vgg19_layers[: len(borrowed)]
-    assert sum(kind == "Conv3" for kind, *_ in borrowed) == 12  # 2 + 2 + 4 + 4: the last one is conv4_4
+    assert sum(kind == "Conv3" for kind, *_ in borrowed) == 12  # 2 + 2 + 4 + 4, up to conv4_4
     assert borrowed[-1] == ("ReLU",)
     assert layers(nn.Sequential(model.convolutions, model.pool, model.classifier)) == [
         ("Conv1", 512, 128), ("GELU",), ("Conv3", 128, 128), ("GELU",), ("Conv1", 128, 512), ("GELU",),
@@ -102,33 +95,26 @@ def test_custom_vgg_layers(built, vgg19_layers):
         ("Linear", 512, 256), ("GELU",), ("BatchNorm1d", 256),
         ("Linear", 256, 3),
     ]  # fmt: skip
-    with torch.inference_mode():  # "same-size": the five convolutions keep the 28x28 of conv4_4
+    with torch.inference_mode():  # the five convolutions keep the resolution
         features = model.features(torch.zeros(1, 3, 224, 224))
         assert model.convolutions(features).shape == (1, 1024, 28, 28)
 
 
-def test_cnn_basic_layers(built):
-    blocks = []
-    for channels_in, channels_out in ((3, 64), (64, 128), (128, 256), (256, 512)):
-        blocks += [("Conv3", channels_in, channels_out), ("BatchNorm2d", channels_out), ("GELU",)]
-        blocks += [("Conv3", channels_out, channels_out), ("BatchNorm2d", channels_out), ("GELU",), ("MaxPool2d",)]
-    assert layers(built("CNNBasic")) == [
-        *blocks,
-        ("AdaptiveMaxPool2d",), ("Linear", 512, 128), ("GELU",), ("Dropout", 0.5), ("Linear", 128, 3),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("SmallVGG", 421_126), ("SmallResNet", 305_670), ("SmallEfficientNet", 99_814), ("HybridVGGResNet", 1_348_102)],
-)
-def test_parameter_count_for_six_classes(name, parameters):
-    model = build_model(name, 6)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert f"{parameters:,} parameters for six classes" in type(model).__doc__
-
-
 VGG_STAGE = [("Conv3", 1, 32), ("ReLU",), ("MaxPool2d",), ("Conv3", 32, 64), ("ReLU",), ("MaxPool2d",)]
+
+
+def dense(activation, *widths):
+    """Returns linear layers of these widths with activation, batch normalisation and dropout, and a linear layer."""
+    blocks = [
+        [("Linear", *pair), (activation,), ("BatchNorm1d", pair[1]), ("Dropout", 0.1)] for pair in pairwise(widths)
+    ]
+    return [*chain.from_iterable(blocks), ("Linear", widths[-1], 3)]
+
+
+def cnn_block(channels_in, channels_out):
+    convolutions = [[("Conv3", channels, channels_out), ("BatchNorm2d", channels_out), ("GELU",)]
+                    for channels in (channels_in, channels_out)]  # fmt: skip
+    return [*chain.from_iterable(convolutions), ("MaxPool2d",)]
 
 
 def residual_block(channels_in, channels_out):
@@ -143,18 +129,22 @@ def fully_connected(width_in):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "part", "expected"),
     [
-        ("SmallVGG", [*VGG_STAGE, *fully_connected(64 * 7 * 7)]),
+        ("VGG", "classifier", dense("ReLU", 25088, 4096, 4096)),
+        ("VGGAdapted", "classifier", dense("GELU", 25088, 4096, 1024, 512)),
+        ("CNNBasic", "blocks", [layer for widths in pairwise((3, 64, 128, 256, 512)) for layer in cnn_block(*widths)]),
+        ("CNNBasic", "classifier", [("Linear", 512, 128), ("GELU",), ("Dropout", 0.5), ("Linear", 128, 3)]),
+        ("SmallVGG", "", [*VGG_STAGE, *fully_connected(64 * 7 * 7)]),
         (
-            "SmallResNet",
+            "SmallResNet", "",
             [
                 *residual_block(1, 64), ("MaxPool2d",), *residual_block(64, 128), ("MaxPool2d",),
                 ("Linear", 128 * 7 * 7, 3),
             ],
         ),
         (
-            "SmallEfficientNet",
+            "SmallEfficientNet", "",
             [
                 ("Conv3", 1, 32), ("BatchNorm2d", 32), ("ReLU",), ("MaxPool2d",),
                 ("Conv3", 32, 64), ("BatchNorm2d", 64), ("ReLU",), ("MaxPool2d",),
@@ -163,17 +153,17 @@ def fully_connected(width_in):
             ],
         ),
         (
-            "HybridVGGResNet",
+            "HybridVGGResNet", "",
             [*VGG_STAGE, *residual_block(64, 128), *residual_block(128, 128), *fully_connected(128 * 7 * 7)],
         ),
     ],
 )  # fmt: skip
-def test_layers_of_the_models_for_arrays(built, name, expected):
-    assert layers(built(name)) == expected
+def test_layers(built, name, part, expected):
+    assert layers(built(name).get_submodule(part)) == expected
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_resnet18_gives_torchvisions_output_to_the_last_bit(training):
+def test_resnet18_equals_torchvisions_to_the_last_bit(training):
     torch.manual_seed(1)
     reference = torchvision.models.resnet18(num_classes=3)
     model = build_model("ResNet18", 3)
@@ -184,7 +174,7 @@ def test_resnet18_gives_torchvisions_output_to_the_last_bit(training):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_cam_layer_gives_maps(built, name):
+def test_the_cam_layer_outputs_maps(built, name):
     model, maps = built(name), []
     hook = model.get_submodule(model.cam_layer).register_forward_hook(lambda *call: maps.append(call[2].shape))
     with torch.inference_mode():
@@ -204,7 +194,7 @@ def test_cam_layer_gives_maps(built, name):
         ("CustomVGG", "conv4", (512, 28, 28)),
     ],
 )
-def test_a_split_model_is_the_model(built, name, freeze_point, features):
+def test_a_split_model_equals_the_whole(built, name, freeze_point, features):
     model = built(name)
     frozen, rest = model.split(freeze_point)
     images = torch.randn(1, *model.input_size)

@@ -1,4 +1,4 @@
-"""Pretrained weights: loaded from where torch.hub keeps them or from a file, frozen as asked, and plainly missed."""
+"""Pretrained weights: sources, frozen layers and errors."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ HUB_NAME = "vgg19-dcbb9e9d.pth"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file where torch.hub keeps it."""
+    """A file in torch.hub's cache."""
     path = tmp_path_factory.mktemp("hub") / "checkpoints" / HUB_NAME
     path.parent.mkdir()
     save_random_weights(path)
@@ -32,7 +32,7 @@ def frozen_names(model):
 
 
 @pytest.mark.parametrize("name", ["VGG", "VGGAdapted", "CustomVGG"])
-def test_weights_come_from_torch_hubs_cache(monkeypatch, no_network, weights, name):
+def test_weights_from_the_cache_of_torch_hub(monkeypatch, no_network, weights, name):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(weights.parents[1]))
     model = build_model(name, 3, pretrained=True)
     state = torch.load(weights, weights_only=True)
@@ -41,7 +41,7 @@ def test_weights_come_from_torch_hubs_cache(monkeypatch, no_network, weights, na
     assert all(torch.equal(tensor, state[f"features.{key}"]) for key, tensor in borrowed.items())
 
 
-def test_weights_come_from_a_named_file(no_network, weights):
+def test_weights_from_a_named_file(no_network, weights):
     model = build_model("CustomVGG", 3, pretrained=True, weights=weights)
     assert torch.equal(model.features[0].weight, torch.load(weights, weights_only=True)["features.0.weight"])
 
@@ -53,26 +53,25 @@ def test_all_features_are_frozen_by_default(weights, name):
 
 
 @pytest.mark.parametrize(("freeze_point", "convolutions"), [("none", 0), ("conv1", 2), (None, 8), ("conv4", 12)])
-def test_custom_vgg_freezes_up_to_a_block(weights, freeze_point, convolutions):
-    """VGG19's blocks have 2, 2, 4 and 4 convolutions; None is the model's own choice, conv3."""
+def test_custom_vgg_is_frozen_up_to_a_block(weights, freeze_point, convolutions):
+    """VGG19's blocks have 2, 2, 4 and 4 convolutions; the default is conv3."""
     model = build_model("CustomVGG", 3, pretrained=True, weights=weights, freeze_point=freeze_point)
     first = [f"features.{key}" for key, _ in model.features.named_parameters()][: 2 * convolutions]
     assert frozen_names(model) == set(first)
 
 
-def test_from_scratch_features_are_initialised_as_torchvisions():
-    """He et al., 2015, by the outputs of a layer: torchvision's choice for VGG."""
+def test_random_features_are_initialised_like_torchvisions():
     for layer in load_features(pretrained=False, weights=None):
         if isinstance(layer, torch.nn.Conv2d):
             assert layer.weight.std().item() == pytest.approx((2 / (9 * layer.out_channels)) ** 0.5, rel=0.08)
             assert not layer.bias.any()
 
 
-def test_from_scratch_nothing_is_frozen():
+def test_nothing_is_frozen_without_pretrained_weights():
     assert not frozen_names(build_model("CustomVGG", 3))
 
 
-def test_missing_weights_name_the_file_and_the_flag(monkeypatch, no_network, tmp_path):
+def test_missing_weights_are_reported_with_the_file_and_the_flag(monkeypatch, no_network, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError) as error:
         build_model("VGG", 3, pretrained=True)
@@ -82,13 +81,13 @@ def test_missing_weights_name_the_file_and_the_flag(monkeypatch, no_network, tmp
     assert "\n" not in message
 
 
-def test_a_download_that_does_not_arrive_whole(monkeypatch, tmp_path):
+def test_an_incomplete_download_is_reported(monkeypatch, tmp_path):
     def load(url, **options):
         raise RuntimeError('invalid hash value (expected "dcbb9e9d", got "0")')
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
-    with pytest.raises(UserError, match="was cut off or altered: start again"):
+    with pytest.raises(UserError, match="is incomplete or altered: start again"):
         build_model("VGG", 3, pretrained=True)
 
 
@@ -102,7 +101,7 @@ def test_a_download_that_does_not_arrive_whole(monkeypatch, tmp_path):
     ],
     ids=["missing", "damaged", "of another network", "not a state dict"],
 )
-def test_unusable_weights(tmp_path, content, complaint):
+def test_unusable_weights_are_reported(tmp_path, content, complaint):
     path = tmp_path / "weights.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -113,14 +112,14 @@ def test_unusable_weights(tmp_path, content, complaint):
 
 
 @pytest.mark.parametrize("name", ["CNNBasic", "SmallVGG"])
-def test_models_trained_from_scratch_refuse_pretrained(name):
+def test_models_without_pretrained_weights_reject_pretrained(name):
     with pytest.raises(UserError, match="trained from scratch"):
         build_model(name, 3, pretrained=True)
 
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory):
-    """torchvision's resnet18 with random weights, and a file of them where torch.hub keeps it."""
+    """torchvision's resnet18 with random weights, and a file of them in torch.hub's cache."""
     torch.manual_seed(5)
     network = torchvision.models.resnet18()
     file = tmp_path_factory.mktemp("hub") / "checkpoints" / "resnet18-f37072fd.pth"
@@ -130,7 +129,7 @@ def resnet(tmp_path_factory):
 
 
 @pytest.mark.parametrize("source", ["cache", "file"])
-def test_resnet18_takes_torchvisions_weights_for_all_but_its_head(monkeypatch, no_network, resnet, source):
+def test_resnet18_loads_torchvisions_weights_except_the_head(monkeypatch, no_network, resnet, source):
     network, file = resnet
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(file.parents[1]))
     model = build_model("ResNet18", 3, pretrained=True, weights=file if source == "file" else None).eval()
@@ -142,17 +141,17 @@ def test_resnet18_takes_torchvisions_weights_for_all_but_its_head(monkeypatch, n
         assert torch.equal(head(backbone(images)), model(images))
 
 
-def test_resnet18_refuses_the_weights_of_another_network(weights):
+def test_resnet18_rejects_weights_of_another_network(weights):
     with pytest.raises(UserError, match="does not hold the weights of torchvision's resnet18"):
         build_model("ResNet18", 3, pretrained=True, weights=weights)
 
 
-def test_resnet18_is_frozen_to_its_backbone_if_asked(resnet):
+def test_resnet18_with_a_frozen_backbone(resnet):
     assert not frozen_names(build_model("ResNet18", 3, pretrained=True, weights=resnet[1]))
     model = build_model("ResNet18", 3, pretrained=True, weights=resnet[1], freeze_point="backbone")
     assert {id(parameter) for parameter in model.trainable_parameters()} == set(map(id, model.fc.parameters()))
 
 
-def test_freeze_point_that_the_model_does_not_have():
+def test_an_unknown_freeze_point_is_reported():
     with pytest.raises(UserError, match="conv1, conv2, conv3, conv4 or none"):
         build_model("CustomVGG", 3, pretrained=True, freeze_point="conv5")
