@@ -1,4 +1,4 @@
-"""Random augmentation of whole batches on their device: every image by its own numbers, without a loop over images."""
+"""Random augmentation of whole batches on their device, with different random numbers for each image."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch.nn.functional import avg_pool2d, grid_sample
 
 from pipeline.recipes import Augmentation
 
-_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT.601)
-_ERASED = (0.02, 0.2)  # least and largest share of an image's area that is erased
-_ELONGATION = 2.0  # most, of an erased rectangle
+_LUMA = (0.299, 0.587, 0.114)  # grey weights of red, green and blue (ITU-R BT.601)
+_ERASED = (0.02, 0.2)  # minimum and maximum erased share of an image's area
+_ELONGATION = 2.0  # maximum aspect ratio of an erased rectangle
 
 
 def augment(images: Tensor, how: Augmentation, side: int | None = None) -> Tensor:
-    """Change each image of a batch at random, and resize all.
+    """Augment and resize a batch of images.
 
-    One affine map per image crops, flips, zooms, rotates, shears, shifts and resizes it; beyond its border, the border
-    continues. Then colours change, and a rectangle is erased. Random numbers come from torch's generator.
+    One affine map per image crops, flips, zooms, rotates, shears, shifts and resizes; border pixels are repeated
+    outside the image. Then colours change and a rectangle is erased. Random numbers come from torch's generator.
 
     Args:
         images: (B, C, H, W) uint8 or float, 0 to 255.
-        how: how far.
+        how: the strengths.
         side: height and width of the result; by default those of the images.
 
     Returns:
         (B, C, side, side) float32, 0 to 255, bilinearly interpolated.
     """
-    images = images.contiguous().float()  # the copy is cheaper of bytes
+    images = images.contiguous().float()  # making bytes contiguous is faster
     if not len(images):
-        return images  # a process's share of a small batch, which grid_sample would refuse
+        return images  # a process's share of a small batch; grid_sample would fail
     height, width = (side, side) if side else images.shape[2:]
     if (factor := images.shape[2] // height) > 1:
         images = avg_pool2d(images, factor)  # sampling alone would skip pixels
@@ -41,22 +41,22 @@ def augment(images: Tensor, how: Augmentation, side: int | None = None) -> Tenso
 
 
 def _uniform(count: int, most: float, device: torch.device) -> Tensor:
-    """(count,) from -most to most."""
+    """Return (count,) uniform random numbers from -most to most."""
     return torch.empty(count, device=device).uniform_(-1, 1) * most
 
 
 def _draw_maps(count: int, how: Augmentation, device: torch.device) -> Tensor:
-    """(count, 2, 3): where a point of the new image lies in the old one, both from -1 to 1."""
+    """Return affine maps (count, 2, 3) from output to input coordinates, both from -1 to 1."""
 
     def uniform(most: float) -> Tensor:
         return _uniform(count, most, device)
 
     area = 1 - uniform(how.crop).abs()
-    aspect = (area ** uniform(1)).clamp(3 / 4, 4 / 3)  # neither side may be longer than the image's
+    aspect = (area ** uniform(1)).clamp(3 / 4, 4 / 3)  # neither side exceeds the image's
     width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
     zoom = (1 + how.zoom) ** uniform(1)
     angle, shear = uniform(how.degrees).deg2rad(), uniform(how.shear).deg2rad().tan()
-    # No number is drawn in vain. Given two numbers, `torch.where` may copy them to a GPU, and wait for it.
+    # Not `torch.where` with two numbers: it may copy them to the GPU and wait.
     direction = 1.0 - 2.0 * (torch.rand_like(area) < how.flip) if how.flip else 1.0
     maps = torch.stack(
         [
@@ -71,19 +71,19 @@ def _draw_maps(count: int, how: Augmentation, device: torch.device) -> Tensor:
 
 
 def _map_points(maps: Tensor, height: int, width: int) -> Tensor:
-    """(B, height, width, 2): where each pixel of the new image lies in the old one; affine_grid, but faster."""
+    """Return the input coordinates (B, height, width, 2) of each output pixel, like affine_grid but faster."""
 
-    def middles(pixels: int) -> Tensor:
+    def centres(pixels: int) -> Tensor:
         return (2 * torch.arange(pixels, device=maps.device) + 1) / pixels - 1
 
     x, y, shift = maps[:, None, None].unbind(-1)  # each (B, 1, 1, 2)
-    return x * middles(width)[:, None] + (y * middles(height)[:, None, None] + shift)
+    return x * centres(width)[:, None] + (y * centres(height)[:, None, None] + shift)
 
 
 def _change_colours(images: Tensor, most: float) -> Tensor:
-    """Brightness, contrast and, of RGB images, saturation, each by a factor of 1 - most to 1 + most.
+    """Change brightness, contrast and, for RGB images, saturation, each by a factor from 1 - most to 1 + most.
 
-    Together they are one affine map of colours per image, which is faster than one after the other.
+    All changes are combined into one affine map of colours per image, which is faster than one after the other.
     """
 
     def factor() -> Tensor:
@@ -92,7 +92,7 @@ def _change_colours(images: Tensor, most: float) -> Tensor:
     brightness, contrast = factor(), factor()
     colours = torch.eye(images.shape[1], device=images.device)  # (C, C)
     if images.shape[1] == 3:
-        # Filled on the device: a copy of numbers to a GPU would wait for all that it still has to do.
+        # Filled on the device: copying numbers to a GPU would wait for its pending work.
         luma = torch.stack([torch.full((), weight, device=images.device) for weight in _LUMA])
         colours = torch.lerp(luma.expand(3, 3), colours, factor())  # (B, 3, 3)
     middle = brightness * images.mean((1, 2, 3)).view(-1, 1, 1)
@@ -101,7 +101,7 @@ def _change_colours(images: Tensor, most: float) -> Tensor:
 
 
 def _erase(images: Tensor, share: float) -> Tensor:
-    """Fill a rectangle of a share of the images with the image's mean colour."""
+    """Fill a random rectangle with the image's mean colour, in a random share of the images."""
     count, _, height, width = images.shape
     area = torch.empty(count, device=images.device).uniform_(*_ERASED)
     aspect = _ELONGATION ** _uniform(count, 1, images.device)
@@ -112,7 +112,7 @@ def _erase(images: Tensor, share: float) -> Tensor:
 
 
 def _draw_intervals(lengths: Tensor, pixels: int) -> Tensor:
-    """(B, pixels) bool: an interval of each of (B,) lengths, shares of the whole, somewhere along a side."""
+    """Return masks (B, pixels) bool of randomly placed intervals; lengths (B,) are fractions of the side."""
     start = (torch.rand_like(lengths) * (1 - lengths)).unsqueeze(1)
-    middles = (torch.arange(pixels, device=lengths.device) + 0.5) / pixels
-    return (middles >= start) & (middles < start + lengths.unsqueeze(1))
+    centres = (torch.arange(pixels, device=lengths.device) + 0.5) / pixels
+    return (centres >= start) & (centres < start + lengths.unsqueeze(1))

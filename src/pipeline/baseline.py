@@ -1,4 +1,4 @@
-"""What chance and simple features tell about the classes: results that a network has to beat."""
+"""Baselines that a network should beat: chance, the largest class, and logistic regression on simple features."""
 
 from __future__ import annotations
 
@@ -16,35 +16,34 @@ from pipeline.data import ImageBatches, TestSet, TrainingData, rows_to_maps
 from pipeline.head import fit_head
 from pipeline.measures import mcnemar_test
 
-_SIDE = 32  # pixels that images are reduced to
-_CELL = 8  # pixels, side of the squares that gradients and colours are summed up in
-_ORIENTATIONS = 9
-_LEVELS = 4  # of each channel, in the colour histogram
-_MOST_IMAGES = 5000  # that it is fitted to
-_FORM = 1  # to be raised when the same images come to have other predictions
+_SIDE = 32  # pixels
+_CELL = 8  # pixels
+_ORIENTATIONS = 9  # bins of gradient histograms
+_LEVELS = 4  # bins per channel of the colour histogram
+_MOST_IMAGES = 5000  # training images
+_FORM = 1  # part of the cache key; raise it when the same images get other predictions
 _BATCH = 256
-_CHANCE = 0.05  # a smaller p-value is beyond chance
-_GAP = 0.2  # between training and validation accuracy, above which it is pointed out
+_SIGNIFICANT = 0.05  # p-value
+_GAP = 0.2  # between training and validation accuracy; more is reported as overfitting
 
 
 @torch.inference_mode()
 def simple_features(images: Tensor) -> Tensor:
-    """Colours and gradients of images, at 32x32 pixels.
-
-    Args:
-        images: (N, C, H, W) uint8.
+    """Compute colour and gradient features of images (N, C, H, W) uint8, after resizing to 32x32 pixels.
 
     Returns:
-        (N, K) float32: the mean and the standard deviation of each channel in squares of 8x8 pixels, a histogram of
-        colours, and histograms of gradient orientations in the squares (Dalal and Triggs, "Histograms of Oriented
-        Gradients for Human Detection", 2005).
+        (N, K) float32: mean and standard deviation of each channel in cells of 8x8 pixels, a colour histogram, and a
+        histogram of gradient orientations per cell (Dalal and Triggs, "Histograms of Oriented Gradients for Human
+        Detection", 2005).
     """
     pixels = adaptive_avg_pool2d(images.float() / 255, _SIDE)  # (N, C, 32, 32)
     count, channels = pixels.shape[:2]
     cells = unfold(pixels, _CELL, stride=_CELL).unflatten(1, (channels, -1))  # (N, C, 64, 16)
     levels = (pixels * _LEVELS).long().clamp(max=_LEVELS - 1).flatten(2)
     weights = _LEVELS ** torch.arange(channels, device=images.device)
-    colours = _count((levels * weights.view(-1, 1)).sum(1), _LEVELS**channels)
+    bins = (levels * weights.view(-1, 1)).sum(1)  # (N, 1024)
+    colours = torch.zeros(count, _LEVELS**channels, device=images.device)
+    colours.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float32))
     grey = pad(pixels.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2
     down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
@@ -57,21 +56,12 @@ def simple_features(images: Tensor) -> Tensor:
     return torch.cat([cells.mean(2).flatten(1), cells.std(2).flatten(1), colours / _SIDE**2, gradients], 1)
 
 
-def _count(values: Tensor, kinds: int) -> Tensor:
-    """(N, M) int to (N, kinds) float32: how often each value occurs in a row."""
-    counts = torch.zeros(len(values), kinds, device=values.device)
-    return counts.scatter_add_(1, values, torch.ones_like(values, dtype=torch.float32))
-
-
 def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.ndarray:
-    """Classify a test set by logistic regression on `simple_features` of the training images, or find this done.
+    """Return the classes (N,) int64 that logistic regression on `simple_features` predicts, possibly from the cache.
 
-    It is fitted to at most 5,000 training images that are not augmented.
-
-    Returns:
-        (N,) int64, the predicted class of each test image.
+    It is fitted to at most 5,000 training images, none of them augmented.
     """
-    train = data.train.places[~data.folder.augmented[data.train.places]]
+    train = _originals(data)
     if len(train) > _MOST_IMAGES:
         train = np.sort(np.random.default_rng(0).choice(train, _MOST_IMAGES, replace=False))
     digest = hashlib.sha256(f"{_FORM} {data.train.decoded.key} {test_set.images.decoded.key}".encode())
@@ -92,6 +82,11 @@ def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.nd
         return np.array(Cache(directory=None).get(name, shape, np.int64, fill).array)
 
 
+def _originals(data: TrainingData) -> np.ndarray:
+    """Return the indices of the training images that are not augmented."""
+    return data.train.places[~data.folder.augmented[data.train.places]]
+
+
 def _describe(images: ImageBatches, places: np.ndarray) -> np.ndarray:
     parts = [
         simple_features(rows_to_maps(torch.from_numpy(images.decoded[places[start : start + _BATCH]]))).numpy()
@@ -101,22 +96,14 @@ def _describe(images: ImageBatches, places: np.ndarray) -> np.ndarray:
 
 
 def score_baseline(data: TrainingData, test_set: TestSet, predictions: np.ndarray, cache: Cache) -> dict[str, float]:
-    """What a network has to beat on a test set, in JSON's types.
+    """Return baseline accuracies on a test set.
 
-    Args:
-        data: what the network was trained on.
-        test_set: the test set, N images.
-        predictions: (N,) int, the network's.
-        cache: keeps the simple predictions.
-
-    Returns:
-        Accuracies, 0 to 1: `chance`, of a random class; `largest_class`, of the largest class in training; `accuracy`
-        and `per_class_accuracy`, of logistic regression on colours and gradients; and `p`, of McNemar's exact test
-        between that and the network.
+    They are of a random class (`chance`), of always the largest training class (`largest_class`), and of logistic
+    regression on `simple_features` (`accuracy`, `per_class_accuracy`). `p` is the p-value of McNemar's exact test
+    between this regression and the network's predictions (N,) int.
     """
     simple, labels = predict_simply(data, test_set, cache), test_set.labels
-    originals = data.train.places[~data.folder.augmented[data.train.places]]
-    largest = np.bincount(data.folder.labels[originals]).argmax()
+    largest = np.bincount(data.folder.labels[_originals(data)]).argmax()
     network_right, simple_right = predictions == labels, simple == labels
     return {
         "chance": 1 / len(data.classes),
@@ -128,33 +115,32 @@ def score_baseline(data: TrainingData, test_set: TestSet, predictions: np.ndarra
 
 
 def describe_baselines(metrics: dict[str, Any]) -> Iterator[str]:
-    """Baselines and what they suggest to try next, one line each, from the contents of `metrics.json`."""
+    """Yield lines that compare the contents of `metrics.json` with the baselines and suggest what to try next."""
     checkpoint, results = next(iter(metrics["checkpoints"].items()))
-    settings = metrics["settings"]
-    remedies = _remedies(settings)
-    for test_set, simple in metrics.get("baseline", {}).items():  # which runs of earlier versions lack
+    remedies = _remedies(metrics["settings"])
+    for test_set, simple in metrics.get("baseline", {}).items():  # missing in runs of earlier versions
         yield (
             f"baseline on {test_set}: chance {simple['chance']:.1%}, largest class {simple['largest_class']:.1%}, "
             f"logistic regression on colours and gradients {simple['accuracy']:.1%}"
         )
         accuracy = results["test"][test_set]["accuracy"]
-        if accuracy <= simple["accuracy"] or simple["p"] >= _CHANCE:
+        if accuracy <= simple["accuracy"] or simple["p"] >= _SIGNIFICANT:
             yield (
-                f"{checkpoint} does not beat that beyond chance ({accuracy:.1%}, p = {simple['p']:.2g}): try {remedies}"
+                f"{checkpoint} is not significantly better than logistic regression ({accuracy:.1%}, "
+                f"p = {simple['p']:.2g}): try {remedies}"
             )
     if "val" in results:
         train, validation = (results[side]["per_class_accuracy"] for side in ("train", "val"))
         if train - validation > _GAP:
             yield (
-                f"accuracy per class is {train:.1%} in training but {validation:.1%} in validation: the network "
+                f"balanced accuracy is {train:.1%} in training but {validation:.1%} in validation: the network "
                 f"overfits; try {remedies}"
             )
 
 
 def _remedies(settings: dict[str, Any]) -> str:
-    """What to try next, most promising first."""
-    pretrained, recipe = settings.get("pretrained"), settings.get("recipe")
-    remedies = ["more images"]
-    if not pretrained:
-        remedies = ["-m EfficientNetLite0 -p", *(["--recipe scratch"] if recipe != "scratch" else []), *remedies]
-    return " or ".join(remedies)
+    """Return what to try next, most promising first."""
+    if settings.get("pretrained"):
+        return "more images"
+    scratch = "" if settings.get("recipe") == "scratch" else "--recipe scratch or "
+    return f"-m EfficientNetLite0 -p or {scratch}more images"

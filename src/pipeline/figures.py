@@ -1,4 +1,4 @@
-"""The figures of a run."""
+"""The figures of a run: learning curves, confusion matrix, reliability diagram, heatmaps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CLASSES_WRITTEN = 30  # up to which a confusion matrix has its numbers written in
+_CLASSES_WRITTEN = 30  # confusion matrices of more classes show no numbers
 _CONFUSIONS_LISTED = 30
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws loss and accuracy, averaged over classes, over the epochs, and marks the best validation of each.
+    """Plot loss and accuracy, averaged over classes, against epochs, and mark the best validation values.
 
-    Args:
-        history: one row per epoch, with the columns of `history.csv`; rows without validation lack the val columns.
-        path: the PNG to write.
+    `history` has one row per epoch with the columns of `history.csv`; rows without validation lack the val columns.
     """
     figure = new_figure(10, 4)
     loss, accuracy = figure.subplots(1, 2)
@@ -45,26 +43,20 @@ def _plot_curve(
         if points:
             size = 4 * (len(points) <= 40)
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=size, label=label)
-    if points:  # of the validation, which a run on all images lacks
+    if points:  # of the validation, if there was one
         epoch, value = best_of(points, key=lambda point: point[1])
         label = f"best validation: {form.format(value)}"
         axes.plot(epoch, value, "*", color="black", markersize=13, zorder=3, label=label)
     axes.set(xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)  # inside, it might hide points
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)  # inside, it could hide points
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
-    """Draws a confusion matrix: counts, and the share of each true class as colour.
+    """Plot a confusion matrix (C, C) with true classes as rows: counts, and the share of the true class as colour.
 
-    Of more than 30 classes only the colours are drawn, and beside them the most frequent confusions are listed.
-
-    Args:
-        confusion: (C, C); rows are true classes.
-        classes: C names.
-        title: stands above.
-        path: the PNG to write.
+    With more than 30 classes the counts are replaced by a list of the most frequent confusions.
     """
     count = len(classes)
     written = count <= _CLASSES_WRITTEN
@@ -78,8 +70,8 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
         text = f"{confusion[row, column]}"
         if count <= 12:
             text += f"\n{shares[row, column]:.0%}"
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=11 if count <= 12 else 8)
+        style = {"color": "white" if shares[row, column] > 0.5 else "black", "fontsize": 11 if count <= 12 else 8}
+        axes.text(column, row, text, ha="center", va="center", **style)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     rotation = 0 if max(len(short_label(name)) for name in classes) * count <= 40 else 90
     name_ticks(axes.xaxis, classes, rotation=rotation)
@@ -89,7 +81,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
 
 
 def _list_confusions(figure: Figure, confusion: np.ndarray, classes: Sequence[str]) -> Axes:
-    """Lists the most frequent confusions on the right of a figure; returns the axes on the left."""
+    """List the most frequent confusions on the right of a figure; return the axes on the left."""
     axes, beside = figure.subplots(1, 2, width_ratios=(3, 1))
     lines = [
         f"{confusion[pair]} of {confusion[pair[0]].sum()} {' as '.join(short_label(classes[place]) for place in pair)}"
@@ -101,25 +93,20 @@ def _list_confusions(figure: Figure, confusion: np.ndarray, classes: Sequence[st
 
 
 def plot_reliability(calibrations: Mapping[str, Calibration], title: str, path: Path) -> None:
-    """Draws how often the model is right beside how confident it is, and how many images are in each bin.
+    """Plot a reliability diagram: accuracy against confidence, and the number of images per bin.
 
-    Args:
-        calibrations: images by confidence; the name of each stands in the legend. Intervals are drawn of the last one.
-        title: stands above.
-        path: the PNG to write.
-
-    Bins of one image are faded.
+    There are one or two calibrations, by their names in the legend. The last one gets confidence intervals.
     """
     figure = new_figure(5.5, 6)
     shares, numbers = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    shares.plot((0, 1), (0, 1), "--", color=GREY, label="as right as confident")
+    shares.plot((0, 1), (0, 1), "--", color=GREY, label="perfectly calibrated")
     colours = (ORANGE, BLUE)[-len(calibrations) :]
     for (name, calibration), colour in zip(calibrations.items(), colours, strict=True):
         filled = np.flatnonzero(calibration.counts)
         confidences, accuracies = calibration.confidences[filled], calibration.accuracies[filled]
         last = colour == BLUE
         ends = np.array(list(map(wilson_interval, accuracies, calibration.counts[filled])))
-        single = calibration.counts[filled] == 1  # one image says little
+        single = calibration.counts[filled] == 1  # drawn faded: one image says little
         label = f"{name}, 95% interval" if last else name
         for some, faded in ((~single, False), (single, True)):
             errors = np.abs(ends.T - accuracies)[:, some] if last else None
@@ -142,18 +129,14 @@ def plot_reliability(calibrations: Mapping[str, Calibration], title: str, path: 
 
 
 class HeatmapFigure:
-    """An image, its class activation map, and the two laid over each other.
+    """A figure with an image, its heatmap, and an overlay of both.
 
-    One serves many images of a size, one after the other: to make its axes takes longer than to draw them.
-
-    Args:
-        height: of the images.
-        width: of the images.
+    It is used for many images of one size, because creating the axes takes longer than drawing.
     """
 
     def __init__(self, height: int, width: int) -> None:
-        # Always of one form: to reckon a layout would cost more than to draw it.
-        self._figure = new_figure(10, 4.0, layout="none")  # high enough for a title of two lines
+        # Fixed axes: computing a layout takes longer than drawing. The height leaves room for a title of two lines.
+        self._figure = new_figure(10, 4.0, layout="none")
         views = [self._figure.add_axes((left, 0.028, 0.295, 0.737)) for left in (0.005, 0.31, 0.615)]
         for axes, name in zip(views, ("image", "heatmap", "overlay"), strict=True):
             axes.set_title(name, fontsize=11, y=1.0)
@@ -162,26 +145,19 @@ class HeatmapFigure:
         self._images = [axes.imshow(nothing) for axes in (views[0], views[2])]
         self._maps = [axes.imshow(nothing, cmap="inferno", vmin=0, vmax=1) for axes in views[1:]]
         self._remark = views[1].text(
-            0.5, 0.5, "nothing in the image\nspeaks for the prediction", color="white", ha="center", va="center",
+            0.5, 0.5, "no region of the image\nsupports the prediction", color="white", ha="center", va="center",
             fontsize=11, transform=views[1].transAxes,
         )  # fmt: skip
         bar = self._figure.add_axes((0.925, 0.028, 0.015, 0.737))
         self._figure.colorbar(self._maps[0], cax=bar, label="activation")
 
     def save(self, image: np.ndarray, heatmap: np.ndarray, title: str, path: Path) -> None:
-        """Draws one image.
-
-        Args:
-            image: (height, width, 3), or grey (height, width, 1), uint8.
-            heatmap: (height, width) float, 0 to 1.
-            title: stands above all three.
-            path: the PNG to write.
-        """
+        """Write the figure of an image (height, width, 3 or 1) uint8 and a heatmap (height, width) float, 0 to 1."""
         for shown in self._images:
-            shown.set_data(np.broadcast_to(image, (*heatmap.shape, 3)))  # else grey values are drawn in colours
+            shown.set_data(np.broadcast_to(image, (*heatmap.shape, 3)))  # otherwise grey values get colours
         for shown in self._maps:
             shown.set_data(heatmap)
-        self._maps[1].set_alpha(0.7 * heatmap)  # the image stays clear elsewhere
+        self._maps[1].set_alpha(0.7 * heatmap)  # the rest of the image stays visible
         self._remark.set_visible(not heatmap.any())
         self._figure.suptitle(title, fontsize=12)
         save_figure(self._figure, path)

@@ -1,4 +1,4 @@
-"""Fits the last layer of a network to features that do not change: logistic regression, to convergence."""
+"""Fits a linear layer to fixed features by logistic regression."""
 
 from __future__ import annotations
 
@@ -7,41 +7,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, of standardised features
-_STRENGTH = 1e-2  # where there are no validation images to pick it by
+from pipeline.measures import cross_entropies
+
+_STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, for standardised features
+_STRENGTH = 1e-2  # without validation images
 _ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear layer.
+    """A linear layer."""
 
-    Attributes:
-        weight: (C, K) float32.
-        bias: (C,) float32.
-        strength: the C of scikit-learn that it was fitted with; a smaller one regularises more.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    strength: float
+    weight: np.ndarray  # (C, K) float32
+    bias: np.ndarray  # (C,) float32
+    strength: float  # scikit-learn's C; smaller values regularise more
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """(N, K) to (N, C)."""
+        """Map features (N, K) to logits (N, C)."""
         return features @ self.weight.T + self.bias
 
 
 def fit_head(
     features: np.ndarray, labels: np.ndarray, validation_features: np.ndarray, validation_labels: np.ndarray
 ) -> LinearHead:
-    """Fit multinomial logistic regression to standardised features, all classes weighing the same.
+    """Fit multinomial logistic regression with L2 regularisation and balanced class weights.
 
-    The strength of the L2 regularisation is the one of the lowest validation loss, averaged over classes. The
-    standardisation is folded into the layer, which takes features as they are.
+    The regularisation strength is the one with the lowest validation loss, averaged over classes. Features are
+    standardised for the fit; the returned layer takes them unstandardised.
 
     Args:
         features: (N, K) float32.
-        labels: (N,) int, 0 to C - 1, each of which occurs.
+        labels: (N,) int, 0 to C - 1; every class occurs.
         validation_features: (M, K); M may be 0.
         validation_labels: (M,) int.
     """
@@ -55,7 +51,7 @@ def fit_head(
     found = []
     for strength in _STRENGTHS if len(validation_labels) else (_STRENGTH,):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of weak regularisation, which validation judges
+            warnings.simplefilter("ignore", ConvergenceWarning)  # weak regularisation; the validation loss decides
             model.set_params(C=strength).fit(scaled, labels)
         head = _fold(model.coef_, model.intercept_, scaler.mean_, scaler.scale_, strength)
         loss = _balanced_loss(head.logits(validation_features), validation_labels) if len(validation_labels) else 0.0
@@ -64,7 +60,7 @@ def fit_head(
 
 
 def _fold(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndarray, strength: float) -> LinearHead:
-    """A layer for features, from one for standardised features; of two classes scikit-learn has only the second."""
+    """Fold the standardisation into the layer. For two classes scikit-learn gives only the second class's weights."""
     if len(weight) == 1:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scale
@@ -72,8 +68,6 @@ def _fold(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndar
 
 
 def _balanced_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The cross-entropy in nats, averaged over the images of each class, then over classes."""
-    from scipy.special import log_softmax
-
-    losses = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    """Return the cross-entropy in nats, averaged over the images of each class, then over classes."""
+    losses = cross_entropies(logits, labels)
     return float(np.mean([losses[labels == label].mean() for label in np.unique(labels)]))

@@ -1,4 +1,4 @@
-"""Images decoded once: a memory-mapped file of padded uint8 images that all runs on the same files share."""
+"""Decodes images once, into a memory-mapped file of padded uint8 images that all runs on the same files share."""
 
 from __future__ import annotations
 
@@ -19,42 +19,35 @@ from dataset.folders import ImageFolder, tell_left_out
 from dataset.reading import WHITE, UnreadableImage
 from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes, release, take
 
-_BLOCK = 16  # images that a thread is given at once: handing one over takes as long as reading a small array
-_FORM = 4  # to be raised when the same files come to give other bytes
+_BLOCK = 16  # images per task of a thread: a task's overhead equals the time to read a small array
+_FORM = 4  # part of the cache key; raise it when the same files give other bytes
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """N images as the models take them.
+    """N decoded images."""
 
-    Attributes:
-        pixels: (N, H, W, C) uint8, memory-mapped; black where a file could not be read.
-        unreadable: the places of those, each with the reason.
-        key: what the pixels depend on, in short.
-    """
-
-    pixels: np.memmap
-    unreadable: dict[int, str]
-    key: str
+    pixels: np.memmap  # (N, H, W, C) uint8; black if a file could not be read
+    unreadable: dict[int, str]  # the indices of unreadable images, with the reasons
+    key: str  # a digest of everything that the pixels depend on
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """A copy (B, H, W, C) of the images at B places."""
+        """Return a copy (B, H, W, C) of the images at B indices."""
         return take(self.pixels, places)
 
 
 def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> DecodedImages:
-    """Decodes, fits and pads each image, or finds this done already.
+    """Decode, resize and pad the images of a folder, or load them from the cache.
 
-    The files' paths, sizes, times and inodes are the key, so that a file that was changed or replaced is decoded again.
+    Changed or replaced files are decoded again: the cache key has the files' paths, sizes, times and inodes. If the
+    images do not fit into the cache, only this process keeps them.
 
     Args:
-        folder: the images.
-        input_size: channels (1 for grey, or 3), and height and width, which are the same.
-        cache: keeps the result. Where it has no room, this is kept for this program alone.
+        input_size: channels (1 or 3), height and width, which are equal.
 
     Raises:
-        UserError: no image can be read, or there is no room for them anywhere, or files change while they are read.
+        UserError: no image can be read, the images do not fit on the disk, or files change while they are read.
     """
     key = _key(folder, input_size)
     pixels, notes = _decode_or_find(key, folder, input_size, cache)
@@ -73,14 +66,14 @@ def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, i
     def fill(pixels: np.memmap) -> Notes:
         notes = _decode_into(pixels, folder, input_size)
         if _key(folder, input_size) != key:
-            raise UserError(f"{folder.directory} changed while it was read: start again when nothing writes there")
+            raise UserError(f"{folder.directory} changed while it was read: start again when no program writes to it")
         return notes
 
     try:
         return cache.get(f"images/{key}", shape, np.uint8, fill)
     except NoRoom as reason:
         if cache.directory is None:
-            raise UserError(f"{folder.directory}, decoded, does not fit: {reason}") from None
+            raise UserError(f"the decoded images of {folder.directory} do not fit on the disk: {reason}") from None
         _log.warning("the images of %s are decoded for this run alone: %s", folder.directory, reason)
         return _decode_or_find(key, folder, input_size, Cache(directory=None))
 
@@ -90,13 +83,10 @@ def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
 
 
 def file_versions(folder: ImageFolder) -> str:
-    """A digest of the paths, sizes, times and inodes of a folder's files, and of how they are read.
-
-    It changes when a file does.
-    """
+    """Return a digest of the paths, sizes, times and inodes of a folder's files, and of how they are read."""
     digest = hashlib.sha256()
     here = os.getcwd()
-    archive = None if folder.arrays is None else _version(folder.paths[0].parents[1])  # FILE/label/number
+    archive = None if folder.arrays is None else _version(folder.paths[0].parents[1])  # FILE/label/index
     for path in folder.paths:
         digest.update(os.fsencode(f"\0{os.path.join(here, path)}\0{archive or _version(path)}"))
     digest.update(folder.inverted.tobytes())
@@ -108,13 +98,13 @@ def file_versions(folder: ImageFolder) -> str:
 def _version(file: Path) -> str:
     try:
         stat = os.stat(file)
-    except FileNotFoundError:  # since the folder was listed
+    except FileNotFoundError:  # after the folder was listed
         return "gone"
     return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
 
 
 def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, int, int]) -> Notes:
-    """Fills `pixels`; returns the places of what could not be read, as text, each with the reason."""
+    """Fill `pixels`; return the indices of unreadable images, as text, with the reasons."""
     count = len(folder.paths)
     unreadable: dict[int, str] = {}
 
@@ -127,8 +117,8 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
                 unreadable[place] = str(error)
         return len(places)
 
-    # Pillow lets go of the interpreter while it decodes and resizes: threads keep all cores busy. Who reads small
-    # arrays holds it nearly all the time: several threads take longer than one.
+    # Pillow releases the interpreter lock while it decodes and resizes, so threads use all cores. Reading small arrays
+    # holds the lock, so several threads take longer than one.
     threads = 1 if folder.is_array(0) else available_cores()
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
     with ThreadPoolExecutor(threads) as pool, tqdm(desc="decoding", total=count, unit="image", disable=None) as bar:
@@ -139,26 +129,21 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
 
 
 def fit_image(image: Image.Image, is_array: bool, input_size: tuple[int, int, int]) -> np.ndarray:
-    """Brings an image, as it was read, to the form that a model takes.
+    """Convert an image as it was read to a model's input: resize, pad and convert to the right number of channels.
 
-    An array for a model of one channel must have the model's size; all else is resized and padded.
-
-    Args:
-        image: of any size and mode.
-        is_array: whether it was stored as numbers, and not as a picture.
-        input_size: channels, height and width.
+    An array (`is_array`, rather than a picture) for a model with one channel is not resized.
 
     Returns:
         (H, W, C) uint8.
 
     Raises:
-        UnreadableImage: it is an array of another size.
+        UnreadableImage: such an array has not the model's size.
     """
     channels, height, width = input_size
     if channels == 1 and is_array:
         if image.size != (width, height):
             raise UnreadableImage(
-                f"an array of {image.height}x{image.width} pixels, where the model takes {height}x{width}"
+                f"an array of {image.height}x{image.width} pixels, but the model takes {height}x{width}"
             )
     else:
         image = resize_or_pad_image(image, width)

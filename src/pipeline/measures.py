@@ -1,4 +1,4 @@
-"""How good predictions are, and how sure of it one can be: of counts and shares alone, without torch."""
+"""Scores, confidence intervals and tests of classifiers, computed from counts and proportions without torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
-SCORES = ("loss", "accuracy", "per_class_loss", "per_class_accuracy")  # of a set of images
+SCORES = ("loss", "accuracy", "per_class_loss", "per_class_accuracy")
 CALIBRATION_BINS = 15  # as in Guo et al.
-_Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
+_Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share, 0 to 1, that was seen in `count` trials (Wilson, 1927).
+    """Return the 95% score interval of a proportion observed in `count` trials (Wilson, 1927).
 
-    For a per-class accuracy it holds where the classes have equally many test images, else roughly.
+    For a per-class accuracy it is exact only if all classes have the same number of test images.
     """
     middle = share + _Z**2 / (2 * count)
     half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
@@ -26,19 +26,14 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def top_confusions(confusion: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """The places, (true, predicted), of the largest numbers off the diagonal of a confusion matrix, largest first.
-
-    Args:
-        confusion: (C, C) counts; rows are true classes.
-        most: how many places; fewer where fewer classes are confused.
-    """
+    """Return at most `most` pairs (true, predicted) of a confusion matrix (C, C) with the largest counts, in order."""
     mistakes = confusion - np.diag(np.diag(confusion))
     places = np.argsort(-mistakes, axis=None, kind="stable")[:most].tolist()
     return [divmod(place, len(confusion)) for place in places if mistakes.flat[place]]
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of shares, 0 to 1, of which at least two are a sample, by Student's t."""
+    """Return Student's 95% interval of the mean of at least two proportions, clipped to 0..1."""
     from scipy.stats import t  # takes a second to import
 
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
@@ -46,10 +41,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def newcombe_interval(first: float, first_count: int, second: float, second_count: int) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two independent shares, first minus second, -1 to 1.
+    """Return the 95% interval of the difference of two independent proportions, first minus second.
 
-    Method 10 of Newcombe, "Interval estimation for the difference between independent proportions", 1998: combines
-    the Wilson intervals of both.
+    Method 10 of Newcombe, "Interval estimation for the difference between independent proportions", 1998.
     """
     first_low, first_high = wilson_interval(first, first_count)
     second_low, second_high = wilson_interval(second, second_count)
@@ -61,9 +55,7 @@ def newcombe_interval(first: float, first_count: int, second: float, second_coun
 def mcnemar_test(first_only: int, second_only: int) -> float:
     """Return the two-sided p-value of McNemar's exact test.
 
-    Args:
-        first_only, second_only: the discordant pairs: images that only the first or only the second model classifies
-            correctly. If both models are equally good, each pair is a fair coin toss.
+    The arguments count the images that only the first or only the second model classifies correctly.
     """
     from scipy.stats import binomtest
 
@@ -72,15 +64,10 @@ def mcnemar_test(first_only: int, second_only: int) -> float:
 
 
 def paired_interval(both: int, first_only: int, second_only: int, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of the difference in accuracy of two models on the same images, first minus second.
+    """Return the 95% interval of the difference in accuracy of two models on the same images, first minus second.
 
     Method 10 of Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
-    paired data", 1998: combines the Wilson intervals of both and the correlation between them.
-
-    Args:
-        both: images that both models classify correctly.
-        first_only, second_only: images that only one of them classifies correctly.
-        images: all of them.
+    paired data", 1998. The first three arguments count the images that both models or only one classify correctly.
     """
     neither = images - both - first_only - second_only
     first, second = (both + first_only) / images, (both + second_only) / images
@@ -88,7 +75,7 @@ def paired_interval(both: int, first_only: int, second_only: int, images: int) -
     margins = (both + first_only) * (second_only + neither) * (both + second_only) * (first_only + neither)
     excess = both * neither - first_only * second_only
     if excess > 0:
-        excess = max(excess - images / 2, 0)  # a continuity correction
+        excess = max(excess - images / 2, 0)  # continuity correction
     correlation = excess / math.sqrt(margins) if margins else 0.0
 
     def distance(one: float, other: float) -> float:
@@ -100,10 +87,10 @@ def paired_interval(both: int, first_only: int, second_only: int, images: int) -
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean of a value per image.
+    """Return the 95% percentile bootstrap interval of the mean of a value per image.
 
-    For a paired comparison, pass the difference of each image. Resampling N values that repeat is a multinomial draw
-    over the distinct ones, which takes little memory: correctness has few distinct values.
+    For a paired comparison, pass the difference for each image. Resampling is a multinomial draw over the distinct
+    values, which takes little memory if there are few.
     """
     distinct, counts = np.unique(np.round(values, 12), return_counts=True)
     total = int(counts.sum())
@@ -114,15 +101,15 @@ def bootstrap_interval(values: Sequence[float], resamples: int = 10_000, seed: i
 
 
 def expected_best(accuracy: float, images: int, runs: int) -> float:
-    """Return the expected highest accuracy of some independent runs that are all equally good.
+    """Return the expected highest accuracy of several independent runs with the same true accuracy.
 
-    The expected maximum of independent binomial counts, divided by the number of images. With F the distribution
-    function, E[max] is the sum of 1 - F(k)^runs over all k from 0 to images - 1.
+    The expected maximum of binomial counts with distribution function F is the sum of 1 - F(k)^runs over
+    k = 0 .. images - 1.
     """
     from scipy.stats import binom
 
     mean, deviation = accuracy * images, math.sqrt(images * accuracy * (1 - accuracy))
-    # Below the first count F is 0, above the last it is 1, to the precision of a float.
+    # F is 0 below the first count and 1 above the last, to the precision of a float.
     first = max(0, math.floor(mean - 12 * deviation - 40))
     last = min(images, math.ceil(mean + 12 * deviation + 40))
     below = binom.cdf(np.arange(first, last), images, accuracy)
@@ -131,14 +118,7 @@ def expected_best(accuracy: float, images: int, runs: int) -> float:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How well one class is told from the others; 0 to 1, None where it would be 0 of 0.
-
-    Attributes:
-        images: how many are of the class.
-        precision: the share of these among those that were taken for it.
-        recall: the share of these that were taken for it.
-        f1: the harmonic mean of both.
-    """
+    """The scores of one class, 0 to 1; None if undefined (0 / 0)."""
 
     images: int
     precision: float | None
@@ -147,15 +127,11 @@ class ClassScores:
 
 
 def score_classes(confusion: np.ndarray) -> list[ClassScores]:
-    """The scores of each class, from a confusion matrix (C, C), whose rows are true classes."""
-    rights, images, taken = (
-        confusion.diagonal().tolist(),
-        confusion.sum(axis=1).tolist(),
-        confusion.sum(axis=0).tolist(),
-    )
+    """Return the scores of each class of a confusion matrix (C, C) whose rows are true classes."""
+    counts = np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)], axis=1).tolist()
     return [
-        ClassScores(count, _share(right, claims), _share(right, count), _share(2 * right, claims + count))
-        for right, count, claims in zip(rights, images, taken, strict=True)
+        ClassScores(images, _share(right, taken), _share(right, images), _share(2 * right, taken + images))
+        for right, images, taken in counts
     ]
 
 
@@ -163,49 +139,40 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the cross-entropies (N,) in nats of logits (N, C) and labels (N,) int."""
+    from scipy.special import log_softmax
+
+    return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Images by how confident the model was, in equally wide bins, the lowest first.
+    """Images in M confidence bins of equal width, in increasing order."""
 
-    Attributes:
-        counts: (M,) int, images in each bin.
-        confidences: (M,) their mean confidence, 0 where there are none.
-        accuracies: (M,) the share of them that were classified right, 0 where there are none.
-    """
-
-    counts: np.ndarray
-    confidences: np.ndarray
-    accuracies: np.ndarray
+    counts: np.ndarray  # (M,) int, the number of images
+    confidences: np.ndarray  # (M,) the mean confidence, 0 in empty bins
+    accuracies: np.ndarray  # (M,) the accuracy, 0 in empty bins
 
     @classmethod
     def of(cls, confidences: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
-        """Sorts N images into bins, each of which has its upper bound in it.
-
-        Args:
-            confidences: (N,) the probability of the predicted class, 0 to 1.
-            right: (N,) bool, whether that was the true one.
-            bins: how many.
-        """
+        """Sort predictions with confidence (N,) and correctness (N,) bool into bins that include their upper bounds."""
         places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
         counts = np.bincount(places, minlength=bins)
-        confidence, accuracy = (
-            np.bincount(places, weights=values, minlength=bins) / np.maximum(counts, 1)
-            for values in (confidences, right)
-        )
-        return cls(counts, confidence, accuracy)
+        sums = (np.bincount(places, weights=values, minlength=bins) for values in (confidences, right))
+        return cls(counts, *(each / np.maximum(counts, 1) for each in sums))
 
     @property
     def error(self) -> float:
-        """The expected calibration error, 0 to 1: how far confidence and accuracy are apart, on an image's average.
+        """The expected calibration error, 0 to 1: the mean gap between confidence and accuracy over images.
 
-        Guo et al., "On Calibration of Modern Neural Networks", 2017. Of a few images it comes out too high, since
-        their accuracy is off by chance.
+        Guo et al., "On Calibration of Modern Neural Networks", 2017. It is biased upwards for small samples.
         """
         gaps = np.abs(self.confidences - self.accuracies)
         return float(self.counts @ gaps / self.counts.sum())
 
     @property
     def tendency(self) -> str:
-        """Whether the mean confidence is above the accuracy, or below, by a point or more, in a word."""
+        """Whether the mean confidence differs from the accuracy by a percentage point or more, in words."""
         gap = self.counts @ (self.confidences - self.accuracies) / self.counts.sum()
         return "well calibrated on average" if abs(gap) < 0.01 else "overconfident" if gap > 0 else "underconfident"

@@ -1,4 +1,4 @@
-"""The loss, and accuracies that are read off one confusion matrix."""
+"""Loss and accuracies, computed from per-class sums of losses and a confusion matrix."""
 
 from __future__ import annotations
 
@@ -16,22 +16,18 @@ from pipeline.measures import SCORES
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a set of images was classified.
+    """The scores of a set of classified images.
 
-    The mean over images weighs a class by its size. The mean over classes weighs all classes alike: it is the one to
-    select by where classes differ in size. Both are the same where they do not.
-
-    Attributes:
-        losses: (C,) float64, the sum of the cross-entropy, in nats, over the images of each class.
-        confusion: (C, C) int64; rows are true classes, columns predicted ones.
+    The mean over images weights a class by its size. The mean over classes weights all classes equally; use it for
+    model selection if classes are imbalanced.
     """
 
-    losses: np.ndarray
-    confusion: np.ndarray
+    losses: np.ndarray  # (C,) float64, the sum of cross-entropies, in nats, over the images of each class
+    confusion: np.ndarray  # (C, C) int64; rows are true classes
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Scores:
-        """Scores logits (N, C) against labels (N,)."""
+        """Score logits (N, C) against labels (N,)."""
         scores = RunningScores(logits.shape[1], logits.device)
         scores.add(logits, labels, cross_entropy(logits, labels, reduction="none"))
         return scores.read()
@@ -42,22 +38,22 @@ class Scores:
 
     @property
     def loss(self) -> float:
-        """Mean over images."""
+        """The mean cross-entropy over images."""
         return float(self.losses.sum() / self.images)
 
     @property
     def accuracy(self) -> float:
-        """The share of images that are classified correctly, 0 to 1."""
+        """The fraction of images classified correctly."""
         return float(self.confusion.trace() / self.images)
 
     @property
     def per_class_loss(self) -> float:
-        """The loss averaged over the images of each class, then over the classes that have images."""
+        """The cross-entropy averaged over the images of each class, then over the classes that have images."""
         return self._mean_over_classes(self.losses)
 
     @property
     def per_class_accuracy(self) -> float:
-        """Balanced accuracy, or macro recall, 0 to 1: the mean of the classes' recalls."""
+        """Balanced accuracy, also called macro recall: the mean recall of the classes."""
         return self._mean_over_classes(self.confusion.diagonal())
 
     def _mean_over_classes(self, sums: np.ndarray) -> float:
@@ -66,26 +62,26 @@ class Scores:
         return float((sums[present] / counts[present]).mean())
 
     def to_json(self) -> dict[str, Any]:
-        """The four numbers of `SCORES`, in JSON's types."""
+        """Return the four numbers of `SCORES`."""
         return {name: getattr(self, name) for name in SCORES}
 
 
 class RunningScores:
-    """Adds up batches on the device, without waiting for it. Read at the end; `glance` reads the scores so far.
+    """Accumulates the scores of batches on the device, without synchronising.
 
     Attributes:
-        sums: (C + 1 + C * C,) float64, the loss of each class, the number of batches until a loss was no longer finite,
-            then the confusion matrix: all that a stopped run must keep.
+        sums: (C + 1 + C * C,) float64: the loss of each class, the number of batches before the first non-finite loss,
+            and the confusion matrix. A run saves it to resume.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
         size = num_classes + 1 + num_classes**2
-        self.sums = torch.zeros(size, dtype=torch.float64, device=device)  # one tensor, to be read in one copy
+        self.sums = torch.zeros(size, dtype=torch.float64, device=device)  # one tensor, read in one copy
         self._glanced = torch.zeros_like(self.sums, device="cpu", pin_memory=device.type == "cuda")
 
     def restore(self, sums: Tensor) -> None:
-        """Goes on from the `sums` of a stopped run, which the first of several joined processes counts for all."""
+        """Continue from the `sums` of a stopped run. In distributed training, the first process counts them for all."""
         self.sums.copy_(sums)
         if rank() > 0:
             finite_batches = self.sums[self._num_classes].clone()
@@ -93,13 +89,7 @@ class RunningScores:
             self.sums[self._num_classes] = finite_batches
 
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Adds a batch.
-
-        Args:
-            logits: (B, C).
-            labels: (B,) int64.
-            losses: (B,), of each image.
-        """
+        """Add a batch of logits (B, C), labels (B,) int64 and the loss (B,) of each image."""
         count = self._num_classes
         cells = count + 1 + labels * count + logits.argmax(dim=1)
         self.sums.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
@@ -107,18 +97,21 @@ class RunningScores:
         self.sums[count] += self.sums[:count].isfinite().all()
 
     def glance(self) -> Scores | None:
-        """The scores so far, for display: on a GPU as of the last glance, so that nothing waits; None before."""
+        """Return the scores so far for display, or None.
+
+        On a GPU, they are those of the previous call, so that nothing waits.
+        """
         scores = self._scores(self._glanced) if self._glanced[self._num_classes + 1 :].any() else None
         self._glanced.copy_(self.sums, non_blocking=True)
         return scores
 
     def read(self) -> Scores:
-        """The scores of all batches, of all joined processes."""
+        """Return the scores of all batches of all processes."""
         return self._scores(sum_over_processes(self.sums).cpu())
 
     def count_finite_batches(self) -> int:
-        """How many batches went by before the loss was no longer a finite number in one of the joined processes."""
-        # One may see it a batch before the others, which share its gradients: rounded down, it is that one's count.
+        """Return the number of batches before the first non-finite loss in any process."""
+        # One process may see it a batch before the others, which share its gradients: rounding down gives its count.
         return int(sum_over_processes(self.sums[self._num_classes])) // world_size()
 
     def _scores(self, sums: Tensor) -> Scores:

@@ -1,4 +1,4 @@
-"""The page that goes with a trained model: what it was trained on, how good it is, and what is known to limit it."""
+"""Writes the model card of a run: data, training, results and known limitations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from common import printable
 from pipeline.measures import ClassScores, newcombe_interval, score_classes, top_confusions, wilson_interval
 
-_MOST_LISTED = 20  # classes, above which they are counted only
+_MOST_LISTED = 20  # classes; more are only counted
 _CONFUSIONS = 3
-_FEW_TESTED = 30  # images of a class, whose recall is uncertain by 20 percentage points and more
-_IMBALANCE = 1.5  # of the largest class to the smallest
+_FEW_TESTED = 30  # test images of a class; with fewer, its recall is uncertain by 20 percentage points or more
+_IMBALANCE = 1.5  # largest class to smallest class
 _CALIBRATION_ERROR = 0.05
 
 
 def describe_run(metrics: dict[str, Any]) -> str:
-    """The page, in Markdown, of what `metrics.json` holds: of its first checkpoint."""
+    """Return the model card, in Markdown, of the first checkpoint in the contents of `metrics.json`."""
     settings = metrics["settings"]
     checkpoint, results = next(iter(metrics["checkpoints"].items()))
     sections = {
@@ -27,7 +27,7 @@ def describe_run(metrics: dict[str, Any]) -> str:
         f"Results of {checkpoint}, epoch {results['epoch']}": _describe_results(metrics, results),
         "Calibration": _describe_calibration(results),
         "Unknown images": _describe_unknown(results),
-        "Known limits": _find_limits(metrics, results),
+        "Known limitations": _find_limits(metrics, results),
     }
     classes = _list(settings["classes"])
     text = [f"# {metrics['run']}", "", f"An image classifier. Classes: {classes}."]
@@ -42,16 +42,14 @@ def _list(names: Sequence[str]) -> str:
 
 def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     data, used, classes = metrics["data"], metrics["images"], metrics["data"]["classes"]
-    yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which no split divides"
+    yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which are never split"
     yield f"- Digest: `{data['digest']}`" + (f", augmented `{data['augmented']}`" if data["augmented"] else "")
-    yield f"- {used['train']} trained, {used['val']} validated, {used['left_out']} augmented ones left out"
+    yield f"- {used['train']} training and {used['val']} validation images; {used['left_out']} augmented ones left out"
     if len(classes) <= _MOST_LISTED:
-        yield f"- Of each class: {', '.join(f'{name} {count}' for name, count in classes.items())}"
+        yield f"- Images per class: {', '.join(f'{name} {count}' for name, count in classes.items())}"
     for name, tested in data["test"].items():
-        yield (
-            f"- Test set {name}: {tested['images']} images, digest `{tested['digest']}`; "
-            f"training images that share a group with them: {tested['overlap']}"
-        )
+        overlap = f"training images in the same groups: {tested['overlap']}"
+        yield f"- Test set {name}: {tested['images']} images, digest `{tested['digest']}`; {overlap}"
 
 
 def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
@@ -63,95 +61,87 @@ def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
     rates = {"learning rate": "learning_rate", "weight decay": "weight_decay", "gamma": "gamma", "seed": "seed"}
     yield f"- {', '.join(f'{shown} {settings[name]}' for shown, name in rates.items())}"
     fold = settings["fold"]
-    yield "- All images trained" if fold is None else f"- Fold {fold} of {metrics['data']['folds']} validated"
+    yield "- No validation fold" if fold is None else f"- Validation fold {fold} of {metrics['data']['folds']}"
 
 
 def _describe_results(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
-    rows = []
+    rows = [
+        ("test set", "images", "accuracy (95% interval)", "per class", "chance", "largest class", "simple features")
+    ]
     for name, scores in results["test"].items():
         simple = metrics["baseline"][name]
-        shares = (scores["per_class_accuracy"], *(simple[key] for key in ("chance", "largest_class", "accuracy")))
+        shares = (scores["per_class_accuracy"], simple["chance"], simple["largest_class"], simple["accuracy"])
         accuracy = _with_interval(scores["accuracy"], scores["images"])
         rows.append((name, scores["images"], accuracy, *map(_percent, shares)))
-    yield from _table(
-        ("test set", "images", "accuracy (95 % interval)", "per class", "chance", "largest class", "simple features"),
-        rows,
-    )
+    yield from _table(rows)
     classes = metrics["settings"]["classes"]
     if len(classes) <= _MOST_LISTED:
         yield ""
-        yield from _table(
-            ("test set", "class", "images", "precision", "recall (95 % interval)"),
-            [
-                (name, label, of.images, _percent(of.precision), _with_interval(of.recall, of.images))
-                for name, scores in results["test"].items()
-                for label, of in zip(classes, _score(scores), strict=True)
-            ],
-        )
+        rows = [("test set", "class", "images", "precision", "recall (95% interval)")]
+        for name, scores in results["test"].items():
+            for label, of in zip(classes, _score(scores), strict=True):
+                rows.append((name, label, of.images, _percent(of.precision), _with_interval(of.recall, of.images)))
+        yield from _table(rows)
 
 
 def _describe_calibration(results: dict[str, Any]) -> Iterator[str]:
     if "calibration" not in results:
-        yield "None, since there were no validation images to fit a temperature to."
+        yield "Not calibrated: the run has no validation images."
         return
     calibration = results["calibration"]
     perfect = calibration["temperature"] == 1
-    why = "since the model makes no mistake in validation" if perfect else "fitted to the validation images"
+    why = "because all validation images are classified correctly" if perfect else "fitted to the validation images"
     yield f"Temperature {calibration['temperature']:.3f}, {why}."
     yield ""
-    sets = {"validation": calibration["validation"], **calibration["test"]}
-    yield from _table(
-        ("images", "loss before", "after", "calibration error before", "after"),
-        [
-            (name, *(f"{scored[when]['loss']:.4f}" for when in ("before", "after")),
-             *(_percent(scored[when]["calibration_error"]) for when in ("before", "after")))
-            for name, scored in sets.items()
-        ],
-    )  # fmt: skip
+    rows = [("images", "loss before", "after", "calibration error before", "after")]
+    for name, scored in {"validation": calibration["validation"], **calibration["test"]}.items():
+        before, after = scored["before"], scored["after"]
+        errors = _percent(before["calibration_error"]), _percent(after["calibration_error"])
+        rows.append((name, f"{before['loss']:.4f}", f"{after['loss']:.4f}", *errors))
+    yield from _table(rows)
 
 
 def _describe_unknown(results: dict[str, Any]) -> Iterator[str]:
     if "unknown" not in results:
-        yield "It names one of its classes on any image."
+        yield "Not detected: the model predicts one of its classes for every image."
         return
     unknown = results["unknown"]
-    refused = ", ".join(f"{share:.1%} in {name}" for name, share in unknown["test"].items())
     rate, images = unknown["expected_rate"], unknown["images"]
-    yield f"`--unknown` is expected to refuse {rate:.1%} of images like the {images} validation images; of the"
-    yield f"test images it refused {refused}."
+    yield f"`--unknown` is expected to reject {rate:.1%} of images like the {images} validation images. Of the test"
+    yield f"images it rejected {', '.join(f'{share:.1%} in {name}' for name, share in unknown['test'].items())}."
 
 
 def _find_limits(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
-    """What the data say, and nothing else."""
+    """Yield the limitations that the metrics show."""
     classes, counts = metrics["settings"]["classes"], metrics["data"]["classes"]
-    yield "- No other images than the test sets above were tested"
+    yield "- The model was tested only on the test sets above"
     if max(counts.values()) > _IMBALANCE * min(counts.values()):
         small, large = (pick(counts, key=counts.get) for pick in (min, max))
-        yield f"- Classes differ in size: {counts[large]} images of {large}, {counts[small]} of {small}"
+        yield f"- Classes are imbalanced: {counts[large]} images of {large}, {counts[small]} of {small}"
     for name, scores in results["test"].items():
         tested = {label: of.images for label, of in zip(classes, _score(scores), strict=True)}
         fewest = min(tested, key=tested.get)
         if tested[fewest] < _FEW_TESTED:
             yield f"- {name} has few images of some classes, such as {tested[fewest]} of {fewest}: see the intervals"
         if overlap := metrics["test_overlap"][name]:
-            yield f"- {overlap} training images share a group with images of {name}, which makes its scores too high"
+            yield f"- {overlap} training images share a group with images of {name}: its scores are too high"
         if scores["accuracy"] <= metrics["baseline"][name]["accuracy"]:
-            yield f"- On {name} it is no better than logistic regression on colours and gradients"
+            yield f"- On {name} the model is no better than logistic regression on colours and gradients"
         confusion = np.array(scores["confusion_matrix"])
         for true, predicted in top_confusions(confusion, _CONFUSIONS):
             taken, images = confusion[true, predicted], confusion[true].sum()
-            yield f"- Of {images} images of {classes[true]} in {name}, {taken} were taken for {classes[predicted]}"
+            yield f"- In {name}, {taken} of {images} images of {classes[true]} were classified as {classes[predicted]}"
         error = results.get("calibration", {}).get("test", {}).get(name, {}).get("after", scores)["calibration_error"]
         if error > _CALIBRATION_ERROR:
-            yield f"- On {name} confidence and accuracy are {error:.1%} apart on average"
+            yield f"- On {name} the expected calibration error is {error:.1%}"
         if "val" in results:
             validated = results["val"]["accuracy"]
             gap = newcombe_interval(validated, metrics["images"]["val"], scores["accuracy"], scores["images"])
             if gap[0] > 0:
-                yield f"- Accuracy is {validated:.1%} in validation, and beyond chance lower on {name}"
+                yield f"- Accuracy on {name} is significantly lower than in validation ({validated:.1%})"
     near = sum(counts.values()) - metrics["data"]["groups"]
     if near > 0:
-        yield f"- {near} training images are near-duplicates of others, or cut from the same photographs"
+        yield f"- {near} training images are near-duplicates of others or crops of the same photographs"
 
 
 def _score(scores: dict[str, Any]) -> list[ClassScores]:
@@ -169,6 +159,6 @@ def _with_interval(share: float | None, images: int) -> str:
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    for row in (heads, ["---"] * len(heads), *rows):
+def _table(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]):
         yield f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |"

@@ -1,4 +1,4 @@
-"""Where a run's numbers and figures are shown: Weights & Biases, or TensorBoard."""
+"""Reports a run's metrics and figures to Weights & Biases or TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,27 +18,20 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """What a run tells; this one keeps nothing of it."""
+    """The interface of trackers; this class discards everything."""
 
     def log(self, values: dict[str, float]) -> None:
-        """Takes what an epoch came to, by name; `epoch` is its number."""
+        """Report the metrics of an epoch by name; `epoch` is its number."""
 
     def log_results(self, epoch: int, summary: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
-        """Takes the final scores by name, and PNGs, which are called by their paths in the run's folder.
-
-        Args:
-            epoch: the last one.
-            summary: the scores.
-            figures: the PNGs.
-            folder: the run's.
-        """
+        """Report the last epoch, the final scores by name, and PNG files, named by their paths in the run's folder."""
 
     def finish(self) -> None:
-        """Waits a little for what is under way."""
+        """Wait for pending reports, for a limited time."""
 
 
 def open_tracker(settings: Settings, described: dict[str, Any], group: str, run_id: str) -> Tracker:
-    """The tracker that the settings ask for."""
+    """Return the tracker that the settings name."""
     if settings.tracker == "tensorboard":
         return TensorBoard(settings.run_dir, described)
     if settings.tracker == "none" or settings.wandb == "disabled":
@@ -47,7 +40,7 @@ def open_tracker(settings: Settings, described: dict[str, Any], group: str, run_
 
 
 class TensorBoard(Tracker):
-    """Writes events for TensorBoard into the run's folder, below `tensorboard/`."""
+    """Writes TensorBoard events to `tensorboard/` in the run's folder."""
 
     def __init__(self, folder: Path, described: dict[str, Any]) -> None:
         self._folder, self._described = folder / "tensorboard", described
@@ -79,7 +72,7 @@ class TensorBoard(Tracker):
             self._writer.close()
 
     def _open(self, epoch: int) -> Any:
-        """The writer. What a stopped run wrote of this epoch and later ones is not shown any more."""
+        """Return the writer. It hides what a stopped run wrote for this and later epochs."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -89,13 +82,13 @@ class TensorBoard(Tracker):
 
 
 class Wandb(Tracker):
-    """Talks to wandb from a thread of its own, so that a slow or failing wandb neither slows nor stops a run."""
+    """Reports to wandb from a separate thread, so that a slow or failing wandb neither slows nor stops a run."""
 
-    _PATIENCE = 30  # seconds that wandb is given to begin, and at the end of a run to send what is left
+    _PATIENCE = 30  # seconds to wait for wandb to start, and to finish at the end of a run
 
     def __init__(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
         self._run: Any = None
-        self._given_up = threading.Lock()  # taken once and for good, by the thread that says so
+        self._given_up = threading.Lock()  # acquired once, by the thread that reports the failure
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._tasks.put(lambda: self._start(settings, described, group, run_id))
@@ -129,7 +122,7 @@ class Wandb(Tracker):
                 silent=True,
                 console="off",
                 init_timeout=self._PATIENCE,
-                finish_timeout=self._PATIENCE,  # as the program ends, too
+                finish_timeout=self._PATIENCE,  # also applies at the end of the program
                 finish_timeout_raises=True,
             )
         )
@@ -153,7 +146,7 @@ class Wandb(Tracker):
                 task()
             if self._run is not None:
                 self._run.finish()
-        except Exception as error:  # whatever wandb raises is no reason to lose a run
+        except Exception as error:  # no failure of wandb may end a run
             self._give_up(f"wandb: {first_line(error)}")
 
     def _give_up(self, why: str) -> None:
@@ -162,7 +155,7 @@ class Wandb(Tracker):
 
 
 def _wandb_mode(wanted: str) -> str | None:
-    """What `wandb.init` is told; None leaves the choice to WANDB_MODE."""
+    """Return the mode for `wandb.init`; None leaves the choice to WANDB_MODE."""
     import wandb
 
     if wanted != "auto":

@@ -1,4 +1,4 @@
-"""Images vary as far as a recipe says, and no further."""
+"""Augmented images vary within the bounds of their settings."""
 
 import math
 
@@ -11,29 +11,29 @@ from pipeline.recipes import RECIPES, Augmentation
 
 @pytest.fixture
 def images():
-    """Bright squares of 8 pixels in the middle of (500, 1, 28, 28)."""
+    """Images (500, 1, 28, 28) with a bright square of 8 pixels in the middle."""
     images = torch.zeros(500, 1, 28, 28)
     images[..., 10:18, 10:18] = 255
     return images
 
 
 def moments(images):
-    """Of each image, the mean and the standard deviation of the bright pixels' places, down and across."""
+    """Returns the mean and standard deviation of the bright pixels' coordinates (y, x) in each image."""
     weights = images.flatten(1) / images.flatten(1).sum(1, keepdim=True)
     places = torch.stack(torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")).flatten(1)
     means = weights @ places.T
     return means, (weights @ places.square().T - means.square()).sqrt()
 
 
-def test_no_images_stay_none(images):
+def test_an_empty_batch(images):
     assert augment(images[:0], RECIPES["adam-crop"].augmentation).shape == (0, 1, 28, 28)
 
 
-def test_no_augmentation_changes_nothing(images):
+def test_zero_strength_changes_nothing(images):
     torch.testing.assert_close(augment(images, Augmentation()), images)
 
 
-def test_a_crop_enlarges_to_an_area_and_keeps_to_the_image(images):
+def test_crops_stay_within_the_image_and_their_area(images):
     frames = torch.zeros(500, 1, 28, 28)
     frames[..., 0, :] = frames[..., -1, :] = 255
     _, before = moments(images)
@@ -42,11 +42,11 @@ def test_a_crop_enlarges_to_an_area_and_keeps_to_the_image(images):
     assert 1 <= growth.min() + 0.05 < 1.1
     assert 1.1 < growth.max() < 1 / 0.85 + 0.08
     assert (spreads / before).min() > 0.97, "no side may shrink"
-    assert means.std() > 0.1, "crops were to lie in different places"
+    assert means.std() > 0.1, "crops must lie in different places"
     assert augment(frames, Augmentation(crop=0.15)).max() <= 255
 
 
-def test_shift_zoom_and_rotation_have_their_bounds(images):
+def test_bounds_of_shift_zoom_and_rotation(images):
     means, _ = moments(augment(images, Augmentation(shift=0.1)))
     assert 2 < (means - 13.5).abs().max() <= 2.8 + 0.1
     _, spreads = moments(augment(images, Augmentation(zoom=0.2)))
@@ -56,20 +56,20 @@ def test_shift_zoom_and_rotation_have_their_bounds(images):
     bars = torch.zeros(500, 1, 28, 28)
     bars[..., 13:15, 4:24] = 255
     turned = augment(bars, Augmentation(degrees=10))
-    turned[..., :18] = 0  # the bars' right ends, 7 pixels from the middle on the mean
+    turned[..., :18] = 0  # keep the right ends, on average 7 pixels from the middle
     ends, _ = moments(turned)
     assert 0.9 < (ends[:, 0] - 13.5).abs().max() <= 7 * math.tan(math.radians(10)) + 0.2
 
 
 @pytest.mark.parametrize("background", [0.0, 255.0])
-def test_the_background_stays_what_it_is(background):
+def test_border_pixels_are_repeated(background):
     images = torch.full((50, 1, 28, 28), background)
     images[..., 12:16, 12:16] = 255 - background
     varied = augment(images, RECIPES["one-cycle"].augmentation)
     torch.testing.assert_close(varied[..., :3, :], images[..., :3, :])
 
 
-def test_half_of_the_images_are_flipped_left_to_right():
+def test_half_of_the_images_are_flipped_horizontally():
     images = torch.zeros(2000, 3, 8, 8, dtype=torch.uint8)
     images[..., 2, 1] = 200
     changed = augment(images, Augmentation(flip=0.5))
@@ -79,7 +79,7 @@ def test_half_of_the_images_are_flipped_left_to_right():
     assert 0.45 < flipped.float().mean() < 0.55
 
 
-def test_colours_change_within_their_bounds_and_images_differ():
+def test_bounds_of_colour_changes():
     images = torch.full((400, 3, 4, 4), 100, dtype=torch.uint8)
     changed = augment(images, Augmentation(colour=0.2))[:, 0, 0, 0]
     assert 80 <= changed.min() < 84
@@ -99,10 +99,10 @@ def test_no_tensor_is_made_from_a_list(tensors_from_lists):
         augment(torch.rand(4, 3, 16, 16) * 255, everything, 8)
         assert made == []
         torch.tensor([1.0])
-        assert len(made) == 1, "the watch was to see it"
+        assert len(made) == 1, "the fixture must notice it"
 
 
-def test_erasing_fills_a_rectangle_of_its_share_of_images_with_the_mean_colour():
+def test_erased_rectangles_have_the_mean_colour():
     images = torch.zeros(1000, 3, 32, 32)
     images[..., ::2] = 100
     changed = augment(images, Augmentation(erase=0.25))
@@ -115,8 +115,7 @@ def test_erasing_fills_a_rectangle_of_its_share_of_images_with_the_mean_colour()
 
 
 @pytest.mark.parametrize("side", [96, 160, 224])
-def test_images_are_resized_as_they_are_augmented(side):
-    """A picture of low frequencies looks as after an antialiased resizing."""
+def test_resizing_is_antialiased(side):
     ramp = torch.linspace(0, 255, 224).expand(2, 3, 224, 224)
     changed = augment(ramp, Augmentation(), side)
     assert changed.shape == (2, 3, side, side)
@@ -124,7 +123,7 @@ def test_images_are_resized_as_they_are_augmented(side):
     assert (changed - expected).abs().max() < 1.5
 
 
-def test_depends_on_torchs_seed(images):
+def test_augmentation_depends_on_the_seed_of_torch(images):
     drawn = [(torch.manual_seed(seed), augment(images, Augmentation(crop=0.15)))[1] for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

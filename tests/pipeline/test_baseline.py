@@ -1,4 +1,4 @@
-"""Baselines: simple features tell what they should, and a line says where a network does not beat them."""
+"""Baselines, and the lines that compare a network with them."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SIZE = (3, 48, 48)
 
 
 def write(folder, draw, counts, seed=0):
-    """Images drawn by class: `draw` takes a class's number and a generator."""
+    """Writes images of each class; `draw` takes the number of a class and a generator."""
     generator = np.random.default_rng(seed)
     for number, (label, count) in enumerate(counts.items()):
         (folder / label).mkdir(parents=True)
@@ -24,14 +24,14 @@ def write(folder, draw, counts, seed=0):
 
 
 def coloured(number, generator):
-    """Noise of a colour of the class."""
+    """Draws noise in the colour of a class."""
     image = generator.integers(0, 120, (48, 48, 3))
     image[..., number] += 100
     return image.astype(np.uint8)
 
 
 def striped(number, generator):
-    """Grey stripes, upright or level, at any phase: no colour or place tells them apart."""
+    """Draws vertical or horizontal grey stripes, which differ in neither colour nor position."""
     wave = 127 + 80 * np.sin(np.arange(48) / 2 + generator.uniform(0, 6.3))
     image = np.broadcast_to(wave, (48, 48)) + generator.normal(0, 10, (48, 48))
     image = image if number else image.T
@@ -50,7 +50,7 @@ def load(tmp_path, draw, train, test):
 
 
 @pytest.mark.parametrize("draw", [coloured, striped])
-def test_colours_or_gradients_tell_classes_apart(tmp_path, draw):
+def test_colours_or_gradients_separate_classes(tmp_path, draw):
     data, test_set, cache = load(tmp_path, draw, {"A": 24, "B": 12}, {"A": 10, "B": 10})
     assert (predict_simply(data, test_set, cache) == test_set.labels).all()
     [kept] = (tmp_path / "cache" / "baseline").glob("*.npy")
@@ -59,10 +59,10 @@ def test_colours_or_gradients_tell_classes_apart(tmp_path, draw):
     assert kept.stat().st_mtime_ns == kept_at
 
 
-def test_scores_are_of_chance_of_the_largest_class_and_of_the_simple_model(tmp_path):
+def test_scores_of_the_baselines(tmp_path):
     data, test_set, cache = load(tmp_path, coloured, {"A": 24, "B": 12}, {"A": 12, "B": 4})
     wrong = np.zeros(16, dtype=np.int64)
-    wrong[:4] = 1  # of the first class; the second is wrong everywhere
+    wrong[:4] = 1  # 4 of 12 in the first class and all in the second are wrong
     scores = score_baseline(data, test_set, wrong, cache)
     assert scores == {
         "chance": 0.5, "largest_class": 0.75, "accuracy": 1.0, "per_class_accuracy": 1.0, "p": pytest.approx(2 / 2**8)
@@ -70,7 +70,7 @@ def test_scores_are_of_chance_of_the_largest_class_and_of_the_simple_model(tmp_p
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_features_have_one_length_at_any_size(channels):
+def test_the_number_of_features_does_not_depend_on_the_image_size(channels):
     lengths = {simple_features(torch.zeros(2, channels, side, side, dtype=torch.uint8)).shape[1] for side in (28, 224)}
     assert lengths == {16 * 2 * channels + 4**channels + 16 * 9}
 
@@ -85,7 +85,7 @@ def metrics(accuracy=0.9, p=0.001, train=0.95, validation=0.9, **settings):
     }
 
 
-def test_a_network_that_beats_it_needs_no_advice():
+def test_no_advice_for_a_network_better_than_the_baseline():
     [line] = describe_baselines(metrics())
     assert line == (
         "baseline on test: chance 50.0%, largest class 50.0%, logistic regression on colours and gradients 70.0%"
@@ -93,21 +93,21 @@ def test_a_network_that_beats_it_needs_no_advice():
 
 
 @pytest.mark.parametrize(("accuracy", "p"), [(0.75, 0.3), (0.4, 0.001)])
-def test_a_network_within_chance_of_it_or_below_is_pointed_out(accuracy, p):
+def test_a_network_not_significantly_better_is_reported(accuracy, p):
     _, line = describe_baselines(metrics(accuracy, p))
-    assert "does not beat that beyond chance" in line
+    assert "is not significantly better than logistic regression" in line
     assert line.endswith("try -m EfficientNetLite0 -p or --recipe scratch or more images")
     _, line = describe_baselines(metrics(accuracy, p, pretrained=True))
     assert line.endswith("try more images")
 
 
-def test_training_far_above_validation_is_pointed_out():
+def test_overfitting_is_reported():
     _, line = describe_baselines(metrics(train=0.99, validation=0.6, recipe="scratch"))
     assert "99.0% in training but 60.0% in validation" in line
     assert line.endswith("try -m EfficientNetLite0 -p or more images")
 
 
-def test_a_run_on_all_images_has_no_validation():
+def test_a_run_without_validation():
     final = metrics()
     del final["checkpoints"]["best_val_acc"]["val"]
     assert len(list(describe_baselines(final))) == 1

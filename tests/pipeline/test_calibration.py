@@ -1,25 +1,26 @@
-"""The temperature makes confidence as high as accuracy, and changes no answer."""
+"""Temperature scaling calibrates probabilities and keeps predictions."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 
-from pipeline.calibration import calibrated, fit_temperature, score_calibration
+from pipeline.calibration import fit_temperature, score_calibration
 from pipeline.metrics import Scores
 
 
 def draw(count, classes, scale, seed=0):
-    """Logits (N, C) that are `scale` times too large, and labels (N,)."""
+    """Returns logits (N, C) that are `scale` times too large, and labels (N,)."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(0, 2, (count, classes))
-    labels = np.array([generator.choice(classes, p=row) for row in calibrated(logits, 1.0)])
+    labels = np.array([generator.choice(classes, p=row) for row in softmax(logits, axis=1)])
     return logits * scale, labels
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
-def test_the_scale_of_logits_is_found(scale):
+def test_temperature_recovers_the_scale_of_logits(scale):
     logits, labels = draw(4000, 3, scale)
     temperature = fit_temperature(logits, labels)
     assert temperature == pytest.approx(scale, rel=0.1)
@@ -32,10 +33,10 @@ def test_the_scale_of_logits_is_found(scale):
 
 
 @given(count=st.integers(2, 30), classes=st.integers(2, 4), seed=st.integers(0, 2**16))
-def test_no_answer_changes_and_the_mean_over_classes_of_the_loss_does_not_grow(count, classes, seed):
+def test_calibration_keeps_predictions_and_does_not_increase_the_loss(count, classes, seed):
     logits, labels = draw(count, classes, 5.0, seed)
     temperature = fit_temperature(logits, labels)
-    assert np.array_equal(calibrated(logits, temperature).argmax(axis=1), logits.argmax(axis=1))
+    assert np.array_equal(softmax(logits / temperature, axis=1).argmax(axis=1), logits.argmax(axis=1))
     before, after = (
         np.mean([
             score_calibration(logits[labels == label], labels[labels == label], value)["loss"]
@@ -46,7 +47,7 @@ def test_no_answer_changes_and_the_mean_over_classes_of_the_loss_does_not_grow(c
     assert after <= before + 1e-6
 
 
-def test_a_large_class_counts_no_more_than_a_small_one():
+def test_classes_have_equal_weight():
     logits, labels = draw(1000, 2, 3.0)
     small = np.flatnonzero(labels == 1)[:50]
     unequal = np.concatenate([np.flatnonzero(labels == 0), small])
@@ -55,11 +56,11 @@ def test_a_large_class_counts_no_more_than_a_small_one():
     assert fit_temperature(logits[unequal], labels[unequal]) == pytest.approx(expected, rel=1e-3)
 
 
-def test_without_a_mistake_there_is_nothing_to_learn():
+def test_the_temperature_without_mistakes_is_1():
     assert fit_temperature(np.array([[3.0, 1.0], [0.0, 0.5]]), np.array([0, 1])) == 1.0
 
 
-def test_scores_at_temperature_1_are_the_testers():
+def test_the_loss_at_temperature_1_equals_that_of_scores():
     logits, labels = draw(50, 3, 1.0)
     scores = Scores.of(torch.from_numpy(logits), torch.from_numpy(labels))
     assert score_calibration(logits, labels, 1.0)["loss"] == pytest.approx(scores.loss)

@@ -1,4 +1,4 @@
-"""The figures of a run can be read."""
+"""The figures of a run are readable."""
 
 import numpy as np
 import pytest
@@ -22,19 +22,19 @@ HISTORY = [
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were to be saved, drawn, in that order."""
+    """The list of saved figures."""
     kept = []
     monkeypatch.setattr(figures, "save_figure", lambda figure, _: kept.append(figure))
     return kept
 
 
-def test_curves_of_a_run_without_validation(drawn, tmp_path):
+def test_curves_without_validation(drawn, tmp_path):
     history = [{name: value for name, value in row.items() if not name.startswith("val")} for row in HISTORY]
     figures.plot_curves(history, tmp_path / "curves.png")
     assert [len(axes.lines) for axes in drawn[0].axes] == [1, 1]
 
 
-def test_no_legend_hides_a_point(drawn, tmp_path):
+def test_legends_hide_no_points(drawn, tmp_path):
     figures.plot_curves(HISTORY, tmp_path / "curves.png")
     confidences = np.linspace(0.4, 1, 40)
     calibration = Calibration.of(confidences, confidences > 0.6)
@@ -55,7 +55,7 @@ def test_no_legend_hides_a_point(drawn, tmp_path):
 
 
 @pytest.mark.parametrize("count", [31, 300, 1000])
-def test_a_large_confusion_matrix_is_an_image_with_a_list_of_confusions(drawn, tmp_path, count):
+def test_a_large_confusion_matrix_has_a_list_of_confusions(drawn, tmp_path, count):
     confusion = np.diag(np.full(count, 9))
     confusion[5, 7], confusion[2, 1] = 4, 3
     names = [f"class {number}" for number in range(count)]
@@ -69,6 +69,6 @@ def test_a_large_confusion_matrix_is_an_image_with_a_list_of_confusions(drawn, t
     FigureCanvasAgg(figure).draw()
 
 
-def test_a_small_confusion_matrix_has_its_numbers(drawn, tmp_path):
+def test_a_small_confusion_matrix_shows_numbers(drawn, tmp_path):
     figures.plot_confusion(np.diag([7, 8]), ["a", "b"], "title", tmp_path / "confusion.png")
     assert {"7\n100%", "8\n100%", "0\n0%", "a", "b"} <= {text.get_text() for text in drawn[0].findobj(Text)}

@@ -1,4 +1,4 @@
-"""The fitted head is scikit-learn's logistic regression, as one layer."""
+"""The fitted head equals scikit-learn's logistic regression."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from pipeline.head import fit_head
 
 
 def draw(classes, count, seed=0, noise=1.0):
-    """(N, 10) features of very different scales, and labels; the first class has most images."""
+    """Returns features (N, 10) of different scales, and imbalanced labels."""
     generator = np.random.default_rng(seed)
     labels = generator.choice(classes, count, p=[0.7, *[0.3 / (classes - 1)] * (classes - 1)])
     centres = np.random.default_rng(7).normal(size=(classes, 10))
@@ -18,7 +18,7 @@ def draw(classes, count, seed=0, noise=1.0):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_it_is_scikit_learns_on_standardised_features_with_balanced_classes(classes):
+def test_the_head_equals_scikit_learns_logistic_regression(classes):
     features, labels = draw(classes, 300)
     validation, validation_labels = draw(classes, 100, seed=1)
     head = fit_head(features, labels, validation, validation_labels)
@@ -32,8 +32,8 @@ def test_it_is_scikit_learns_on_standardised_features_with_balanced_classes(clas
     np.testing.assert_allclose(probabilities, model.predict_proba(scaler.transform(validation)), atol=0.01)
 
 
-def test_validation_picks_the_strength():
-    """Many useless features and few images need strong regularisation; many images and little noise do not."""
+def test_the_validation_loss_selects_the_strength():
+    """Few images with many useless features need strong regularisation; many images with little noise do not."""
     generator = np.random.default_rng(0)
     labels = np.arange(40) % 2
     noisy = np.column_stack([labels + generator.normal(size=40), generator.normal(size=(40, 200))]).astype(np.float32)
@@ -44,12 +44,12 @@ def test_validation_picks_the_strength():
     assert strong <= 1e-2 < weak
 
 
-def test_without_validation_images_it_takes_a_fixed_strength():
+def test_the_strength_without_validation_images():
     features, labels = draw(3, 200)
     assert fit_head(features, labels, features[:0], labels[:0]).strength == 1e-2
 
 
-def test_a_feature_that_never_varies_does_no_harm():
+def test_a_constant_feature_is_harmless():
     features, labels = draw(2, 100)
     features[:, 3] = 1.5
     head = fit_head(features, labels, features, labels)

@@ -1,4 +1,4 @@
-"""Images are decoded once, and decoded anew when they change."""
+"""Images are decoded once, and again when they change."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The files that are decoded from now on."""
+    """A list of the files that are decoded."""
     files = []
 
     def read_image(path, white, original=folders.read_image):
@@ -48,7 +48,7 @@ def decoded(monkeypatch):
     return files
 
 
-def test_holds_each_image_in_its_place(folder, cache):
+def test_every_image_is_decoded_and_padded(folder, cache):
     result = decode_images(folder, COLOUR, cache)
     assert result.pixels.shape == (8, 32, 32, 3)
     assert result.pixels.dtype == np.uint8
@@ -59,8 +59,7 @@ def test_holds_each_image_in_its_place(folder, cache):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_batches_are_copies_that_leave_the_process(folder, cache, kept):
-    """Decoded or asked for, also a second time, images are what they are, and their pages do not stay resident."""
+def test_decoded_images_do_not_stay_in_memory(folder, cache, kept):
     expected = decode_images(folder, (3, 224, 224), cache).pixels
     process = psutil.Process()
     before = process.memory_info().rss
@@ -73,7 +72,7 @@ def test_batches_are_copies_that_leave_the_process(folder, cache, kept):
     assert process.memory_info().rss - before < 20e6
 
 
-def test_a_second_time_decodes_nothing(folder, cache, decoded):
+def test_images_are_decoded_once(folder, cache, decoded):
     first = decode_images(folder, COLOUR, cache)
     assert sorted(decoded) == list(folder.paths)
     second = decode_images(folder, COLOUR, cache)
@@ -81,7 +80,7 @@ def test_a_second_time_decodes_nothing(folder, cache, decoded):
     assert np.array_equal(first.pixels, second.pixels)
 
 
-def test_a_damaged_cache_is_decoded_anew(folder, cache, decoded):
+def test_a_damaged_cache_is_decoded_again(folder, cache, decoded):
     pixels = decode_images(folder, COLOUR, cache).pixels.copy()
     (file,) = cache.directory.glob("images/*.npy")
     content = bytearray(file.read_bytes())
@@ -93,7 +92,7 @@ def test_a_damaged_cache_is_decoded_anew(folder, cache, decoded):
 
 
 @pytest.mark.parametrize("limit", [None, 1000])
-def test_without_a_cache_or_room_in_it_images_are_decoded_for_this_program(folder, cache, caplog, tmp_path, limit):
+def test_images_that_do_not_fit_into_the_cache_are_decoded_for_this_process(folder, cache, caplog, tmp_path, limit):
     expected = decode_images(folder, COLOUR, cache).pixels
     other = Cache(None) if limit is None else Cache(tmp_path / "small", limit)
     for _ in range(2):
@@ -104,13 +103,13 @@ def test_without_a_cache_or_room_in_it_images_are_decoded_for_this_program(folde
     assert ("are decoded for this run alone" in caplog.text) == (limit is not None)
 
 
-def test_no_room_anywhere(folder, monkeypatch):
+def test_images_that_do_not_fit_on_the_disk_are_reported(folder, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**4, 10**4, 0))
-    with pytest.raises(UserError, match=r"data, decoded, does not fit: 24\.58 kB are more than half"):
+    with pytest.raises(UserError, match=r"images of .*data do not fit on the disk: 24\.58 kB are more than half"):
         decode_images(folder, COLOUR, Cache(None))
 
 
-def test_files_of_equal_size_and_time_that_change_places_are_noticed(directory, cache):
+def test_swapped_files_of_equal_size_and_time_are_decoded_again(directory, cache):
     paths = [directory / "A" / name for name in ("0000.bmp", "0001.bmp")]
     for path, colour in zip(paths, ("red", "blue"), strict=True):
         Image.new("RGB", (20, 20), colour).save(path)  # as many bytes
@@ -126,7 +125,7 @@ def test_files_of_equal_size_and_time_that_change_places_are_noticed(directory, 
 
 
 @pytest.mark.parametrize("change", ["content", "deleted", "added", "size", "channels", "inverted"])
-def test_a_change_is_noticed(directory, folder, cache, decoded, change):
+def test_any_change_causes_decoding(directory, folder, cache, decoded, change):
     decode_images(folder, COLOUR, cache)
     decoded.clear()
     size = COLOUR
@@ -149,7 +148,7 @@ def test_a_change_is_noticed(directory, folder, cache, decoded, change):
 
 
 @pytest.mark.parametrize("change", ["content", "deleted"])
-def test_a_change_while_images_are_read_is_refused(folder, cache, monkeypatch, change):
+def test_a_change_during_decoding_is_an_error(folder, cache, monkeypatch, change):
     def read_image(path, white, original=folders.read_image):
         image = original(path, white)
         if path == folder.paths[5]:
@@ -161,19 +160,19 @@ def test_a_change_while_images_are_read_is_refused(folder, cache, monkeypatch, c
 
     with monkeypatch.context() as patch:
         patch.setattr(folders, "read_image", read_image)
-        with pytest.raises(UserError, match="data changed while it was read: start again when nothing writes there"):
+        with pytest.raises(UserError, match="data changed while it was read: start again when no program writes to it"):
             decode_images(folder, COLOUR, cache)
     assert [path for path in cache.directory.rglob("*") if path.is_file()] == []
     assert len(decode_images(folder, COLOUR, cache).unreadable) == (change == "deleted")
 
 
-def test_a_file_that_went_after_the_folder_was_listed_is_left_out(folder, cache, caplog):
+def test_a_file_deleted_after_listing_is_left_out(folder, cache, caplog):
     folder.paths[2].unlink()
     assert decode_images(folder, COLOUR, cache).unreadable == {2: "No such file or directory"}
     assert f"left out: {folder.paths[2]}: No such file or directory" in caplog.text
 
 
-def test_unreadable_files_are_told_with_their_reason(folder, cache, monkeypatch):
+def test_unreadable_files_are_left_out_with_a_reason(folder, cache, monkeypatch):
     paths = folder.paths
     paths[1].write_text("text")
     paths[2].write_bytes(b"")
@@ -190,7 +189,7 @@ def test_unreadable_files_are_told_with_their_reason(folder, cache, monkeypatch)
         assert not result.pixels[1].any()
 
 
-def test_a_folder_without_a_readable_image(folder, cache):
+def test_a_folder_without_a_readable_image_is_an_error(folder, cache):
     for path in folder.paths:
         path.write_text("text")
     with pytest.raises(UserError) as error:
@@ -198,7 +197,7 @@ def test_a_folder_without_a_readable_image(folder, cache):
     assert str(error.value) == f"{folder.directory} has no readable image: {folder.paths[0]}: not an image"
 
 
-def test_a_failure_leaves_no_half_written_cache(folder, cache, monkeypatch):
+def test_an_interruption_leaves_no_partial_file(folder, cache, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -210,7 +209,7 @@ def test_a_failure_leaves_no_half_written_cache(folder, cache, monkeypatch):
 
 @pytest.fixture
 def save_arrays(tmp_path):
-    """Saves arrays, every other one of class A, as a folder of .npy files or as one .npz; both list them alike."""
+    """Saves arrays of two classes as a folder of .npy files or as one .npz file, in the same order."""
 
     def save(arrays, archive):
         labels = sorted("AB"[number % 2] for number in range(len(arrays)))
@@ -228,7 +227,7 @@ def save_arrays(tmp_path):
 @pytest.mark.parametrize("form", [(28, 28), (1, 28, 28), (3, 28, 28)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("input_size", [GREY, COLOUR])
-def test_an_archive_gives_the_pixels_of_the_folder(save_arrays, cache, form, dtype, input_size):
+def test_archives_and_folders_give_the_same_pixels(save_arrays, cache, form, dtype, input_size):
     arrays = np.random.default_rng(1).integers(0, 256, (6, *form)).astype(np.uint8)
     if dtype != np.uint8:
         arrays = (arrays / 255).astype(dtype)
@@ -249,13 +248,13 @@ def test_inverted_images(save_arrays, cache, archive):
     assert np.array_equal(mixed[[0, 2], ..., 0], 255 - np.round(arrays[[1, 2], 0] * 255).astype(np.uint8))
 
 
-def test_an_inverted_photograph_has_its_colours_inverted(folder, tmp_path):
+def test_inversion_of_a_photograph(folder, tmp_path):
     upright = np.asarray(folder.read(0))
     folder.inverted[0] = True
     assert np.array_equal(np.asarray(folder.read(0)), 255 - upright)
 
 
-def test_an_inverted_photograph_is_turned_once(tmp_path):
+def test_inversion_applies_the_orientation_once(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     for label in "AB":
@@ -266,20 +265,20 @@ def test_an_inverted_photograph_is_turned_once(tmp_path):
     assert [upright_rgb(folder.read(place)).size for place in (0, 1)] == [(20, 40), (20, 40)]
 
 
-def test_photographs_turn_grey_for_a_model_of_one_channel(folder, cache):
+def test_photographs_are_converted_to_grey_for_one_channel(folder, cache):
     result = decode_images(folder, GREY, cache)
     with Image.open(folder.paths[0]) as image:
         assert np.array_equal(result.pixels[0, ..., 0], resize_or_pad_image(image, 28).convert("L"))
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_arrays_without_finite_values_are_told(save_arrays, cache, caplog, monkeypatch, archive):
+def test_arrays_with_invalid_values_are_left_out_with_a_reason(save_arrays, cache, caplog, monkeypatch, archive):
     arrays = np.zeros((6, 28, 28), dtype=np.float32)
     arrays[1, 3, 4], arrays[2, 0, 0], arrays[4, 5, 5] = np.nan, -np.inf, 1.5
     folder = save_arrays(arrays, archive)
     for _ in range(2):  # freshly decoded, then from the cache
         caplog.clear()
-        monkeypatch.setattr(folders, "_told", set())  # as in another program
+        monkeypatch.setattr(folders, "_told", set())  # as in another process
         result = decode_images(folder, GREY, cache)
         assert [record.getMessage() for record in caplog.records] == [
             f"left out: {folder.paths[1]}: an array with values that are not finite",
@@ -290,25 +289,20 @@ def test_arrays_without_finite_values_are_told(save_arrays, cache, caplog, monke
         assert sorted(result.unreadable) == [1, 2, 4]
 
 
-def test_an_array_of_another_size_is_told_where_the_model_takes_arrays(save_arrays, cache):
+def test_arrays_of_another_size_are_left_out_only_for_models_of_arrays(save_arrays, cache):
     folder = save_arrays([np.zeros((28, 28)), np.zeros((20, 30)), np.zeros((3, 28, 28)), np.zeros((1, 56, 56))], False)
     assert decode_images(folder, GREY, cache).unreadable == {
-        1: "an array of 20x30 pixels, where the model takes 28x28",
-        3: "an array of 56x56 pixels, where the model takes 28x28",
+        1: "an array of 20x30 pixels, but the model takes 28x28",
+        3: "an array of 56x56 pixels, but the model takes 28x28",
     }
     assert not decode_images(folder, COLOUR, cache).unreadable
 
 
-def test_a_changed_archive_is_noticed(save_arrays, cache):
-    before = decode_images(save_arrays(np.zeros((4, 28, 28)), True), GREY, cache).pixels
-    after = decode_images(save_arrays(np.ones((4, 28, 28), np.float32), True), GREY, cache).pixels
-    assert not before.any()
-    assert after.all()
-
-
-def test_a_changed_archive_is_noticed_also_in_a_set_of_another_name(save_arrays, cache, tmp_path):
+@pytest.mark.parametrize("derived", [False, True])
+def test_a_changed_archive_is_decoded_again(save_arrays, cache, tmp_path, derived):
     def pixels(images):
-        return decode_images(replace(save_arrays(images, True), directory=tmp_path / "TRAIN"), GREY, cache).pixels
+        folder = save_arrays(images, True)
+        return decode_images(replace(folder, directory=tmp_path / "TRAIN") if derived else folder, GREY, cache).pixels
 
     assert not pixels(np.zeros((4, 28, 28))).any()
     assert pixels(np.ones((4, 28, 28), np.float32)).all()

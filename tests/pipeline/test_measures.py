@@ -1,4 +1,4 @@
-"""Scores of classes are scikit-learn's; calibration error and tests of differences agree with their definitions."""
+"""Scores, intervals and tests agree with scikit-learn, SciPy, published values and simulations."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from pipeline.measures import (
 
 
 @given(classes=st.integers(2, 5), count=st.integers(1, 40), seed=st.integers(0, 2**16))
-def test_scores_of_classes_are_scikit_learns(classes, count, seed):
+def test_class_scores_equal_scikit_learns(classes, count, seed):
     generator = np.random.default_rng(seed)
     labels, predictions = generator.integers(0, classes, (2, count))
     every = list(range(classes))
@@ -32,7 +32,7 @@ def test_scores_of_classes_are_scikit_learns(classes, count, seed):
             assert (np.nan if share is None else share) == pytest.approx(other, nan_ok=True)
 
 
-def test_a_class_that_nothing_is_taken_for_has_no_precision():
+def test_undefined_class_scores_are_none():
     first, second, third = score_classes(np.array([[3, 0, 0], [1, 0, 0], [0, 0, 0]]))
     assert (first.precision, first.recall, first.f1) == (0.75, 1, pytest.approx(6 / 7))
     assert (second.images, second.precision, second.recall, second.f1) == (1, None, 0, 0)
@@ -40,7 +40,7 @@ def test_a_class_that_nothing_is_taken_for_has_no_precision():
 
 
 @given(count=st.integers(1, 200), bins=st.integers(1, 20), seed=st.integers(0, 2**16))
-def test_calibration_error_by_its_definition(count, bins, seed):
+def test_calibration_error_equals_its_definition(count, bins, seed):
     generator = np.random.default_rng(seed)
     confidences, right = 1 - generator.random(count), generator.random(count) < 0.5
     expected = 0.0
@@ -53,21 +53,18 @@ def test_calibration_error_by_its_definition(count, bins, seed):
     assert calibration.counts.sum() == count
 
 
-def test_certain_and_right_is_calibrated():
+def test_certain_and_correct_predictions_are_calibrated():
     calibration = Calibration.of(np.ones(4, np.float32), np.ones(4, bool))
     assert calibration.error == 0
     assert calibration.counts.tolist() == [0] * 14 + [4]
 
 
-def test_half_sure_and_always_right_is_off_by_a_half():
+def test_calibration_error_of_half_confident_correct_predictions():
     assert Calibration.of(np.full(4, 0.5), np.ones(4, bool)).error == pytest.approx(0.5)
 
 
-# Comparisons.
-
-
-def test_mcnemars_test_on_published_counts():
-    """Agresti, "Categorical Data Analysis", approval of a prime minister: 150 and 86 changed their minds."""
+def test_mcnemar_equals_published_values():
+    """Agresti, "Categorical Data Analysis", approval ratings of a prime minister."""
     assert mcnemar_test(150, 86) == pytest.approx(3.716e-5, rel=1e-3)
     assert mcnemar_test(0, 0) == 1
     assert mcnemar_test(4, 4) == 1
@@ -76,8 +73,8 @@ def test_mcnemars_test_on_published_counts():
 
 @pytest.mark.parametrize(("accuracies", "images"), [((0.9, 0.85), 105), ((0.8, 0.6), 105), ((0.99, 0.98), 105)])
 @pytest.mark.parametrize("shared", [0.0, 0.9])
-def test_the_paired_interval_covers_the_true_difference(accuracies, images, shared):
-    """`shared`: the share of images on which both models are right or wrong for the same reason."""
+def test_coverage_of_the_paired_interval(accuracies, images, shared):
+    """`shared` is the fraction of images on which both models depend on the same random number."""
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(2000):
@@ -91,14 +88,14 @@ def test_the_paired_interval_covers_the_true_difference(accuracies, images, shar
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
-def test_the_paired_interval_is_symmetric_and_holds_the_difference(both, first, second, neither):
+def test_the_paired_interval_is_symmetric_and_contains_the_difference(both, first, second, neither):
     images = both + first + second + neither
     low, high = paired_interval(both, first, second, images)
     assert low <= (first - second) / images <= high
     assert paired_interval(both, second, first, images) == pytest.approx((-high, -low))
 
 
-def test_bootstrap_agrees_with_resampling_every_image():
+def test_bootstrap_equals_resampling_of_images():
     values = np.random.default_rng(1).integers(-1, 2, 80)
     picks = np.random.default_rng(2).integers(0, 80, (10_000, 80))
     expected = np.percentile(values[picks].mean(axis=1), (2.5, 97.5))
@@ -107,7 +104,7 @@ def test_bootstrap_agrees_with_resampling_every_image():
     assert bootstrap_interval([0.0] * 50) == (0, 0)
 
 
-def test_the_bootstrap_interval_covers_the_mean():
+def test_coverage_of_the_bootstrap_interval():
     generator = np.random.default_rng(3)
     draws = generator.binomial(1, 0.7, (300, 100))
     intervals = [bootstrap_interval(values, resamples=500) for values in draws]
@@ -116,18 +113,18 @@ def test_the_bootstrap_interval_covers_the_mean():
 
 
 @pytest.mark.parametrize(("accuracy", "images", "runs"), [(0.7, 105, 240), (0.5, 36, 2), (0.98, 105, 30), (0.01, 9, 5)])
-def test_the_expected_best_is_that_of_a_simulation(accuracy, images, runs):
+def test_expected_best_equals_a_simulation(accuracy, images, runs):
     best = np.random.default_rng(4).binomial(images, accuracy, (20_000, runs)).max(axis=1) / images
     assert expected_best(accuracy, images, runs) == pytest.approx(best.mean(), abs=4 * best.std() / 20_000**0.5)
 
 
-def test_the_expected_best_of_one_run_is_its_accuracy():
+def test_expected_best_of_one_run_is_its_accuracy():
     for accuracy, images in ((0.0, 7), (0.3, 105), (1.0, 7), (0.25, 10**9)):
         assert expected_best(accuracy, images, 1) == pytest.approx(accuracy)
     assert expected_best(1.0, 7, 100) == 1
 
 
-def test_the_interval_of_a_mean_is_scipys_within_0_and_1():
+def test_mean_interval_equals_scipys_clipped_to_0_and_1():
     values = [0.5, 0.6, 0.55]
     expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert mean_interval(values) == pytest.approx(expected)

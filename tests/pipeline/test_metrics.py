@@ -1,4 +1,4 @@
-"""Every number is scikit-learn's."""
+"""Scores equal scikit-learn's."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pipeline.metrics import RunningScores, Scores
 
 
 @given(classes=st.integers(2, 6), count=st.integers(1, 60), seed=st.integers(0, 2**16))
-def test_scores_are_scikit_learns(classes, count, seed):
+def test_scores_equal_scikit_learns(classes, count, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, classes, generator=generator)
     labels = torch.randint(0, classes, (count,), generator=generator)
@@ -25,12 +25,12 @@ def test_scores_are_scikit_learns(classes, count, seed):
     assert scores.per_class_accuracy == pytest.approx(recall)
     probabilities = logits.double().softmax(1)
     assert scores.loss == pytest.approx(reference.log_loss(labels, probabilities, labels=every), rel=1e-5)
-    weights = 1 / np.bincount(labels)[np.asarray(labels)]  # every class counts alike
+    weights = 1 / np.bincount(labels)[np.asarray(labels)]  # classes have equal weight
     balanced = reference.log_loss(labels, probabilities, labels=every, sample_weight=weights)
     assert scores.per_class_loss == pytest.approx(balanced, rel=1e-5)
 
 
-def test_batches_add_up():
+def test_scores_of_batches_equal_those_of_the_whole():
     logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
     running = RunningScores(3, torch.device("cpu"))
     assert running.glance() is None

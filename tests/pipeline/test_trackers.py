@@ -1,4 +1,4 @@
-"""TensorBoard is told the whole story, once."""
+"""Trackers: TensorBoard and none; wandb is tested in `test_logger.py`."""
 
 import sys
 
@@ -19,7 +19,7 @@ def settings(tmp_path):
     return Settings(model_type="ResNet18", tracker="tensorboard", output_dir=tmp_path)
 
 
-def tell(settings, epochs):
+def report(settings, epochs):
     tracker = open_tracker(settings, settings.to_json(), "ResNet", "f00dcafe")
     for values in epochs:
         tracker.log(values)
@@ -34,16 +34,16 @@ def read(settings):
     return events
 
 
-def test_numbers_and_figures_are_there(settings):
-    tracker = tell(settings, EPOCHS)
+def test_tensorboard_contains_metrics_and_figures(settings):
+    tracker = report(settings, EPOCHS)
     figure = settings.run_dir / "reliability" / "terminal.png"
     figure.parent.mkdir()
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(figure)
     tracker.log_results(2, {"test/terminal/accuracy": 0.75}, [figure], settings.run_dir)
     tracker.finish()
     events = read(settings)
-    told = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
-    assert told == {
+    values = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert values == {
         "loss/train": [(1, 2.0), (2, 1.0)],
         "loss/val": [(1, 1.5)],
         "learning_rate": [(1, pytest.approx(0.1))],
@@ -53,22 +53,22 @@ def test_numbers_and_figures_are_there(settings):
     assert (shown.width, shown.height) == (30, 20)
 
 
-def test_an_epoch_that_is_done_again_counts_once(settings):
+def test_a_repeated_epoch_replaces_the_earlier_one(settings):
     for epochs in (EPOCHS, EPOCHS[1:]):
-        tell(settings, epochs).finish()
+        report(settings, epochs).finish()
     assert [(each.step, each.value) for each in read(settings).Scalars("loss/train")] == [(1, 2.0), (2, 1.0)]
 
 
-def test_none_writes_nothing(tmp_path, monkeypatch):
+def test_the_tracker_none_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings(model_type="ResNet18", tracker="none")
-    tracker = tell(settings, EPOCHS)
+    tracker = report(settings, EPOCHS)
     tracker.log_results(2, {}, [], settings.run_dir)
     tracker.finish()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_told_before_anything_is_trained(monkeypatch):
+def test_a_missing_package_is_reported_by_the_settings(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match=r"needs tensorboard: .* -m pip install -r requirements-tensorboard.txt"):
         Settings(model_type="ResNet18", tracker="tensorboard")
