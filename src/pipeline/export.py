@@ -1,16 +1,16 @@
-"""Writes a trained model as one file that runs without this program: from an image of any size to probabilities."""
+"""Exports a trained model as one file that runs without this project: an image of any size to probabilities."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -25,20 +25,17 @@ from pipeline.images import fit_image
 from pipeline.novelty import Novelty, novelty_file
 from pipeline.prediction import Answer, TrainedRun, answer_images
 
-TOLERANCE = 0.01  # in a probability, and in a distance
-_ONE = 2**22  # in the fixed-point numbers of Pillow's filters
-_TALL_DIFFER = int(PIL.__version__.partition(".")[0]) >= 13
-_GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, of 65536
+TOLERANCE = 0.01  # for probabilities and distances
+_GREY = (0.299, 0.587, 0.114)  # Pillow's weights of red, green and blue
 _RANDOM_SIZES = ((224, 224), (28, 28), (37, 500), (480, 360), (1000, 750))  # height and width
 
-Outputs = dict[str, np.ndarray]
-Exported = Callable[[np.ndarray], Outputs]  # an exported model: of an image (H, W, 3) uint8
+Exported = Callable[[np.ndarray], dict[str, np.ndarray]]  # maps an image (H, W, 3) uint8 to outputs by name
 
 
 class WholeModel(nn.Module):
-    """A run's model from an image (H, W, 3) uint8, upright, of any size, to `probabilities` (classes,) float32.
+    """Maps an upright image (H, W, 3) uint8 of any size to `probabilities` (classes,) float32.
 
-    If the run tells unknown images, `distance` () float32 is how far the image is from the training images.
+    If the run detects unknown images, `distance` () float32 is the distance to the training images.
     """
 
     def __init__(self, run: TrainedRun) -> None:
@@ -55,76 +52,64 @@ class WholeModel(nn.Module):
         return outputs | ({"distance": self.novelty(features)[0]} if self.novelty else {})
 
     def fit(self, image: Tensor) -> Tensor:
-        """Resize and pad as `pipeline.images.fit_image` does: (H, W, 3) uint8 to (1, C, side, side) float32.
+        """Resize and pad like `pipeline.images.fit_image`: (H, W, 3) uint8 to (1, C, side, side) float32.
 
-        Pillow filters the rows, rounds, filters the columns, and rounds. Here each is a product with a matrix, so that
-        the result always has one size; the rows of the padding are 0. Pillow 13 starts with the columns of tall images.
+        Resizing is a product with one matrix per axis, so that all shapes but the input's are fixed, as ONNX needs.
         """
-        height, width = (torch.ones(size, dtype=torch.float64).sum() for size in image.shape[:2])
+        height, width = (torch.ones(size, dtype=torch.float64).sum() for size in image.shape[:2])  # part of the graph
         longer = torch.maximum(height, width)
-        rows = self._filter(image.shape[0], height, longer)
-        columns = self._filter(image.shape[1], width, longer)
-        image = image.permute(2, 0, 1).float()
-        pixels = _round(rows @ _round(image @ columns.T))
-        if _TALL_DIFFER:
-            pixels = torch.where(height > 2 * width, _round(_round(rows @ image) @ columns.T), pixels)
+        rows, columns = self._filter(image.shape[0], height, longer), self._filter(image.shape[1], width, longer)
+        pixels = (rows @ image.permute(2, 0, 1).float() @ columns.T).round()
         if self.grey:
-            red, green, blue = pixels.double()
-            weighted = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
-            pixels = _round(weighted / 65536).float()[None]
+            pixels = sum(weight * channel for weight, channel in zip(_GREY, pixels, strict=True)).round()[None]
         return pixels[None]
 
     def _filter(self, count: int, length: Tensor, longer: Tensor) -> Tensor:
-        """(side, count) float32: how much each of `count` pixels weighs in each one of the resized, centred line."""
+        """Return the weights (side, count) of Pillow's bilinear filter for one axis; rows of the padding are 0."""
         resized = torch.clamp(torch.round(length * (self.side / longer)), min=1)
         place = torch.arange(self.side, dtype=torch.float64)[:, None] - torch.floor((self.side - resized) / 2)
         scale = length / resized
         distance = torch.arange(count, dtype=torch.float64) + 0.5 - (place + 0.5) * scale
         weights = torch.clamp(1 - distance.abs() / torch.clamp(scale, min=1), min=0)
         weights = weights * ((place >= 0) & (place < resized))
-        weights = weights / torch.clamp(weights.sum(dim=1, keepdim=True), min=1e-9)
-        return (_round(weights * _ONE) / _ONE).float()
-
-
-def _round(pixels: Tensor) -> Tensor:
-    """Half up, as Pillow does."""
-    return torch.floor(pixels + 0.5)
+        return (weights / torch.clamp(weights.sum(dim=1, keepdim=True), min=1e-9)).float()
 
 
 @dataclass(frozen=True)
 class Check:
-    """What an exported model was compared with this program on, and how far its outputs are off, at most."""
+    """What an exported model was compared on, and the largest difference in its outputs."""
 
     images: str
     difference: float
 
 
 def export_model(run: TrainedRun, run_dir: Path, file: Path) -> Check:
-    """Write a run's model in fp32, and what one needs to know of it, as ONNX or in torch.export's format.
+    """Write a run's model in fp32, with its metadata, as ONNX or in torch.export's format.
 
-    The file is loaded again and compared with this program's answers, also in fp32, before it gets its name.
-
-    Args:
-        run: is moved to the CPU.
-        run_dir: the run's folder, which names its test images.
-        file: ends in .onnx or .pt2.
+    Before the file (.onnx or .pt2) gets its name, it is loaded and compared with this project's answers in fp32: on the
+    run's test images that are there, otherwise on random images. The run's model is moved to the CPU.
 
     Raises:
-        UserError: an answer differs: the class does, or a probability by more than `TOLERANCE`.
+        UserError: on an image the class differs, or a probability differs by more than `TOLERANCE`.
     """
     model = run.model.cpu().to(memory_format=torch.contiguous_format)
     novelty = Novelty.load(run_dir, run.checkpoint) if novelty_file(run_dir, run.checkpoint).exists() else None
     run = replace(run, model=model, hardware=Hardware(torch.device("cpu"), "fp32"), novelty=novelty)
     whole = WholeModel(run).eval().requires_grad_(False)
-    described = {
+    metadata = {
         "classes": run.classes,
         "input_size": run.model.input_size,
         "unknown_threshold": novelty and novelty.threshold,
     }
     with write_whole(file) as partial:
         write, load = (_write_onnx, _load_onnx) if file.suffix == ".onnx" else (_write_pt2, _load_pt2)
-        write(whole, described, partial)
-        return _compare(load(partial), run, run_dir, file)
+        write(whole, metadata, partial)
+        exported = load(partial)
+        images = tqdm(_test_images(run, run_dir), "comparing", unit="image", leave=False, disable=None)
+        if differences := [_difference(exported, run, image, file) for image in images]:
+            return Check(f"{len(differences)} of its test images", max(differences))
+        differences = [_difference(exported, run, _random_image(*size), file) for size in _RANDOM_SIZES]
+        return Check(f"{len(differences)} random images, because no test image is there", max(differences))
 
 
 def _trace(whole: WholeModel) -> torch.export.ExportedProgram:
@@ -133,8 +118,8 @@ def _trace(whole: WholeModel) -> torch.export.ExportedProgram:
     return torch.export.export(whole, (example,), dynamic_shapes={"image": sides})
 
 
-def _write_pt2(whole: WholeModel, described: dict[str, Any], file: Path) -> None:
-    torch.export.save(_trace(whole), file, extra_files={"metadata.json": json.dumps(described)})
+def _write_pt2(whole: WholeModel, metadata: dict[str, Any], file: Path) -> None:
+    torch.export.save(_trace(whole), file, extra_files={"metadata.json": json.dumps(metadata)})
 
 
 def _load_pt2(file: Path) -> Exported:
@@ -142,12 +127,12 @@ def _load_pt2(file: Path) -> Exported:
     return lambda image: {name: value.numpy() for name, value in model(torch.from_numpy(image)).items()}
 
 
-def _write_onnx(whole: WholeModel, described: dict[str, Any], file: Path) -> None:
+def _write_onnx(whole: WholeModel, metadata: dict[str, Any], file: Path) -> None:
     names = ["probabilities", *(["distance"] if whole.novelty else [])]
     program = torch.onnx.export(
         _trace(whole), input_names=["image"], output_names=names, dynamo=True, external_data=False, verbose=False
     )
-    program.model.metadata_props.update({name: json.dumps(value) for name, value in described.items()})
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     program.save(file)
 
 
@@ -159,57 +144,37 @@ def _load_onnx(file: Path) -> Exported:
     return lambda image: dict(zip(names, session.run(None, {"image": image}), strict=True))
 
 
-def _compare(exported: Exported, run: TrainedRun, run_dir: Path, file: Path) -> Check:
-    """Compare on the run's test images, or, where none of them is there, on random ones."""
-    differences = [_difference(exported, run, image, file) for image in _progress(_test_images(run, run_dir))]
-    if differences:
-        return Check(f"{len(differences)} of its test images", max(differences))
-    differences = [_difference(exported, run, image, file) for image in map(_random_image, _RANDOM_SIZES)]
-    return Check(f"{len(differences)} random images, since its test images are not there", max(differences))
-
-
-def _progress(images: Iterator[Image.Image]) -> Iterator[Image.Image]:
-    return iter(tqdm(images, "comparing", unit="image", leave=False, disable=None))
-
-
 def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
-    """Those that are there and that the run can read."""
+    """Yield the test images that are there and that the run can read."""
     for name in read_json(run_dir / "settings.json").get("test_dir", []):
         try:
             folder = replace(read_folder(Path(name)), white=run.white)
-        except UserError:  # it is gone, or emptied
+        except UserError:  # the folder is gone or empty
             continue
         for place in range(len(folder.paths)):
-            try:
+            with suppress(UnreadableImage):
                 image = folder.read(place)
-                fit_image(image, image.format is None, run.model.input_size)
-            except UnreadableImage:
-                continue
-            yield image
+                fit_image(image, image.format is None, run.model.input_size)  # arrays of another size are unreadable
+                yield image
 
 
-def _random_image(size: tuple[int, int]) -> Image.Image:
-    """The same each time; as a picture, so that it may be of any size."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
-    image.format = "PNG"
+def _random_image(height: int, width: int) -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    image.format = "PNG"  # a picture, since arrays must have the model's size
     return image
 
 
 def _difference(exported: Exported, run: TrainedRun, image: Image.Image, file: Path) -> float:
-    """How far the outputs are from what this program computes.
-
-    Raises:
-        UserError: too far.
-    """
+    """Return the largest difference between the outputs and this project's answer; raise UserError if it is large."""
     fitted = fit_image(image, image.format is None, run.model.input_size)
     [answer] = answer_images(run, [Answer(file, fitted)])
     outputs = exported(np.array(upright_rgb(image)))
     difference = float(np.abs(outputs["probabilities"] - answer.probabilities).max())
     if run.novelty:
         difference = max(difference, abs(float(outputs["distance"]) - answer.distance))
-    if not difference <= TOLERANCE or outputs["probabilities"].argmax() != answer.best[0]:  # which NaN is not either
+    if not difference <= TOLERANCE or outputs["probabilities"].argmax() != answer.best[0]:  # also catches NaN
         raise UserError(
-            f"{file} is not written: on an image of {image.width}x{image.height} pixels the exported model is "
-            f"{difference:.1e} off; try .{'pt2' if file.suffix == '.onnx' else 'onnx'}"
+            f"{file} is not written: on an image of {image.width}x{image.height} pixels the exported model differs by "
+            f"{difference:.1e}; try .{'pt2' if file.suffix == '.onnx' else 'onnx'}"
         )
     return difference
