@@ -36,11 +36,11 @@ def main() -> int:
                 count, len(folder.paths), printable(folder.directory),
             )  # fmt: skip
     output_dir = arguments.output_dir or run_dir / "evaluations"
-    evaluations = {}
+    evaluations, written = {}, {}
     for folder in folders:
-        evaluation = evaluate(run, folder)
-        evaluation.write(output_dir / folder.name, f"{own_name(run_dir)}\n{run.checkpoint} on {folder.name}")
-        evaluations[folder.name] = evaluation
+        evaluation = evaluations[folder.name] = evaluate(run, folder)
+        title = f"{own_name(run_dir)}\n{run.checkpoint} on {folder.name}"
+        written[folder.name] = evaluation.write(output_dir, title)
     metrics = {
         "run": str(run_dir),
         "settings": {"classes": list(run.classes)},
@@ -55,7 +55,7 @@ def main() -> int:
         mistakes = {name: evaluation.mistakes() for name, evaluation in evaluations.items()}
         print(json.dumps({**metrics, "mistakes": mistakes}, indent=2))
     else:
-        _print(metrics, evaluations, output_dir)
+        _print(metrics, evaluations, written)
     return 0
 
 
@@ -81,13 +81,13 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _print(metrics: dict[str, Any], evaluations: dict[str, Evaluation], output_dir: Path) -> None:
+def _print(metrics: dict[str, Any], evaluations: dict[str, Evaluation], written: dict[str, Path]) -> None:
     from pipeline.run import class_tables, results_table
 
     print(f"{results_table(metrics)}\n\n{class_tables(metrics)}\n")
     for name, evaluation in evaluations.items():
         _print_mistakes(name, evaluation.mistakes())
-        print(f"tables and figures in {output_dir / name}: predictions.csv, confusion_matrix.png, reliability.png")
+        print(f"tables and figures in {written[name]}: predictions.csv, confusion_matrix.png, reliability.png")
 
 
 def _print_mistakes(name: str, mistakes: Sequence[dict[str, str]]) -> None:

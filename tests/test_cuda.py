@@ -26,10 +26,10 @@ from models import MODELS, build_model
 from pipeline import distributed
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import ResidentBatches, bring_near, load_training_data
+from pipeline.explain import class_activation_maps
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.settings import Settings
-from pipeline.tester import class_activation_maps
 from pipeline.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")

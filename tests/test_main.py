@@ -16,8 +16,8 @@ from helpers import start
 from models import build_model
 from pipeline.checkpoints import Checkpoint
 from pipeline.claims import claim
+from pipeline.explain import class_activation_maps
 from pipeline.settings import CHECKPOINTS
-from pipeline.tester import class_activation_maps
 
 pytestmark = pytest.mark.slow
 

@@ -1,120 +1,157 @@
-"""Scores a trained run on labelled images that it was not tested on before."""
+"""Predictions on labelled images, and their scores, tables and figures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from common import write_json
+from common import UserError, write_json
 from dataset.folders import ImageFolder
 from dataset.tables import read_rows, write_rows
-from pipeline.calibration import sort_by_confidence
+from pipeline.calibration import score_calibration, sort_by_confidence
 from pipeline.checkpoints import read_json
 from pipeline.data import TestSet, load_test_set, make_loader
 from pipeline.figures import plot_confusion, plot_reliability
 from pipeline.inference import BATCH, predict
-from pipeline.measures import Calibration
+from pipeline.measures import Calibration, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.prediction import TrainedRun
-from pipeline.tester import describe_accuracy, describe_scores
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A run's answers on a labelled folder.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A model's predictions on N labelled images."""
 
-    Attributes:
-        directory: the folder.
-        checkpoint: the run's, by its name.
-        classes: the run's, C.
-        test_set: its N readable images.
-        probabilities: (N, C) float32, calibrated.
-        scores: the loss among them is that before calibration, as in the run's own test.
-        calibration: of the probabilities.
-    """
-
-    directory: Path
-    checkpoint: str
     classes: Sequence[str]
     test_set: TestSet
-    probabilities: np.ndarray
-    scores: Scores
-    calibration: Calibration
+    logits: Tensor  # (N, C) float32
+    temperature: float  # calibration: logits are divided by it
 
-    @property
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """(N, C) float32, calibrated."""
+        return (self.logits / self.temperature).softmax(dim=1).cpu().numpy()
+
+    @cached_property
     def predicted(self) -> np.ndarray:
         """(N,) int64."""
         return self.probabilities.argmax(axis=1)
 
+    @cached_property
+    def scores(self) -> Scores:
+        """The scores; the loss is the one before calibration."""
+        return Scores.of(self.logits, torch.from_numpy(self.test_set.labels).to(self.logits.device))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return sort_by_confidence(self.probabilities, self.test_set.labels)
+
+    def row(self, place: int) -> dict[str, str]:
+        """Return an image's table row: `file`, `truth`, `predicted`, and a probability `p_<class>` for each class."""
+        probabilities = zip(self.classes, self.probabilities[place].tolist(), strict=True)
+        return {
+            "file": self.test_set.files[place],
+            "truth": self.classes[self.test_set.labels[place]],
+            "predicted": self.classes[self.predicted[place]],
+            **{f"p_{name}": f"{value:.6f}" for name, value in probabilities},
+        }
+
     def rows(self) -> Iterator[dict[str, str]]:
-        """What the run says of each image: mistakes first, the most confident one at the head, then right answers.
-
-        The columns are `file`, `truth`, `predicted`, `confidence` and a probability per class, `p_<class>`.
-        """
-        confidences, right = self.probabilities.max(axis=1), self.predicted == self.test_set.labels
-        for place in np.lexsort([np.where(right, confidences, -confidences), right]).tolist():
-            told = {
-                f"p_{name}": f"{value:.6f}" for name, value in zip(self.classes, self.probabilities[place], strict=True)
-            }
-            yield {
-                "file": self.test_set.files[place],
-                "truth": self.classes[self.test_set.labels[place]],
-                "predicted": self.classes[self.predicted[place]],
-                "confidence": f"{confidences[place]:.6f}",
-                **told,
-            }
-
-    def mistakes(self) -> list[dict[str, str]]:
-        """The rows of images that are taken for another class, without the probabilities."""
-        columns = ("file", "truth", "predicted", "confidence")
-        return [{name: row[name] for name in columns} for row in self.rows() if row["truth"] != row["predicted"]]
+        return map(self.row, range(len(self.test_set.files)))
 
     def to_json(self) -> dict[str, Any]:
-        """The scores, in JSON's types."""
-        scores = describe_scores(self.scores, self.calibration, self.classes)
-        return {"directory": str(self.directory), "checkpoint": self.checkpoint, **scores}
+        scores = self.scores
+        return {
+            "images": scores.images,
+            **scores.to_json(),
+            "accuracy_interval": list(wilson_interval(scores.accuracy, scores.images)),
+            "calibration_error": self.calibration.error,
+            "classes": dict(zip(self.classes, map(asdict, score_classes(scores.confusion)), strict=True)),
+            "confusion_matrix": scores.confusion.tolist(),
+        }
 
-    def write(self, folder: Path, title: str) -> None:
-        """Writes `predictions.csv`, the figures and `scores.json` into a folder; the title stands above the figures."""
+    def compare_calibration(self) -> dict[str, dict[str, float]]:
+        """Return loss and calibration error before and after calibration."""
+        logits, labels = self.logits.cpu().numpy(), self.test_set.labels
+        temperatures = {"before": 1.0, "after": self.temperature}
+        return {when: score_calibration(logits, labels, value) for when, value in temperatures.items()}
+
+    def draw(self, title: str, confusion_matrix: Path, reliability: Path) -> None:
+        """Write both figures as PNG files."""
+        low, high = wilson_interval(self.scores.accuracy, self.scores.images)
+        accuracy = f"accuracy {self.scores.accuracy:.1%} ({low:.1%} to {high:.1%}) on {self.scores.images} images"
+        plot_confusion(self.scores.confusion, self.classes, f"{title}\n{accuracy}", confusion_matrix)
+        calibrations = {"bin accuracy": self.calibration}
+        if self.temperature != 1:
+            before = replace(self, temperature=1.0).calibration
+            calibrations = {"before calibration": before, "after": self.calibration}
+        errors = ", after ".join(f"{calibration.error:.1%}" for calibration in calibrations.values())
+        title += f"\nexpected calibration error {errors}: {self.calibration.tendency}"
+        plot_reliability(calibrations, title, reliability)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Predictions):
+    """A checkpoint's predictions on a labelled folder."""
+
+    directory: Path
+    checkpoint: str
+
+    def sorted_rows(self) -> Iterator[dict[str, str]]:
+        """Yield rows with a column `confidence`: the most confident mistakes first, the surest right answers last."""
+        confidences, right = self.probabilities.max(axis=1), self.predicted == self.test_set.labels
+        for place in np.lexsort([np.where(right, confidences, -confidences), right]):
+            yield {**self.row(place), "confidence": f"{confidences[place]:.6f}"}
+
+    def mistakes(self) -> list[dict[str, str]]:
+        """Return the rows of misclassified images, without the probabilities."""
+        columns = ("file", "truth", "predicted", "confidence")
+        return [{name: row[name] for name in columns} for row in self.sorted_rows() if row["truth"] != row["predicted"]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"directory": str(self.directory), "checkpoint": self.checkpoint, **super().to_json()}
+
+    def write(self, output_dir: Path, title: str) -> Path:
+        """Write `predictions.csv`, the figures with this title and `scores.json`; return their folder in `output_dir`.
+
+        It is named after the evaluated folder, and numbered if another folder's results have that name.
+        """
+        path = os.path.realpath(self.directory)
+        names = chain([self.test_set.name], (f"{self.test_set.name}_{number}" for number in count(2)))
+        folder = next(folder for name in names if _is_free(folder := output_dir / name, path))
         columns = ("file", "truth", "predicted", "confidence", *(f"p_{name}" for name in self.classes))
-        write_rows(folder / "predictions.csv", columns, self.rows())
-        matrix_title = f"{title}\n{describe_accuracy(self.scores)}"
-        plot_confusion(self.scores.confusion, self.classes, matrix_title, folder / "confusion_matrix.png")
-        plot_reliability(
-            {"images of a bin": self.calibration},
-            f"{title}\nexpected calibration error {self.calibration.error:.1%}: {self.calibration.tendency}",
-            folder / "reliability.png",
-        )
-        write_json(folder / "scores.json", self.to_json())
+        write_rows(folder / "predictions.csv", columns, self.sorted_rows())
+        self.draw(title, folder / "confusion_matrix.png", folder / "reliability.png")
+        write_json(folder / "scores.json", {**self.to_json(), "path": path})
+        return folder
+
+
+def _is_free(folder: Path, path: str) -> bool:
+    """Return whether a folder holds no results, or results of the images at this path."""
+    try:
+        return read_json(folder / "scores.json").get("path", path) == path
+    except (FileNotFoundError, UserError):  # none, incomplete or damaged
+        return True
 
 
 def evaluate(run: TrainedRun, folder: ImageFolder) -> Evaluation:
-    """Has a run classify the images of a folder, whose labels are places in the run's classes.
-
-    Raises:
-        UserError: none of the images can be read.
-    """
+    """Classify the images of a folder, whose labels are indices into the run's classes."""
     test_set = load_test_set(replace(folder, white=run.white), run.model.input_size)
-    logits, labels = predict(run.model, make_loader(test_set.images, BATCH), run.hardware, f"testing on {folder.name}")
-    probabilities = run.probabilities(logits).cpu().numpy()
-    return Evaluation(
-        folder.directory,
-        run.checkpoint,
-        run.classes,
-        test_set,
-        probabilities,
-        Scores.of(logits, labels),
-        sort_by_confidence(probabilities, test_set.labels),
-    )
+    logits, _ = predict(run.model, make_loader(test_set.images, BATCH), run.hardware, f"testing on {folder.name}")
+    return Evaluation(run.classes, test_set, logits, run.temperature, folder.directory, run.checkpoint)
 
 
 def count_trained(folder: ImageFolder, run_dir: Path) -> int:
-    """How many of a folder's files a run was trained or validated on, by their paths: copies are not known."""
+    """Count the files of a folder, by path, that a run was trained or validated on. Copies are not recognised."""
     data_dir = read_json(run_dir / "settings.json").get("data_dir")
     if not isinstance(data_dir, str):
         return 0

@@ -1,4 +1,4 @@
-"""What a run makes of its test images, for a person to look through: mistakes first, and where the model looked."""
+"""Prepares a run's images and predictions for browsing: mistakes first, with heatmaps and near-duplicates."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from dataset.folders import ImageFolder, canonical, read_folder
 from dataset.groups import find_links, number_groups
 from dataset.reading import upright_rgb
 from pipeline.checkpoints import read_json
-from pipeline.data import ImageBatches, load_test_set, make_loader
-from pipeline.inference import BATCH, predict
+from pipeline.data import ImageBatches
+from pipeline.evaluation import evaluate
+from pipeline.explain import class_activation_maps
+from pipeline.inference import BATCH
 from pipeline.prediction import TrainedRun
 from pipeline.splits import find_side
-from pipeline.tester import class_activation_maps
 
 _log = logging.getLogger(__name__)
 SIDES = ("test", "validation", "train")  # of a run's images
@@ -32,44 +33,30 @@ _SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP"}
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as it can be shown.
-
-    Attributes:
-        file: the image itself where a browser can be given it, else a PNG of it.
-        size: width and height in pixels, upright.
-        examined: what else is known of it.
-    """
+    """An image, or a PNG copy if browsers cannot show it."""
 
     file: Path
-    size: tuple[int, int]
     examined: Examined
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright."""
+        return self.examined.size
 
 
 @dataclass(frozen=True)
 class TestedImage:
-    """A test image, and what a run says of it.
-
-    Attributes:
-        test_set: the name of the set.
-        path: the image; of an `.npz` file FILE/<label>/<place in it>.
-        picture: what shows it.
-        truth: its class.
-        prediction: the class that it was taken for.
-        confidence: the probability of that.
-        group: the number of the images of its set that show the same as it, or as one of them; None if none does.
-        images: the set's, as the model takes them.
-        place: its own among these.
-    """
+    """A test image and its prediction."""
 
     test_set: str
-    path: Path
+    path: Path  # FILE/<label>/<index> for an image of an .npz file
     picture: Picture
     truth: str
     prediction: str
     confidence: float
-    group: int | None
-    images: ImageBatches
-    place: int
+    group: int | None  # the number of its group of near-duplicates in the test set
+    images: ImageBatches  # the test set's model inputs
+    place: int  # its index in `images`
 
     @property
     def mistaken(self) -> bool:
@@ -79,79 +66,60 @@ class TestedImage:
 def find_images(
     run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = (), side: str = SIDES[0]
 ) -> list[ImageFolder]:
-    """Lists what a run was tested on, or another side of its split; opens no image.
-
-    Args:
-        run_dir: the run's folder.
-        classes: that it was trained on.
-        test_dirs: where the test sets are; by default, where `settings.json` says that they were.
-        side: one of `SIDES`.
+    """List a run's test images, or another side of its split; by default the test sets are those in `settings.json`.
 
     Raises:
-        UserError: images are not there, or are of other classes.
+        UserError: images are missing or have other classes.
     """
     settings = read_json(run_dir / "settings.json")
     names = test_dirs or settings.get("test_dir")
-    divided = side != SIDES[0] or names == []  # sides of one folder, as split.csv names them
+    divided = side != SIDES[0] or names == []  # the side is a part of the training folder, listed in split.csv
     if divided and isinstance(settings.get("data_dir"), str):
         names = [settings["data_dir"]]
     if not isinstance(names, list) or not names:
         raise UserError(f"{run_dir / 'settings.json'} names no {side} images: train again with --restart")
-    directories = [Path(str(name)) for name in names]
-    for directory in directories:
+    folders = []
+    for directory in map(Path, map(str, names)):
         if not test_dirs and not directory.exists():
-            remedy = "name its test images with --test-dir, or " if side == SIDES[0] else ""
+            remedy = "name the test images with --test-dir, or " if side == SIDES[0] else ""
             raise UserError(
-                f"there is no {directory}, which holds the {side} images of {run_dir}: "
-                f"{remedy}start this in the folder that the run was started in"
+                f"there is no {directory} with the {side} images of {run_dir}: {remedy}run this in the folder that "
+                "the training was started in"
             )
-    folders = [read_folder(directory) for directory in directories]
-    if divided:
-        folders = [find_side(folder, run_dir, side) for folder in folders]
-    for folder in folders:
+        folder = read_folder(directory)
+        folder = find_side(folder, run_dir, side) if divided else folder
         if folder.classes != tuple(map(canonical, classes)):
             raise UserError(
-                f"{folder.directory} has the classes {', '.join(folder.classes)} now, "
-                f"and {run_dir} was trained on {', '.join(classes)}"
+                f"{directory} has the classes {', '.join(folder.classes)}, but {run_dir} was trained on "
+                f"{', '.join(classes)}"
             )
+        folders.append(folder)
     return folders
 
 
 def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) -> list[TestedImage]:
-    """Tests a run as its own test did, and looks for near-duplicates within each set.
-
-    Args:
-        run: the model.
-        folders: the test sets.
-        pictures: a folder for PNGs of what no browser shows.
+    """Repeat a run's test and find near-duplicates within each test set. `pictures` is a folder for PNG copies.
 
     Returns:
-        Mistakes first, the most confident one at the head; then right answers, the least confident one first.
+        The most confident mistakes first; then right answers, the least confident ones first.
     """
     tested: list[TestedImage] = []
     for number, folder in enumerate(replace(folder, white=run.white) for folder in folders):
-        test_set = load_test_set(folder, run.model.input_size)
-        loader = make_loader(test_set.images, BATCH)
-        logits, _ = predict(run.model, loader, run.hardware, f"testing on {test_set.name}")
-        probabilities, predictions = run.probabilities(logits).cpu().max(dim=1)
-        shown = _make_pictures(folder, test_set.images.places, pictures / str(number))
+        found = evaluate(run, folder)
+        images = found.test_set.images
+        shown = _make_pictures(folder, images.places, pictures / str(number))
+        truths, predictions = (
+            [run.classes[index] for index in part] for part in (found.test_set.labels, found.predicted)
+        )
         last = max((each.group or 0 for each in tested), default=0)
-        labels = [run.classes[label] for label in test_set.labels]
-        groups = _group([picture.examined for picture in shown], labels, last + 1)
-        for place, picture in enumerate(shown):
-            tested.append(
-                TestedImage(
-                    test_set=test_set.name,
-                    path=test_set.paths[place],
-                    picture=picture,
-                    truth=run.classes[test_set.labels[place]],
-                    prediction=run.classes[predictions[place]],
-                    confidence=float(probabilities[place]),
-                    group=groups.get(place),
-                    images=test_set.images,
-                    place=place,
-                )
+        groups = _group([picture.examined for picture in shown], truths, last + 1)
+        tested += [
+            TestedImage(
+                found.test_set.name, path, shown[place], truths[place], predictions[place],
+                float(found.probabilities[place].max()), groups.get(place), images, place,
             )
+            for place, path in enumerate(found.test_set.paths)
+        ]  # fmt: skip
     return sorted(tested, key=lambda each: (not each.mistaken, -each.confidence if each.mistaken else each.confidence))
 
 
@@ -164,19 +132,18 @@ def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) 
         if not shown:
             path = directory / f"{place}.png"
             upright_rgb(image).save(path)
-        examined = examine_image(path, image)
-        return Picture(path, examined.size, examined)
+        return Picture(path, examine_image(path, image))
 
     return on_all_cores(make, places, "examining")
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file's name is text, as nearly all are, and not mere bytes."""
+    """Return whether a file's name is valid text."""
     return not any("\ud800" <= sign <= "\udfff" for sign in str(path))
 
 
 def _group(images: Sequence[Examined], labels: Sequence[str], first: int) -> dict[int, int]:
-    """The places of images that show the same as another, each with the number of its group, from `first` on."""
+    """Return the group number of each image that has near-duplicates, counted from `first`."""
     found = find_links(images, labels)
     for note in found.notes:
         _log.info("%s", note)
@@ -188,14 +155,10 @@ def _group(images: Sequence[Examined], labels: Sequence[str], first: int) -> dic
 
 
 def find_heatmaps(run: TrainedRun, tested: Iterable[TestedImage]) -> Iterator[np.ndarray]:
-    """For each image where the model looked for its prediction, a batch at a time.
-
-    Returns:
-        (h, w) uint8, laid over the whole picture: what falls on the padding is cut off.
-    """
+    """Yield the heatmap (h, w) uint8 of each image's prediction, without the part that lies on the padding."""
     tested = iter(tested)
     while batch := list(islice(tested, BATCH)):
-        images = torch.cat([each.images.__getitems__([each.place])[0] for each in batch]).to(run.hardware.device)
+        images = torch.cat([each.images.__getitems__([each.place])[0] for each in batch])
         targets = [run.classes.index(each.prediction) for each in batch]
         for each, heatmap in zip(batch, class_activation_maps(run.model, images, targets), strict=True):
             left, upper, right, lower = place_in_square(each.picture.size, images.shape[-1])

