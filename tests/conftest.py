@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import numpy as np
 import pytest
 
+from common import run_program
 from helpers import write_images
 
 if TYPE_CHECKING:
@@ -69,6 +73,46 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def make_folder(tmp_path: Path) -> Callable[[str, Mapping[str, int]], Path]:
     """Makes a folder by `write_images`."""
     return lambda name, counts: write_images(tmp_path / name, counts)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd, caplog) -> Callable[..., tuple[int, str, list[str]]]:
+    """Runs a program's `main` in this process; returns its status, stdout, and its warnings and lines on stderr."""
+
+    def run(program: types.ModuleType, *arguments: object) -> tuple[int, str, list[str]]:
+        caplog.clear()
+        monkeypatch.setattr("sys.argv", [f"{program.__name__}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run_program(program.main)
+        printed = capfd.readouterr()
+        assert "Traceback" not in printed.err
+        warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        return stop.value.code, printed.out, warnings + printed.err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained run in `runs`, and its images: noisy bars of three lengths in `train` and `test`."""
+    import main
+
+    folder = tmp_path_factory.mktemp("bars")
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 20), ("test", 15)):
+        for length, label in enumerate(("one", "two", "three")):
+            (folder / name / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.random((28, 28)) * 0.6
+                pixels[10:14, 4 : 10 + 6 * length] += 0.4
+                np.save(folder / name / label / f"{number:02d}.npy", pixels)
+    flags = "-m SmallVGG -e 3 -b 16 -l 0.001 --precision fp32 --tracker none -o runs -d train -t test"
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as stdout:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["main.py", *flags.split()])
+        main.main()
+    (folder / "stdout").write_text(stdout.getvalue())
+    return folder
 
 
 @pytest.fixture

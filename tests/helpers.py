@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,6 +41,21 @@ def write_images(directory: Path, counts: Mapping[str, int]) -> Path:
             pixels[..., place % 3] += 120
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:04d}.png")
     return directory
+
+
+def save_untrained_run(folder: Path, classes: Sequence[str], **settings: Any) -> None:
+    """Writes a run of an untrained SmallVGG."""
+    import torch
+
+    from models import build_model
+    from pipeline.checkpoints import Checkpoint
+
+    torch.manual_seed(1)
+    folder.mkdir()
+    described = {"model_type": "SmallVGG", "precision": "fp32", **settings}
+    (folder / "settings.json").write_text(json.dumps(described))
+    weights = build_model("SmallVGG", len(classes)).state_dict()
+    Checkpoint("SmallVGG", tuple(classes), 1, weights).save(folder / "best_val_acc.pt")
 
 
 def peak_memory() -> int:

@@ -1,4 +1,4 @@
-"""A page in a browser says of an image what predict.py says, and leaves nothing to other machines."""
+"""demo.py: the page in a browser shows the answers of predict.py, and only on this machine."""
 
 import socket
 import subprocess
@@ -10,10 +10,7 @@ import torch
 from PIL import Image
 
 import demo as program
-from common import run_program
-from helpers import REPOSITORY, imported_for_help
-from models import build_model
-from pipeline.checkpoints import Checkpoint
+from helpers import REPOSITORY, imported_for_help, save_untrained_run
 from pipeline.inference import record_features
 from pipeline.novelty import Novelty
 from pipeline.prediction import load_run, predict_files
@@ -23,13 +20,9 @@ CLASSES = ("cat", "dog", "horse")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a run of an untrained model, an image that it knows and one that it does not."""
+    """A folder with a run of an untrained model, a known and an unknown image."""
     folder = tmp_path_factory.mktemp("shown")
-    torch.manual_seed(1)
-    (folder / "run").mkdir()
-    (folder / "run" / "settings.json").write_text('{"model_type": "SmallVGG", "precision": "fp32"}')
-    weights = build_model("SmallVGG", 3).state_dict()
-    Checkpoint("SmallVGG", CLASSES, 1, weights).save(folder / "run" / "best_val_acc.pt")
+    save_untrained_run(folder / "run", CLASSES)
     generator = np.random.default_rng(0)
     for name, lightest in (("known", 100), ("other", 255)):
         pixels = generator.integers(0, lightest, (60, 90, 3), dtype=np.uint8)
@@ -40,7 +33,7 @@ def place(tmp_path_factory):
 
 
 def save_novelty(folder):
-    """Has the run know what is as far away as the first image, and no further."""
+    """Makes the first image known and the other one unknown to the run."""
     run = load_run(folder / "run", None)
     with record_features(run.model) as features:
         list(predict_files(run, [folder / "known.png", folder / "other.png"]))
@@ -50,7 +43,7 @@ def save_novelty(folder):
 
 @pytest.fixture
 def server(place):
-    """The program, started in a shell; gives it and the address that it prints."""
+    """The program as a subprocess, and the address that it prints."""
     command = [sys.executable, str(REPOSITORY / "src" / "demo.py"), "run", "--no-browser", "--port", "0"]
     process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -60,7 +53,7 @@ def server(place):
         process.communicate()
 
 
-def test_the_page_shows_what_predict_says(page, server, place):
+def test_the_page_shows_the_answers_of_predict(page, server, place):
     process, address = server
     assert address.startswith("http://127.0.0.1:"), process.stderr.read()
     requests = []
@@ -84,31 +77,28 @@ def test_the_page_shows_what_predict_says(page, server, place):
     assert [url for url in requests if not url.startswith((f"{address}/", "data:"))] == []
 
 
-def test_it_answers_this_machine_alone(server):
+def test_only_this_machine_is_served(server):
     _, address = server
     port = int(address.rpartition(":")[2])
     socket.create_connection(("127.0.0.1", port), 60).close()
-    with pytest.raises(ConnectionRefusedError):  # which a server of all interfaces answers
+    with pytest.raises(ConnectionRefusedError):  # a server on all interfaces would answer
         socket.create_connection(("127.0.0.2", port), 60)
 
 
 @pytest.mark.parametrize(
     ("port", "message"), [("70000", "--port 70000: must be from 0 to 65535"), ("taken", "name another one, or 0")]
 )
-def test_a_port_that_cannot_be_is_told_in_one_line(place, monkeypatch, capfd, port, message):
+def test_an_unusable_port_is_reported_in_one_line(place, monkeypatch, call, port, message):
     monkeypatch.chdir(place)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1]) if port == "taken" else port
-        monkeypatch.setattr("sys.argv", ["demo.py", "run", "--no-browser", "--port", port])
-        with pytest.raises(SystemExit) as stop:
-            run_program(program.main)
-    (line,) = capfd.readouterr().err.splitlines()
-    assert stop.value.code == 2
+        status, _, (line,) = call(program, "run", "--no-browser", "--port", port)
+    assert status == 2
     assert line.startswith("error: --port")
     assert message in line
 
 
-def test_help_does_not_wait_for_heavy_imports():
+def test_help_imports_nothing_heavy():
     text, imported = imported_for_help("demo", {"torch", "numpy", "PIL"})
     assert "--port" in text
     assert imported == set()

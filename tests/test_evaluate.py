@@ -1,4 +1,4 @@
-"""A run's scores on labelled folders are those of its own test."""
+"""evaluate.py: scores, tables and figures on labelled folders."""
 
 import csv
 import json
@@ -10,50 +10,20 @@ import pytest
 from PIL import Image
 
 import evaluate as program
-from common import run_program
-from helpers import digests, imported_for_help, start
+from helpers import digests, imported_for_help
 
 CLASSES = ("one", "three", "two")
-LENGTHS = {"one": 0, "two": 1, "three": 2}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a run of a small model on bars of three lengths, in noise that makes some hard to tell."""
-    folder = tmp_path_factory.mktemp("trained")
-    generator = np.random.default_rng(0)
-    for name, count in (("train", 20), ("test", 15)):
-        for label, length in LENGTHS.items():
-            (folder / name / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.random((28, 28)) * 0.6
-                pixels[10:14, 4 : 10 + 6 * length] += 0.4
-                np.save(folder / name / label / f"{number:02d}.npy", pixels)
-    flags = ("-m", "SmallVGG", "-e", 2, "-b", 16, "-l", 0.001, "--precision", "fp32", "-o", "runs")
-    result = start("main.py", *flags, "-d", "train", "-t", "test", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 @pytest.fixture
-def score(place, monkeypatch, capsys, caplog):
-    """Runs evaluate.py in the run's folder; gives the status, stdout, and notes and errors."""
-
-    def run(*arguments):
-        monkeypatch.chdir(place)
-        caplog.clear()
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run_program(program.main)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return stop.value.code, printed.out, [*caplog.messages, *printed.err.splitlines()]
-
-    return run
+def score(bars, monkeypatch, call):
+    """Runs evaluate.py in the run's folder."""
+    monkeypatch.chdir(bars)
+    return lambda *arguments: call(program, *arguments)
 
 
-def own_scores(place, checkpoint):
-    (file,) = place.glob("runs/*/metrics.json")
+def own_scores(bars, checkpoint="best_val_acc"):
+    (file,) = bars.glob("runs/*/metrics.json")
     return json.loads(file.read_text())["checkpoints"][checkpoint]["test"]["test"]
 
 
@@ -63,11 +33,11 @@ def read_table(file):
 
 
 @pytest.mark.parametrize("checkpoint", ["best_val_acc", "terminal"])
-def test_the_scores_are_those_of_the_runs_own_test(score, place, tmp_path, checkpoint):
+def test_scores_equal_those_of_the_runs_own_test(score, bars, tmp_path, checkpoint):
     status, output, notes = score("runs", "test", "--json", "-o", tmp_path, "--checkpoint", checkpoint)
     assert (status, notes) == (0, [])
     found = json.loads(output)["checkpoints"][checkpoint]["test"]["test"]
-    expected = own_scores(place, checkpoint)
+    expected = own_scores(bars, checkpoint)
     assert found["confusion_matrix"] == expected["confusion_matrix"]
     assert found["classes"] == expected["classes"]
     for name in ("accuracy", "per_class_accuracy", "loss", "per_class_loss", "calibration_error"):
@@ -75,8 +45,8 @@ def test_the_scores_are_those_of_the_runs_own_test(score, place, tmp_path, check
     assert (found["directory"], found["checkpoint"]) == ("test", checkpoint)
 
 
-def test_tables_and_figures_go_to_the_runs_folder_mistakes_first(score, place):
-    (run_dir,) = place.glob("runs/Small*")
+def test_tables_and_figures_are_written_to_the_runs_folder_with_mistakes_first(score, bars):
+    (run_dir,) = bars.glob("runs/Small*")
     before = digests(run_dir)
     status, output, _ = score("runs", "test")
     folder = run_dir / "evaluations" / "test"
@@ -98,21 +68,22 @@ def test_tables_and_figures_go_to_the_runs_folder_mistakes_first(score, place):
     assert wrong == sorted(wrong, reverse=True)
     confidences = [float(row["confidence"]) for row in rows]
     assert confidences[:mistakes] == sorted(confidences[:mistakes], reverse=True)
+    assert confidences[mistakes:] == sorted(confidences[mistakes:])
     lines = output.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith(f"{mistakes} mistakes on test"))
-    told = lines[first + 2].split()
-    assert (told[0], told[2], told[3]) == (rows[0]["predicted"], rows[0]["truth"], rows[0]["file"])
+    shown = lines[first + 2].split()
+    assert (shown[0], shown[2], shown[3]) == (rows[0]["predicted"], rows[0]["truth"], rows[0]["file"])
     assert any(line.startswith("best_val_acc on test: accuracy") for line in lines)
 
 
-def test_some_of_the_classes_and_several_folders_and_archives(score, place, tmp_path):
-    shutil.copytree(place / "test" / "two", tmp_path / "few" / "two")
-    arrays = [np.load(file) for file in sorted((place / "test" / "three").iterdir())]
+def test_a_folder_with_some_of_the_classes_and_an_archive(score, bars, tmp_path):
+    shutil.copytree(bars / "test" / "two", tmp_path / "few" / "two")
+    arrays = [np.load(file) for file in sorted((bars / "test" / "three").iterdir())]
     np.savez(tmp_path / "more.npz", images=np.stack(arrays), labels=np.repeat("three", len(arrays)))
     status, output, notes = score("runs", tmp_path / "few", tmp_path / "more.npz", "--json", "-o", tmp_path / "out")
     assert (status, notes) == (0, [])
     sets = json.loads(output)["checkpoints"]["best_val_acc"]["test"]
-    matrix = own_scores(place, "best_val_acc")["confusion_matrix"]
+    matrix = own_scores(bars)["confusion_matrix"]
     for name, label in (("few", "two"), ("more.npz", "three")):
         expected = [row if number == CLASSES.index(label) else [0, 0, 0] for number, row in enumerate(matrix)]
         assert sets[name]["confusion_matrix"] == expected
@@ -121,7 +92,19 @@ def test_some_of_the_classes_and_several_folders_and_archives(score, place, tmp_
     assert (of_class["images"], of_class["recall"]) == (0, None)
 
 
-def test_images_that_were_trained_on_are_told(score, tmp_path):
+def test_results_of_folders_with_the_same_name_are_kept_apart(score, bars, tmp_path):
+    for parent, label in (("a", "two"), ("b", "three")):
+        shutil.copytree(bars / "test" / label, tmp_path / parent / "photos" / label)
+    for parent in ("a", "b", "a"):
+        status, output, _ = score("runs", tmp_path / parent / "photos", "-o", tmp_path / "out")
+        assert status == 0
+        assert f"tables and figures in {tmp_path}/out/photos{'_2' if parent == 'b' else ''}: " in output
+    assert sorted(os.listdir(tmp_path / "out")) == ["photos", "photos_2"]
+    for name, label in (("photos", "two"), ("photos_2", "three")):
+        assert {row["truth"] for row in read_table(tmp_path / "out" / name / "predictions.csv")} == {label}
+
+
+def test_images_of_the_training_folder_are_reported(score, tmp_path):
     _, _, notes = score("runs", "train", "-o", tmp_path)
     assert notes == ["60 of the 60 images of train were trained or validated on, which makes scores too high"]
 
@@ -130,7 +113,7 @@ def test_images_that_were_trained_on_are_told(score, tmp_path):
     ("arguments", "message"),
     [
         (("runs", "nowhere"), "there is no folder nowhere"),
-        (("nowhere", "test"), "there is no folder nowhere: name that of a trained run"),
+        (("nowhere", "test"), "there is no folder nowhere: name the folder of a trained run"),
         (("test", "test"), "test has no settings.json"),
         (("runs", "."), ". has a class runs, which is none of one, three, two: name a folder of these"),
         (("runs", "test", "other/test"), "test, other/test: must have different names"),
@@ -140,15 +123,15 @@ def test_images_that_were_trained_on_are_told(score, tmp_path):
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else None,
 )
-def test_errors_are_told_in_one_line(score, place, arguments, message):
+def test_invalid_input_is_reported_in_one_line(score, bars, arguments, message):
     status, output, (*_, line) = score(*arguments)
     assert (status, output) == (2, "")
     assert line.startswith("error: ")
     assert message in line
-    assert not (place / "test" / "out").exists()
+    assert not (bars / "test" / "out").exists()
 
 
-def test_help_does_not_wait_for_heavy_imports():
+def test_help_imports_nothing_heavy():
     text, imported = imported_for_help("evaluate", {"torch", "matplotlib", "wandb"})
     assert "--output-dir" in text
     assert imported == set()

@@ -1,4 +1,4 @@
-"""Answers of a trained run: those of its tester, for any files; and its model in one file."""
+"""predict.py: answers on files, heatmaps, export, unknown images."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import predict as program
-from common import UserError, available_cores, run_program
+from common import UserError, available_cores
 from dataset.folders import read_folder
 from dataset.reading import read_image
 from helpers import REPOSITORY, imported_for_help, start
@@ -29,52 +29,26 @@ from pipeline.inference import predict
 from pipeline.novelty import Novelty
 from pipeline.prediction import TrainedRun, load_run, predict_files
 
-CLASSES = ("one", "two", "three")
-RUN = "saved_models/SmallVGG_pretrained_False_aug_False_lr_0.001_wd_0.0001_g_0.99"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a run of a small model on bars of three lengths, in noise that makes some hard to tell."""
-    folder = tmp_path_factory.mktemp("trained")
-    generator = np.random.default_rng(0)
-    for name, count in (("train", 20), ("test", 15)):
-        for length, label in enumerate(CLASSES):
-            (folder / name / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.random((28, 28)) * 0.6
-                pixels[10:14, 4 : 10 + 6 * length] += 0.4
-                np.save(folder / name / label / f"{number:02d}.npy", pixels)
-    result = start(
-        "main.py", "-m", "SmallVGG", "-d", "train", "-t", "test", "-e", 3, "-b", 16, "-l", 0.001, "--precision", "fp32",
-        cwd=folder,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    (folder / "stdout").write_text(result.stdout)
-    return folder
+CLASSES = ("one", "three", "two")
+RUN = "runs/SmallVGG_pretrained_False_aug_False_lr_0.001_wd_0.0001_g_0.99"
 
 
 @pytest.fixture
-def ask(place, monkeypatch, capfd, caplog):
-    """Runs predict.py in this process and the run's folder; gives status, stdout, and warnings and lines on stderr."""
+def ask(bars, monkeypatch, call):
+    """Runs predict.py in the run's folder."""
+    monkeypatch.chdir(bars)
+    return lambda *arguments: call(program, *arguments)
 
-    def run(*arguments):
-        monkeypatch.chdir(place)
-        caplog.clear()
-        monkeypatch.setattr("sys.argv", ["predict.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run_program(program.main)
-        printed = capfd.readouterr()
-        assert "Traceback" not in printed.err
-        warnings = [record.getMessage() for record in caplog.records if record.name == "predict"]
-        return stop.value.code, printed.out, warnings + printed.err.splitlines()
 
-    return run
+@pytest.fixture
+def copied(bars, tmp_path):
+    """A copy of the run, which a test may damage."""
+    return shutil.copytree(bars / RUN, tmp_path / "run")
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of images of several kinds, and of what is none."""
+    """A folder with three images of several kinds."""
     folder = tmp_path / "photos"
     (folder / "inner" / "deep").mkdir(parents=True)
     Image.new("RGB", (60, 20), "red").save(folder / "b.jpg")
@@ -83,54 +57,47 @@ def photos(tmp_path):
     return folder
 
 
-def metrics(place):
-    return json.loads((place / RUN / "metrics.json").read_text())
+def metrics(bars):
+    return json.loads((bars / RUN / "metrics.json").read_text())
 
 
-# What main.py tells of each class.
-
-
-def test_main_prints_what_each_class_came_to(place):
-    scores = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
-    lines = (place / "stdout").read_text().splitlines()
+def test_main_prints_the_scores_of_each_class(bars):
+    scores = metrics(bars)["checkpoints"]["best_val_acc"]["test"]["test"]
+    lines = (bars / "stdout").read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("best_val_acc on test"))
     low, high = scores["accuracy_interval"]
     assert lines[start] == (
         f"best_val_acc on test: accuracy {scores['accuracy']:.1%}, 95% interval {low:.1%} to {high:.1%}; "
         f"calibration error {scores['calibration_error']:.1%}"
     )
-    for line, name, row in zip(lines[start + 2 :], sorted(CLASSES), scores["confusion_matrix"], strict=False):
+    for line, name, row in zip(lines[start + 2 :], CLASSES, scores["confusion_matrix"], strict=False):
         of_class = scores["classes"][name]
         shares = [of_class[share] for share in ("precision", "recall", "f1")]
-        told = ["-" if share is None else f"{share:.1%}" for share in shares]
-        assert line.split() == [name, "15", *told, *map(str, row)]
+        percents = ["-" if share is None else f"{share:.1%}" for share in shares]
+        assert line.split() == [name, "15", *percents, *map(str, row)]
 
 
-# Answers.
-
-
-def test_answers_are_the_testers(ask, place):
+def test_answers_equal_those_of_the_runs_own_test(ask, bars):
     status, output, notes = ask(RUN, "test", "--json")
     assert (status, notes) == (0, [])
     entries = json.loads(output)
-    labels = sorted(CLASSES)
     confusion = np.zeros((3, 3), int)
     for entry in entries:
-        confusion[labels.index(entry["file"].split("/")[1]), labels.index(entry["class"])] += 1
-    tested = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
+        confusion[CLASSES.index(entry["file"].split("/")[1]), CLASSES.index(entry["class"])] += 1
+    tested = metrics(bars)["checkpoints"]["best_val_acc"]["test"]["test"]
     assert confusion.tolist() == tested["confusion_matrix"]
 
-    run = load_run(place / RUN, "best_val_acc")
-    test_set = load_test_set(read_folder(place / "test"), run.model.input_size)
+    run = load_run(bars / RUN, "best_val_acc")
+    test_set = load_test_set(read_folder(bars / "test"), run.model.input_size)
     logits, _ = predict(run.model, make_loader(test_set.images, 7), run.hardware, "")
     probabilities = run.probabilities(logits).sort(descending=True).values
-    assert [entry["file"] for entry in entries] == [os.path.relpath(path, place) for path in test_set.paths]
+    assert [entry["file"] for entry in entries] == [os.path.relpath(path, bars) for path in test_set.paths]
     found = [[entry["confidence"], entry["runner_up_confidence"]] for entry in entries]
     assert np.array(found) == pytest.approx(probabilities[:, :2].numpy(), abs=2e-6)
     assert all(entry["runner_up"] != entry["class"] for entry in entries)
 
 
-def test_a_photograph_is_padded_as_for_training(tiny_model, make_folder, tmp_path, monkeypatch):
+def test_photographs_are_padded_as_for_training(tiny_model, make_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = read_folder(make_folder("photos", {"A": 40, "B": 3}))
     torch.manual_seed(0)
@@ -144,7 +111,7 @@ def test_a_photograph_is_padded_as_for_training(tiny_model, make_folder, tmp_pat
     assert [answer.best for answer in answers] == expected.argsort(descending=True).tolist()
 
 
-def test_table_and_csv_say_the_same(ask, photos):
+def test_table_and_csv_agree(ask, photos):
     _, table, _ = ask(RUN, photos)
     status, text, _ = ask(RUN, photos, "--csv")
     assert status == 0
@@ -164,11 +131,11 @@ def test_the_table_ends_with_a_count_of_each_class(ask, photos):
     assert table.splitlines()[-2] == ""
 
 
-def test_in_folders_named_after_classes_the_table_ends_with_the_accuracy(ask, place, photos):
-    scores = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
+def test_the_table_ends_with_the_accuracy_on_folders_named_after_classes(ask, bars, photos):
+    scores = metrics(bars)["checkpoints"]["best_val_acc"]["test"]["test"]
     low, high = scores["accuracy_interval"]
     right = round(scores["accuracy"] * 45)
-    for others in ((), (photos,)):  # which do not count
+    for others in ((), (photos,)):  # images in other folders do not count
         _, table, _ = ask(RUN, "test", *others)
         assert table.splitlines()[-1] == (
             f"accuracy {scores['accuracy']:.1%} ({right} of 45 in folders named after classes), "
@@ -176,7 +143,7 @@ def test_in_folders_named_after_classes_the_table_ends_with_the_accuracy(ask, pl
         )
 
 
-def test_bad_files_are_told_and_the_others_answered(ask, photos):
+def test_unreadable_files_are_reported_and_the_others_answered(ask, photos):
     (photos / "0.jpg").write_bytes(b"")
     (photos / "inner" / "x\ny.png").write_text("none")
     np.save(photos / "z.npy", np.zeros((5, 5)))
@@ -185,7 +152,7 @@ def test_bad_files_are_told_and_the_others_answered(ask, photos):
     assert notes == [
         f"{photos}/gone.jpg: No such file or directory",
         f"{photos}/0.jpg: an empty file",
-        f"{photos}/z.npy: an array of 5x5 pixels, where the model takes 28x28",
+        f"{photos}/z.npy: an array of 5x5 pixels, but the model takes 28x28",
         f"{photos}/inner/x?y.png: not an image",
         "4 were not answered",
     ]
@@ -199,7 +166,7 @@ def test_bad_files_are_told_and_the_others_answered(ask, photos):
     assert (status, len(output.splitlines())) == (1, 1 + 3 + 2)
 
 
-def test_nothing_but_bad_files(ask, photos):
+def test_only_unreadable_files(ask, photos):
     (photos / "0.jpg").write_bytes(b"")
     (photos / "notes.txt").write_text("none")
     status, output, notes = ask(RUN, photos / "0.jpg", photos / "notes.txt", "--csv")
@@ -207,8 +174,7 @@ def test_nothing_but_bad_files(ask, photos):
     assert [row["error"] for row in csv.DictReader(io.StringIO(output))] == ["an empty file", "not an image"]
 
 
-def test_images_are_known_by_their_content(ask, photos):
-    """As in training, testing and the audit."""
+def test_images_are_recognised_by_their_content(ask, photos):
     shutil.copy(photos / "b.jpg", photos / "b.heic")
     shutil.copy(photos / "b.jpg", photos / "b.jfif")
     shutil.copy(photos / "b.jpg", photos / "b")
@@ -224,7 +190,7 @@ def test_images_are_known_by_their_content(ask, photos):
     assert entries["c.txt"]["confidence"] == entries["a.npy"]["confidence"]
 
 
-def test_what_is_not_answered_in_a_folder_is_named(ask, photos, place):
+def test_hidden_files_and_links_in_a_folder_are_reported(ask, photos):
     (photos / ".hidden").mkdir()
     shutil.copy(photos / "b.jpg", photos / ".hidden" / "d.jpg")
     shutil.copy(photos / "b.jpg", photos / ".e.jpg")
@@ -247,7 +213,7 @@ def test_what_is_not_answered_in_a_folder_is_named(ask, photos, place):
     assert names == ["a.npy", "b.jpg", "inner/deep/c.png"]
 
 
-def test_files_that_are_no_images_are_named_and_no_fault(ask, photos):
+def test_other_files_in_a_folder_are_listed_without_failure(ask, photos):
     (photos / "notes.txt").write_text("none")
     status, _, notes = ask(RUN, photos, "--json")
     assert (status, notes) == (0, [f"{photos}/notes.txt: not an image: passed over"])
@@ -257,11 +223,11 @@ def test_files_that_are_no_images_are_named_and_no_fault(ask, photos):
     assert (status, notes) == (0, [f"1001 files that are no images were passed over, such as {photos}/000.txt"])
 
 
-def test_links_to_folders_are_followed_as_in_training(ask, photos, place):
+def test_links_to_folders_are_followed_as_in_training(ask, photos, bars):
     (photos / "linked").mkdir()
     for name in CLASSES:
-        (photos / "linked" / name).symlink_to(place / "test" / name)
-    (photos / "linked" / "zoo").symlink_to(place / "test" / "one")
+        (photos / "linked" / name).symlink_to(bars / "test" / name)
+    (photos / "linked" / "zoo").symlink_to(bars / "test" / "one")
     _, output, _ = ask(RUN, "test", "--json")
     status, linked, notes = ask(RUN, photos / "linked", "--json")
     assert notes == [f"{photos}/linked/zoo: a link to a folder that is searched already, or around it",
@@ -274,14 +240,14 @@ def test_links_to_folders_are_followed_as_in_training(ask, photos, place):
     assert len(answers) == 45
 
 
-def test_a_name_that_the_system_refuses_does_not_end_the_program(ask, photos):
+def test_a_name_that_is_too_long_is_reported(ask, photos):
     too_long = photos / ("x" * 300)
     status, output, notes = ask(RUN, too_long, photos / "b.jpg")
     assert (status, len(output.splitlines())) == (1, 1 + 1 + 2)
     assert notes[0].startswith(f"{too_long}: ")
 
 
-def test_a_named_link_or_hidden_folder_is_taken_and_a_pipe_is_not(ask, photos):
+def test_a_link_or_hidden_folder_can_be_named_but_not_a_pipe(ask, photos):
     photos.rename(photos.with_name(".photos"))
     (photos.parent / "link").symlink_to(".photos")
     os.mkfifo(photos.parent / "pipe.jpg")
@@ -291,7 +257,7 @@ def test_a_named_link_or_hidden_folder_is_taken_and_a_pipe_is_not(ask, photos):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
-def test_a_folder_that_cannot_be_listed_is_told(ask, photos):
+def test_a_folder_that_cannot_be_listed_is_reported(ask, photos):
     (photos / "inner").chmod(0)
     status, output, notes = ask(RUN, photos)
     (photos / "inner").chmod(0o700)
@@ -299,26 +265,25 @@ def test_a_folder_that_cannot_be_listed_is_told(ask, photos):
     assert notes == [f"{photos}/inner: Permission denied", "1 were not answered"]
 
 
-def test_takes_the_checkpoint_that_is_named(ask, place):
-    terminal = place / RUN / "terminal.pt"
+def test_checkpoint_selects_the_weights(ask, bars):
+    terminal = bars / RUN / "terminal.pt"
     saved = Checkpoint.load(terminal, "SmallVGG")
     weights = {name: torch.zeros_like(tensor) for name, tensor in saved.weights.items()}
-    weights["classifier.4.bias"][1] = 1.0  # that of "three", whatever the image
-    Checkpoint("SmallVGG", saved.classes, 3, weights).save(place / RUN / "constant.pt")
+    weights["classifier.4.bias"][1] = 1.0  # "three" for any image
+    Checkpoint("SmallVGG", saved.classes, 3, weights).save(bars / RUN / "constant.pt")
     _, output, _ = ask(RUN, "test", "--checkpoint", "constant", "--json")
     answers = {(entry["class"], entry["confidence"]) for entry in json.loads(output)}
     assert answers == {("three", round(np.e / (np.e + 2), 6))}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_computes_in_the_runs_precision(place, tmp_path, precision):
-    shutil.copytree(place / RUN, tmp_path / "run")
-    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    (tmp_path / "run" / "settings.json").write_text(json.dumps({**settings, "precision": precision}))
-    assert load_run(tmp_path / "run", "terminal").hardware.precision == precision
+def test_the_model_runs_in_the_precision_of_its_training(copied, precision):
+    settings = json.loads((copied / "settings.json").read_text())
+    (copied / "settings.json").write_text(json.dumps({**settings, "precision": precision}))
+    assert load_run(copied, "terminal").hardware.precision == precision
 
 
-def test_memory_holds_a_few_batches(tiny_model, make_folder):
+def test_only_a_few_batches_are_in_memory(tiny_model, make_folder):
     paths = read_folder(make_folder("photos", {"A": 2, "B": 2})).paths
     run = TrainedRun(build_model(tiny_model, 2).eval(), ("A", "B"), Hardware(torch.device("cpu"), "fp32"))
     taken = []
@@ -336,15 +301,14 @@ def test_memory_holds_a_few_batches(tiny_model, make_folder):
     batches.close()
 
 
-def test_names_that_the_locale_cannot_express(place, tmp_path):
-    """UTF-8 for files and pipes; a name that is no text is given byte by byte in CSV."""
+def test_output_is_utf8_in_any_locale_and_csv_keeps_the_bytes_of_names(bars, tmp_path):
     names = ["猫.npy", os.fsdecode(b"\xff.npy")]
     for name in names:
-        shutil.copy(place / "test" / "one" / "00.npy", tmp_path / name)
+        shutil.copy(bars / "test" / "one" / "00.npy", tmp_path / name)
     command = [sys.executable, str(REPOSITORY / "src" / "predict.py"), RUN, tmp_path]
     for form, expected in (("--csv", "猫.npy,".encode()), ("--csv", b"\xff.npy,"), ("", "猫.npy\n".encode())):
         ended = subprocess.run(
-            [*command, *filter(None, [form])], cwd=place, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            [*command, *filter(None, [form])], cwd=bars, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
             capture_output=True, check=False,
         )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (0, b"")
@@ -352,10 +316,10 @@ def test_names_that_the_locale_cannot_express(place, tmp_path):
         assert ended.stdout.count(b"\n") == (3 if form else 5)
 
 
-# Maps.
+# Heatmaps.
 
 
-def test_maps_lie_in_the_same_folders(ask, photos, tmp_path):
+def test_heatmaps_are_written_to_the_same_subfolders(ask, photos, tmp_path):
     status, _, _ = ask(RUN, photos, photos.parent / "photos" / "b.jpg", "--cam", tmp_path / "maps")
     assert status == 0
     drawn = sorted(path.relative_to(tmp_path / "maps").as_posix() for path in (tmp_path / "maps").rglob("*.png"))
@@ -365,7 +329,7 @@ def test_maps_lie_in_the_same_folders(ask, photos, tmp_path):
             assert min(image.size) > 300
 
 
-def test_maps_of_files_of_long_names(ask, photos, tmp_path):
+def test_heatmaps_of_files_with_long_names(ask, photos, tmp_path):
     for name in ("\u5199" * 83 + "1.png", "\u5199" * 83 + "2.png"):
         shutil.copy(photos / "b.jpg", photos / name)
     status, output, notes = ask(RUN, photos, "--csv", "--cam", tmp_path / "maps")
@@ -375,7 +339,7 @@ def test_maps_of_files_of_long_names(ask, photos, tmp_path):
     assert len(drawn) == 5
 
 
-def test_a_map_that_cannot_be_written_costs_no_answer(ask, photos, tmp_path):
+def test_a_heatmap_that_cannot_be_written_costs_no_answer(ask, photos, tmp_path):
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "inner").write_text("a file in place of a folder")
     status, output, notes = ask(RUN, photos, "--json", "--cam", tmp_path / "maps")
@@ -384,7 +348,7 @@ def test_a_map_that_cannot_be_written_costs_no_answer(ask, photos, tmp_path):
     assert notes == [f"error: Not a directory: {tmp_path}/maps/inner/deep"] or "inner" in notes[0]
 
 
-def test_maps_of_files_of_the_same_name_are_kept_apart(ask, photos, tmp_path):
+def test_heatmaps_of_files_with_the_same_name_are_kept_apart(ask, photos, tmp_path):
     shutil.copytree(photos, tmp_path / "others")
     status, _, _ = ask(RUN, photos / "b.jpg", tmp_path / "others" / "b.jpg", "--cam", tmp_path / "maps")
     assert status == 0
@@ -392,31 +356,31 @@ def test_maps_of_files_of_the_same_name_are_kept_apart(ask, photos, tmp_path):
     assert (tmp_path / "maps" / "others" / "b.jpg.png").exists()
 
 
-# The model in one file.
+# Export.
 
 
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
-def test_the_exported_model_gives_the_same_answers(place, tmp_path, form):
+def test_an_exported_model_gives_the_same_answers(bars, tmp_path, form):
     pytest.importorskip("onnxscript", reason="requirements-export.txt is not installed")
     file = tmp_path / "new" / f"model.{form}"
-    result = start("predict.py", RUN, "test", "--json", "--export", file, cwd=place)
+    result = start("predict.py", RUN, "test", "--json", "--export", file, cwd=bars)
     assert result.returncode == 0, result.stderr
     (note,) = result.stderr.splitlines()
     assert "from an image (height, width, 3) uint8 of any size to the probabilities of one, three, two" in note
     assert "on 45 of its test images it answers as this program in fp32" in note
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     model, described = load_exported(file)
-    novelty = Novelty.load(place / RUN, "best_val_acc")
-    assert described == {"classes": sorted(CLASSES), "input_size": [1, 28, 28], "unknown_threshold": novelty.threshold}
+    novelty = Novelty.load(bars / RUN, "best_val_acc")
+    assert described == {"classes": list(CLASSES), "input_size": [1, 28, 28], "unknown_threshold": novelty.threshold}
     for entry in json.loads(result.stdout):
-        grey = (np.load(place / entry["file"]) * 255).round().astype(np.uint8)
+        grey = (np.load(bars / entry["file"]) * 255).round().astype(np.uint8)
         outputs = model(np.repeat(grey[..., None], 3, axis=2))
         assert outputs["probabilities"].max() == pytest.approx(entry["confidence"], abs=1e-5)
-        assert sorted(CLASSES)[outputs["probabilities"].argmax()] == entry["class"]
+        assert CLASSES[outputs["probabilities"].argmax()] == entry["class"]
 
 
 def load_exported(file):
-    """A function from an image to the outputs by name, and what the file says of itself."""
+    """Returns a function from an image to the outputs by name, and the file's metadata."""
     if file.suffix == ".pt2":
         extra = {"metadata.json": ""}
         model = torch.export.load(file, extra_files=extra).module()
@@ -433,12 +397,12 @@ def load_exported(file):
     return run, {name: json.loads(value) for name, value in described.items()}
 
 
-def test_an_export_is_checked_on_random_images_where_the_test_images_are_gone(place, tmp_path):
-    checked = export.export_model(load_run(place / RUN, None), place / RUN, tmp_path / "model.pt2")  # of another folder
+def test_an_export_is_checked_on_random_images_if_the_test_images_are_gone(bars, tmp_path):
+    checked = export.export_model(load_run(bars / RUN, None), bars / RUN, tmp_path / "model.pt2")  # in another folder
     assert "random images" in checked.images
     assert checked.difference < 1e-4
     model, _ = load_exported(tmp_path / "model.pt2")
-    run = replace(load_run(place / RUN, None), novelty=Novelty.load(place / RUN, "best_val_acc"))
+    run = replace(load_run(bars / RUN, None), novelty=Novelty.load(bars / RUN, "best_val_acc"))
     for size in ((5, 3), (28, 28), (301, 97), (64, 500)):
         pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "image.png")
@@ -448,27 +412,27 @@ def test_an_export_is_checked_on_random_images_where_the_test_images_are_gone(pl
         assert float(outputs["distance"]) == pytest.approx(answer.distance, abs=1e-3)
 
 
-def test_an_export_is_checked_on_the_test_images_that_are_left(place, tmp_path, monkeypatch):
+def test_an_export_is_checked_on_the_remaining_test_images(bars, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(place / "test", tmp_path / "test")
+    shutil.copytree(bars / "test", tmp_path / "test")
     for file in sorted((tmp_path / "test" / "one").iterdir())[5:]:
         file.unlink()
     (tmp_path / "test" / "two" / "00.npy").write_text("damaged")
-    checked = export.export_model(load_run(place / RUN, None), place / RUN, tmp_path / "model.pt2")
+    checked = export.export_model(load_run(bars / RUN, None), bars / RUN, tmp_path / "model.pt2")
     assert checked.images == "34 of its test images"
 
 
-def test_an_export_that_is_off_leaves_what_was_there(place, tmp_path, monkeypatch):
+def test_an_export_that_differs_leaves_the_earlier_file(bars, tmp_path, monkeypatch):
     file = tmp_path / "model.pt2"
     file.write_text("precious")
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match=r"model.pt2 is not written: on an image of .* pixels the exported model is"):
-        export.export_model(load_run(place / RUN, "terminal"), place / RUN, file)
+        export.export_model(load_run(bars / RUN, "terminal"), bars / RUN, file)
     assert file.read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
-def test_packages_that_onnx_needs_are_named(ask, monkeypatch, tmp_path):
+def test_missing_packages_for_onnx_are_reported(ask, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     status, _, (line,) = ask(RUN, "--export", tmp_path / "model.onnx")
     assert status == 2
@@ -479,13 +443,13 @@ def test_packages_that_onnx_needs_are_named(ask, monkeypatch, tmp_path):
 # Unknown images.
 
 
-def test_images_unlike_the_training_images_are_unknown(ask, place, tmp_path):
+def test_images_unlike_the_training_images_are_answered_with_unknown(ask, bars, tmp_path):
     Image.new("RGB", (50, 40), "white").save(tmp_path / "white.png")
     for number in range(5):
         np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).permutation(np.eye(28)))
     status, output, notes = ask(RUN, "test", tmp_path, "--unknown", "--json")
     entries = json.loads(output)
-    unknown = metrics(place)["checkpoints"]["best_val_acc"]["unknown"]
+    unknown = metrics(bars)["checkpoints"]["best_val_acc"]["unknown"]
     assert status == 0
     assert notes == []
     share = np.mean([entry["class"] == "unknown" for entry in entries[:45]])
@@ -508,36 +472,35 @@ def test_images_unlike_the_training_images_are_unknown(ask, place, tmp_path):
     )
 
 
-def test_the_expected_rate_is_told(place):
-    result = start("predict.py", RUN, "test", "--unknown", cwd=place)
+def test_the_expected_rate_of_rejections_is_reported(bars):
+    result = start("predict.py", RUN, "test", "--unknown", cwd=bars)
     assert result.stderr == (
         "--unknown: expect 7.7% of images like the training images to be refused too; "
         "the threshold is from 12 validation images\n"
     )
 
 
-def test_a_run_without_validation_cannot_tell_unknown_images(ask, place, tmp_path):
-    shutil.copytree(place / RUN, tmp_path / "run")
-    (tmp_path / "run" / "unknown_best_val_acc.pt").unlink()
-    status, _, (line,) = ask(tmp_path / "run", "test", "--unknown")
+def test_a_run_without_validation_cannot_detect_unknown_images(ask, copied):
+    (copied / "unknown_best_val_acc.pt").unlink()
+    status, _, (line,) = ask(copied, "test", "--unknown")
     assert status == 2
-    assert "has no unknown_best_val_acc.pt, which tells unknown images" in line
+    assert "has no unknown_best_val_acc.pt, which detects unknown images" in line
 
 
 # Calibration and the model card.
 
 
-def test_probabilities_are_calibrated(ask, place):
-    calibration = metrics(place)["checkpoints"]["best_val_acc"]["calibration"]
-    assert load_run(place / RUN, None).temperature == calibration["temperature"]
-    rows = list(csv.DictReader((place / RUN / "predictions_best_val_acc.csv").open()))
+def test_probabilities_are_calibrated(ask, bars):
+    calibration = metrics(bars)["checkpoints"]["best_val_acc"]["calibration"]
+    assert load_run(bars / RUN, None).temperature == calibration["temperature"]
+    rows = list(csv.DictReader((bars / RUN / "predictions_best_val_acc.csv").open()))
     _, output, _ = ask(RUN, "test", "--json")
     assert [float(row[f"p_{row['predicted']}"]) for row in rows] == pytest.approx(
         [entry["confidence"] for entry in json.loads(output)], abs=2e-6
     )
     losses = [-np.log(float(row[f"p_{row['truth']}"])) for row in rows]
     assert np.mean(losses) == pytest.approx(calibration["test"]["test"]["after"]["loss"], abs=1e-4)
-    tested = metrics(place)["checkpoints"]["best_val_acc"]["test"]["test"]
+    tested = metrics(bars)["checkpoints"]["best_val_acc"]["test"]["test"]
     for name, moment in (("loss", "before"), ("calibration_error", "after")):
         assert calibration["test"]["test"][moment][name] == pytest.approx(tested[name])
     after, before = (calibration["validation"][when]["loss"] for when in ("after", "before"))
@@ -545,38 +508,37 @@ def test_probabilities_are_calibrated(ask, place):
 
 
 @pytest.mark.parametrize("temperature", [0, "hot", None])
-def test_a_damaged_temperature_is_told(ask, place, tmp_path, temperature):
-    shutil.copytree(place / RUN, tmp_path / "run")
-    changed = metrics(place)
+def test_a_damaged_temperature_is_reported(ask, bars, copied, temperature):
+    changed = metrics(bars)
     changed["checkpoints"]["best_val_acc"]["calibration"]["temperature"] = temperature
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps(changed))
-    status, _, (line,) = ask(tmp_path / "run", "test")
+    (copied / "metrics.json").write_text(json.dumps(changed))
+    status, _, (line,) = ask(copied, "test")
     assert status == 2
     assert "metrics.json is damaged" in line
 
 
-def test_the_model_card_says_what_the_metrics_say(place):
-    card = (place / RUN / "model_card.md").read_text()
-    told = metrics(place)
-    scores = told["checkpoints"]["best_val_acc"]["test"]["test"]
+def test_the_model_card_agrees_with_the_metrics(bars):
+    card = (bars / RUN / "model_card.md").read_text()
+    content = metrics(bars)
+    scores = content["checkpoints"]["best_val_acc"]["test"]["test"]
     low, high = scores["accuracy_interval"]
     assert len(card.splitlines()) <= 60
     for part in (
         "Classes: one, three, two.",
-        told["data"]["digest"],
-        "- Of each class: one 20, three 20, two 20",
+        content["data"]["digest"],
+        "- Images per class: one 20, three 20, two 20",
         "recipe default, fp32",
         "3 of 3 epochs",
         "seed 100",
         f"{scores['accuracy']:.1%} ({low:.1%} to {high:.1%})",
-        f"{told['baseline']['test']['accuracy']:.1%}",
-        f"Temperature {told['checkpoints']['best_val_acc']['calibration']['temperature']:.3f}",
+        f"{content['baseline']['test']['accuracy']:.1%}",
+        f"Temperature {content['checkpoints']['best_val_acc']['calibration']['temperature']:.3f}",
         "few images of some classes, such as 15 of one",
     ):
         assert part in card, part
 
 
-# A user's errors.
+# Invalid input.
 
 
 @pytest.mark.parametrize(
@@ -586,7 +548,7 @@ def test_the_model_card_says_what_the_metrics_say(place):
         ((RUN, "--cam", "maps", "--export", "x.pt2"), "no image is named"),
         ((RUN, "nowhere"), "there is no file or folder nowhere"),
         ((RUN, "empty"), "there is no image in empty"),
-        (("nowhere", "test"), "there is no folder nowhere: name that of a trained run"),
+        (("nowhere", "test"), "there is no folder nowhere: name the folder of a trained run"),
         (("test", "test"), "test has no settings.json"),
         ((RUN, RUN), f"{RUN} is a run, not images to ask about: one run answers at a time"),
         ((RUN, "test", "--checkpoint", "best"), f"there is no checkpoint {RUN}/best.pt"),
@@ -597,14 +559,14 @@ def test_the_model_card_says_what_the_metrics_say(place):
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,
 )
-def test_errors_are_told_in_one_line(ask, place, arguments, message):
-    (place / "empty").mkdir(exist_ok=True)
+def test_invalid_input_is_reported_in_one_line(ask, bars, arguments, message):
+    (bars / "empty").mkdir(exist_ok=True)
     status, output, notes = ask(*arguments)
     assert (status, output) == (2, "")
     (line,) = notes
     assert line.startswith("error: ")
     assert message in line
-    assert not (place / "test" / "maps").exists()
+    assert not (bars / "test" / "maps").exists()
 
 
 @pytest.mark.parametrize(
@@ -612,45 +574,42 @@ def test_errors_are_told_in_one_line(ask, place, arguments, message):
     [
         ("settings.json", "{", "settings.json is damaged"),
         ("settings.json", "[]", "settings.json is damaged"),
-        ("settings.json", '{"model_type": "VGG20", "precision": "fp32"}', "names no model or no precision"),
-        ("settings.json", '{"model_type": [], "precision": {}}', "names no model or no precision"),
+        ("settings.json", '{"model_type": "VGG20", "precision": "fp32"}', "has an unknown model or precision"),
+        ("settings.json", '{"model_type": [], "precision": {}}', "has an unknown model or precision"),
         ("settings.json", '{"model_type": "VGG", "precision": "fp32"}', "is a checkpoint of SmallVGG, not of VGG"),
         ("best_val_acc.pt", "", "best_val_acc.pt is damaged"),
     ],
 )
-def test_a_damaged_run_is_told_in_one_line(ask, place, tmp_path, name, content, message):
-    shutil.copytree(place / RUN, tmp_path / "run")
-    (tmp_path / "run" / name).write_text(content)
-    status, output, (line,) = ask(tmp_path / "run", "test")
+def test_a_damaged_run_is_reported_in_one_line(ask, copied, name, content, message):
+    (copied / name).write_text(content)
+    status, output, (line,) = ask(copied, "test")
     assert (status, output) == (2, "")
     assert message in line
 
 
-def test_weights_of_another_shape_are_told_in_one_line(ask, place, tmp_path):
-    shutil.copytree(place / RUN, tmp_path / "run")
-    other = build_model("SmallVGG", 2).state_dict()
-    Checkpoint("SmallVGG", tuple(sorted(CLASSES)), 1, other).save(tmp_path / "run" / "best_val_acc.pt")
-    status, _, (line,) = ask(tmp_path / "run", "test")
+def test_weights_of_another_shape_are_reported_in_one_line(ask, copied):
+    Checkpoint("SmallVGG", CLASSES, 1, build_model("SmallVGG", 2).state_dict()).save(copied / "best_val_acc.pt")
+    status, _, (line,) = ask(copied, "test")
     assert status == 2
     assert "best_val_acc.pt does not fit SmallVGG" in line
 
 
-# Through the shell.
+# In a shell.
 
 
-def test_flags_may_stand_anywhere(place):
-    result = start("predict.py", "--json", RUN, "--checkpoint", "terminal", "test/one", "test/two/00.npy", cwd=place)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert len(json.loads(result.stdout)) == 16
+def test_flags_may_come_anywhere(ask):
+    status, output, notes = ask("--json", RUN, "--checkpoint", "terminal", "test/one", "test/two/00.npy")
+    assert (status, notes) == (0, [])
+    assert len(json.loads(output)) == 16
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(place):
+def test_a_closed_pipe_is_no_error(bars):
     command = f'"{sys.executable}" "{REPOSITORY}/src/predict.py" {RUN} test; echo $? >&2'
-    result = subprocess.run(f"({command}) | true", shell=True, cwd=place, capture_output=True, text=True, check=False)
+    result = subprocess.run(f"({command}) | true", shell=True, cwd=bars, capture_output=True, text=True, check=False)
     assert result.stderr == "0\n"
 
 
-def test_help_does_not_wait_for_heavy_imports():
+def test_help_imports_nothing_heavy():
     text, imported = imported_for_help("predict", {"torch", "matplotlib", "wandb"})
     assert "status: 0; 1 if an image was not answered" in text
     assert imported == set()
