@@ -124,10 +124,12 @@ def draw_figures(report: Report, directory: Path, subtitle: str = "") -> None:
     """Draw the best runs of each group, the grid of its learning rates and weight decays, and each group's best run."""
     below = "".join(f"\n{line}" for line in textwrap.wrap(subtitle, _TITLE_WIDTH))
     for group, members in report.groups.items():
-        title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} runs by test accuracy"
+        what = "settings" if any(run.members for run in members) else "runs"
+        title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} {what} by test accuracy"
         name = re.sub(r"[^\w.-]", "_", group)
         save_figure(draw_runs(members[:TOP], title + below), directory / f"{name}_top5.png")
-        grid = draw_grid(members, f"{shown(group)}: mean test accuracy of {len(members)} runs{below}")
+        count = sum(len(run.singles) for run in members)
+        grid = draw_grid(members, f"{shown(group)}: mean test accuracy of {count} runs{below}")
         if grid:
             save_figure(grid, directory / f"{name}_lr_wd.png")
     if report.best:

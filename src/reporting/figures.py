@@ -62,13 +62,18 @@ def draw_grid(runs: Sequence[Run], title: str) -> Figure | None:
 
     known = [(run, settings) for run in runs if (settings := run.hyperparameters)]
     table = pd.DataFrame(
-        {"decay": settings.weight_decay, "rate": settings.learning_rate, "accuracy": run.accuracy}
+        {
+            "decay": settings.weight_decay,
+            "rate": settings.learning_rate,
+            "accuracy": run.accuracy,
+            "runs": len(run.singles),
+        }
         for run, settings in known
     )
     if not known or table["decay"].nunique() < 2 or table["rate"].nunique() < 2:
         return None
-    cells = table.groupby(["decay", "rate"])["accuracy"]
-    grid, counts = cells.mean().unstack(), cells.size().unstack(fill_value=0)
+    cells = table.groupby(["decay", "rate"])
+    grid, counts = cells["accuracy"].mean().unstack(), cells["runs"].sum().unstack(fill_value=0)
     means = grid.to_numpy()
     figure = new_figure(1.1 * means.shape[1] + 3, 0.8 * means.shape[0] + 2)
     axes = figure.subplots()
