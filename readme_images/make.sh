@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Draws the figures of the documentation from the offline sample and the digits: bash readme_images/make.sh [PYTHON]
+# Draws the figures of the documentation from the offline sample, the digits and the stored results:
+# bash readme_images/make.sh [PYTHON]
 # Not included: explore.png, a screenshot, and array_study/, which needs other data.
 set -euo pipefail
 images="$(cd "$(dirname "$0")" && pwd)"
@@ -22,3 +23,7 @@ rm -r dataset dataset_testing
 "$python" "$sources/dataset/dataset_main.py" --source sample --figures-dir "$images/dataset_images"
 "$python" "$sources/dataset/array_images.py" digits sets
 "$python" "$sources/dataset/array_images.py" inspect sets/TRAIN sets/TEST sets/TEST2 --out "$images/array_images"
+
+"$python" "$sources/report.py" --runs "$images/../saved_models/results/sweep.csv" --figures-dir sweep
+cp sweep/EfficientNetLite0_lr_wd.png "$images/results/sweep_lr_wd.png"
+cp sweep/EfficientNetLite0_top5.png "$images/results/sweep_top5.png"

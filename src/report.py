@@ -37,7 +37,10 @@ _TITLE_WIDTH = 60  # characters of a line above a figure
 
 def main() -> int:
     arguments = _parse()
-    runs, notes = read_table(arguments.runs) if arguments.runs else read_models(*arguments.models_dir)
+    runs, notes = read_models(*arguments.models_dir)
+    if arguments.runs:
+        of_table, more = read_table(arguments.runs)
+        runs, notes = [*runs, *of_table], [*notes, *more]
     settled, guesses = settle_test_images(runs, arguments.test_images)
     reports = make_reports(settled, arguments.suspects or 0)
     several = len(reports) > 1
@@ -51,11 +54,11 @@ def main() -> int:
     for note in notes:
         _log.warning("%s", note)
     if not runs:
-        places = [arguments.runs] if arguments.runs else arguments.models_dir
+        places = [*arguments.models_dir, *filter(None, [arguments.runs])]
         deeper = sorted({str(file.parents[1]) for place in places for file in place.glob("*/*/metrics.json")})
         remedy = f"name {', '.join(deeper[:3])} with --models-dir" if deeper else "there is nothing to report"
         raise UserError(f"no finished runs in {', '.join(map(str, places))}: {remedy}")
-    if not arguments.runs and (moved := write_table(runs, arguments.output)):
+    if arguments.models_dir and (moved := write_table(runs, arguments.output)):
         _log.warning("%s contained other runs: it was renamed to %s", arguments.output, moved)
     for report, folder in zip(reports, _figure_folders(reports, arguments.figures_dir), strict=True):
         draw_figures(report, folder, subtitle=report.title if several else "")
@@ -71,13 +74,13 @@ def _parse() -> argparse.Namespace:
         description="Reports on all finished runs: the best, the effects of hyperparameters, and what may be chance."
     )
     # fmt: off
-    parser.add_argument("--models-dir", type=Path, nargs="+", default=[Path("saved_models")], metavar="DIR",
+    parser.add_argument("--models-dir", type=Path, nargs="+", default=[], metavar="DIR",
         help="folders that hold runs, or folders fold_0, fold_1, ... of runs; runs that differ only in seed and fold "
         "are averaged, over all these folders (default: saved_models)")
     parser.add_argument("--runs", type=Path, metavar="FILE",
-        help="read the runs from a table like clean_runs.csv instead")
+        help="read runs from a table like clean_runs.csv; without --models-dir, only these")
     parser.add_argument("--output", type=Path, default=Path("saved_models/clean_runs.csv"), metavar="FILE",
-        help="table of all runs to write; not written with --runs (default: %(default)s)")
+        help="table of all runs to write; not written with --runs alone (default: %(default)s)")
     parser.add_argument("--figures-dir", type=Path, default=Path("saved_models/figures/report"), metavar="DIR",
         help="folder for the figures (default: %(default)s)")
     parser.add_argument("--test-images", type=int, metavar="N",
@@ -93,6 +96,8 @@ def _parse() -> argparse.Namespace:
     form.add_argument("--json", action="store_true", help="print the report as JSON")
     # fmt: on
     arguments = parser.parse_args()
+    if not arguments.models_dir and not arguments.runs:
+        arguments.models_dir = [Path("saved_models")]
     if arguments.test_images is not None and not 1 <= arguments.test_images <= MOST_IMAGES:
         raise UserError(f"--test-images {arguments.test_images}: must be from 1 to {MOST_IMAGES}")
     if arguments.suspects is not None:
