@@ -258,6 +258,16 @@ def _transfer(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
+def _ablation(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    def show(values: Mapping[str, Any]) -> str:
+        low, high = values["range"]
+        memory = f"{values['peak MB with']:,.0f} instead of {values['peak MB without']:,.0f} MB"
+        return f"{values['what']}: {values['speed-up']:g} times as fast ({low:g} to {high:g}), {memory}"
+
+    tunings = results["tunings"].values()
+    return "each optimisation, switched off in turns", "; ".join(map(show, tunings)), "itself without it"
+
+
 def _batch_augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
     rates = results[RATES]
     return (
@@ -286,6 +296,7 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "shortcut": _shortcut,
     "sweep": _sweep,
     "transfer": _transfer,
+    "ablation": _ablation,
 }
 
 

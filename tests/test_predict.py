@@ -426,7 +426,7 @@ def test_an_export_that_differs_leaves_the_earlier_file(bars, tmp_path, monkeypa
     file = tmp_path / "model.pt2"
     file.write_text("precious")
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(UserError, match=r"model.pt2 is not written: on an image of .* pixels the exported model is"):
+    with pytest.raises(UserError, match=r"model.pt2 is not written: on an image of .* the exported model differs by"):
         export.export_model(load_run(bars / RUN, "terminal"), bars / RUN, file)
     assert file.read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
@@ -550,7 +550,7 @@ def test_the_model_card_agrees_with_the_metrics(bars):
         ((RUN, "empty"), "there is no image in empty"),
         (("nowhere", "test"), "there is no folder nowhere: name the folder of a run"),
         (("test", "test"), "test has no settings.json"),
-        ((RUN, RUN), f"{RUN} is a run, not images to ask about: one run answers at a time"),
+        ((RUN, RUN), f"{RUN} is a run, not an image or folder of images: name only one run"),
         ((RUN, "test", "--checkpoint", "best"), f"there is no checkpoint {RUN}/best.pt"),
         ((RUN, "test", "--checkpoint", "last"), f"{RUN}/last.pt is not a checkpoint of this program"),
         ((RUN, "test", "--cam", "test/maps"), "--cam test/maps: test, which is searched for images"),

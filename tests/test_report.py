@@ -113,6 +113,9 @@ def test_runs_that_differ_in_seed_are_averaged(program, tmp_path):
     )
     assert read_table(Path("saved_models/clean_runs.csv"))[0] == read_models(*places)[0]
     assert program("--runs", "saved_models/clean_runs.csv")[1] == out
+    program("--models-dir", places[0], "--output", "first.csv")
+    program("--models-dir", *places[1:], "--runs", "first.csv", "--output", "all.csv")
+    assert Path("all.csv").read_bytes() == Path("saved_models/clean_runs.csv").read_bytes()
     (reported,) = json.loads(program("--runs", "saved_models/clean_runs.csv", "--json")[1])["experiments"]
     assert reported["runs"] == {"ResNet": 4}
     assert {column: round(mean, 4) for column, mean in reported["means"][0]["means"].items()} == {
@@ -274,7 +277,7 @@ def test_report_started_from_the_shell(models_dir):
     result = start("report.py", "--markdown", cwd=models_dir.parent)
     assert result.returncode == 0
     assert result.stdout.startswith("### Runs\n\n| group | runs |\n| --- | --- |\n| ResNet18 | 2 |\n")
-    assert result.stderr == "saved_models/bad/metrics.json is damaged: left out\n"
+    assert result.stderr == "saved_models/bad/metrics.json is damaged: skipped\n"
 
 
 def test_help_does_not_import_heavy_modules():

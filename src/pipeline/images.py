@@ -73,9 +73,7 @@ def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, i
     except NoRoom as reason:
         if cache.directory is None:
             raise UserError(f"the decoded images of {folder.directory} do not fit on the disk: {reason}") from None
-        _log.warning(
-            "the images of %s could not be cached and are decoded for this run only: %s", folder.directory, reason
-        )
+        _log.warning("cannot cache the images of %s, which are decoded for this run only: %s", folder.directory, reason)
         return _decode_or_find(key, folder, input_size, Cache(directory=None))
 
 

@@ -278,7 +278,7 @@ def test_single_run_claimed_on_another_machine_waits_for_heartbeat(runs, file, p
     claimed = file.with_name(runs[0].run_name)
     write_foreign(claimed, silence=120)
     pauses += [lambda: None, lambda: os.utime(claimed)]
-    with pytest.raises(UserError, match="another program is at work"), claim_alone(runs[0]):
+    with pytest.raises(UserError, match="another program is using"), claim_alone(runs[0]):
         pass
 
 

@@ -105,7 +105,7 @@ def test_images_that_do_not_fit_into_the_cache_are_decoded_for_this_process(fold
 
 def test_images_that_do_not_fit_on_the_disk_are_reported(folder, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**4, 10**4, 0))
-    with pytest.raises(UserError, match=r"images of .*data do not fit on the disk: 24\.58 kB are more than half"):
+    with pytest.raises(UserError, match=r"images of .*data do not fit on the disk: 24\.58 kB is more than half"):
         decode_images(folder, COLOUR, Cache(None))
 
 

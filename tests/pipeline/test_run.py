@@ -258,7 +258,7 @@ def test_class_imbalance_is_reported(settings, make_folder, caplog):
         settings, data_dir=make_folder("unequal", {"A": 5, "B": 20}), output_dir=settings.output_dir / "u"
     )
     run(unequal)
-    [warning] = [message for message in caplog.messages if "imbalance" in message]
+    [warning] = [message for message in caplog.messages if message.startswith("class imbalance")]
     assert warning == "class imbalance: 16 training images of B, 4 of A; --balance draws every class equally often"
     caplog.clear()
     metrics = run(replace(unequal, balance=True, output_dir=settings.output_dir / "balanced"))
@@ -327,7 +327,9 @@ def test_more_epochs_are_refused_if_results_would_differ(settings, first, messag
     settings = replace(settings, num_epochs=2, **first)
     metrics = run(settings)
     before = digests(settings.run_dir)
-    with pytest.raises(UserError, match=f"cannot be trained further: {message}: another --output-dir, or --restart"):
+    with pytest.raises(
+        UserError, match=f"cannot be trained further: {message}: use another --output-dir, or --restart"
+    ):
         run(replace(settings, num_epochs=4))
     assert digests(settings.run_dir) == before
     assert run(settings) == metrics
