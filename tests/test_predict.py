@@ -588,7 +588,7 @@ def test_the_model_card_says_what_the_metrics_say(place):
         ((RUN, "empty"), "there is no image in empty"),
         (("nowhere", "test"), "there is no folder nowhere: name that of a trained run"),
         (("test", "test"), "test has no settings.json"),
-        ((RUN, RUN), f"{RUN} is a run, not images to ask about: one run answers at a time"),
+        ((RUN, RUN), f"{RUN} is a run, not an image or folder of images: name only one run"),
         ((RUN, "test", "--checkpoint", "best"), f"there is no checkpoint {RUN}/best.pt"),
         ((RUN, "test", "--checkpoint", "last"), f"{RUN}/last.pt is not a checkpoint of this program"),
         ((RUN, "test", "--cam", "test/maps"), "--cam test/maps: test, which is searched for images"),

@@ -274,7 +274,7 @@ def test_report_started_from_the_shell(models_dir):
     result = start("report.py", "--markdown", cwd=models_dir.parent)
     assert result.returncode == 0
     assert result.stdout.startswith("### Runs\n\n| group | runs |\n| --- | --- |\n| ResNet18 | 2 |\n")
-    assert result.stderr == "saved_models/bad/metrics.json is damaged: left out\n"
+    assert result.stderr == "saved_models/bad/metrics.json is damaged: skipped\n"
 
 
 def test_help_does_not_import_heavy_modules():
