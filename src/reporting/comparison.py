@@ -179,7 +179,7 @@ def _measure_effect(name: str, runs: Sequence[Run]) -> list[Effect]:
     )
     shared = [column for column in table if column not in (name, "accuracy")]
     sets = table.groupby([*shared, name])["accuracy"].agg(fmean).unstack()  # one row per set, one column per value
-    sets = sets[sets.count(axis=1) > 1].dropna(axis=1, how="all")
+    sets = sets[sets.count(axis=1) > 1].dropna(axis=1, how="all")  # values that only occur in other rows
     if sets.empty:
         return []
     if name in _SWITCHES:

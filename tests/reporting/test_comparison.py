@@ -133,3 +133,9 @@ def test_effects_with_missing_and_repeated_values():
         0.95: (pytest.approx((0.3 - 17 / 30) / 2), 2), 0.96: (pytest.approx(0.6 - 17 / 30), 1),
         0.99: (pytest.approx((0.8 - 17 / 30) / 2), 2),
     }  # fmt: skip
+
+
+def test_value_without_a_set_has_no_effect():
+    runs = [make_run(run_name(gamma=gamma), accuracy) for gamma, accuracy in ((0.9, 0.4), (0.95, 0.6))]
+    runs.append(make_run(run_name("ResNet18", gamma=0.99), 0.5))
+    assert [effect.value for effect in measure_effects(runs)["gamma"]] == [0.9, 0.95]
