@@ -53,7 +53,8 @@ class Hardware:
     def __str__(self) -> str:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
-        return f"CPU with {torch.get_num_threads()} threads, {self.precision}"
+        threads = torch.get_num_threads()
+        return f"CPU with {threads} thread{'s' * (threads > 1)}, {self.precision}"
 
 
 def set_up_torch() -> None:
