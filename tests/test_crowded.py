@@ -183,6 +183,6 @@ def test_run_works_on_one_core_without_home_in_a_path_with_spaces(finished):
         cwd=place, env={**environment, "CUDA_VISIBLE_DEVICES": "7"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "on CPU with 1 threads, fp32" in result.stderr
+    assert "on CPU with 1 thread, fp32" in result.stderr
     expected, found = results(finished / "alone"), results(place / "saved_models")
     assert {name for name in expected if found.get(name) != expected[name]} == {"metrics.json"}  # it has plots
