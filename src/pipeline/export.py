@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -26,7 +27,9 @@ from pipeline.novelty import Novelty, novelty_file
 from pipeline.prediction import Answer, TrainedRun, answer_images
 
 TOLERANCE = 0.01  # for probabilities and distances
-_GREY = (0.299, 0.587, 0.114)  # Pillow's weights of red, green and blue
+_ONE = 2**22  # 1 in the fixed-point weights of Pillow's filters
+_COLUMNS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13  # for tall images
+_GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, out of 65536
 _RANDOM_SIZES = ((224, 224), (28, 28), (37, 500), (480, 360), (1000, 750))  # height and width
 
 Exported = Callable[[np.ndarray], dict[str, np.ndarray]]  # maps an image (H, W, 3) uint8 to outputs by name
@@ -55,13 +58,18 @@ class WholeModel(nn.Module):
         """Resize and pad like `pipeline.images.fit_image`: (H, W, 3) uint8 to (1, C, side, side) float32.
 
         Resizing is a product with one matrix per axis, so that all shapes but the input's are fixed, as ONNX needs.
+        Each product is rounded as by Pillow: a difference of 1 in some pixels can change a probability by 0.1.
         """
         height, width = (torch.ones(size, dtype=torch.float64).sum() for size in image.shape[:2])  # part of the graph
         longer = torch.maximum(height, width)
         rows, columns = self._filter(image.shape[0], height, longer), self._filter(image.shape[1], width, longer)
-        pixels = (rows @ image.permute(2, 0, 1).float() @ columns.T).round()
+        image = image.permute(2, 0, 1).float()
+        pixels = _round(rows @ _round(image @ columns.T))
+        if _COLUMNS_FIRST:
+            pixels = torch.where(height > 2 * width, _round(_round(rows @ image) @ columns.T), pixels)
         if self.grey:
-            pixels = sum(weight * channel for weight, channel in zip(_GREY, pixels, strict=True)).round()[None]
+            weighted = sum(weight * channel for weight, channel in zip(_GREY, pixels.double(), strict=True))
+            pixels = _round(weighted / 65536).float()[None]
         return pixels[None]
 
     def _filter(self, count: int, length: Tensor, longer: Tensor) -> Tensor:
@@ -72,7 +80,13 @@ class WholeModel(nn.Module):
         distance = torch.arange(count, dtype=torch.float64) + 0.5 - (place + 0.5) * scale
         weights = torch.clamp(1 - distance.abs() / torch.clamp(scale, min=1), min=0)
         weights = weights * ((place >= 0) & (place < resized))
-        return (weights / torch.clamp(weights.sum(dim=1, keepdim=True), min=1e-9)).float()
+        weights = weights / torch.clamp(weights.sum(dim=1, keepdim=True), min=1e-9)
+        return (_round(weights * _ONE) / _ONE).float()
+
+
+def _round(values: Tensor) -> Tensor:
+    """Round half up, like Pillow."""
+    return torch.floor(values + 0.5)
 
 
 @dataclass(frozen=True)
