@@ -115,12 +115,6 @@ def test_negligible_change_is_printed_as_plus_zero():
     assert [row[1:3] for row in rows if row[0] == "gamma"] == [("0.9", "+0.00"), ("0.99", "+0.00")]
 
 
-def test_value_without_a_set_has_no_effect():
-    settings = ({"lr": 0.1}, {"lr": 0.01}, {"lr": 0.001, "wd": 1})
-    effects = measure_effects([make_run(run_name(**values), 0.5) for values in settings])
-    assert [effect.value for effect in effects["learning_rate"]] == [0.01, 0.1]
-
-
 def test_effects_with_missing_and_repeated_values():
     accuracies = {"0.95": 0.3, "0.96": 0.6, "0.99": 0.9}
     runs = [make_run(run_name(gamma=gamma), accuracy) for gamma, accuracy in accuracies.items()]
