@@ -287,7 +287,8 @@ class Decoded(Timed):
         decoded = [next(iterator)]
         self.first = time.time()
         decoded += itertools.islice(iterator, MEASURED - 1)
-        self.decoding = (time.time() - self.first) / sum(len(batch[1]) for batch in decoded[1:])
+        others = sum(len(batch[1]) for batch in decoded[1:])
+        self.decoding = (time.time() - self.first) / others if others else 0.0
         super().__init__(decoded, batches)
 
     def __len__(self) -> int:

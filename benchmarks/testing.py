@@ -137,7 +137,7 @@ def run_passes(settings: Settings, cache_dir: Path, per_class: int) -> float:
 
     set_up_torch()
     test_set = load_images(settings, cache_dir)
-    images = torch.from_numpy(test_set.images[np.arange(len(test_set.paths))]).permute(0, 3, 1, 2)
+    images, _ = test_set.images.__getitems__(list(range(len(test_set.images))))
     hardware = Hardware.choose(settings.precision)
     classes = len(set(test_set.labels.tolist()))
     model = hardware.place(build_model(settings.model_type, classes)).eval()

@@ -357,7 +357,7 @@ class TestJobs:
         (state,) = cluster.await_end(job, 300)
         log = (place / "logs" / f"image-run-{job}.log").read_text()
         assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), log
-        assert log.count("is requeued") == log.count("\ngoing on ") == 1
+        assert log.count("is requeued") == log.count("\nresuming ") == 1
         trained = epochs_in(log)  # fewer where the run stops early
         assert trained == list(range(1, trained[-1] + 1)), "each epoch was to be trained once"
         with (place / "saved_models" / run_name(0.001, "ResNet18") / "history.csv").open() as file:
