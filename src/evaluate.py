@@ -101,7 +101,7 @@ def _print_mistakes(name: str, mistakes: Sequence[dict[str, str]]) -> None:
         (row["predicted"], f"{float(row['confidence']):.1%}", row["truth"], printable(row["file"])) for row in shown
     ]
     more = f", the first {len(shown)}" if len(shown) < len(mistakes) else ""
-    print(f"{len(mistakes)} mistakes on {name}, most confident first{more}")
+    print(f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)} on {name}, most confident first{more}")
     print(f"{align(rows)}\n")
 
 

@@ -50,7 +50,7 @@ def main() -> int:
         with _new_dataset(f"{run_dir.resolve().name} {run.checkpoint}") as dataset:
             fill(dataset, run, tested)
             with _serve(dataset) as (server, address):
-                counts = f"{len(tested)} {arguments.side} images, {mistakes} mistakes"
+                counts = f"{len(tested)} {arguments.side} images, {mistakes} mistake{'s' * (mistakes != 1)}"
                 print(f"{counts}: {address}", file=results, flush=True)
                 _log.info("press Ctrl-C to stop")
                 if arguments.browser:

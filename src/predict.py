@@ -241,7 +241,7 @@ def _sum_up(answers: Counter[tuple[str, str]], classes: Sequence[str]) -> Iterat
     if counts:
         listed = ", ".join(f"{count} {printable(name)}" for name, count in counts.most_common(_MOST_CLASSES))
         more = f", and {len(counts) - _MOST_CLASSES} more classes" if len(counts) > _MOST_CLASSES else ""
-        yield f"\n{counts.total()} images: {listed}{more}"
+        yield f"\n{counts.total()} image{'s' * (counts.total() != 1)}: {listed}{more}"
     known = {pair: count for pair, count in answers.items() if pair[0] in map(canonical, classes)}
     if total := sum(known.values()):
         from pipeline.measures import wilson_interval

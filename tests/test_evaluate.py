@@ -70,7 +70,7 @@ def test_tables_and_figures_are_written_to_the_runs_folder_with_mistakes_first(s
     assert confidences[:mistakes] == sorted(confidences[:mistakes], reverse=True)
     assert confidences[mistakes:] == sorted(confidences[mistakes:])
     lines = output.splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith(f"{mistakes} mistakes on test"))
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"{mistakes} mistake"))
     shown = lines[first + 2].split()
     assert (shown[0], shown[2], shown[3]) == (rows[0]["predicted"], rows[0]["truth"], rows[0]["file"])
     assert any(line.startswith("best_val_acc on test: accuracy") for line in lines)

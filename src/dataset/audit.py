@@ -300,7 +300,7 @@ def describe(report: Report) -> Iterator[str]:
         count = f"{rule.count} of {rule.images} images"
         yield f"  {printable(rule.folder)}: {rule.flaw}: {count}, usual in this class, not listed"
     for directory, aspects in report.shift.items():
-        yield f"shift of {directory} (in brackets: the largest between two random parts of the training images)"
+        yield f"shift of {directory} (in brackets: the largest difference between random parts of the training images)"
         for aspect in aspects:
             numbers = f"{aspect.distance:8.2f} ({aspect.random_parts:.2f}) {aspect.unit}"
             yield f"  {aspect.name:12}{numbers:36}{aspect.sentence if aspect.shifted else 'as in training'}"
