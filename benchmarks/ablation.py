@@ -132,35 +132,8 @@ def _read_batches(images: int = 4000) -> float:
 
     with tempfile.TemporaryDirectory() as place:
         array = np.lib.format.open_memmap(Path(place) / "x.npy", "w+", np.uint8, (images, 224, 224, 3))
-        array[:] = 1
         order = np.random.default_rng(0).permutation(images).reshape(-1, BATCH_SIZE)
-        cache.release(array)
         return _seconds(lambda: [cache.take(array, places).sum() for places in order])
-
-
-def _validate(images: int = 256) -> float:
-    """A validation pass."""
-    import torch
-    from torch.utils.data import TensorDataset
-
-    from models import build_model
-    from pipeline import inference
-    from pipeline.hardware import Hardware, set_up_torch
-    from pipeline.settings import Settings
-
-    set_up_torch()
-    hardware = Hardware.choose()
-    model = hardware.place(build_model(MODEL, 3)).eval()
-    size = inference.evaluation_batch(Settings(model_type=MODEL, batch_size=BATCH_SIZE))
-    pixels = TensorDataset(torch.zeros(images, 3, 224, 224, dtype=torch.uint8)).tensors[0]
-
-    def run() -> None:
-        with torch.inference_mode():
-            for batch in pixels.split(size):
-                inference.compute_logits(model, batch, hardware)
-
-    run()
-    return _seconds(run)
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -215,12 +188,6 @@ def _keep_pages() -> None:
     cache.release = lambda array: None
 
 
-def _use_training_batch() -> None:
-    from pipeline import inference
-
-    inference.evaluation_batch = lambda settings: settings.batch_size
-
-
 TUNINGS = {
     "heap": Tuning(f"freed memory is kept: training {MODEL}", _train, _free_memory),
     "bf16": Tuning(f"bf16 if the processor supports it: training {MODEL}", _train, _use_fp32),
@@ -229,7 +196,6 @@ TUNINGS = {
     "eager-adamw": Tuning("no import of torch's compiler: the first step of a run", _first_step, _use_adamw),
     "average": Tuning(f"averaged weights in one call: 50 updates of {MODEL}", _average, _use_averaged_model),
     "release": Tuning("pages of the image cache are released: an epoch of batches", _read_batches, _keep_pages),
-    "evaluation-batch": Tuning(f"twice the batch in validation: {MODEL}", _validate, _use_training_batch),
 }
 
 if __name__ == "__main__":

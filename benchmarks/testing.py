@@ -133,7 +133,7 @@ def run_passes(settings: Settings, cache_dir: Path, per_class: int) -> float:
     import torch
 
     from pipeline.hardware import Hardware, set_up_torch
-    from pipeline.inference import compute_logits, evaluation_batch
+    from pipeline.inference import compute_logits
 
     set_up_torch()
     test_set = load_images(settings, cache_dir)
@@ -144,7 +144,7 @@ def run_passes(settings: Settings, cache_dir: Path, per_class: int) -> float:
     begin = time.perf_counter()
     for _ in CHECKPOINTS:
         with torch.inference_mode():
-            for batch in images.split(evaluation_batch(settings)):
+            for batch in images.split(settings.batch_size):
                 compute_logits(model, batch, hardware)
         explained = images[: per_class * classes]
         compute_logits(model, explained, hardware).sum().backward()

@@ -14,14 +14,8 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.hardware import Hardware
 from pipeline.metrics import Scores
-from pipeline.settings import Settings
 
 BATCH = 32  # images per batch, if no settings apply
-
-
-def evaluation_batch(settings: Settings) -> int:
-    """Return the batch size for validation and testing: twice that of training, as no gradients take memory."""
-    return 2 * settings.batch_size
 
 
 def compute_logits(model: nn.Module, images: Tensor, hardware: Hardware) -> Tensor:

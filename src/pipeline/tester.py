@@ -23,7 +23,7 @@ from pipeline.evaluation import Predictions
 from pipeline.explain import choose_examples, draw_heatmaps
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
-from pipeline.inference import evaluation_batch, predict, record_features
+from pipeline.inference import predict, record_features
 from pipeline.novelty import LearnedImages, Novelty, novelty_file
 from pipeline.settings import Settings
 
@@ -109,7 +109,7 @@ class Tester:
     def _run(self, test_set: TestSet, novelty: Novelty | None, title: str) -> tuple[Tensor, list[Tensor]]:
         """Return logits (N, C), and the distances of each batch if there is a novelty detector."""
         network, [images] = skip_frozen(self.model, [test_set.images], self.hardware, Cache.of(self.settings))
-        loader = make_loader(images, evaluation_batch(self.settings))
+        loader = make_loader(images, self.settings.batch_size)
         with record_features(self.model, novelty) if novelty else nullcontext([]) as distances:
             logits, _ = predict(network, loader, self.hardware, title)
         return logits, distances

@@ -29,7 +29,7 @@ from pipeline.data import BatchOrder, ImageBatches, TrainingData, bring_near, ma
 from pipeline.features import BehindFrozen, compute_features
 from pipeline.hardware import Hardware, choose_threads
 from pipeline.head import fit_head
-from pipeline.inference import compute_logits, evaluate, evaluation_batch
+from pipeline.inference import compute_logits, evaluate
 from pipeline.logger import Logger
 from pipeline.measures import SCORES
 from pipeline.metrics import RunningScores, Scores
@@ -119,7 +119,7 @@ class Trainer:
         train, validation = bring_near(sides, self.hardware.device)
         balanced = train.labels.numpy()[train.places] if settings.balance or self.recipe.balance else None
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True, balanced=balanced)
-        self.validation_loader = make_loader(validation, evaluation_batch(settings))
+        self.validation_loader = make_loader(validation, settings.batch_size)
         self.network = distributed.join_gradients(self.network)
         if settings.compile and distributed.world_size() > 1:
             _log.warning("--compile does not support several processes: continuing without it")
