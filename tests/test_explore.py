@@ -265,7 +265,9 @@ def test_the_app_shows_the_images_and_filters_mistakes(page, app, explored, tmp_
     _, tested = explored
     mistakes = sum(each.truth != each.prediction for each in tested)
     summary, _, address = line.strip().rpartition(": ")
-    assert summary == f"{len(tested)} test images, {mistakes} mistake{'s' * (mistakes != 1)}", line or process.stderr.read()
+    assert summary == f"{len(tested)} test images, {mistakes} mistake{'s' * (mistakes != 1)}", (
+        line or process.stderr.read()
+    )
 
     media = []
     page.on("response", lambda response: media.append(response) if "/media" in response.url else None)
