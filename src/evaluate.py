@@ -14,6 +14,7 @@ from dataset.folders import canonical, read_labelled
 from pipeline.settings import add_run_arguments, find_run
 
 if TYPE_CHECKING:
+    from pipeline.checkpoints import read_json
     from pipeline.evaluation import Evaluation
 
 _MOST_SHOWN = 10  # mistakes that are printed
@@ -39,7 +40,7 @@ def main() -> int:
     evaluations, written = {}, {}
     for folder in folders:
         evaluation = evaluations[folder.name] = evaluate(run, folder)
-        title = f"{own_name(run_dir)}\n{run.checkpoint} on {folder.name}"
+        title = f"{read_json(run_dir / 'settings.json')['model_type']}, {run.checkpoint} on {folder.name}"
         written[folder.name] = evaluation.write(output_dir, title)
     metrics = {
         "run": str(run_dir),

@@ -104,8 +104,8 @@ def choose_threads(step: Callable[[], object], earlier: int | None = None) -> in
     if ratio < _CLEARLY_FASTER:
         return threads
     _log.warning(
-        "one thread trains %.1f times as fast as %d, as when other programs use the cores: training with one "
-        "(OMP_NUM_THREADS sets the number)", ratio, threads,
+        "training with one thread, which is %.1f times as fast as %d here, probably because other programs use the "
+        "cores (OMP_NUM_THREADS sets the number)", ratio, threads,
     )  # fmt: skip
     return 1
 
