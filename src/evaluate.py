@@ -14,7 +14,6 @@ from dataset.folders import canonical, read_labelled
 from pipeline.settings import add_run_arguments, find_run
 
 if TYPE_CHECKING:
-    from pipeline.checkpoints import read_json
     from pipeline.evaluation import Evaluation
 
 _MOST_SHOWN = 10  # mistakes that are printed
@@ -25,6 +24,7 @@ def main() -> int:
     arguments = _parse()
     run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
     # torch takes seconds to import: --help and errors do not wait for it
+    from pipeline.checkpoints import read_json
     from pipeline.evaluation import count_trained, evaluate
     from pipeline.prediction import load_run
 
