@@ -57,7 +57,10 @@ def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
     start = "ImageNet weights" if settings["pretrained"] else "random weights"
     frozen = f", frozen to {settings['freeze_to']}" if settings["freeze_to"] else ""
     yield f"- {settings['model_type']} from {start}{frozen}; recipe {settings['recipe']}, {settings['precision']}"
-    yield f"- {metrics['epochs']} of {settings['num_epochs']} epochs, batches of {settings['batch_size']}"
+    if metrics["epochs"]:
+        yield f"- {metrics['epochs']} of {settings['num_epochs']} epochs, batches of {settings['batch_size']}"
+    else:
+        yield "- Only the last layer, by logistic regression"
     rates = {"learning rate": "learning_rate", "weight decay": "weight_decay", "gamma": "gamma", "seed": "seed"}
     yield f"- {', '.join(f'{shown} {settings[name]}' for shown, name in rates.items())}"
     fold = settings["fold"]

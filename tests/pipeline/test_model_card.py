@@ -19,6 +19,10 @@ def test_a_run_without_validation():
     assert "| set | dog | 2 | 100.0% | 50.0% (9.5% to 90.5%) |" in card
 
 
+def test_a_head_that_is_fitted_without_epochs():
+    assert "- Only the last layer, by logistic regression" in describe_run(full_metrics() | {"epochs": 0})
+
+
 def test_limitations():
     assert limits(full_metrics()) == [
         "- The model was tested only on the test sets above",
