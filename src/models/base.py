@@ -17,7 +17,7 @@ class Classifier(nn.Module):
     default its submodules run in the order in which it creates them.
     """
 
-    group: ClassVar[str]  # the name under which tables and wandb compare runs
+    group: ClassVar[str]  # the name under which tables and wandb compare runs; by default that of the class
     cam_layer: ClassVar[str]  # the submodule whose output, (N, K, h, w), is used for class activation maps
     input_size: ClassVar[tuple[int, int, int]] = (3, 224, 224)  # channels, height, width
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # per channel, for images scaled to 0..1; of ImageNet
@@ -28,6 +28,9 @@ class Classifier(nn.Module):
     trains_channels_first: ClassVar[bool] = False  # whether that memory format is faster on a CPU in fp32
     frozen_to: str | None = None  # the current freeze point
     image_format: torch.memory_format = torch.preserve_format  # of the output of `normalise`
+
+    def __init_subclass__(cls) -> None:
+        cls.group = vars(cls).get("group", cls.__name__)
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,6 @@ from models.base import Classifier
 class CNNBasic(Classifier):
     """Four blocks (64, 128, 256, 512 channels) of two 3x3 convolutions and max pooling; global max pooling."""
 
-    group = "CNNBasic"
     cam_layer = "blocks.3.5"  # the last GELU, (N, 512, 28, 28)
     trains_channels_first = True
     any_size = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from models.resnet18 import ResidualBlock
-from models.small import SmallClassifier, dense_classifier, vgg_stage
+from models.small import SmallClassifier, two_layer_classifier, vgg_stage
 
 
 class HybridVGGResNet(SmallClassifier):
@@ -14,11 +14,10 @@ class HybridVGGResNet(SmallClassifier):
     1,348,102 parameters for six classes.
     """
 
-    group = "HybridVGGResNet"
     cam_layer = "blocks"  # (N, 128, 7, 7)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.features = vgg_stage()
         self.blocks = nn.Sequential(ResidualBlock(64, 128, 1), ResidualBlock(128, 128, 1))
-        self.classifier = dense_classifier(128, num_classes)
+        self.classifier = two_layer_classifier(128, num_classes)

@@ -27,7 +27,7 @@ def vgg_stage() -> nn.Sequential:
     )
 
 
-def dense_classifier(channels: int, num_classes: int) -> nn.Sequential:
+def two_layer_classifier(channels: int, num_classes: int) -> nn.Sequential:
     """Return two linear layers with dropout between them: (N, channels, 7, 7) to logits (N, C)."""
     return nn.Sequential(
         nn.Flatten(),

@@ -15,7 +15,6 @@ class SmallEfficientNet(SmallClassifier):
     99,814 parameters for six classes.
     """
 
-    group = "SmallEfficientNet"
     cam_layer = "features.10"  # the last ReLU, (N, 128, 7, 7)
 
     def __init__(self, num_classes: int) -> None:

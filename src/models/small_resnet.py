@@ -14,7 +14,6 @@ class SmallResNet(SmallClassifier):
     305,670 parameters for six classes.
     """
 
-    group = "SmallResNet"
     cam_layer = "features.2"  # the last block, (N, 128, 14, 14)
 
     def __init__(self, num_classes: int) -> None:

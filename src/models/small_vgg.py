@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.small import SmallClassifier, dense_classifier, vgg_stage
+from models.small import SmallClassifier, two_layer_classifier, vgg_stage
 
 
 class SmallVGG(SmallClassifier):
@@ -11,10 +11,9 @@ class SmallVGG(SmallClassifier):
     421,126 parameters for six classes.
     """
 
-    group = "SmallVGG"
     cam_layer = "features.4"  # the last ReLU, (N, 64, 14, 14)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.features = vgg_stage()
-        self.classifier = dense_classifier(64, num_classes)
+        self.classifier = two_layer_classifier(64, num_classes)

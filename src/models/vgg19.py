@@ -26,8 +26,10 @@ class VGG19Classifier(Classifier):
     cam_layer = "features.35"  # the last ReLU, (N, 512, 14, 14)
     freeze_points = tuple(_END_OF_BLOCK)
     default_freeze_point = "conv5"
-    features: nn.Sequential
-    classifier: nn.Sequential
+
+    def __init__(self, pretrained: bool, weights: Path | None) -> None:
+        super().__init__()
+        self.features = load_features(pretrained, weights)
 
     def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
         end = _END_OF_BLOCK[freeze_point]
