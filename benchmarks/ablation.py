@@ -103,14 +103,14 @@ def _first_step() -> float:
     from torch.nn.functional import cross_entropy
 
     from models import build_model
-    from pipeline import trainer
+    from pipeline import optimizer
 
     model = build_model("SmallVGG", 3)
 
     def step() -> None:
-        optimizer = trainer.EagerAdamW(model.parameters(), lr=1e-4, amsgrad=True, fused=True)
+        adamw = optimizer.EagerAdamW(model.parameters(), lr=1e-4, amsgrad=True, fused=True)
         cross_entropy(model(torch.rand(64, 1, 28, 28)), torch.zeros(64, dtype=torch.int64)).backward()
-        optimizer.step()
+        adamw.step()
 
     return _seconds(step)
 
@@ -169,9 +169,9 @@ def _use_channels_last() -> None:
 def _use_adamw() -> None:
     import torch
 
-    from pipeline import trainer
+    from pipeline import optimizer
 
-    trainer.EagerAdamW = torch.optim.AdamW
+    optimizer.EagerAdamW = torch.optim.AdamW
 
 
 def _use_averaged_model() -> None:

@@ -23,7 +23,7 @@ def main() -> int:
     import torch
     from torchvision.transforms import v2
 
-    from pipeline.augmentation import augment
+    from pipeline.augmentation import augment_batch
     from pipeline.recipes import RECIPES
 
     how = RECIPES["finetune"].augmentation
@@ -36,7 +36,7 @@ def main() -> int:
         ]
     )
     sides = {
-        "project": lambda images: augment(images, how),
+        "project": lambda images: augment_batch(images, how),
         "torchvision": lambda images: torch.stack([transform(image) for image in images]),
     }
     images = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8)

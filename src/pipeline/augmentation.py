@@ -13,7 +13,7 @@ _ERASED = (0.02, 0.2)  # minimum and maximum erased share of an image's area
 _ELONGATION = 2.0  # maximum aspect ratio of an erased rectangle
 
 
-def augment(images: Tensor, how: Augmentation, side: int | None = None) -> Tensor:
+def augment_batch(images: Tensor, how: Augmentation, side: int | None = None) -> Tensor:
     """Augment and resize a batch of images.
 
     One affine map per image crops, flips, zooms, rotates, shears, shifts and resizes; border pixels are repeated

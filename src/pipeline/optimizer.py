@@ -1,15 +1,51 @@
-"""AdamW, its layer-wise learning rates, and the moving average of the weights."""
+"""AdamW, its layer-wise learning rates and schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
+import logging
 from inspect import unwrap
 from itertools import chain
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from models.base import Classifier
+from pipeline.recipes import Recipe
+from pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def make_optimizer(model: Classifier, recipe: Recipe, settings: Settings) -> EagerAdamW:
+    """Return the optimizer of the layers that the recipe trains, after freezing the others."""
+    groups, rates = [model.trainable_parameters()], [settings.learning_rate]
+    if recipe.fit_head and not model.frozen_to:
+        layers = group_layers(model)
+        groups = freeze_first(layers, recipe.trained_share)
+        rates = layer_rates(len(groups), settings.learning_rate, recipe.first_layer_rate)
+        _log.info("fine-tuning the last %d of %d layers", len(groups), len(layers))
+    return EagerAdamW(
+        [{"params": parameters, "lr": rate} for parameters, rate in zip(groups, rates, strict=True)],
+        weight_decay=settings.weight_decay,
+        amsgrad=recipe.amsgrad,
+        fused=True,
+    )
+
+
+def make_scheduler(optimizer: EagerAdamW, recipe: Recipe, settings: Settings, batches: int) -> LRScheduler:
+    """Return the learning-rate schedule for epochs of this many batches."""
+    if not recipe.one_cycle:
+        return ExponentialLR(optimizer, settings.gamma)
+    return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], settings.num_epochs * batches)
+
+
+def make_average(model: Classifier, recipe: Recipe, settings: Settings, batches: int) -> MovingAverage | None:
+    """Return the moving average of the weights, if the recipe has one, for epochs of this many batches."""
+    if share := recipe.initial_weight_share:
+        return MovingAverage(model, share ** (1 / (settings.num_epochs * batches)), warm_up=0)
+    return MovingAverage(model, recipe.ema_decay) if recipe.ema_decay else None
 
 
 def group_layers(model: Classifier) -> list[list[nn.Parameter]]:
@@ -29,18 +65,18 @@ def group_layers(model: Classifier) -> list[list[nn.Parameter]]:
     return groups
 
 
-def freeze_first(layers: list[list[nn.Parameter]], trained: float) -> list[list[nn.Parameter]]:
-    """Freeze the first layers and return the others. `trained` is the share of layers to train."""
-    first = round(len(layers) * (1 - trained))
+def freeze_first(layers: list[list[nn.Parameter]], trained_share: float) -> list[list[nn.Parameter]]:
+    """Freeze the first layers and return the others, which are trained."""
+    first = round(len(layers) * (1 - trained_share))
     for parameter in chain(*layers[:first]):
         parameter.requires_grad_(False)
     return layers[first:]
 
 
-def growing_rates(count: int, rate: float, first_rate: float) -> list[float]:
-    """Return a learning rate per layer, from `rate * first_rate` (first) to `rate` (last) in equal factors."""
+def layer_rates(count: int, rate: float, first_layer_rate: float) -> list[float]:
+    """Return a learning rate per layer, from `rate * first_layer_rate` (first) to `rate` (last) in equal factors."""
     steps = max(count - 1, 1)
-    return [rate * first_rate ** ((count - 1 - place) / steps) for place in range(count)]
+    return [rate * first_layer_rate ** ((count - 1 - layer) / steps) for layer in range(count)]
 
 
 class EagerAdamW(torch.optim.AdamW):

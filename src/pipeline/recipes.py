@@ -29,22 +29,22 @@ class Recipe:
     # First fit the last layer to frozen features by logistic regression (`pipeline.head`). If all other layers are
     # frozen, training ends there.
     fit_head: bool = False
-    trained: float = 1.0  # share of the layers that are trained, the last ones
-    first_rate: float = 1.0  # learning rate of the first trained layer relative to the last; geometric in between
-    keep_statistics: bool = False  # batch normalisation keeps its pretrained means and variances
+    trained_share: float = 1.0  # share of the layers that are trained, the last ones
+    first_layer_rate: float = 1.0  # learning rate of the first trained layer relative to the last; geometric in between
+    freeze_batch_norm: bool = False  # batch normalisation keeps its pretrained means and variances
     # One-cycle learning-rate schedule (Smith and Topin, "Super-Convergence", 2018); otherwise the learning rate is
     # multiplied by the run's gamma after each epoch.
     one_cycle: bool = False
     label_smoothing: float = 0.0  # share of each label that is spread over all classes
-    # Decay per batch of an exponential moving average of the weights, which is validated, tested and saved.
-    averaging: float = 0.0
+    # Decay per batch of an exponential moving average (EMA) of the weights, which is validated, tested and saved.
+    ema_decay: float = 0.0
     # Share of the initial weights in that average after the last batch; sets the decay. Weights between pretrained and
     # fine-tuned ones are more robust to distribution shift (Wortsman et al., "Robust fine-tuning of zero-shot models",
     # 2022).
-    first_share: float = 0.0
+    initial_weight_share: float = 0.0
     balance: bool = False  # draw every class equally often, as `--balance` does
     augmentation: Augmentation | None = None
-    sizes: tuple[float, ...] = (1.0,)  # of images, relative to the model's input size, for equal parts of the epochs
+    image_scales: tuple[float, ...] = (1.0,)  # relative to the model's input size, for equal parts of the epochs
     defaults: Mapping[str, Any] = field(default_factory=dict)  # default settings
 
 
@@ -54,18 +54,18 @@ RECIPES = {
     "default": Recipe(amsgrad=True),
     "finetune": Recipe(
         fit_head=True,
-        trained=0.6,
-        first_rate=0.1,
-        keep_statistics=True,
-        first_share=1 / 3,
+        trained_share=0.6,
+        first_layer_rate=0.1,
+        freeze_batch_norm=True,
+        initial_weight_share=1 / 3,
         augmentation=Augmentation(crop=0.5, flip=0.5, colour=0.2),
         defaults={"num_epochs": 5, "learning_rate": 3e-4},
         **_ON_PHOTOGRAPHS,
     ),
     "scratch": Recipe(
-        averaging=0.99,
+        ema_decay=0.99,
         augmentation=Augmentation(crop=0.7, flip=0.5, colour=0.3, erase=0.25),
-        sizes=(3 / 7, 5 / 7, 1),  # 96, 160 and 224 pixels
+        image_scales=(3 / 7, 5 / 7, 1),  # 96, 160 and 224 pixels
         defaults={"num_epochs": 60, "learning_rate": 1e-3, "weight_decay": 0.05},
         **_ON_PHOTOGRAPHS,
     ),
@@ -74,7 +74,7 @@ RECIPES = {
     "one-cycle": Recipe(
         one_cycle=True,
         label_smoothing=0.1,
-        averaging=0.99,
+        ema_decay=0.99,
         augmentation=Augmentation(zoom=0.1, degrees=10, shear=10, shift=0.07),
     ),
 }

@@ -18,7 +18,9 @@ from pipeline.recipes import DEFAULTS, RECIPES
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
 FOLDS = 5
 REPLACED = "replaced"  # subfolder of the output folder for runs that --restart moved aside
-_SETTINGS = "settings.json"
+# Files in the folder of a run.
+SETTINGS_FILE, SPLIT_FILE, HISTORY_FILE = "settings.json", "split.csv", "history.csv"
+STATE_FILE, METRICS_FILE = "last.pt", "metrics.json"
 _MOST_NAMED = 5  # runs in an error message
 _METAVARS = {int: "N", float: "X", Path: "DIR"}
 
@@ -261,9 +263,9 @@ def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | Non
         if checkpoint not in (None, path.stem):
             raise UserError(f"{path} names a checkpoint, and --checkpoint {checkpoint} another: name one")
         return path.parent, path.stem
-    if not path.is_dir() or (path / _SETTINGS).exists():
+    if not path.is_dir() or (path / SETTINGS_FILE).exists():
         return path, checkpoint
-    runs = sorted(file.parent for file in path.rglob(_SETTINGS) if _is_usable(file.parent, path))
+    runs = sorted(file.parent for file in path.rglob(SETTINGS_FILE) if _is_usable(file.parent, path))
     if len(runs) > 1:
         others = f" and {len(runs) - _MOST_NAMED} more" if len(runs) > _MOST_NAMED else ""
         raise UserError(f"{path} holds {len(runs)} runs, name one: {', '.join(map(str, runs[:_MOST_NAMED]))}{others}")

@@ -7,21 +7,20 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from common import StopRequest, UserError, link
 from models.base import Classifier
 from pipeline import distributed
-from pipeline.augmentation import augment
+from pipeline.augmentation import augment_batch
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
@@ -33,18 +32,18 @@ from pipeline.inference import compute_logits, evaluate
 from pipeline.logger import Logger
 from pipeline.measures import SCORES
 from pipeline.metrics import RunningScores, Scores
-from pipeline.optimizer import EagerAdamW, MovingAverage, freeze_first, group_layers, growing_rates
+from pipeline.optimizer import make_average, make_optimizer, make_scheduler
 from pipeline.recipes import RECIPES
-from pipeline.settings import Settings
+from pipeline.settings import STATE_FILE, Settings
 
 _log = logging.getLogger(__name__)
 
-# Attributes saved in `last.pt`, besides the states of model, optimizer and scheduler.
+# Attributes saved in `STATE_FILE`, besides the states of model, optimizer and scheduler.
 _PROGRESS = (
     "digest", "epoch", "unfinished", "history", "best_accuracy", "best_loss", "validations_without_improvement",
 )  # fmt: skip
 _PROBE = 2**16  # values of the images that measure the number of threads
-_STEP = 32  # pixels; the smaller image sizes of a recipe are multiples of this stride
+_STRIDE = 32  # pixels; the smaller image sizes of a recipe are multiples of it
 
 
 class Trainer:
@@ -53,7 +52,7 @@ class Trainer:
     If the recipe fits the head to frozen features first, that is epoch 0. Checkpoints and early stopping use the
     validation scores averaged over classes.
 
-    `last.pt` holds the full state, and a run that is resumed from it gives identical results: each epoch derives its
+    `STATE_FILE` holds the full state, and a run that is resumed from it gives identical results: each epoch derives its
     random numbers from the seed and its own number. The state is saved at the end of an epoch if the last save is at
     least `save_every` minutes old, at the end of training, and after a batch if the program is asked to stop.
 
@@ -83,17 +82,10 @@ class Trainer:
         self.validation_logits: Tensor | None = None
         self.model = hardware.place(model, training=True)
         batches = len(BatchOrder(len(data.train), settings.batch_size, shuffle=True))  # per epoch
-        self.averaged = self._make_average(batches)
+        self.averaged = make_average(self.model, self.recipe, settings, batches)
         self.saved_model = self.averaged.module if self.averaged else self.model
-        layers, rates = self._group_parameters()
-        self.optimizer = EagerAdamW(
-            [{"params": parameters, "lr": rate} for parameters, rate in zip(layers, rates, strict=True)],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            amsgrad=self.recipe.amsgrad,
-            fused=True,
-        )
-        self.scheduler = self._make_scheduler(batches, rates)
+        self.optimizer = make_optimizer(self.model, self.recipe, settings)
+        self.scheduler = make_scheduler(self.optimizer, self.recipe, settings, batches)
         self.epoch = 0
         self.unfinished: dict[str, Any] | None = None
         self.best_accuracy, self.best_loss = -math.inf, math.inf
@@ -102,7 +94,8 @@ class Trainer:
         self._threads: int | None = None  # of the CPU
         self._stop = StopRequest()
         self._saved = time.monotonic()  # time of the last save
-        if (self.folder / "last.pt").exists():
+        self._state_file = self.folder / STATE_FILE
+        if self._state_file.exists():
             self._load_last()
         if not self.finished and not self._only_head:
             self._prepare_batches()
@@ -144,26 +137,6 @@ class Trainer:
         """Compute the output of the layers up to a freeze point, for training and validation images."""
         sides = (self.data.train, self.data.validation)
         return compute_features(self.model, freeze_point, sides, self.hardware, Cache.of(self.settings))
-
-    def _group_parameters(self) -> tuple[list[list[nn.Parameter]], list[float]]:
-        """Freeze the layers that the recipe does not train; return the others in groups, with their learning rates."""
-        rate = self.settings.learning_rate
-        if not self.recipe.fit_head or self._only_head:
-            return [self.model.trainable_parameters()], [rate]
-        layers = group_layers(self.model)
-        trained = freeze_first(layers, self.recipe.trained)
-        _log.info("fine-tuning the last %d of %d layers", len(trained), len(layers))
-        return trained, growing_rates(len(trained), rate, self.recipe.first_rate)
-
-    def _make_average(self, batches: int) -> MovingAverage | None:
-        if share := self.recipe.first_share:
-            return MovingAverage(self.model, share ** (1 / (self.settings.num_epochs * batches)), warm_up=0)
-        return MovingAverage(self.model, self.recipe.averaging) if self.recipe.averaging else None
-
-    def _make_scheduler(self, batches: int, rates: Sequence[float]) -> LRScheduler:
-        if not self.recipe.one_cycle:
-            return ExponentialLR(self.optimizer, self.settings.gamma)
-        return OneCycleLR(self.optimizer, list(rates), self.settings.num_epochs * batches)
 
     @property
     def _only_head(self) -> bool:
@@ -230,15 +203,14 @@ class Trainer:
 
     def _fits(self, size: int) -> bool:
         self.optimizer.zero_grad()
+        self.optimizer.state.clear()
         gc.collect()
         torch.cuda.empty_cache()
-        try:
+        with suppress(torch.OutOfMemoryError):
             for _ in range(2):  # in the second step, the optimizer's state takes memory too
                 self._train_batch(*self.train_loader.dataset.__getitems__(list(range(size))), size)
-        except torch.OutOfMemoryError:
-            self.optimizer.state.clear()  # incomplete
-            return False
-        return True
+            return True
+        return False
 
     def _fit_head(self) -> None:
         """Epoch 0: fit the last layer to the output of all layers before it."""
@@ -311,7 +283,7 @@ class Trainer:
         order.set_epoch(seed, batches)
         sizes = order.batch_sizes
         self.model.train()
-        if self.recipe.keep_statistics:
+        if self.recipe.freeze_batch_norm:
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -341,7 +313,7 @@ class Trainer:
         self.optimizer.zero_grad()  # before the forward pass, to reuse the memory of the gradients
         if self.recipe.augmentation:
             images = images.to(self.hardware.device, non_blocking=True)
-            images = augment(images, self.recipe.augmentation, self._side())
+            images = augment_batch(images, self.recipe.augmentation, self._side())
         logits = compute_logits(self.network, images, self.hardware)
         labels = labels.to(self.hardware.device, non_blocking=True)
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
@@ -351,9 +323,9 @@ class Trainer:
 
     def _side(self) -> int:
         """Return the height and width of the epoch's training images in pixels."""
-        full, sizes = self.model.input_size[1], self.recipe.sizes
-        share = sizes[self.epoch * len(sizes) // self.settings.num_epochs]
-        return full if share == 1 or not self.model.any_size else max(_STEP, round(full * share / _STEP) * _STEP)
+        full, scales = self.model.input_size[1], self.recipe.image_scales
+        scale = scales[self.epoch * len(scales) // self.settings.num_epochs]
+        return full if scale == 1 or not self.model.any_size else max(_STRIDE, round(full * scale / _STRIDE) * _STRIDE)
 
     def _check_finite(self, scores: RunningScores, rates: Sequence[float]) -> None:
         """Raise UserError if the loss is no longer a finite number; `rates` are the learning rates of the batches."""
@@ -410,7 +382,7 @@ class Trainer:
         can_be_longer = self.keep_state and not self.recipe.one_cycle and not self._stopped_early
         if not self.finished or can_be_longer:  # otherwise the state is not needed, and can take gigabytes
             state |= {name: part.state_dict() for name, part in self._stateful_parts().items()}
-        save_state(state, self.folder / "last.pt")
+        save_state(state, self._state_file)
         self._saved = time.monotonic()
 
     def _save_within_epoch(self, batches: int, scores: RunningScores) -> None:
@@ -427,14 +399,12 @@ class Trainer:
         state, self.unfinished = self.unfinished, None
         scores.restore(state["sums"])
         torch.set_rng_state(state["random_state"])
-        torch.cuda.set_rng_state_all(
-            state["cuda_random_states"][: torch.cuda.device_count()]
-        )  # there may be fewer GPUs
+        # There may be fewer GPUs than before.
+        torch.cuda.set_rng_state_all(state["cuda_random_states"][: torch.cuda.device_count()])
         return state["batches"]
 
     def _load_last(self) -> None:
-        file = self.folder / "last.pt"
-        state = load_state(file)
+        state = load_state(self._state_file)
         try:
             for name in _PROGRESS:
                 setattr(self, name, state[name])
@@ -448,7 +418,9 @@ class Trainer:
                 for name, part in self._stateful_parts().items():
                     part.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} does not fit {self.settings.model_type}: start over with --restart") from error
+            raise UserError(
+                f"{self._state_file} does not fit {self.settings.model_type}: start over with --restart"
+            ) from error
         if self.digest != self.data.digest:  # with another split, it might validate on images that it was trained on
             raise UserError(
                 f"{self.settings.data_dir} does not hold the images that {self.folder} was started with: "
@@ -460,7 +432,7 @@ def _columns(side: str, scores: Scores) -> dict[str, float]:
     return {f"{side}_{name}": value for name, value in scores.to_json().items()}
 
 
-def _not_finite(place: str, learning_rate: float) -> UserError:
+def _not_finite(where: str, learning_rate: float) -> UserError:
     return UserError(
-        f"the loss is no longer a finite number {place}, at a learning rate of {learning_rate:g}: try a lower one (-l)"
+        f"the loss is no longer a finite number {where}, at a learning rate of {learning_rate:g}: try a lower one (-l)"
     )

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from helpers import REPOSITORY
 from models import build_model
-from pipeline.optimizer import EagerAdamW, MovingAverage, freeze_first, group_layers, growing_rates
+from pipeline.optimizer import EagerAdamW, MovingAverage, freeze_first, group_layers, layer_rates
 
 
 @pytest.fixture
@@ -116,6 +116,6 @@ def test_the_first_layers_can_be_frozen():
 
 
 def test_learning_rates_grow_by_equal_factors():
-    assert growing_rates(3, 0.1, 0.01) == pytest.approx([0.001, 0.01, 0.1])
-    assert growing_rates(2, 0.1, 1.0) == [0.1, 0.1]
-    assert growing_rates(1, 0.1, 0.01) == [0.1]
+    assert layer_rates(3, 0.1, 0.01) == pytest.approx([0.001, 0.01, 0.1])
+    assert layer_rates(2, 0.1, 1.0) == [0.1, 0.1]
+    assert layer_rates(1, 0.1, 0.01) == [0.1]
