@@ -25,7 +25,7 @@ def main() -> int:
     run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
     # torch takes seconds to import: --help and errors do not wait for it
     from pipeline.checkpoints import read_json
-    from pipeline.evaluation import count_trained, evaluate
+    from pipeline.evaluation import count_trained, evaluate_folder
     from pipeline.prediction import load_run
 
     run = load_run(run_dir, checkpoint)
@@ -39,7 +39,7 @@ def main() -> int:
     output_dir = arguments.output_dir or run_dir / "evaluations"
     evaluations, written = {}, {}
     for folder in folders:
-        evaluation = evaluations[folder.name] = evaluate(run, folder)
+        evaluation = evaluations[folder.name] = evaluate_folder(run, folder)
         title = f"{read_json(run_dir / 'settings.json')['model_type']}, {run.checkpoint} on {folder.name}"
         written[folder.name] = evaluation.write(output_dir, title)
     metrics = {

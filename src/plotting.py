@@ -57,10 +57,11 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(partial, dpi=110, pil_kwargs={"compress_level": 3})
 
 
-def name_ticks(axis: Axis, names: Sequence[str], places: Iterable[float] | None = None, **style: object) -> None:
-    """Label an axis with names at 0, 1, 2, ... or at the given places; only count the names if they are many."""
+def name_ticks(axis: Axis, names: Sequence[str], positions: Iterable[float] | None = None, **style: object) -> None:
+    """Label an axis with names at 0, 1, 2, ... or at the given positions; only count the names if they are many."""
     if len(names) <= _MOST_NAMED:
-        axis.set_ticks(list(range(len(names)) if places is None else places), list(map(short_label, names)), **style)
+        positions = range(len(names)) if positions is None else positions
+        axis.set_ticks(list(positions), list(map(short_label, names)), **style)
     else:
         axis.set_label_text(f"{axis.get_label_text()}, {len(names)} classes in the order of their names".lstrip(", "))
 

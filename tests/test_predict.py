@@ -25,7 +25,7 @@ from pipeline import export, prediction
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_test_set, make_loader
 from pipeline.hardware import Hardware
-from pipeline.inference import predict
+from pipeline.inference import predict_logits
 from pipeline.novelty import Novelty
 from pipeline.prediction import TrainedRun, load_run, predict_files
 
@@ -89,7 +89,7 @@ def test_answers_equal_those_of_the_runs_own_test(ask, bars):
 
     run = load_run(bars / RUN, "best_val_acc")
     test_set = load_test_set(read_folder(bars / "test"), run.model.input_size)
-    logits, _ = predict(run.model, make_loader(test_set.images, 7), run.hardware, "")
+    logits, _ = predict_logits(run.model, make_loader(test_set.images, 7), run.hardware, "")
     probabilities = run.probabilities(logits).sort(descending=True).values
     assert [entry["file"] for entry in entries] == [os.path.relpath(path, bars) for path in test_set.paths]
     found = [[entry["confidence"], entry["runner_up_confidence"]] for entry in entries]

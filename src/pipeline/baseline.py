@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad, unfold
 from pipeline.cache import Cache, NoRoom, Notes
 from pipeline.data import ImageBatches, TestSet, TrainingData, rows_to_maps
 from pipeline.head import fit_head
-from pipeline.measures import mcnemar_test
+from pipeline.measures import mcnemar_test, mean_over_classes
 
 _SIDE = 32  # pixels
 _CELL = 8  # pixels
@@ -109,7 +109,7 @@ def score_baseline(data: TrainingData, test_set: TestSet, predictions: np.ndarra
         "chance": 1 / len(data.classes),
         "largest_class": float(np.mean(labels == largest)),
         "accuracy": float(simple_right.mean()),
-        "per_class_accuracy": float(np.mean([simple_right[labels == label].mean() for label in np.unique(labels)])),
+        "per_class_accuracy": mean_over_classes(np.bincount(labels, simple_right), np.bincount(labels)),
         "p": mcnemar_test(int(np.sum(network_right & ~simple_right)), int(np.sum(simple_right & ~network_right))),
     }
 
@@ -126,8 +126,8 @@ def describe_baselines(metrics: dict[str, Any]) -> Iterator[str]:
         accuracy = results["test"][test_set]["accuracy"]
         if accuracy <= simple["accuracy"] or simple["p"] >= _SIGNIFICANT:
             yield (
-                f"{checkpoint} is not significantly better than logistic regression ({accuracy:.1%}, "
-                f"p = {simple['p']:.2g}): try {remedies}"
+                f"{checkpoint} ({accuracy:.1%}) is not significantly better than logistic regression on colours and "
+                f"gradients ({simple['accuracy']:.1%}, p = {simple['p']:.2g}): try {remedies}"
             )
     if "val" in results:
         train, validation = (results[side]["per_class_accuracy"] for side in ("train", "val"))

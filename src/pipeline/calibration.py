@@ -33,12 +33,6 @@ def score_calibration(logits: np.ndarray, labels: np.ndarray, temperature: float
     from scipy.special import softmax
 
     scaled = logits.astype(np.float64) / temperature
-    return {
-        "loss": float(cross_entropies(scaled, labels).mean()),
-        "calibration_error": sort_by_confidence(softmax(scaled, axis=1), labels).error,
-    }
-
-
-def sort_by_confidence(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Sort N images into bins by the probability (N, C) of the predicted class."""
-    return Calibration.of(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    probabilities = softmax(scaled, axis=1)
+    calibration = Calibration.of(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return {"loss": float(cross_entropies(scaled, labels).mean()), "calibration_error": calibration.error}

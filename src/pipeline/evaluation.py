@@ -17,14 +17,15 @@ from torch import Tensor
 from common import UserError, write_json
 from dataset.folders import ImageFolder
 from dataset.tables import read_rows, write_rows
-from pipeline.calibration import score_calibration, sort_by_confidence
+from pipeline.calibration import score_calibration
 from pipeline.checkpoints import read_json
 from pipeline.data import TestSet, load_test_set, make_loader
 from pipeline.figures import plot_confusion, plot_reliability
-from pipeline.inference import BATCH, predict
-from pipeline.measures import Calibration, score_classes, wilson_interval
+from pipeline.inference import BATCH, predict_logits
+from pipeline.measures import Calibration, percent_with_interval, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.prediction import TrainedRun
+from pipeline.settings import SETTINGS_FILE, SPLIT_FILE
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +54,15 @@ class Predictions:
 
     @cached_property
     def calibration(self) -> Calibration:
-        return sort_by_confidence(self.probabilities, self.test_set.labels)
+        return Calibration.of(self.probabilities.max(axis=1), self.predicted == self.test_set.labels)
 
-    def row(self, place: int) -> dict[str, str]:
+    def row(self, image: int) -> dict[str, str]:
         """Return an image's table row: `file`, `truth`, `predicted`, and a probability `p_<class>` for each class."""
-        probabilities = zip(self.classes, self.probabilities[place].tolist(), strict=True)
+        probabilities = zip(self.classes, self.probabilities[image].tolist(), strict=True)
         return {
-            "file": self.test_set.files[place],
-            "truth": self.classes[self.test_set.labels[place]],
-            "predicted": self.classes[self.predicted[place]],
+            "file": self.test_set.files[image],
+            "truth": self.classes[self.test_set.labels[image]],
+            "predicted": self.classes[self.predicted[image]],
             **{f"p_{name}": f"{value:.6f}" for name, value in probabilities},
         }
 
@@ -87,9 +88,9 @@ class Predictions:
 
     def draw(self, title: str, confusion_matrix: Path, reliability: Path) -> None:
         """Write both figures as PNG files."""
-        low, high = wilson_interval(self.scores.accuracy, self.scores.images)
-        accuracy = f"accuracy {self.scores.accuracy:.1%} ({low:.1%} to {high:.1%}) on {self.scores.images} images"
-        plot_confusion(self.scores.confusion, self.classes, f"{title}\n{accuracy}", confusion_matrix)
+        scores = self.scores
+        accuracy = f"accuracy {percent_with_interval(scores.accuracy, scores.images)} on {scores.images} images"
+        plot_confusion(scores.confusion, self.classes, f"{title}\n{accuracy}", confusion_matrix)
         calibrations = {"bin accuracy": self.calibration}
         if self.temperature != 1:
             before = replace(self, temperature=1.0).calibration
@@ -109,8 +110,8 @@ class Evaluation(Predictions):
     def sorted_rows(self) -> Iterator[dict[str, str]]:
         """Yield rows with a column `confidence`: the most confident mistakes first, the surest right answers last."""
         confidences, right = self.probabilities.max(axis=1), self.predicted == self.test_set.labels
-        for place in np.lexsort([np.where(right, confidences, -confidences), right]):
-            yield {**self.row(place), "confidence": f"{confidences[place]:.6f}"}
+        for image in np.lexsort([np.where(right, confidences, -confidences), right]):
+            yield {**self.row(image), "confidence": f"{confidences[image]:.6f}"}
 
     def mistakes(self) -> list[dict[str, str]]:
         """Return the rows of misclassified images, without the probabilities."""
@@ -143,18 +144,19 @@ def _is_free(folder: Path, path: str) -> bool:
         return True
 
 
-def evaluate(run: TrainedRun, folder: ImageFolder) -> Evaluation:
+def evaluate_folder(run: TrainedRun, folder: ImageFolder) -> Evaluation:
     """Classify the images of a folder, whose labels are indices into the run's classes."""
     test_set = load_test_set(replace(folder, white=run.white), run.model.input_size)
-    logits, _ = predict(run.model, make_loader(test_set.images, BATCH), run.hardware, f"testing on {folder.name}")
+    loader = make_loader(test_set.images, BATCH)
+    logits, _ = predict_logits(run.model, loader, run.hardware, f"testing on {folder.name}")
     return Evaluation(run.classes, test_set, logits, run.temperature, folder.directory, run.checkpoint)
 
 
 def count_trained(folder: ImageFolder, run_dir: Path) -> int:
     """Count the files of a folder, by path, that a run was trained or validated on. Copies are not recognised."""
-    data_dir = read_json(run_dir / "settings.json").get("data_dir")
+    data_dir = read_json(run_dir / SETTINGS_FILE).get("data_dir")
     if not isinstance(data_dir, str):
         return 0
-    rows = read_rows(run_dir / "split.csv", ("file", "side"))
+    rows = read_rows(run_dir / SPLIT_FILE, ("file", "side"))
     trained = {os.path.realpath(Path(data_dir, row["file"])) for row in rows if row["side"] in ("train", "validation")}
     return sum(os.path.realpath(path) in trained for path in folder.paths)

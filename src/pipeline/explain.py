@@ -27,9 +27,9 @@ def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int 
     classes, members = np.unique(labels, return_inverse=True)
     recalls = np.bincount(members, predictions == labels) / np.bincount(members)
     for label in classes[np.sort(np.argsort(recalls, kind="stable")[:_MOST_CLASSES])].tolist():
-        places = np.flatnonzero(labels == label).tolist()
-        mistakes = [place for place in places if predictions[place] != label]
-        wanted = dict.fromkeys([places[0], *mistakes[:1], *places])  # keeps the order and drops repetitions
+        images = np.flatnonzero(labels == label).tolist()
+        mistakes = [image for image in images if predictions[image] != label]
+        wanted = dict.fromkeys([images[0], *mistakes[:1], *images])  # keeps the order and drops repetitions
         chosen += list(wanted)[:per_class]
     return chosen
 

@@ -20,7 +20,7 @@ from dataset.parallel import on_all_cores
 from dataset.reading import place_in_square, upright_rgb
 from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches
-from pipeline.evaluation import evaluate
+from pipeline.evaluation import evaluate_folder
 from pipeline.explain import class_activation_maps
 from pipeline.inference import BATCH
 from pipeline.prediction import TrainedRun
@@ -112,7 +112,7 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
     """
     tested: list[TestedImage] = []
     for number, folder in enumerate(replace(folder, white=run.white) for folder in folders):
-        found = evaluate(run, folder)
+        found = evaluate_folder(run, folder)
         images = found.test_set.images
         shown = _make_pictures(folder, images.places, pictures / str(number))
         truths, predictions = (

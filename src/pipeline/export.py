@@ -25,6 +25,7 @@ from pipeline.hardware import Hardware
 from pipeline.images import fit_image
 from pipeline.novelty import Novelty, novelty_file
 from pipeline.prediction import Answer, TrainedRun, answer_images
+from pipeline.settings import SETTINGS_FILE
 
 TOLERANCE = 0.01  # for probabilities and distances
 _ONE = 2**22  # 1 in the fixed-point weights of Pillow's filters
@@ -75,11 +76,11 @@ class WholeModel(nn.Module):
     def _filter(self, count: int, length: Tensor, longer: Tensor) -> Tensor:
         """Return the weights (side, count) of Pillow's bilinear filter for one axis; rows of the padding are 0."""
         resized = torch.clamp(torch.round(length * (self.side / longer)), min=1)
-        place = torch.arange(self.side, dtype=torch.float64)[:, None] - torch.floor((self.side - resized) / 2)
+        pixel = torch.arange(self.side, dtype=torch.float64)[:, None] - torch.floor((self.side - resized) / 2)
         scale = length / resized
-        distance = torch.arange(count, dtype=torch.float64) + 0.5 - (place + 0.5) * scale
+        distance = torch.arange(count, dtype=torch.float64) + 0.5 - (pixel + 0.5) * scale
         weights = torch.clamp(1 - distance.abs() / torch.clamp(scale, min=1), min=0)
-        weights = weights * ((place >= 0) & (place < resized))
+        weights = weights * ((pixel >= 0) & (pixel < resized))
         weights = weights / torch.clamp(weights.sum(dim=1, keepdim=True), min=1e-9)
         return (_round(weights * _ONE) / _ONE).float()
 
@@ -160,16 +161,16 @@ def _load_onnx(file: Path) -> Exported:
 
 def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
     """Yield the test images that are there and that the run can read."""
-    named = read_json(run_dir / "settings.json").get("test_dir")
+    named = read_json(run_dir / SETTINGS_FILE).get("test_dir")
     for names in [[Path(name)] for name in named] if named else [[]]:
         try:
             [folder] = find_images(run_dir, run.classes, names)
         except UserError:  # the folder is gone or empty
             continue
         folder = replace(folder, white=run.white)
-        for place in range(len(folder.paths)):
+        for index in range(len(folder.paths)):
             with suppress(UnreadableImage):
-                image = folder.read(place)
+                image = folder.read(index)
                 fit_image(image, image.format is None, run.model.input_size)  # arrays of another size are unreadable
                 yield image
 

@@ -84,7 +84,7 @@ def _list_confusions(figure: Figure, confusion: np.ndarray, classes: Sequence[st
     """List the most frequent confusions on the right of a figure; return the axes on the left."""
     axes, beside = figure.subplots(1, 2, width_ratios=(3, 1))
     lines = [
-        f"{confusion[pair]} of {confusion[pair[0]].sum()} {' as '.join(short_label(classes[place]) for place in pair)}"
+        f"{confusion[pair]} of {confusion[pair[0]].sum()} {' as '.join(short_label(classes[label]) for label in pair)}"
         for pair in top_confusions(confusion, _CONFUSIONS_LISTED)
     ]
     beside.axis("off")
@@ -102,17 +102,18 @@ def plot_reliability(calibrations: Mapping[str, Calibration], title: str, path: 
     shares.plot((0, 1), (0, 1), "--", color=GREY, label="perfectly calibrated")
     colours = (ORANGE, BLUE)[-len(calibrations) :]
     for (name, calibration), colour in zip(calibrations.items(), colours, strict=True):
-        filled = np.flatnonzero(calibration.counts)
-        confidences, accuracies = calibration.confidences[filled], calibration.accuracies[filled]
+        filled = calibration.counts > 0
+        counts, confidences, accuracies = (
+            values[filled] for values in (calibration.counts, calibration.confidences, calibration.accuracies)
+        )
         last = colour == BLUE
-        ends = np.array(list(map(wilson_interval, accuracies, calibration.counts[filled])))
-        single = calibration.counts[filled] == 1  # drawn faded: one image says little
         label = f"{name}, 95% interval" if last else name
-        for some, faded in ((~single, False), (single, True)):
+        ends = np.array(list(map(wilson_interval, accuracies, counts)))
+        for some, alpha, shown in ((counts > 1, 1, label), (counts == 1, 0.25, None)):  # one image says little
             errors = np.abs(ends.T - accuracies)[:, some] if last else None
             shares.errorbar(
                 confidences[some], accuracies[some], errors, fmt="o" if last else "x", color=colour, ecolor="black",
-                elinewidth=1, capsize=3, alpha=0.25 if faded else 1, label=None if faded else label,
+                elinewidth=1, capsize=3, alpha=alpha, label=shown,
             )  # fmt: skip
         bins = len(calibration.counts)
         numbers.stairs(calibration.counts, np.arange(bins + 1) / bins, fill=last, color=colour, zorder=2 if last else 3)

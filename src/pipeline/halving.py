@@ -26,7 +26,7 @@ class Halving:
     def rungs(self, epochs: int) -> list[int]:
         """Return the epochs after which runs may stop, for runs of at most `epochs` epochs."""
         count = max(0, math.ceil(math.log(epochs / self.min_epochs, self.eta)))
-        rungs = (self.min_epochs * self.eta**place for place in range(count + 1))
+        rungs = (self.min_epochs * self.eta**number for number in range(count + 1))
         return [rung for rung in rungs if rung < epochs]
 
     def survivors(self, runs: Sequence[Settings], rung: int) -> list[Settings]:

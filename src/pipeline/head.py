@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.measures import cross_entropies
+from pipeline.measures import cross_entropies, mean_over_classes
 
 _STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, for standardised features
 _STRENGTH = 1e-2  # without validation images
@@ -54,9 +54,12 @@ def fit_head(
             warnings.simplefilter("ignore", ConvergenceWarning)  # weak regularisation; the validation loss decides
             model.set_params(C=strength).fit(scaled, labels)
         head = _fold(model.coef_, model.intercept_, scaler.mean_, scaler.scale_, strength)
-        loss = _balanced_loss(head.logits(validation_features), validation_labels) if len(validation_labels) else 0.0
+        loss = 0.0
+        if len(validation_labels):
+            losses = cross_entropies(head.logits(validation_features), validation_labels)
+            loss = mean_over_classes(np.bincount(validation_labels, losses), np.bincount(validation_labels))
         found.append((loss, strength, head))
-    return min(found, key=lambda one: one[:2])[2]
+    return min(found, key=lambda candidate: candidate[:2])[2]
 
 
 def _fold(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndarray, strength: float) -> LinearHead:
@@ -65,9 +68,3 @@ def _fold(weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndar
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scale
     return LinearHead(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32), strength)
-
-
-def _balanced_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the cross-entropy in nats, averaged over the images of each class, then over classes."""
-    losses = cross_entropies(logits, labels)
-    return float(np.mean([losses[labels == label].mean() for label in np.unique(labels)]))

@@ -50,7 +50,7 @@ def record_features(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> tuple[Tensor, Tensor]:
+def predict_logits(model: nn.Module, loader: DataLoader, hardware: Hardware, title: str) -> tuple[Tensor, Tensor]:
     """Return logits (N, classes) float32 and labels (N,) of all images of a loader, on the device."""
     model.eval()
     batches = []
@@ -70,8 +70,8 @@ def evaluate(model: nn.Module, loader: DataLoader, hardware: Hardware, title: st
     Returns:
         The scores, and the logits (N, classes) float32 of all processes, in the loader's order.
     """
-    logits, labels = predict(model, loader, hardware, title)
-    places = [place for batch in loader.batch_sampler for place in batch]
-    everywhere = logits.new_zeros((len(loader.dataset), logits.shape[1]))
-    everywhere[places] = logits
-    return Scores.of(logits, labels), distributed.sum_over_processes(everywhere)
+    logits, labels = predict_logits(model, loader, hardware, title)
+    indices = [index for batch in loader.batch_sampler for index in batch]  # of this process
+    all_logits = logits.new_zeros((len(loader.dataset), logits.shape[1]))
+    all_logits[indices] = logits
+    return Scores.of(logits, labels), distributed.sum_over_processes(all_logits)

@@ -11,16 +11,15 @@ from common import UserError, write_json, write_whole
 from pipeline.figures import plot_curves
 from pipeline.measures import SCORES
 from pipeline.model_card import describe_run
-from pipeline.settings import Settings
+from pipeline.settings import HISTORY_FILE, METRICS_FILE, Settings
 from pipeline.trackers import open_tracker
 
 _COLUMNS = ("epoch", "learning_rate", *(f"{side}_{name}" for side in ("train", "val") for name in SCORES))
-_HISTORY = "history.csv"
 
 
 def read_history(run_dir: Path) -> list[dict[str, float]]:
     """Read the completed epochs of a run, without empty cells; raise UserError if the file is damaged."""
-    file = run_dir / _HISTORY
+    file = run_dir / HISTORY_FILE
     try:
         with file.open(newline="") as opened:
             return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(opened)]
@@ -39,7 +38,7 @@ class Logger:
 
     def log_epoch(self, history: Sequence[dict[str, Any]], images_per_second: float) -> None:
         """Write the history, whose last row is the epoch that has just finished."""
-        with write_whole(self.folder / _HISTORY, sync=True) as partial, partial.open("w", newline="") as file:
+        with write_whole(self.folder / HISTORY_FILE, sync=True) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(history)
@@ -47,12 +46,14 @@ class Logger:
 
     def log_results(self, history: Sequence[dict[str, Any]], metrics: dict[str, Any], figures: Sequence[Path]) -> None:
         """Write the results of a run. `metrics.json` comes last: with it, the run is complete."""
-        curves = self.folder / "curves.png"
-        plot_curves(history, curves)
-        self._tracker.log_results(int(history[-1]["epoch"]), _final_results(metrics), [curves, *figures], self.folder)
+        if len(history) > 1:  # one epoch makes no curve
+            curves = self.folder / "curves.png"
+            plot_curves(history, curves)
+            figures = [curves, *figures]
+        self._tracker.log_results(int(history[-1]["epoch"]), _final_results(metrics), figures, self.folder)
         with write_whole(self.folder / "model_card.md") as partial:
             partial.write_text(describe_run(metrics), encoding="utf-8")
-        write_json(self.folder / "metrics.json", metrics)
+        write_json(self.folder / METRICS_FILE, metrics)
 
     def finish(self) -> None:
         """Wait a short time for the tracker to upload."""

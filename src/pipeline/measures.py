@@ -25,11 +25,33 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return min(share, max(0.0, (middle - half) / scale)), max(share, min(1.0, (middle + half) / scale))
 
 
+def percent(share: float | None) -> str:
+    """Format a proportion; None is undefined."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def percent_with_interval(share: float | None, count: int) -> str:
+    """Format a proportion observed in `count` trials, with its Wilson interval; None is undefined."""
+    if share is None:
+        return "-"
+    low, high = wilson_interval(share, count)
+    return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def mean_over_classes(sums: np.ndarray, counts: np.ndarray) -> float:
+    """Average a value over the images of each class, then over the classes that have images.
+
+    `sums` (C,) are the sums of the value over the images of each class, and `counts` (C,) the numbers of images.
+    """
+    present = counts > 0
+    return float((sums[present] / counts[present]).mean())
+
+
 def top_confusions(confusion: np.ndarray, most: int) -> list[tuple[int, int]]:
     """Return at most `most` pairs (true, predicted) of a confusion matrix (C, C) with the largest counts, in order."""
     mistakes = confusion - np.diag(np.diag(confusion))
-    places = np.argsort(-mistakes, axis=None, kind="stable")[:most].tolist()
-    return [divmod(place, len(confusion)) for place in places if mistakes.flat[place]]
+    cells = np.argsort(-mistakes, axis=None, kind="stable")[:most].tolist()
+    return [divmod(cell, len(confusion)) for cell in cells if mistakes.flat[cell]]
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -157,9 +179,9 @@ class Calibration:
     @classmethod
     def of(cls, confidences: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
         """Sort predictions with confidence (N,) and correctness (N,) bool into bins that include their upper bounds."""
-        places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
-        counts = np.bincount(places, minlength=bins)
-        sums = (np.bincount(places, weights=values, minlength=bins) for values in (confidences, right))
+        indices = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+        counts = np.bincount(indices, minlength=bins)
+        sums = (np.bincount(indices, weights=values, minlength=bins) for values in (confidences, right))
         return cls(counts, *(each / np.maximum(counts, 1) for each in sums))
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pipeline.distributed import rank, sum_over_processes, world_size
-from pipeline.measures import SCORES
+from pipeline.measures import SCORES, mean_over_classes
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,12 @@ class Scores:
     @property
     def per_class_loss(self) -> float:
         """The cross-entropy averaged over the images of each class, then over the classes that have images."""
-        return self._mean_over_classes(self.losses)
+        return mean_over_classes(self.losses, self.confusion.sum(axis=1))
 
     @property
     def per_class_accuracy(self) -> float:
         """Balanced accuracy, also called macro recall: the mean recall of the classes."""
-        return self._mean_over_classes(self.confusion.diagonal())
-
-    def _mean_over_classes(self, sums: np.ndarray) -> float:
-        counts = self.confusion.sum(axis=1)
-        present = counts > 0
-        return float((sums[present] / counts[present]).mean())
+        return mean_over_classes(self.confusion.diagonal(), self.confusion.sum(axis=1))
 
     def to_json(self) -> dict[str, Any]:
         """Return the four numbers of `SCORES`."""

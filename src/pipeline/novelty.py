@@ -23,7 +23,7 @@ from pipeline.checkpoints import load_state, save_state
 from pipeline.data import ImageBatches, TrainingData, make_loader
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
-from pipeline.inference import BATCH, predict, record_features
+from pipeline.inference import BATCH, predict_logits, record_features
 from pipeline.settings import CHECKPOINTS
 
 _FALSE_REJECTIONS = 0.05  # target rate for images like the training images
@@ -116,7 +116,7 @@ class LearnedImages:
         described = []
         for batches in (self.training, self.validation):
             with record_features(model) as features:
-                predict(self.network, make_loader(batches, BATCH), hardware, "describing images")
+                predict_logits(self.network, make_loader(batches, BATCH), hardware, "describing images")
             described.append(torch.cat(features))
         return Novelty.fit(*described)
 

@@ -13,7 +13,7 @@ from common import UserError, align, command, own_file
 from dataset.folders import ImageFolder
 from pipeline.baseline import describe_baselines
 from pipeline.checkpoints import read_json
-from pipeline.measures import SCORES, score_classes, top_confusions, wilson_interval
+from pipeline.measures import SCORES, percent, score_classes, top_confusions, wilson_interval
 
 if TYPE_CHECKING:
     from pipeline.data import TrainingData
@@ -126,9 +126,8 @@ def _tables_of_set(checkpoint: str, test_set: str, scores: dict[str, Any], class
     shown = len(classes) <= _MOST_COLUMNS
     rows = [("class", "images", "precision", "recall", "F1", *(f"as {name}" for name in classes if shown))]
     for name, of_class, counts in zip(classes, score_classes(np.array(confusion)), confusion, strict=True):
-        shares = (of_class.precision, of_class.recall, of_class.f1)
-        percents = ("-" if share is None else f"{share:.1%}" for share in shares)
-        rows.append((name, str(of_class.images), *percents, *(str(count) for count in counts if shown)))
+        shares = map(percent, (of_class.precision, of_class.recall, of_class.f1))
+        rows.append((name, str(of_class.images), *shares, *(str(count) for count in counts if shown)))
     yield f"{title}\n{align(rows)}"
     if not shown and (confused := top_confusions(np.array(confusion), _MOST_COLUMNS)):
         pairs = [(classes[true], classes[predicted], str(confusion[true][predicted])) for true, predicted in confused]

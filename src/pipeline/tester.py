@@ -23,7 +23,7 @@ from pipeline.evaluation import Predictions
 from pipeline.explain import choose_examples, draw_heatmaps
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
-from pipeline.inference import predict, record_features
+from pipeline.inference import predict_logits, record_features
 from pipeline.novelty import LearnedImages, Novelty, novelty_file
 from pipeline.settings import Settings
 
@@ -111,7 +111,7 @@ class Tester:
         network, [images] = skip_frozen(self.model, [test_set.images], self.hardware, Cache.of(self.settings))
         loader = make_loader(images, self.settings.batch_size)
         with record_features(self.model, novelty) if novelty else nullcontext([]) as distances:
-            logits, _ = predict(network, loader, self.hardware, title)
+            logits, _ = predict_logits(network, loader, self.hardware, title)
         return logits, distances
 
     def _write(self, tested: _TestedEpoch, name: str) -> None:
@@ -149,12 +149,12 @@ class Tester:
         chosen = choose_examples(labels, predicted)
         numbers = dict.fromkeys(range(len(self.classes)), 0)
         titles, paths = [], []
-        for place in chosen:
-            label, prediction, photograph = labels[place], predicted[place], Path(test_set.files[place])
+        for image in chosen:
+            label, prediction, photograph = labels[image], predicted[image], Path(test_set.files[image])
             numbers[label] += 1
             title = f"{printable(photograph)}\ntrue: {self.classes[label]}   predicted: {self.classes[prediction]}"
             wrong = ", wrong" if label != prediction else ""
-            titles.append(f"{title} ({test.probabilities[place, prediction]:.0%} confident{wrong})")
+            titles.append(f"{title} ({test.probabilities[image, prediction]:.0%} confident{wrong})")
             name = f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}_{photograph.stem}{suffix}.png"
             paths.append(folder / short_name(name))
         images, _ = test_set.images.__getitems__(chosen)
