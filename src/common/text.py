@@ -17,6 +17,12 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return the lines of a Markdown table of these cells; the first row is the header."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from common import printable
-from pipeline.measures import ClassScores, newcombe_interval, score_classes, top_confusions, wilson_interval
+from common import markdown_table, printable
+from pipeline.measures import newcombe_interval, percent, percent_with_interval, score_classes, top_confusions
 
 _MOST_LISTED = 20  # classes; more are only counted
 _CONFUSIONS = 3
@@ -44,12 +44,17 @@ def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     data, used, classes = metrics["data"], metrics["images"], metrics["data"]["classes"]
     yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which are never split"
     yield f"- Digest: `{data['digest']}`" + (f", augmented `{data['augmented']}`" if data["augmented"] else "")
-    yield f"- {used['train']} training and {used['val']} validation images; {used['left_out']} augmented ones left out"
+    separate = data["folds"] == 1  # validation images have a folder of their own; no image is augmented
+    left_out = f"{used['left_out']} {'that share a group with these' if separate else 'augmented ones'} left out"
+    yield f"- {used['train']} training and {used['val']} validation images; {left_out}"
+    if unreadable := data["images"] - sum(classes.values()) - separate * used["left_out"]:
+        yield f"- {unreadable} unreadable images are not used"
     if len(classes) <= _MOST_LISTED:
         yield f"- Images per class: {', '.join(f'{name} {count}' for name, count in classes.items())}"
     for name, tested in data["test"].items():
+        origin = "" if metrics["settings"]["test_dir"] else f" held out of {data['directory']}"
         overlap = f"training images in the same groups: {tested['overlap']}"
-        yield f"- Test set {name}: {tested['images']} images, digest `{tested['digest']}`; {overlap}"
+        yield f"- Test set {name}: {tested['images']} images{origin}, digest `{tested['digest']}`; {overlap}"
 
 
 def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
@@ -74,17 +79,18 @@ def _describe_results(metrics: dict[str, Any], results: dict[str, Any]) -> Itera
     for name, scores in results["test"].items():
         simple = metrics["baseline"][name]
         shares = (scores["per_class_accuracy"], simple["chance"], simple["largest_class"], simple["accuracy"])
-        accuracy = _with_interval(scores["accuracy"], scores["images"])
-        rows.append((name, scores["images"], accuracy, *map(_percent, shares)))
-    yield from _table(rows)
+        accuracy = percent_with_interval(scores["accuracy"], scores["images"])
+        rows.append((name, scores["images"], accuracy, *map(percent, shares)))
+    yield from markdown_table(rows)
     classes = metrics["settings"]["classes"]
     if len(classes) <= _MOST_LISTED:
         yield ""
         rows = [("test set", "class", "images", "precision", "recall (95% interval)")]
         for name, scores in results["test"].items():
-            for label, of in zip(classes, _score(scores), strict=True):
-                rows.append((name, label, of.images, _percent(of.precision), _with_interval(of.recall, of.images)))
-        yield from _table(rows)
+            for label, of in zip(classes, score_classes(np.array(scores["confusion_matrix"])), strict=True):
+                recall = percent_with_interval(of.recall, of.images)
+                rows.append((name, label, of.images, percent(of.precision), recall))
+        yield from markdown_table(rows)
 
 
 def _describe_calibration(results: dict[str, Any]) -> Iterator[str]:
@@ -99,9 +105,9 @@ def _describe_calibration(results: dict[str, Any]) -> Iterator[str]:
     rows = [("images", "loss before", "after", "calibration error before", "after")]
     for name, scored in {"validation": calibration["validation"], **calibration["test"]}.items():
         before, after = scored["before"], scored["after"]
-        errors = _percent(before["calibration_error"]), _percent(after["calibration_error"])
+        errors = percent(before["calibration_error"]), percent(after["calibration_error"])
         rows.append((name, f"{before['loss']:.4f}", f"{after['loss']:.4f}", *errors))
-    yield from _table(rows)
+    yield from markdown_table(rows)
 
 
 def _describe_unknown(results: dict[str, Any]) -> Iterator[str]:
@@ -116,52 +122,36 @@ def _describe_unknown(results: dict[str, Any]) -> Iterator[str]:
 
 def _find_limits(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
     """Yield the limitations that the metrics show."""
-    classes, counts = metrics["settings"]["classes"], metrics["data"]["classes"]
+    data, counts = metrics["data"], metrics["data"]["classes"]
     yield "- The model was tested only on the test sets above"
     if max(counts.values()) > _IMBALANCE * min(counts.values()):
         small, large = (pick(counts, key=counts.get) for pick in (min, max))
         yield f"- Classes are imbalanced: {counts[large]} images of {large}, {counts[small]} of {small}"
-    for name, scores in results["test"].items():
-        tested = {label: of.images for label, of in zip(classes, _score(scores), strict=True)}
-        fewest = min(tested, key=tested.get)
-        if tested[fewest] < _FEW_TESTED:
-            yield f"- {name} has few images of some classes ({tested[fewest]} of {fewest}): see the intervals"
-        if overlap := metrics["test_overlap"][name]:
-            yield f"- {overlap} training images share a group with images of {name}: its scores are too high"
-        if scores["accuracy"] <= metrics["baseline"][name]["accuracy"]:
-            yield f"- On {name} the model is no better than logistic regression on colours and gradients"
-        confusion = np.array(scores["confusion_matrix"])
-        for true, predicted in top_confusions(confusion, _CONFUSIONS):
-            taken, images = confusion[true, predicted], confusion[true].sum()
-            yield f"- In {name}, {taken} of {images} images of {classes[true]} were classified as {classes[predicted]}"
-        error = results.get("calibration", {}).get("test", {}).get(name, {}).get("after", scores)["calibration_error"]
-        if error > _CALIBRATION_ERROR:
-            yield f"- On {name} the expected calibration error is {error:.1%}"
-        if "val" in results:
-            validated = results["val"]["accuracy"]
-            gap = newcombe_interval(validated, metrics["images"]["val"], scores["accuracy"], scores["images"])
-            if gap[0] > 0:
-                yield f"- Accuracy on {name} is significantly lower than in validation ({validated:.1%})"
-    near = sum(counts.values()) - metrics["data"]["groups"]
-    if near > 0:
+    for name in results["test"]:
+        yield from _find_limits_on(name, metrics, results)
+    if near := data["images"] - data["groups"]:
         yield f"- {near} training images are near-duplicates of others or crops of the same photographs"
 
 
-def _score(scores: dict[str, Any]) -> list[ClassScores]:
-    return score_classes(np.array(scores["confusion_matrix"]))
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _with_interval(share: float | None, images: int) -> str:
-    if share is None:
-        return "-"
-    low, high = wilson_interval(share, images)
-    return f"{share:.1%} ({low:.1%} to {high:.1%})"
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]):
-        yield f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |"
+def _find_limits_on(name: str, metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
+    """Yield the limitations that a test set shows."""
+    scores, classes = results["test"][name], metrics["settings"]["classes"]
+    confusion = np.array(scores["confusion_matrix"])
+    tested = confusion.sum(axis=1)  # images of each class
+    if (fewest := tested.min()) < _FEW_TESTED:
+        yield f"- {name} has few images of some classes ({fewest} of {classes[tested.argmin()]}): see the intervals"
+    if overlap := metrics["test_overlap"][name]:
+        yield f"- {overlap} training images share a group with images of {name}: its scores are too high"
+    if scores["accuracy"] <= metrics["baseline"][name]["accuracy"]:
+        yield f"- On {name} the model is no better than logistic regression on colours and gradients"
+    for true, predicted in top_confusions(confusion, _CONFUSIONS):
+        share = f"{confusion[true, predicted]} of {tested[true]}"
+        yield f"- In {name}, {share} images of {classes[true]} were classified as {classes[predicted]}"
+    error = results.get("calibration", {}).get("test", {}).get(name, {}).get("after", scores)["calibration_error"]
+    if error > _CALIBRATION_ERROR:
+        yield f"- On {name} the expected calibration error is {error:.1%}"
+    if "val" in results:
+        validated = results["val"]["accuracy"]
+        gap = newcombe_interval(validated, metrics["images"]["val"], scores["accuracy"], scores["images"])
+        if gap[0] > 0:
+            yield f"- Accuracy on {name} is significantly lower than in validation ({validated:.1%})"

@@ -73,6 +73,12 @@ def check_files(folder: Path):
     assert (folder / "model_card.md").read_text() == describe_run(METRICS)
 
 
+def test_a_run_of_one_epoch_has_no_curves(tmp_path):
+    logger = Logger(Settings(model_type="ResNet18", output_dir=tmp_path, wandb="disabled"), {}, "ResNet", "f00dcafe")
+    logger.log_results(HISTORY[:1], METRICS, [])
+    assert not list(logger.folder.glob("*.png"))
+
+
 def test_disabled_wandb_writes_nothing(log_run, tmp_path):
     assert log_run("disabled") == []
     assert not (tmp_path / "wandb").exists()

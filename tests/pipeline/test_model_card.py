@@ -10,6 +10,18 @@ def limits(metrics):
     return describe_run(metrics).partition("## Known limitations\n\n")[2].splitlines()
 
 
+def test_images_that_are_not_used_and_held_out_test_images():
+    metrics = full_metrics()
+    assert "validation images; 0 augmented ones left out\n- Images per class" in describe_run(metrics)
+    metrics["settings"]["test_dir"] = []
+    metrics["data"] |= {"images": 15, "folds": 1}
+    metrics["images"]["left_out"] = 4
+    card = describe_run(metrics)
+    assert "9 training and 0 validation images; 4 that share a group with these left out\n" in card
+    assert "- 2 unreadable images are not used\n" in card
+    assert "- Test set set: 4 images held out of photos, digest" in card
+
+
 def test_a_run_without_validation():
     card = describe_run(full_metrics())
     assert "Not calibrated: the run has no validation images." in card
@@ -38,7 +50,7 @@ def test_limitations():
 
 def test_limitations_that_do_not_apply_are_omitted():
     metrics = full_metrics()
-    metrics["data"] |= {"classes": {"cat": 40, "dog": 40}, "groups": 80}
+    metrics["data"] |= {"classes": {"cat": 40, "dog": 40}, "images": 80, "groups": 80}
     metrics["test_overlap"]["set"] = 0
     metrics["baseline"]["set"]["accuracy"] = 0.5
     tested = metrics["checkpoints"]["terminal"]["test"]["set"]
