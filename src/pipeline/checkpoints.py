@@ -31,19 +31,11 @@ class Checkpoint:
     def load(cls, path: Path, model_type: str) -> Checkpoint:
         """Load a checkpoint; raise UserError if the file is missing, damaged, or of another architecture."""
         state = load_state(path)
-        fields = cls.__dataclass_fields__.keys()
-        if not fields - {"validation"} <= state.keys() <= fields:  # earlier versions did not save "validation"
+        if not _is_checkpoint(state):
             raise UserError(f"{path} is not a checkpoint of this program")
         if state["model_type"] != model_type:
             raise UserError(f"{path} is a checkpoint of {state['model_type']}, not of {model_type}")
-        checkpoint = cls(**state)
-        if not checkpoint._is_well_formed():
-            raise UserError(f"{path} is not a checkpoint of this program")
-        return checkpoint
-
-    def _is_well_formed(self) -> bool:
-        named = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
-        return named and len(self.classes) >= 2 and isinstance(self.epoch, int) and isinstance(self.weights, dict)
+        return cls(**state)
 
     def load_into(self, model: nn.Module, path: Path) -> None:
         """Load the weights into a model; raise UserError, which names `path`, if they do not fit."""
@@ -51,6 +43,15 @@ class Checkpoint:
             model.load_state_dict(self.weights)
         except (RuntimeError, AttributeError, TypeError) as error:  # wrong shapes, values that are not tensors
             raise UserError(f"{path} does not fit {self.model_type}: train again with --restart") from error
+
+
+def _is_checkpoint(state: dict[str, Any]) -> bool:
+    fields = Checkpoint.__dataclass_fields__.keys()
+    if not fields - {"validation"} <= state.keys() <= fields:  # earlier versions did not save "validation"
+        return False
+    classes = state["classes"]
+    named = isinstance(classes, tuple) and len(classes) >= 2 and all(isinstance(name, str) for name in classes)
+    return named and isinstance(state["epoch"], int) and isinstance(state["weights"], dict)
 
 
 def read_json(file: Path) -> dict[str, Any]:

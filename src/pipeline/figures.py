@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.measures import Calibration, top_confusions, wilson_interval
+from pipeline.measures import Calibration, list_confusions, wilson_interval
 from plotting import BLUE, GREY, ORANGE, VERMILION, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:
@@ -83,12 +83,9 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
 def _list_confusions(figure: Figure, confusion: np.ndarray, classes: Sequence[str]) -> Axes:
     """List the most frequent confusions on the right of a figure; return the axes on the left."""
     axes, beside = figure.subplots(1, 2, width_ratios=(3, 1))
-    lines = [
-        f"{confusion[pair]} of {confusion[pair[0]].sum()} {' as '.join(short_label(classes[label]) for label in pair)}"
-        for pair in top_confusions(confusion, _CONFUSIONS_LISTED)
-    ]
+    confusions = list_confusions(confusion, list(map(short_label, classes)), _CONFUSIONS_LISTED) or ["none"]
     beside.axis("off")
-    beside.text(0, 1, "\n".join(["most frequent confusions", "", *(lines or ["none"])]), va="top", fontsize=10)
+    beside.text(0, 1, "\n".join(["most frequent confusions", "", *confusions]), va="top", fontsize=10)
     return axes
 
 

@@ -54,6 +54,14 @@ def top_confusions(confusion: np.ndarray, most: int) -> list[tuple[int, int]]:
     return [divmod(cell, len(confusion)) for cell in cells if mistakes.flat[cell]]
 
 
+def list_confusions(confusion: np.ndarray, classes: Sequence[str], most: int) -> list[str]:
+    """Return the most frequent confusions in words, such as "4 of 13 Axe as Hammer"."""
+    return [
+        f"{confusion[true, predicted]} of {confusion[true].sum()} {classes[true]} as {classes[predicted]}"
+        for true, predicted in top_confusions(confusion, most)
+    ]
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return Student's 95% interval of the mean of at least two proportions, clipped to 0..1."""
     from scipy.stats import t  # takes a second to import

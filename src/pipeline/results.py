@@ -13,7 +13,7 @@ from common import UserError, align, command, own_file
 from dataset.folders import ImageFolder
 from pipeline.baseline import describe_baselines
 from pipeline.checkpoints import read_json
-from pipeline.measures import SCORES, percent, score_classes, top_confusions, wilson_interval
+from pipeline.measures import SCORES, list_confusions, percent, score_classes, top_confusions, wilson_interval
 
 if TYPE_CHECKING:
     from pipeline.data import TrainingData
@@ -138,12 +138,8 @@ def describe_confusions(metrics: dict[str, Any]) -> Iterator[str]:
     """Yield the most frequent confusions of the first checkpoint, one line per test set."""
     classes = metrics["settings"]["classes"]
     for test_set, scores in _first_checkpoint(metrics)[1].items():
-        confusion = np.array(scores["confusion_matrix"])
-        confused = [
-            f"{confusion[true, predicted]} of {confusion[true].sum()} {classes[true]} as {classes[predicted]}"
-            for true, predicted in top_confusions(confusion, _MOST_CONFUSIONS)
-        ]
-        yield f"most frequent confusions on {test_set}: {', '.join(confused) or 'none'}"
+        confusions = list_confusions(np.array(scores["confusion_matrix"]), classes, _MOST_CONFUSIONS)
+        yield f"most frequent confusions on {test_set}: {', '.join(confusions) or 'none'}"
 
 
 def _first_checkpoint(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]]:
