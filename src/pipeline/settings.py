@@ -175,15 +175,11 @@ class Settings:
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         if self.tracker == "tensorboard":
             require_packages("--tracker tensorboard", "requirements-tensorboard.txt", "tensorboard")
-        names = {own_name(directory) for directory in self.test_dir}
-        self._require(
-            len(names) == len(self.test_dir),
-            "test_dir",
-            "folders with different names, since figures are named after them",
-        )
+        differ = len(set(map(own_name, self.test_dir))) == len(self.test_dir)
+        self._require(differ, "test_dir", "folders with different names, since figures are named after them")
         for option in ("weights", "freeze_to"):
-            needless = getattr(self, option) is not None and not self.pretrained
-            self._require(not needless, option, "used together with -p/--pretrained")
+            allowed = self.pretrained or getattr(self, option) is None
+            self._require(allowed, option, "used together with -p/--pretrained")
 
     def _require(self, condition: bool, option: str, what: str) -> None:
         if not condition:

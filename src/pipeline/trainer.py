@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -86,6 +86,9 @@ class Trainer:
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.optimizer = make_optimizer(self.model, self.recipe, settings)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, settings, batches)
+        self._parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}  # with a state
+        if self.averaged:
+            self._parts["averaged"] = self.averaged
         self.epoch = 0
         self.unfinished: dict[str, Any] | None = None
         self.best_accuracy, self.best_loss = -math.inf, math.inf
@@ -166,12 +169,11 @@ class Trainer:
                 while not self._pauses(until):
                     self._do_epoch(until)
             if self._stopped_early:
-                _log.info(
-                    "stopped early: no lower loss in the last %d validations", self.settings.early_stopping_patience
-                )
+                patience = self.settings.early_stopping_patience
+                _log.info("stopped early: no lower loss in the last %d validations", patience)
             return
         except torch.OutOfMemoryError:
-            if distributed.world_size() > 1:
+            if not alone:
                 raise
         self._suggest_batch_size()  # outside the `except` block, which keeps tensors alive
 
@@ -277,31 +279,28 @@ class Trainer:
         seed = int(np.random.SeedSequence([self.settings.seed, self.epoch]).generate_state(1)[0])
         torch.manual_seed(seed + distributed.rank())  # each process draws its own dropout
         scores = RunningScores(len(self.data.classes), self.hardware.device)
-        batches = self._resume_epoch(scores) if self.unfinished else 0
-        rates = [math.nan] * batches  # the losses of these were checked before they were saved
+        done = self._resume_epoch(scores) if self.unfinished else 0  # batches
+        rates = [math.nan] * done  # the losses of these were checked before they were saved
         order = self.train_loader.batch_sampler
-        order.set_epoch(seed, batches)
+        order.set_epoch(seed, done)
         sizes = order.batch_sizes
         self.model.train()
         if self.recipe.freeze_batch_norm:
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            _freeze_batch_norm(self.model)
         with tqdm(
-            desc=f"epoch {self.epoch + 1}/{self.settings.num_epochs}", initial=sum(sizes[:batches]), total=sum(sizes),
+            desc=f"epoch {self.epoch + 1}/{self.settings.num_epochs}", initial=sum(sizes[:done]), total=sum(sizes),
             unit="image", leave=False, disable=distributed.bar_hidden(), mininterval=0.5,
         ) as bar:  # fmt: skip
-            for size, (images, labels) in zip(sizes[batches:], self.train_loader, strict=True):
+            for size, (images, labels) in zip(sizes[done:], self.train_loader, strict=True):
                 rates.append(max(self.scheduler.get_last_lr()))
                 scores.add(*self._train_batch(images, labels, size))
                 if self.recipe.one_cycle:
                     self.scheduler.step()
                 if self.averaged:
                     self.averaged.update_parameters(self.model)
-                batches += 1
                 if self._stop.made:
                     self._check_finite(scores, rates)
-                    self._save_within_epoch(batches, scores)
+                    self._save_within_epoch(len(rates), scores)
                     self._stop.grant()
                 if bar.update(size) and (so_far := scores.glance()):
                     bar.set_postfix(loss=f"{so_far.loss:.3f}", accuracy=f"{so_far.accuracy:.1%}")
@@ -371,17 +370,13 @@ class Trainer:
         for other in others:
             link(first, other)
 
-    def _stateful_parts(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        return parts | ({"averaged": self.averaged} if self.averaged else {})
-
     def _save_last(self) -> None:
         if not distributed.is_first():
             return
         state = {name: getattr(self, name) for name in _PROGRESS} | {"threads": self._threads}
         can_be_longer = self.keep_state and not self.recipe.one_cycle and not self._stopped_early
         if not self.finished or can_be_longer:  # otherwise the state is not needed, and can take gigabytes
-            state |= {name: part.state_dict() for name, part in self._stateful_parts().items()}
+            state |= {name: part.state_dict() for name, part in self._parts.items()}
         save_state(state, self._state_file)
         self._saved = time.monotonic()
 
@@ -415,7 +410,7 @@ class Trainer:
                         f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without saving "
                         "its full state, as runs of sweep.py do: use another --output-dir, or --restart"
                     )
-                for name, part in self._stateful_parts().items():
+                for name, part in self._parts.items():
                     part.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -426,6 +421,12 @@ class Trainer:
                 f"{self.settings.data_dir} does not hold the images that {self.folder} was started with: "
                 "restore them, or start over with --restart"
             )
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def _columns(side: str, scores: Scores) -> dict[str, float]:
