@@ -50,7 +50,8 @@ class Logger:
             curves = self.folder / "curves.png"
             plot_curves(history, curves)
             figures = [curves, *figures]
-        self._tracker.log_results(int(history[-1]["epoch"]), _final_results(metrics), figures, self.folder)
+        named = {str(path.relative_to(self.folder).with_suffix("")): path for path in figures}
+        self._tracker.log_results(int(history[-1]["epoch"]), _final_scores(metrics), named)
         with write_whole(self.folder / "model_card.md") as partial:
             partial.write_text(describe_run(metrics), encoding="utf-8")
         write_json(self.folder / METRICS_FILE, metrics)
@@ -60,7 +61,7 @@ class Logger:
         self._tracker.finish()
 
 
-def _final_results(metrics: dict[str, Any]) -> dict[str, float]:
+def _final_scores(metrics: dict[str, Any]) -> dict[str, float]:
     return {
         f"{test_set}/{checkpoint}/{name}": scores[name]
         for checkpoint, results in metrics["checkpoints"].items()

@@ -7,7 +7,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ class Tracker:
     def log(self, values: dict[str, float]) -> None:
         """Report the metrics of an epoch by name; `epoch` is its number."""
 
-    def log_results(self, epoch: int, summary: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
-        """Report the last epoch, the final scores by name, and PNG files, named by their paths in the run's folder."""
+    def log_results(self, epoch: int, scores: dict[str, float], figures: Mapping[str, Path]) -> None:
+        """Report the last epoch, and the final scores and figures (PNG files) by name."""
 
     def finish(self) -> None:
         """Wait for pending reports, for a limited time."""
@@ -55,17 +55,16 @@ class TensorBoard(Tracker):
                 writer.add_scalar(f"{score}/{side}" if side in ("train", "val") else name, value, epoch)
         writer.flush()
 
-    def log_results(self, epoch: int, summary: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
+    def log_results(self, epoch: int, scores: dict[str, float], figures: Mapping[str, Path]) -> None:
         import numpy as np
         from PIL import Image
 
         writer = self._open(epoch + 1)
-        for name, value in summary.items():
+        for name, value in scores.items():
             writer.add_scalar(f"test/{name}", value, epoch)
-        for path in figures:
+        for name, path in figures.items():
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            writer.add_image(str(path.relative_to(folder).with_suffix("")), pixels, epoch, dataformats="HWC")
+                writer.add_image(name, np.asarray(image.convert("RGB")), epoch, dataformats="HWC")
 
     def finish(self) -> None:
         if self._writer:
@@ -97,12 +96,12 @@ class Wandb(Tracker):
     def log(self, values: dict[str, float]) -> None:
         self._tasks.put(lambda: self._run.log(values, step=int(values["epoch"])))
 
-    def log_results(self, epoch: int, summary: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
+    def log_results(self, epoch: int, scores: dict[str, float], figures: Mapping[str, Path]) -> None:
         def send() -> None:
             import wandb
 
-            self._run.summary.update(summary)
-            self._run.log({str(path.relative_to(folder).with_suffix("")): wandb.Image(str(path)) for path in figures})
+            self._run.summary.update(scores)
+            self._run.log({name: wandb.Image(str(path)) for name, path in figures.items()})
 
         self._tasks.put(send)
 

@@ -39,7 +39,7 @@ def test_tensorboard_contains_metrics_and_figures(settings):
     figure = settings.run_dir / "reliability" / "terminal.png"
     figure.parent.mkdir()
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(figure)
-    tracker.log_results(2, {"test/terminal/accuracy": 0.75}, [figure], settings.run_dir)
+    tracker.log_results(2, {"test/terminal/accuracy": 0.75}, {"reliability/terminal": figure})
     tracker.finish()
     events = read(settings)
     values = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
@@ -63,7 +63,7 @@ def test_the_tracker_none_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings(model_type="ResNet18", tracker="none")
     tracker = report(settings, EPOCHS)
-    tracker.log_results(2, {}, [], settings.run_dir)
+    tracker.log_results(2, {}, {})
     tracker.finish()
     assert list(tmp_path.iterdir()) == []
 
