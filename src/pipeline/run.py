@@ -25,7 +25,7 @@ from pipeline.notes import check_overlap, describe_start, note_classes
 from pipeline.novelty import LearnedImages
 from pipeline.results import gather
 from pipeline.run_folder import choose_hardware, describe, finished_results, open_folder, record_epochs
-from pipeline.settings import Settings
+from pipeline.settings import SPLIT_FILE, Settings
 from pipeline.splits import describe_data, digest_all, load_groups
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
@@ -135,7 +135,7 @@ def _train(settings: Settings, prepared: _Prepared, logger: Logger, until: int |
     data = prepared.data
     trainer = Trainer(prepared.model, data, settings, prepared.hardware, logger, keep_state)  # checks `last.pt`
     record_epochs(settings)
-    data.split.write(data.folder, settings.run_dir / "split.csv", prepared.held_out, prepared.groups.numbers[-1])
+    data.split.write(data.folder, settings.run_dir / SPLIT_FILE, prepared.held_out, prepared.groups.numbers[-1])
     trainer.fit(until)
     distributed.leave()
     return trainer

@@ -15,7 +15,7 @@ from pipeline.checkpoints import read_json
 from pipeline.hardware import Hardware
 from pipeline.recipes import RECIPES
 from pipeline.results import read_metrics
-from pipeline.settings import REPLACED, Settings, default_settings
+from pipeline.settings import METRICS_FILE, REPLACED, SETTINGS_FILE, Settings, default_settings
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict
     if settings.restart:
         return None
     _check_same(settings.run_dir, describe(settings, choose_hardware(settings), folders[0].classes))
-    file = settings.run_dir / "metrics.json"
+    file = settings.run_dir / METRICS_FILE
     if not file.exists():
         return None
     metrics = read_metrics(file, folders, settings.checkpoints)
@@ -38,7 +38,7 @@ def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict
 
 def choose_hardware(settings: Settings) -> Hardware:
     """Choose the hardware. A resumed run keeps its precision if the setting is "auto"."""
-    precision, file = settings.precision, settings.run_dir / "settings.json"
+    precision, file = settings.precision, settings.run_dir / SETTINGS_FILE
     if precision == "auto" and file.exists() and not settings.restart:
         earlier = read_json(file).get("precision")
         precision = earlier if earlier in ("fp32", "bf16") else precision
@@ -58,7 +58,7 @@ def open_folder(settings: Settings, described: dict[str, Any]) -> str:
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
         _log.info("the earlier run is now %s", aside)
-    file = folder / "settings.json"
+    file = folder / SETTINGS_FILE
     if file.exists():
         run_id = read_json(file).get("wandb_run_id")
         if not isinstance(run_id, str):
@@ -72,7 +72,7 @@ def open_folder(settings: Settings, described: dict[str, Any]) -> str:
 
 def record_epochs(settings: Settings) -> None:
     """Update the number of epochs in `settings.json`, for a run that is trained further."""
-    file = settings.run_dir / "settings.json"
+    file = settings.run_dir / SETTINGS_FILE
     earlier = read_json(file)
     if earlier["num_epochs"] != settings.num_epochs:
         write_json(file, {**earlier, "num_epochs": settings.num_epochs})
@@ -80,7 +80,7 @@ def record_epochs(settings: Settings) -> None:
 
 def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     """Raise UserError if a run was started with other settings, unless it can be trained for more epochs."""
-    file = run_dir / "settings.json"
+    file = run_dir / SETTINGS_FILE
     if not file.exists():
         return
     earlier = read_json(file)
