@@ -38,7 +38,7 @@ from pipeline.settings import STATE_FILE, Settings
 
 _log = logging.getLogger(__name__)
 
-# Attributes saved in `STATE_FILE`, besides the states of model, optimizer and scheduler.
+# Attributes saved in `last.pt`, besides the states of model, optimizer and scheduler.
 _PROGRESS = (
     "digest", "epoch", "unfinished", "history", "best_accuracy", "best_loss", "validations_without_improvement",
 )  # fmt: skip
@@ -52,7 +52,7 @@ class Trainer:
     If the recipe fits the head to frozen features first, that is epoch 0. Checkpoints and early stopping use the
     validation scores averaged over classes.
 
-    `STATE_FILE` holds the full state, and a run that is resumed from it gives identical results: each epoch derives its
+    `last.pt` holds the full state, and a run that is resumed from it gives identical results: each epoch derives its
     random numbers from the seed and its own number. The state is saved at the end of an epoch if the last save is at
     least `save_every` minutes old, at the end of training, and after a batch if the program is asked to stop.
 
