@@ -51,8 +51,8 @@ def test_lite0_recognises_hammers_and_hatchets(original, photographs):
     model = build_model("EfficientNetLite0", 3, pretrained=True).eval()
     imagenet = {"Axe": 596, "Hammer": 587}  # hatchet; hammer
     for label, number in imagenet.items():
-        places = np.flatnonzero(folder.labels == folder.classes.index(label))[:20]
-        images = [np.asarray(folder.read(place).convert("RGB").resize((224, 224))) for place in places]
+        indices = np.flatnonzero(folder.labels == folder.classes.index(label))[:20]
+        images = [np.asarray(folder.read(index).convert("RGB").resize((224, 224))) for index in indices]
         features = model.backbone(model.normalise(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)))
         best = original.classifier(features).topk(5).indices
         assert (best == number).any(1).float().mean() > 0.5

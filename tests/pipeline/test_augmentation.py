@@ -20,9 +20,9 @@ def images():
 def moments(images):
     """Returns the mean and standard deviation of the bright pixels' coordinates (y, x) in each image."""
     weights = images.flatten(1) / images.flatten(1).sum(1, keepdim=True)
-    places = torch.stack(torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")).flatten(1)
-    means = weights @ places.T
-    return means, (weights @ places.square().T - means.square()).sqrt()
+    coordinates = torch.stack(torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")).flatten(1)
+    means = weights @ coordinates.T
+    return means, (weights @ coordinates.square().T - means.square()).sqrt()
 
 
 def test_an_empty_batch(images):

@@ -45,13 +45,13 @@ def test_legends_hide_no_points(drawn, tmp_path):
         canvas.draw()
         all_axes = figure.axes
         found = [legend for legend in (*figure.legends, *(axes.get_legend() for axes in all_axes)) if legend]
-        places = [legend.get_window_extent() for legend in found]
-        assert len(places) == legends
-        for number, place in enumerate(places):
-            assert figure.bbox.x0 <= place.x0 < place.x1 <= figure.bbox.x1
-            assert figure.bbox.y0 <= place.y0
-            others = [*places[:number], *(axes.get_tightbbox() for axes in all_axes if axes.get_legend() is None)]
-            assert not any(place.overlaps(other) for other in (*others, *(axes.bbox for axes in all_axes)))
+        boxes = [legend.get_window_extent() for legend in found]
+        assert len(boxes) == legends
+        for number, box in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0
+            others = [*boxes[:number], *(axes.get_tightbbox() for axes in all_axes if axes.get_legend() is None)]
+            assert not any(box.overlaps(other) for other in (*others, *(axes.bbox for axes in all_axes)))
 
 
 @pytest.mark.parametrize("count", [31, 300, 1000])

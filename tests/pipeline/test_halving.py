@@ -57,9 +57,9 @@ def test_equal_accuracies_are_ranked_by_loss(make_run):
 
 def test_runs_are_compared_within_seed_and_fold(make_run):
     runs = [
-        make_run(f"{seed}_{fold}_{place}", accuracy, seed=seed, fold=fold)
+        make_run(f"{seed}_{fold}_{number}", accuracy, seed=seed, fold=fold)
         for seed, fold, accuracies in ((1, 0, (0.9, 0.8)), (2, 0, (0.1, 0.2)), (1, 1, (0.4, 0.3)))
-        for place, accuracy in enumerate(accuracies)
+        for number, accuracy in enumerate(accuracies)
     ]
     assert Halving(2, 1).survivors(runs, 1) == [runs[0], runs[3], runs[4]]
 

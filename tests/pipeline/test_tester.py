@@ -228,7 +228,7 @@ def test_heatmaps_do_not_depend_on_the_batch(tiny_model, monkeypatch):
     model = build_model("Tiny", 2)
     images = torch.randint(0, 256, (5, *model.input_size), dtype=torch.uint8)
     together = class_activation_maps(model, images, [0, 1, 0, 1, 0])
-    alone = [class_activation_maps(model, image[None], [place % 2])[0] for place, image in enumerate(images)]
+    alone = [class_activation_maps(model, image[None], [index % 2])[0] for index, image in enumerate(images)]
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
