@@ -9,10 +9,16 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from pipeline.checkpoints import Checkpoint
+    from pipeline.hardware import Hardware
+    from pipeline.settings import Settings
+    from pipeline.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -56,6 +62,43 @@ def save_untrained_run(folder: Path, classes: Sequence[str], **settings: Any) ->
     (folder / "settings.json").write_text(json.dumps(described))
     weights = build_model("SmallVGG", len(classes)).state_dict()
     Checkpoint("SmallVGG", tuple(classes), 1, weights).save(folder / "best_val_acc.pt")
+
+
+def make_trainer(settings: Settings, hardware: Hardware) -> Trainer:
+    """Prepare a run of two classes for training, without what `pipeline.run` does around it."""
+    import torch
+
+    from dataset.folders import read_folder
+    from models import build_model
+    from pipeline.data import load_training_data
+    from pipeline.logger import Logger
+    from pipeline.trainer import Trainer
+
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    model = build_model(
+        settings.model_type, 2, settings.pretrained, settings.weights, settings.freeze_to, settings.image_size
+    )
+    data = load_training_data(read_folder(settings.data_dir), model.input_size, fold=settings.fold)
+    return Trainer(model, data, settings, hardware, Logger(settings, {}, "test", "id"))
+
+
+def saved(trainer: Trainer, name: str) -> Checkpoint:
+    """Load a checkpoint that a trainer saved."""
+    from pipeline.checkpoints import Checkpoint
+
+    return Checkpoint.load(trainer.folder / f"{name}.pt", trainer.settings.model_type)
+
+
+def assert_same_run(found: Trainer, expected: Trainer) -> None:
+    """Check that two runs have identical histories and checkpoints."""
+    import torch
+
+    assert found.history == expected.history
+    for name in found.settings.checkpoints:
+        one, other = saved(found, name), saved(expected, name)
+        assert one.epoch == other.epoch
+        assert all(torch.equal(one.weights[key], value) for key, value in other.weights.items())
 
 
 def peak_memory() -> int:

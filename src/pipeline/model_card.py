@@ -48,7 +48,7 @@ def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     left_out = f"{used['left_out']} {'that share a group with these' if separate else 'augmented ones'} left out"
     yield f"- {used['train']} training and {used['val']} validation images; {left_out}"
     if unreadable := data["images"] - sum(classes.values()) - separate * used["left_out"]:
-        yield f"- {unreadable} unreadable images are not used"
+        yield f"- Unreadable images, which are not used: {unreadable}"
     if len(classes) <= _MOST_LISTED:
         yield f"- Images per class: {', '.join(f'{name} {count}' for name, count in classes.items())}"
     for name, tested in data["test"].items():

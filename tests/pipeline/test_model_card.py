@@ -18,7 +18,7 @@ def test_images_that_are_not_used_and_held_out_test_images():
     metrics["images"]["left_out"] = 4
     card = describe_run(metrics)
     assert "9 training and 0 validation images; 4 that share a group with these left out\n" in card
-    assert "- 2 unreadable images are not used\n" in card
+    assert "- Unreadable images, which are not used: 2\n" in card
     assert "- Test set set: 4 images held out of photos, digest" in card
 
 

@@ -8,94 +8,69 @@ import torch
 
 import pipeline.trainer
 from common import UserError
-from dataset.folders import read_folder
+from helpers import assert_same_run, make_trainer, saved
 from models import build_model
-from pipeline.checkpoints import Checkpoint
-from pipeline.data import load_training_data, make_loader
+from pipeline.data import make_loader
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
-from pipeline.logger import Logger
 from pipeline.recipes import RECIPES
 from pipeline.settings import CHECKPOINTS, Settings
-from pipeline.trainer import Trainer
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 MODEL = "timm/test_efficientnet"  # timm's model for tests
 
 
 @pytest.fixture
-def make_trainer(make_folder, backbone_weights, tmp_path, monkeypatch):
+def start_run(make_folder, backbone_weights, tmp_path, monkeypatch):
     """Make a trainer of a small backbone on images of two classes."""
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 21, "B": 12})
 
     def make(name="run", **settings):
         chosen = {"pretrained": True, "weights": backbone_weights, "num_epochs": 3, "batch_size": 8, "image_size": 64}
-        chosen |= settings
-        settings = Settings(
-            model_type=MODEL, data_dir=folder, output_dir=tmp_path / name, wandb="disabled", **chosen
-        )  # fmt: skip
-        settings.run_dir.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(settings.seed)
-        model = build_model(
-            MODEL, 2, settings.pretrained, settings.weights, settings.freeze_to, settings.image_size
-        )  # fmt: skip
-        data = load_training_data(read_folder(folder), model.input_size, fold=settings.fold)
-        return Trainer(model, data, settings, CPU, Logger(settings, {}, "test", "id"))
+        where = {"data_dir": folder, "output_dir": tmp_path / name}
+        return make_trainer(Settings(model_type=MODEL, wandb="disabled", **where, **chosen | settings), CPU)
 
     return make
 
 
-def weights_of(run, name):
-    return Checkpoint.load(run.folder / f"{name}.pt", MODEL)
-
-
-def check_equal(first, second):
-    """Check that two runs are bitwise identical."""
-    assert first.history == second.history
-    for name in first.settings.checkpoints:
-        expected, found = weights_of(first, name), weights_of(second, name)
-        assert found.epoch == expected.epoch
-        assert all(torch.equal(found.weights[key], value) for key, value in expected.weights.items())
-
-
-def test_finetuning_fits_the_head_then_trains_the_last_layers(make_trainer):
-    run = make_trainer()
+def test_finetuning_fits_the_head_then_trains_the_last_layers(start_run):
+    run = start_run()
     network = run.model.backbone
     stem, last = network.conv_stem.weight.clone(), network.conv_head.weight.clone()
     run.fit()
     assert torch.equal(network.conv_stem.weight, stem)
     assert not torch.equal(network.conv_head.weight, last)
     assert [row["epoch"] for row in run.history] == [0, 1, 2, 3]
-    assert weights_of(run, "terminal").epoch == 3
+    assert saved(run, "terminal").epoch == 3
     assert run.history[1]["train_loss"] < run.history[0]["train_loss"] + 1, "the fitted head is lost"
     means = (torch.zeros(run.model.backbone.bn1.num_features), run.model.backbone.bn1.running_mean)
     torch.testing.assert_close(*means, msg="batch normalisation must keep its statistics")
 
 
-def test_frozen_backbone_trains_the_head_only(make_trainer):
-    run = make_trainer(freeze_to="backbone")
+def test_frozen_backbone_trains_the_head_only(start_run):
+    run = start_run(freeze_to="backbone")
     before = {name: value.clone() for name, value in run.model.backbone.state_dict().items()}
     run.fit()
     assert [row["epoch"] for row in run.history] == [0]
     assert all(torch.equal(value, before[name]) for name, value in run.model.backbone.state_dict().items())
-    assert {weights_of(run, name).epoch for name in CHECKPOINTS} == {0}
+    assert {saved(run, name).epoch for name in CHECKPOINTS} == {0}
 
 
 @pytest.mark.parametrize("freeze_to", ["backbone", None])
-def test_fitted_head_scores_equally_on_images_and_features(make_trainer, freeze_to):
-    run = make_trainer(freeze_to=freeze_to, num_epochs=1)
+def test_fitted_head_scores_equally_on_images_and_features(start_run, freeze_to):
+    run = start_run(freeze_to=freeze_to, num_epochs=1)
     run._fit_head()
     model = build_model(MODEL, 2, image_size=64)
-    model.load_state_dict(weights_of(run, "best_val_acc").weights)
+    model.load_state_dict(saved(run, "best_val_acc").weights)
     scores, logits = evaluate(model, make_loader(run.data.validation, 8), CPU, "")
     assert scores.loss == pytest.approx(run.history[0]["val_loss"], rel=1e-4)
     torch.testing.assert_close(logits, run.validation_logits, rtol=1e-3, atol=1e-3)
 
 
-def test_average_contains_a_third_of_the_initial_weights(make_trainer):
+def test_average_contains_a_third_of_the_initial_weights(start_run):
     """The initial weights are those after epoch 0; constant weights follow."""
-    trainer = make_trainer()
+    trainer = start_run()
     trainer._fit_head()
     first = trainer.averaged.module.state_dict()["backbone.conv_stem.weight"].clone()
     constant = torch.full_like(first, 7.0)
@@ -107,9 +82,9 @@ def test_average_contains_a_third_of_the_initial_weights(make_trainer):
 
 
 @pytest.mark.parametrize("batches", [0, 2, 5])
-def test_interrupted_finetuning_gives_identical_results(make_trainer, monkeypatch, batches):
+def test_interrupted_finetuning_gives_identical_results(start_run, monkeypatch, batches):
     """Interrupted while fitting the head, and within each of two epochs of three batches."""
-    whole = make_trainer("whole", num_epochs=2)
+    whole = start_run("whole", num_epochs=2)
     whole.fit()
     done = []
 
@@ -129,21 +104,21 @@ def test_interrupted_finetuning_gives_identical_results(make_trainer, monkeypatc
         else:
             patch.setattr("pipeline.trainer.fit_head", stop_in_head)
         with pytest.raises(KeyboardInterrupt):
-            make_trainer("stopped", num_epochs=2).fit()
-    resumed = make_trainer("stopped", num_epochs=2)
+            start_run("stopped", num_epochs=2).fit()
+    resumed = start_run("stopped", num_epochs=2)
     monkeypatch.setattr("pipeline.trainer.fit_head", None)  # it is not fitted twice
     resumed.fit()
-    check_equal(whole, resumed)
+    assert_same_run(resumed, whole)
 
 
-def test_head_is_fitted_without_validation(make_trainer):
-    run = make_trainer(fold=None, freeze_to="backbone")
+def test_head_is_fitted_without_validation(start_run):
+    run = start_run(fold=None, freeze_to="backbone")
     run.fit()
     assert "val_loss" not in run.history[0]
-    assert weights_of(run, "terminal").epoch == 0
+    assert saved(run, "terminal").epoch == 0
 
 
-def test_image_size_grows_from_scratch(make_trainer, monkeypatch):
+def test_image_size_grows_from_scratch(start_run, monkeypatch):
     sides = []
 
     def note(model, images, hardware, original=pipeline.trainer.compute_logits):
@@ -151,7 +126,7 @@ def test_image_size_grows_from_scratch(make_trainer, monkeypatch):
         return original(model, images, hardware)
 
     monkeypatch.setattr("pipeline.trainer.compute_logits", note)
-    run = make_trainer(pretrained=False, weights=None, recipe="scratch", image_size=224, num_epochs=6)
+    run = start_run(pretrained=False, weights=None, recipe="scratch", image_size=224, num_epochs=6)
     run.fit()
     trained = [height for training, height, width in sides if training and height == width]
     per_epoch = len(trained) // 6
@@ -159,7 +134,7 @@ def test_image_size_grows_from_scratch(make_trainer, monkeypatch):
     assert run.history[-1]["epoch"] == 6
 
 
-def test_classes_are_drawn_equally_often(make_trainer, monkeypatch):
+def test_classes_are_drawn_equally_often(start_run, monkeypatch):
     """13 of each class, from 17 and 9 training images."""
     drawn = []
 
@@ -167,7 +142,7 @@ def test_classes_are_drawn_equally_often(make_trainer, monkeypatch):
         drawn.extend(labels.tolist())
         return original(logits, labels, **options)
 
-    run = make_trainer(num_epochs=1)
+    run = start_run(num_epochs=1)
     monkeypatch.setattr("pipeline.trainer.cross_entropy", note)
     run.fit()
     counts = np.bincount(drawn)

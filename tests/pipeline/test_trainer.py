@@ -18,14 +18,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import pipeline.trainer
 from common import Terminated, UserError
-from helpers import digests
+from helpers import assert_same_run, digests, make_trainer, saved
 from models import build_model
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
-from pipeline.data import load_training_data
 from pipeline.hardware import Hardware
 from pipeline.inference import compute_logits, evaluate
-from pipeline.logger import Logger
 from pipeline.metrics import Scores
 from pipeline.settings import Settings
 from pipeline.trainer import Trainer
@@ -39,18 +37,10 @@ def trainer(make_folder, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = make_folder("data", {"A": 21, "B": 20})
 
-    def make(name="run", frozen=False, hardware=CPU, **settings):
-        from dataset.folders import read_folder
-
-        settings = Settings(
-            model_type=tiny_model, data_dir=folder, output_dir=tmp_path / name, wandb="disabled",
-            **{"num_epochs": 6, "batch_size": 8, "learning_rate": 0.01, "save_every": 0, **settings},
-        )  # fmt: skip
-        settings.run_dir.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(settings.seed)
-        model = build_model(tiny_model, 2, pretrained=frozen)
-        data = load_training_data(read_folder(folder), (3, 16, 16))
-        return Trainer(model, data, settings, hardware, Logger(settings, {}, "Tiny", "id"))
+    def make(name="run", hardware=CPU, **settings):
+        settings = {"num_epochs": 6, "batch_size": 8, "learning_rate": 0.01, "save_every": 0, **settings}
+        where = {"data_dir": folder, "output_dir": tmp_path / name}
+        return make_trainer(Settings(model_type=tiny_model, wandb="disabled", **where, **settings), hardware)
 
     return make
 
@@ -101,23 +91,10 @@ def test_interrupted_run_refuses_changed_images(trainer, monkeypatch):
     trainer(num_epochs=2).fit()
 
 
-def weights_of(trainer, name):
-    return Checkpoint.load(trainer.folder / f"{name}.pt", "Tiny")
-
-
-def assert_same(found, expected):
-    """Check that two runs have identical histories and checkpoints."""
-    assert found.history == expected.history
-    for name in ("best_val_acc", "best_val_loss", "terminal"):
-        one, other = weights_of(found, name), weights_of(expected, name)
-        assert one.epoch == other.epoch
-        assert all(torch.equal(one.weights[key], value) for key, value in other.weights.items())
-
-
 def scores_of(trainer, name) -> Scores:
     """Evaluate a saved checkpoint on the validation images."""
     model = build_model("Tiny", 2)
-    model.load_state_dict(weights_of(trainer, name).weights)
+    model.load_state_dict(saved(trainer, name).weights)
     return evaluate(model, trainer.validation_loader, CPU, "")[0]
 
 
@@ -136,7 +113,7 @@ def test_measuring_threads_changes_no_result_and_a_resumed_run_keeps_them(traine
     resumed = trainer()
     resumed.fit()
     assert calls == [None, 1]
-    assert_same(resumed, expected)
+    assert_same_run(resumed, expected)
 
 
 def test_checkpoints_are_the_best_and_the_last_epoch(trainer):
@@ -145,13 +122,13 @@ def test_checkpoints_are_the_best_and_the_last_epoch(trainer):
     losses = [row["val_per_class_loss"] for row in run.history]
     accuracies = [row["val_per_class_accuracy"] for row in run.history]
     assert len(losses) == 8
-    assert weights_of(run, "best_val_loss").epoch == 1 + losses.index(min(losses))
-    assert weights_of(run, "best_val_acc").epoch == 1 + accuracies.index(max(accuracies))
-    assert weights_of(run, "terminal").epoch == 8
+    assert saved(run, "best_val_loss").epoch == 1 + losses.index(min(losses))
+    assert saved(run, "best_val_acc").epoch == 1 + accuracies.index(max(accuracies))
+    assert saved(run, "terminal").epoch == 8
     assert scores_of(run, "best_val_loss").per_class_loss == pytest.approx(min(losses), rel=1e-6)
     assert scores_of(run, "best_val_acc").per_class_accuracy == max(accuracies)
     assert scores_of(run, "terminal").per_class_loss == pytest.approx(losses[-1], rel=1e-6)
-    assert weights_of(run, "terminal").classes == ("A", "B")
+    assert saved(run, "terminal").classes == ("A", "B")
 
 
 def test_checkpoints_of_one_epoch_share_a_file(trainer):
@@ -185,8 +162,8 @@ def test_early_stopping(trainer, monkeypatch):
     run = trainer(num_epochs=9, early_stopping_patience=3)
     run.fit()
     assert run.epoch == 8  # the fifth loss is the lowest, and the second 2.0 is no improvement
-    assert weights_of(run, "best_val_loss").epoch == 5
-    assert weights_of(run, "terminal").epoch == 8
+    assert saved(run, "best_val_loss").epoch == 5
+    assert saved(run, "terminal").epoch == 8
 
 
 def test_validation_frequency(trainer):
@@ -199,7 +176,7 @@ def test_validation_frequency(trainer):
 
 
 def test_frozen_layers_are_not_optimised(trainer):
-    run = trainer(frozen=True, weight_decay=0.5)
+    run = trainer(pretrained=True, weight_decay=0.5)
     frozen = {name: value.clone() for name, value in run.model.named_parameters() if not value.requires_grad}
     assert frozen
     run.fit()
@@ -216,7 +193,7 @@ def test_one_cycle_schedule_and_averaged_weights(trainer):
     rates = [row["learning_rate"] for row in run.history]
     assert rates.index(max(rates)) == 1
     assert rates[-1] < 0.01 * run.settings.learning_rate
-    terminal = weights_of(run, "terminal").weights
+    terminal = saved(run, "terminal").weights
     averaged, last = run.averaged.module.state_dict(), run.model.state_dict()
     assert all(torch.equal(terminal[name], value) for name, value in averaged.items())
     assert not all(torch.equal(terminal[name], value) for name, value in last.items())
@@ -238,7 +215,7 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def saved(monkeypatch):
+def saved_after(monkeypatch):
     """The epochs after which the full state is saved."""
     epochs = []
 
@@ -254,12 +231,12 @@ def saved(monkeypatch):
     ("minutes", "expected"),
     [(10, [3, 6, 8]), (4, [1, 2, 3, 4, 5, 6, 7, 8]), (0, [1, 2, 3, 4, 5, 6, 7, 8]), (math.inf, [8])],
 )
-def test_full_state_is_saved_regularly_and_at_the_end(trainer, clock, saved, minutes, expected):
+def test_full_state_is_saved_regularly_and_at_the_end(trainer, clock, saved_after, minutes, expected):
     trainer(num_epochs=8, save_every=minutes).fit()
-    assert saved == expected
+    assert saved_after == expected
 
 
-def test_full_state_is_saved_on_a_signal(trainer, clock, saved, monkeypatch):
+def test_full_state_is_saved_on_a_signal(trainer, clock, saved_after, monkeypatch):
     def evaluate(*arguments, original=pipeline.trainer.evaluate):
         if clock.minutes == 4:  # in the second epoch, after its last batch
             signal.raise_signal(signal.SIGTERM)
@@ -269,7 +246,7 @@ def test_full_state_is_saved_on_a_signal(trainer, clock, saved, monkeypatch):
         patch.setattr("pipeline.trainer.evaluate", evaluate)
         with pytest.raises(Terminated):
             trainer(save_every=10).fit()
-    assert saved == [2]
+    assert saved_after == [2]
     assert trainer().epoch == 2
 
 
@@ -284,7 +261,7 @@ def test_killed_run_resumes_with_identical_results(trainer, clock, monkeypatch, 
     resumed = trainer("killed", **settings)
     assert resumed.epoch == resumed_after
     resumed.fit()
-    assert_same(resumed, whole)
+    assert_same_run(resumed, whole)
     assert (resumed.folder / "history.csv").read_bytes() == (whole.folder / "history.csv").read_bytes()
 
 
@@ -343,7 +320,7 @@ def test_signal_stops_after_the_batch_and_resumes_with_identical_results(
     resumed = trainer("stopped", hardware=hardware, recipe=recipe)
     resumed.fit()
     assert len(batches) == 6 * 4
-    assert_same(resumed, whole)
+    assert_same_run(resumed, whole)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -455,9 +432,8 @@ def test_non_finite_loss_stops_the_run(trainer, monkeypatch, recipe):
     )
     assert [row["epoch"] for row in csv.DictReader((run.folder / "history.csv").open())] == ["1", "2"]
     for name in ("best_val_acc", "best_val_loss"):
-        saved = weights_of(run, name)
-        assert saved.epoch <= 2
-        assert all(value.isfinite().all() for value in saved.weights.values())
+        assert saved(run, name).epoch <= 2
+        assert all(value.isfinite().all() for value in saved(run, name).weights.values())
     again = trainer(recipe=recipe, gamma=0.5)
     assert again.epoch == 2
     assert all(value.isfinite().all() for value in again.model.state_dict().values())
