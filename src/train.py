@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import ArgumentParser, UserError, own_name, run_program, say
+from common import ArgumentParser, UserError, list_counts, own_name, run_program, say
 from dataset.layout import Layout, find_layout, join_validation
 from pipeline.settings import Settings
 
@@ -126,7 +126,7 @@ def _count(counts: Mapping[str, int]) -> str:
     if len(counts) > _MOST_COUNTED:
         sizes = counts.values()
         return f"{sum(sizes)} images of {len(counts)} classes, {min(sizes)} to {max(sizes)} per class"
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    return list_counts(counts)
 
 
 def _divide(layout: Layout, folders: list[ImageFolder]) -> list[ImageFolder]:

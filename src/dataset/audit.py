@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, command, printable, run_program
+from common import ArgumentParser, UserError, command, list_counts, pluralise, printable, run_program
 from dataset.examining import STORE, Examined, examine, find_highest, find_unreadable, find_white
 from dataset.folders import (
     AUGMENTED,
@@ -286,7 +286,7 @@ def _labels(images: Sequence[Examined]) -> np.ndarray:
 def describe(report: Report) -> Iterator[str]:
     """Yield the lines that the program prints."""
     for directory, counts in report.images.items():
-        yield f"{directory}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+        yield f"{directory}: {list_counts(counts)}"
     yield f"unreadable files: {len(report.unreadable)}"
     yield from (f"  {printable(path)}: {reason}" for path, reason in report.unreadable.items())
     for kind, title in _TITLES.items():
@@ -373,7 +373,7 @@ def main() -> int:
         else:
             print(*describe(report), sep="\n")
         if arguments.fix and (moved := fix(report)):
-            print(f"{moved} files moved to {REJECTED}/", file=sys.stderr)
+            print(f"{pluralise(moved, 'file')} moved to {REJECTED}/", file=sys.stderr)
             if conflicts := sum(twin.kind == LABEL_CONFLICT for twin in report.twins):
                 print(f"{conflicts} of them are in two classes: check which label is right", file=sys.stderr)
     return 0 if report.clean else 1

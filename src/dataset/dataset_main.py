@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, check_least, run_program, say
+from common import ArgumentParser, UserError, check_least, list_counts, run_program, say
 from dataset.audit import audit, fix_command, summarise
 from dataset.augmentation_data import (
     ALL,
@@ -61,12 +61,13 @@ def make_dataset(arguments: argparse.Namespace) -> None:
         _audit(dataset_dir, testing_dirs, arguments.allow_leaks)
         check_augmentation(dataset_dir, testing_dir, arguments.max_per_class, arguments.testing_per_class, seed, **plan)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
-        say("reduce", f"to {arguments.max_per_class} per class: {_counts(moved)} moved to {dataset_dir / LEFT_OUT}")
+        say("reduce", f"to {arguments.max_per_class} per class: {list_counts(moved)} moved to {dataset_dir / LEFT_OUT}")
         moved = create_testing_batch(dataset_dir, testing_dir, arguments.testing_per_class, seed)
-        say("split", f"{_counts(moved)} moved to {testing_dir}")
+        say("split", f"{list_counts(moved)} moved to {testing_dir}")
         if arguments.extra_testing:
-            say("split", f"{_counts(add_extra_testing(arguments.extra_testing, testing_dir))} copied to {testing_dir}")
-        say("augment", f"{_counts(create_augmented_data(dataset_dir, seed, **plan))} written")
+            copied = add_extra_testing(arguments.extra_testing, testing_dir)
+            say("split", f"{list_counts(copied)} copied to {testing_dir}")
+        say("augment", f"{list_counts(create_augmented_data(dataset_dir, seed, **plan))} written")
         sizes = measure_classes(dataset_dir, testing_dir)
         for path in plot_dataset(dataset_dir, sizes, arguments.figures_dir):
             say("draw", str(path))
@@ -78,7 +79,7 @@ def _get_images(arguments: argparse.Namespace, has_classes: bool) -> None:
     dataset_dir = arguments.dataset_dir
     if arguments.source == "openimages":
         classes = class_names(dataset_dir) if has_classes else CLASSES
-        say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
+        say("fetch", f"{list_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
         say("sample", f"{write_sample(dataset_dir, arguments.testing_dir, arguments.seed)} images drawn")
     elif not own_class_names(dataset_dir):
@@ -131,10 +132,6 @@ def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassS
             testing=count(testing_dir, name),
         )
     return sizes
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def main() -> int:
