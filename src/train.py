@@ -108,7 +108,7 @@ def _read(layout: Layout) -> list[ImageFolder]:
 
 def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
     """Yield lines that count the images and describe problems with them."""
-    from dataset.audit import audit, fix_command, summarise
+    from dataset.audit import audit, audit_command, summarise
 
     if training.arrays is not None:
         counts = np.bincount(training.labels, minlength=len(training.classes)).tolist()
@@ -118,8 +118,9 @@ def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
     for directory, counts in report.images.items():
         yield f"{directory}: {_count(counts)}"
     yield from summarise(report)
-    if report.unreadable or report.twins:
-        yield f"to list these files and move them out of the way: {fix_command(layout.training, layout.others)}"
+    if report.unreadable or report.duplicates:
+        yield f"to list these files: {audit_command(layout.training, layout.others)}"
+        yield f"to move them out of the way: {audit_command(layout.training, layout.others, fix=True)}"
 
 
 def _count(counts: Mapping[str, int]) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores, short_name, write_whole
-from dataset.examining import STORE, Examined, examine, find_unreadable, find_white
+from dataset.examining import STORE, Examined, examine, find_unreadable, find_white_level
 from dataset.folders import (
     AUGMENTED,
     augmented_name,
@@ -108,7 +108,7 @@ def draw_testing_batch(
     if not lacking or not per_class:
         return rows
     images = [path for folder in folders.values() for path in image_files(folder)]
-    examined, _ = examine([path for path in images if path not in without], white=find_white(images))
+    examined, _ = examine([path for path in images if path not in without], white_level=find_white_level(images))
     groups = _group_by_class(dataset_dir, examined)
     for name in lacking:
         own = [group for group in groups[name] if {path.parent for path in group} == {folders[name]}]
@@ -283,7 +283,7 @@ def create_augmented_data(
         for number in missing[name]:
             source = _generator(seed, name, number, "source").choice(sources[name])
             of_source[name, source].append(number)
-    white = find_white([path for name in names for path in sources[name]])
+    white = find_white_level([path for name in names for path in sources[name]])
     write = partial(_write_augmented, dataset_dir, seed, white)
     forkserver = multiprocessing.get_context("forkserver")
     with (

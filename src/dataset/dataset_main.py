@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, check_least, list_counts, run_program, say
-from dataset.audit import audit, fix_command, summarise
+from dataset.audit import audit, audit_command, summarise
 from dataset.augmentation_data import (
     ALL,
     MINORITY,
@@ -99,7 +99,7 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     report = audit(dataset_dir, testing_dirs)
     for line in summarise(report):
         say("audit", line)
-    if report.unreadable or report.twins:
+    if report.unreadable or report.duplicates:
         say("audit", "audit.py lists the files, and with --fix moves them out of training")
     if report.poor:
         say("audit", "audit.py lists the images of low quality, which stay where they are")
@@ -110,8 +110,8 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
         first = report.leaks[0]
         raise UserError(
             f"{len(report.leaks)} images to train on share a group with test images, for example {first.path} and "
-            f"{first.of}; `{fix_command(dataset_dir, testing_dirs)}` moves them and all other findings out of "
-            "training; --allow-leaks continues with them"
+            f"{first.of}; `{audit_command(dataset_dir, testing_dirs, fix=True)}` moves them and all other findings out "
+            "of training; --allow-leaks continues with them"
         )
 
 

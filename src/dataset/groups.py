@@ -193,7 +193,7 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
     """Examine the readable original images; the result is keyed by place."""
     originals = np.flatnonzero(~folder.augmented).tolist()
     if folder.arrays is None and not folder.inverted[originals].any():
-        found, _ = examine([folder.paths[place] for place in originals], store, folder.white)
+        found, _ = examine([folder.paths[place] for place in originals], store, folder.white_level)
         by_path = {image.path: image for image in found}
         return {place: by_path[folder.paths[place]] for place in originals if folder.paths[place] in by_path}
 

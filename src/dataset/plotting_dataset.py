@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common import list_counts, printable
-from dataset.examining import examine, find_white
+from dataset.examining import examine, find_white_level
 from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
 from dataset.reading import WHITE, read_image, resize_or_pad_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, legible, name_ticks, new_figure, save_figure, short_label
@@ -70,8 +70,8 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
     """Draw all figures of a dataset, which has one folder per class, and return the PNG files."""
     names = class_names(dataset_dir)
     files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
-    white = find_white([path for paths in files.values() for path in paths])
-    images = {name: examine(files[name], white=white)[0] for name in names}
+    white = find_white_level([path for paths in files.values() for path in paths])
+    images = {name: examine(files[name], white_level=white)[0] for name in names}
     forms = {name: [image.size for image in members] for name, members in images.items()}
     figures = {
         "class_sizes": draw_class_sizes(sizes),

@@ -44,7 +44,7 @@ class _Kind(NamedTuple):
     describe: Callable[[np.ndarray, np.ndarray], str]
 
 
-def in_short(aspects: Sequence[Aspect]) -> str:
+def summarise_shift(aspects: Sequence[Aspect]) -> str:
     """Return the most important difference, "none", or that nothing could be compared."""
     if not aspects:
         return "not measured, since no class has two training images and a test image"

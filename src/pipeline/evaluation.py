@@ -145,7 +145,7 @@ def _is_free(folder: Path, path: str) -> bool:
 
 def evaluate(run: TrainedRun, folder: ImageFolder) -> Evaluation:
     """Classify the images of a folder, whose labels are indices into the run's classes."""
-    test_set = load_test_set(replace(folder, white=run.white), run.model.input_size)
+    test_set = load_test_set(replace(folder, white_level=run.white), run.model.input_size)
     logits, _ = predict(run.model, make_loader(test_set.images, BATCH), run.hardware, f"testing on {folder.name}")
     return Evaluation(run.classes, test_set, logits, run.temperature, folder.directory, run.checkpoint)
 

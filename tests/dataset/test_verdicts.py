@@ -113,5 +113,5 @@ def test_second_audit_of_photographs_compares_nothing(photographs, tmp_path, mon
     first = audit(*folders)
     assert len(compared) > 1000
     compared.clear()
-    assert audit(*folders).twins == first.twins
+    assert audit(*folders).duplicates == first.duplicates
     assert compared == []
