@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, command, list_counts, pluralise, printable, run_program
+from dataset import groups
 from dataset.examining import STORE, Examined, examine, find_highest, find_unreadable, find_white_level
 from dataset.folders import (
     AUGMENTED,
@@ -31,20 +32,8 @@ from dataset.folders import (
     passed_over,
     passed_over_beside,
 )
-from dataset.groups import AUGMENTED as SAME_STEM
-from dataset.groups import (
-    NEAR_DUPLICATE,
-    PHOTOGRAPH,
-    PIXELS,
-    Links,
-    file_key,
-    find_links,
-    find_stems,
-    number_groups,
-    read_photographs,
-)
-from dataset.moving import REJECTED, alone_in, finish_moves, set_aside
-from dataset.quality import Rule, find_poor_images
+from dataset.moving import REJECTED, finish_moves, lock_dataset, set_aside
+from dataset.quality import UsualFlaw, find_poor_images
 from dataset.reading import WHITE, white_level_of
 from dataset.shift import Aspect, measure_shift, summarise_shift
 
@@ -52,60 +41,43 @@ LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
 _GROUP = "group"  # the link of two images that are linked through others only
 _REASONS = {  # closest first
-    PIXELS: "has the same pixels as",
-    NEAR_DUPLICATE: "is a near-duplicate of",
-    PHOTOGRAPH: "is cut from the same photograph as",
-    SAME_STEM: "has the same class and stem as",
+    groups.PIXELS: "has the same pixels as",
+    groups.NEAR_DUPLICATE: "is a near-duplicate of",
+    groups.PHOTOGRAPH: "is cut from the same photograph as",
+    groups.AUGMENTED: "has the same class and stem as",
     _GROUP: "is linked through other images to",
 }
+_OF_COPIES = (groups.PIXELS, groups.NEAR_DUPLICATE)  # the other links make leaks only
 _POOR = "images of low quality"
 _MOSTLY = 0.9  # share of 16-bit files with fewer bits than training, above which a note is printed
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """An image that `--fix` moves, since it belongs with another one.
-
-    Attributes:
-        path: the image.
-        of: the image that is kept.
-        kind: `LEAK` for a training image that belongs with a test image, `LABEL_CONFLICT` between classes, `DUPLICATE`
-            within one.
-        link: what links the two: a kind of `dataset.groups`, or "group" for a link through other images only.
-    """
+    """An image that `--fix` moves, since it belongs with another one."""
 
     path: Path
-    of: Path
-    kind: str
-    link: str
+    of: Path  # the image that is kept
+    kind: str  # LEAK in training for one in a test folder, LABEL_CONFLICT between classes, DUPLICATE within a class
+    link: str  # what links the two: a kind of `dataset.groups`, or "group" for a link through other images only
 
     @property
     def exact(self) -> bool:
         """Whether both images have identical pixels."""
-        return self.link == PIXELS
+        return self.link == groups.PIXELS
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of an audit.
+    """The findings of an audit."""
 
-    Attributes:
-        images: number of readable images per folder and class.
-        unreadable: everything else in the class folders and beside them, with the reason.
-        duplicates: sorted by path.
-        shift: the differences of each test folder from the training folder.
-        poor: images of low quality, with their flaws.
-        rules: flaws that are usual in a class; `poor` does not list them.
-        notes: on 16-bit files with fewer bits, and on classes in which near-duplicates are usual.
-    """
-
-    images: dict[Path, dict[str, int]]
-    unreadable: dict[Path, str]
-    duplicates: list[Duplicate]
-    shift: dict[Path, list[Aspect]]
-    poor: dict[Path, list[str]]
-    rules: list[Rule]
-    notes: list[str]
+    images: dict[Path, dict[str, int]]  # number of readable images per folder and class
+    unreadable: dict[Path, str]  # everything else in the class folders and beside them, with the reason
+    duplicates: list[Duplicate]  # sorted by path
+    shift: dict[Path, list[Aspect]]  # the differences of each test folder from the training folder
+    poor: dict[Path, list[str]]  # images of low quality, with their flaws
+    usual_flaws: list[UsualFlaw]  # of many images of a class, which `poor` does not list
+    notes: list[str]  # on 16-bit files with fewer bits, and on classes in which near-duplicates are usual
 
     @property
     def leaks(self) -> list[Duplicate]:
@@ -145,12 +117,14 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         if images or bad:
             examined[directory] = images
         unreadable |= bad
-    poor, rules = find_poor_images([image for images in examined.values() for image in images])
+    poor, usual_flaws = find_poor_images([image for images in examined.values() for image in images])
     duplicates, notes = _find_duplicates(dataset_dir, examined)
     labels = {directory: _labels(images) for directory, images in examined.items()}
-    counts = {directory: Counter(labels[directory].tolist()) for directory in examined}
     return Report(
-        images={directory: {name: count[name] for name in classes[directory]} for directory, count in counts.items()},
+        images={
+            directory: {name: int((of_images == name).sum()) for name in classes[directory]}
+            for directory, of_images in labels.items()
+        },
         unreadable=dict(sorted(unreadable.items())),
         duplicates=duplicates,
         shift={
@@ -159,7 +133,7 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
             if directory != dataset_dir
         },
         poor=poor,
-        rules=rules,
+        usual_flaws=usual_flaws,
         notes=[*_describe_range(paths, dataset_dir, white_level), *notes],
     )
 
@@ -191,8 +165,8 @@ def _describe_range(paths: Mapping[Path, Sequence[Path]], dataset_dir: Path, whi
     for directory, files in paths.items():
         values = [highest for highest in find_highest(files) if highest]
         if above := sum(highest > white_level for highest in values):
-            total = pluralise(len(values), "16-bit file")
-            yield f"{directory}: {above} of {total} have values above {white_level}, which become white"
+            which = f"{above} of {len(values)} 16-bit files"
+            yield f"{directory}: {which} have values above {white_level}, which become white"
         low = sum(white_level_of(highest) < white_level for highest in values)
         if low > _MOSTLY * len(values):
             yield f"{directory}: {low} of {len(values)} 16-bit files use less than {bits} bits: a different bit depth?"
@@ -255,14 +229,18 @@ def _search_once(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]])
     tested on. Within a folder each image is kept that is not a near-duplicate of one kept before: a chain of links
     does not count, nor do crops of one photograph.
     """
-    images, found = _link(dataset_dir, examined)
+    # Test folders first, and the largest images of each folder first: these are kept.
+    folders = (*(folder for folder in examined if folder != dataset_dir), dataset_dir)
+    by_size = (sorted(examined[folder], key=lambda i: (-i.size[0] * i.size[1], i.path)) for folder in folders)
+    images = [image for of_folder in by_size for image in of_folder]
+    found = groups.find_dataset_links(images, dataset_dir, STORE)
     labels = _labels(images).tolist()
     paths = [image.path for image in images]
-    folders = [path.parent.parent for path in paths]
-    groups = number_groups(len(images), found.links).tolist()
+    folder = [path.parent.parent for path in paths]
+    numbers = groups.number_groups(len(images), found.links).tolist()
     tested: dict[int, int] = {}  # the first test image of a group
-    for index, group in enumerate(groups):
-        if folders[index] != dataset_dir:
+    for index, group in enumerate(numbers):
+        if folder[index] != dataset_dir:
             tested.setdefault(group, index)
     neighbours: dict[int, list[tuple[int, str]]] = defaultdict(list)  # earlier images, the most closely linked first
     for link in sorted(found.links, key=lambda link: (list(_REASONS).index(link.kind), link.first)):
@@ -270,34 +248,20 @@ def _search_once(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]])
 
     duplicates = []
     moved: set[int] = set()
-    for index, group in enumerate(groups):
-        near = neighbours[index]
-        if folders[index] == dataset_dir and group in tested:
-            direct = ((other, link) for other, link in near if folders[other] != dataset_dir)
-            other, link = next(direct, (tested[group], _GROUP))
-            duplicates.append(Duplicate(paths[index], paths[other], LEAK, link))
-            continue
-        for other, link in near:
-            if link in (PIXELS, NEAR_DUPLICATE) and folders[index] == folders[other] and other not in moved:
-                kind = DUPLICATE if labels[index] == labels[other] else LABEL_CONFLICT
-                duplicates.append(Duplicate(paths[index], paths[other], kind, link))
-                moved.add(index)
-                break
+    for index, group in enumerate(numbers):
+        leaks = folder[index] == dataset_dir and group in tested
+        if leaks:
+            direct = [(other, link) for other, link in neighbours[index] if folder[other] != dataset_dir]
+            kept = direct or [(tested[group], _GROUP)]
+        else:
+            copies = [(other, link) for other, link in neighbours[index] if folder[other] == folder[index]]
+            kept = [(other, link) for other, link in copies if link in _OF_COPIES and other not in moved]
+        if kept:
+            other, link = kept[0]
+            kind = LEAK if leaks else DUPLICATE if labels[index] == labels[other] else LABEL_CONFLICT
+            duplicates.append(Duplicate(paths[index], paths[other], kind, link))
+            moved.add(index)
     return duplicates, found.notes
-
-
-def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[list[Examined], Links]:
-    """Return all images, test folders first and each folder's largest images first, and the links between them."""
-    images: list[Examined] = []
-    photographs: list[str | None] = []
-    stems: list[tuple[str, str] | None] = []
-    for directory in (*(folder for folder in examined if folder != dataset_dir), dataset_dir):
-        known = read_photographs(directory, dataset_dir)
-        ordered = sorted(examined[directory], key=lambda image: (-image.size[0] * image.size[1], image.path))
-        photographs += [known.get(file_key(image.path)) for image in ordered]
-        stems += find_stems([image.path for image in ordered], directory, dataset_dir)
-        images += ordered
-    return images, find_links(images, _labels(images).tolist(), photographs, stems, STORE)
 
 
 def _labels(images: Sequence[Examined]) -> np.ndarray:
@@ -317,9 +281,9 @@ def describe(report: Report) -> Iterator[str]:
     yield from report.notes
     yield f"{_POOR}: {len(report.poor)}{' (review them: --fix does not move them)' if report.poor else ''}"
     yield from (f"  {printable(path)}: {', '.join(flaws)}" for path, flaws in report.poor.items())
-    for rule in report.rules:
-        count = f"{rule.count} of {rule.images} images"
-        yield f"  {printable(rule.folder)}: {rule.flaw}: {count}, usual in this class, not listed"
+    for usual in report.usual_flaws:
+        count = f"{usual.count} of {usual.images} images"
+        yield f"  {printable(usual.folder)}: {usual.flaw}: {count}, usual in this class, not listed"
     for directory, aspects in report.shift.items():
         yield f"shift of {directory}: {summarise_shift(aspects)}"
         if aspects:
@@ -353,7 +317,7 @@ def to_json(report: Report) -> dict[str, Any]:
             for each in report.duplicates
         ],
         "poor": {str(path): flaws for path, flaws in report.poor.items()},
-        "poor_as_a_rule": [{**rule._asdict(), "folder": str(rule.folder)} for rule in report.rules],
+        "poor_as_a_rule": [{**usual._asdict(), "folder": str(usual.folder)} for usual in report.usual_flaws],
         "notes": report.notes,
         "shift": {
             str(directory): [{**asdict(aspect), "shifted": aspect.shifted} for aspect in aspects]
@@ -386,7 +350,7 @@ def main() -> int:
     with ExitStack() as stack:
         if arguments.fix:
             for folder in filter(Path.is_dir, (arguments.dataset_dir, *arguments.testing_dir)):
-                stack.enter_context(alone_in(folder))
+                stack.enter_context(lock_dataset(folder))
                 finish_moves(folder, REJECTED)
         report = audit(arguments.dataset_dir, arguments.testing_dir)
         for folder in arguments.testing_dir:
@@ -399,7 +363,7 @@ def main() -> int:
         if arguments.fix and (moved := fix(report)):
             print(f"{pluralise(moved, 'file')} moved to {REJECTED}/", file=sys.stderr)
             if conflicts := sum(each.kind == LABEL_CONFLICT for each in report.duplicates):
-                print(f"duplicates between classes: {conflicts}: check which label is right", file=sys.stderr)
+                print(f"in two classes: {conflicts} of them; check which label is right", file=sys.stderr)
     return 0 if report.clean else 1
 
 

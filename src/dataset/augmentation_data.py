@@ -33,7 +33,7 @@ from dataset.folders import (
     source_stem,
     stem_of,
 )
-from dataset.groups import file_key, find_links, find_stems, number_groups, read_photographs
+from dataset.groups import find_dataset_links, number_groups
 from dataset.moving import LEFT_OUT, move_file, set_aside
 from dataset.reading import read_image, resize_or_pad_image
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
@@ -125,18 +125,10 @@ def draw_testing_batch(
 
 def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str, list[list[Path]]]:
     """Return the groups that contain images of each class."""
-    photographs = read_photographs(dataset_dir, dataset_dir)
-    paths = [image.path for image in examined]
-    found = find_links(
-        examined,
-        [canonical(path.parent.name) for path in paths],
-        [photographs.get(file_key(path)) for path in paths],
-        find_stems(paths, dataset_dir, dataset_dir),
-        STORE,
-    )
+    links = find_dataset_links(examined, dataset_dir, STORE).links
     members: dict[int, list[Path]] = defaultdict(list)
-    for path, number in zip(paths, number_groups(len(paths), found.links).tolist(), strict=True):
-        members[number].append(path)
+    for image, number in zip(examined, number_groups(len(examined), links).tolist(), strict=True):
+        members[number].append(image.path)
     groups: dict[str, list[list[Path]]] = defaultdict(list)
     for group in members.values():
         for name in {canonical(path.parent.name) for path in group}:

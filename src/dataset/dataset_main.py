@@ -37,7 +37,7 @@ from dataset.folders import (
     own_class_names,
     tell_left_out,
 )
-from dataset.moving import LEFT_OUT, REJECTED, alone_in
+from dataset.moving import LEFT_OUT, REJECTED, lock_dataset
 from dataset.plotting_dataset import ClassSizes, plot_dataset
 from dataset.preparedataset import CLASSES, fetch
 from dataset.sample import write_sample
@@ -56,7 +56,7 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     _check_classes(arguments)
     testing_dir.mkdir(parents=True, exist_ok=True)
     plan = {"mode": arguments.augment, "target": arguments.augment_to}
-    with alone_in(dataset_dir):
+    with lock_dataset(dataset_dir):
         prepare_to_augment(dataset_dir, **plan)
         _audit(dataset_dir, testing_dirs, arguments.allow_leaks)
         check_augmentation(dataset_dir, testing_dir, arguments.max_per_class, arguments.testing_per_class, seed, **plan)

@@ -37,29 +37,17 @@ _STRIP = 1 << 20  # pixels, or bytes of a file, that are hashed at once
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of one image file.
-
-    Attributes:
-        path: the file.
-        size: width and height of the upright image in pixels.
-        form: file format and mode, such as "JPEG RGB".
-        pixels: 16-byte digest of the upright RGB pixels and the size; equal only for identical pixels.
-        thumbnail: (32, 32) uint8, grey, aspect ratio not kept.
-        intensities: (256,) share of the pixels that have each grey value.
-        fingerprint: what near-duplicates are found by.
-        sharpness: RMS of the Laplacian divided by RMS of the gradient, at 128 pixels; independent of contrast.
-        white: the white level that was used; 0 for images that do not have 16-bit values.
-    """
+    """What is known of one image file."""
 
     path: Path
-    size: tuple[int, int]
-    form: str
-    pixels: bytes
-    thumbnail: np.ndarray
-    intensities: np.ndarray
-    fingerprint: Fingerprint
-    sharpness: float
-    white: int = 0
+    size: tuple[int, int]  # width and height of the upright image in pixels
+    form: str  # file format and mode, such as "JPEG RGB"
+    pixels: bytes  # 16-byte digest of the upright RGB pixels and the size; equal only for identical pixels
+    thumbnail: np.ndarray  # (32, 32) uint8, grey, aspect ratio not kept
+    intensities: np.ndarray  # (256,) share of the pixels that have each grey value
+    fingerprint: Fingerprint  # what near-duplicates are found by
+    sharpness: float  # RMS of the Laplacian divided by RMS of the gradient, at 128 pixels; independent of contrast
+    white: int = 0  # the white level that was used; 0 for images that do not have 16-bit values
 
 
 # Type and shape of the stored fields of `Examined`, in order. A new field needs a line here and in `_to_image`.
@@ -161,20 +149,12 @@ def _digest_pixels(image: Image.Image) -> bytes:
 
 @dataclass
 class _Entry:
-    """What is known of one version of a file; None where it is unknown.
+    """What is known of one version of a file; None where it is unknown."""
 
-    Attributes:
-        version: size, modification time, change time and inode of the file.
-        reason: why the file cannot be read as an image; "" if it can.
-        digest: of the file's content.
-        highest: the highest 16-bit value; 0 if the file has other values.
-        image: what it looks like.
-    """
-
-    version: tuple[int, ...]
-    reason: str | None = None
-    digest: bytes | None = None
-    highest: int | None = None
+    version: tuple[int, ...]  # size, modification time, change time and inode of the file
+    reason: str | None = None  # why the file cannot be read as an image; "" if it can
+    digest: bytes | None = None  # of the file's content
+    highest: int | None = None  # the highest 16-bit value; 0 if the file has other values
     image: Examined | None = None
 
 

@@ -18,7 +18,7 @@ _FILES = ("file", "moved_to")
 _COLUMNS = (*_FILES, "reason")
 
 
-def alone_in(directory: Path) -> AbstractContextManager[None]:
+def lock_dataset(directory: Path) -> AbstractContextManager[None]:
     """Lock a dataset while files in it are moved or created; UserError if another program holds the lock."""
     return lock(directory, f"another program is using {directory}: wait until it has finished")
 

@@ -55,7 +55,7 @@ def read_image(path: Path, white_level: int = WHITE) -> Image.Image:
         with Image.open(path, formats=_formats()) as image:
             limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
             if image.width * image.height > limit:  # Pillow raises above twice its limit only
-                raise UnreadableImage(_over(limit))
+                raise UnreadableImage(_too_large(limit))
             deep_colour = _is_deep_colour(image)
             if deep_colour and white_level != WHITE:
                 return _read_deep_colour(path, image, white_level)
@@ -203,6 +203,21 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
     The values are checked later, by `image_of_array`.
     """
+    images, labels = _load_arrays(file)
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)) or 0 in images.shape[1:]:
+        raise UserError(
+            f"{file} has images of shape {images.shape}: it must be (N, H, W), (N, 1, H, W) or (N, 3, H, W)"
+        )
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise UserError(f"{file} has images of {images.dtype}: they must be uint8, or floating point from 0 to 1")
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise UserError(f"{file} has labels of shape {labels.shape} and {labels.dtype}: it must be (N,) of int or str")
+    if len(labels) != len(images):
+        raise UserError(f"{file} has {len(images)} images and {len(labels)} labels: each image needs one")
+    return images, labels
+
+
+def _load_arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             if sum(entry.file_size for entry in archive.zip.infolist()) > _LARGEST_ARCHIVE:
@@ -215,21 +230,9 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # NumPy raises many types on damaged files
         kind = "has pickled objects in it" if "Object arrays" in str(error) else "is damaged, or no .npz file"
         raise UserError(f"{file} {kind}: it must hold the arrays `images` and `labels`") from error
-    for name in ("images", "labels"):
-        if name not in arrays:
-            raise UserError(f"{file} has no array `{name}`: it must hold `images` and `labels`")
-    images, labels = arrays["images"], arrays["labels"]
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)) or 0 in images.shape[1:]:
-        raise UserError(
-            f"{file} has images of shape {images.shape}: it must be (N, H, W), (N, 1, H, W) or (N, 3, H, W)"
-        )
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise UserError(f"{file} has images of {images.dtype}: they must be uint8, or floating point from 0 to 1")
-    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
-        raise UserError(f"{file} has labels of shape {labels.shape} and {labels.dtype}: it must be (N,) of int or str")
-    if len(labels) != len(images):
-        raise UserError(f"{file} has {len(images)} images and {len(labels)} labels: each image needs one")
-    return images, labels
+    if missing := {"images", "labels"} - arrays.keys():
+        raise UserError(f"{file} has no array `{min(missing)}`: it must hold `images` and `labels`")
+    return arrays["images"], arrays["labels"]
 
 
 @cache
@@ -256,7 +259,7 @@ def _silence_libtiff() -> None:
             library.TIFFSetWarningHandler(None)
 
 
-def _over(limit: int) -> str:
+def _too_large(limit: int) -> str:
     return f"over the limit of {limit:,} pixels"
 
 
@@ -284,7 +287,7 @@ def image_of_array(array: np.ndarray) -> Image.Image:
     if not array.size:
         raise UnreadableImage("an empty array")
     if array.shape[0] * array.shape[1] > Image.MAX_IMAGE_PIXELS:
-        raise UnreadableImage(_over(Image.MAX_IMAGE_PIXELS))
+        raise UnreadableImage(_too_large(Image.MAX_IMAGE_PIXELS))
     if np.issubdtype(array.dtype, np.floating):
         _check_range(array, "array")
         array = array * 255
@@ -312,5 +315,5 @@ def _reason(path: Path, error: Exception) -> str:
     if "Object arrays" in str(error):
         return "an array of pickled objects"
     if isinstance(error, Image.DecompressionBombError):
-        return _over(Image.MAX_IMAGE_PIXELS)
+        return _too_large(Image.MAX_IMAGE_PIXELS)
     return first_line(error)

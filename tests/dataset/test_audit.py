@@ -11,7 +11,7 @@ from common import UserError
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
 from dataset.folders import image_files, read_folder
 from dataset.groups import NEAR_DUPLICATE, Link, Links, find_groups
-from dataset.moving import alone_in
+from dataset.moving import lock_dataset
 from dataset.quality import BLANK, DARK
 from dataset.sample import draw_numbered
 from dataset.tables import read_rows, write_rows
@@ -148,7 +148,7 @@ def test_file_that_was_moved_back_stays(folders):
 def test_locked_dataset_is_not_fixed(folders):
     dataset, testing = folders
     (dataset / "Axe/bad.jpg").write_text("bad")
-    with alone_in(testing):
+    with lock_dataset(testing):
         result = start("dataset/audit.py", "--fix", "--dataset-dir", dataset, "--testing-dir", testing, cwd=dataset)
     assert result.returncode == 2
     assert result.stderr == f"error: another program is using {testing}: wait until it has finished\n"
@@ -165,7 +165,7 @@ def test_duplicate_test_image_makes_a_training_image_leak(folders, monkeypatch):
         pairs = [sorted(places[path] for path in pair) for pair in (names[:2], names[1:]) if places.keys() >= set(pair)]
         return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
-    monkeypatch.setattr("dataset.audit.find_links", find)
+    monkeypatch.setattr("dataset.groups.find_links", find)
     found = {(each.path, each.kind) for each in audit(dataset, [testing]).duplicates}
     assert (dataset / "Axe/0.jpg", LEAK) in found
     assert len(found) == 2
@@ -213,7 +213,7 @@ def test_only_near_duplicates_of_kept_images_are_moved(folders, monkeypatch):
         ]
         return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
-    monkeypatch.setattr("dataset.audit.find_links", find)
+    monkeypatch.setattr("dataset.groups.find_links", find)
     assert {(each.path.name, each.of.name) for each in audit(dataset, []).duplicates} == {("1.jpg", "0.jpg")}
 
 
@@ -324,7 +324,7 @@ def test_duplicates_found_after_others_are_removed_are_moved(folders, monkeypatc
         known = sorted(places[path] for path in pair if path in places)
         return Links([Link(*known, NEAR_DUPLICATE)] if len(known) == 2 else [], [])
 
-    monkeypatch.setattr("dataset.audit.find_links", find)
+    monkeypatch.setattr("dataset.groups.find_links", find)
     assert len(audit(dataset, [testing]).duplicates) == 2
 
 
@@ -423,7 +423,7 @@ def test_placeholder_image_is_reported_and_not_moved(folders, tmp_path):
     dataset, testing = folders
     placeholder().save(dataset / "Book/lost.gif")
     report = audit(dataset, [testing])
-    assert (report.poor, report.rules, report.clean) == ({dataset / "Book/lost.gif": [BLANK]}, [], True)
+    assert (report.poor, report.usual_flaws, report.clean) == ({dataset / "Book/lost.gif": [BLANK]}, [], True)
     assert "images of low quality: 1" in next(summarise(report))
     assert fix(report) == 0
     printed = start("dataset/audit.py", "--testing-dir", "testing", "--fix", cwd=tmp_path)

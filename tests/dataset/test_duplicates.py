@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from dataset import duplicates
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.duplicates import find_candidates, find_near_duplicates, find_outstanding_pairs, fingerprint
+from dataset.duplicates import find_candidates, find_copies_in_dense_classes, find_near_duplicates, fingerprint
 from dataset.reading import read_image, upright_rgb
 from dataset.sample import CLASSES, draw_numbered
 
@@ -165,12 +165,12 @@ def test_copies_are_found_among_images_of_a_fixed_camera(spread):
     prints = [fingerprint(image) for image in images + copies]
     labels = np.zeros(len(prints), dtype=np.int64)
     expected = [(place, place + len(images)) for place in range(len(copies))]
-    assert find_outstanding_pairs(prints, labels, [0]) == expected
+    assert find_copies_in_dense_classes(prints, labels, [0]) == expected
     labels[len(images) :] = 1
     for dense in ([0], [1], [0, 1]):
-        found = find_outstanding_pairs(prints, labels, dense)
+        found = find_copies_in_dense_classes(prints, labels, dense)
         assert [pair for pair in found if labels[pair[1]] == 1 != labels[pair[0]]] == expected
-    assert find_outstanding_pairs(prints, labels, []) == []
+    assert find_copies_in_dense_classes(prints, labels, []) == []
 
 
 def test_finds_only_copies_of_photographs(photographs):

@@ -223,7 +223,7 @@ class TestDenseClasses:
     def test_only_identical_pixels_count_if_even_close_copies_join_a_class(self, monkeypatch):
         """Frames of one movement: each is much closer to the next than to the others."""
         chain = [(place, place + 1) for place in range(59)]
-        monkeypatch.setattr(groups, "find_outstanding_pairs", lambda *_: chain)
+        monkeypatch.setattr(groups, "find_copies_in_dense_classes", lambda *_: chain)
         found = find_links(look([*map(similar, range(60)), similar(0)]), ["A"] * 61)
         assert found.links == [Link(0, 60, PIXELS)]
         (note,) = found.notes
