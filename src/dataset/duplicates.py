@@ -177,12 +177,10 @@ def find_copies_in_dense_classes(
         if not len(others):
             return others
         # Subtract the mean of either class: an image in the wrong class resembles the images of its true class.
-        by_class = [
-            _correlations(
-                vectors[one], vectors[others], means[label], (labels[one] == label) | (labels[others] == label)
-            )
-            for label in {labels[one], *labels[others]} & means.keys()
-        ]
+        by_class = []
+        for label in {labels[one], *labels[others]} & means.keys():
+            either = (labels[one] == label) | (labels[others] == label)
+            by_class.append(_correlations(vectors[one], vectors[others], means[label], either))
         return _keep_closer(np.min(by_class, axis=0), others, np.maximum(usual[one], usual[others]))
 
     residuals, clear = _residuals(vectors, np.mean(list(means.values()), axis=0))
@@ -237,7 +235,7 @@ def find_candidates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]
     coarse = _describe([fingerprints[index] for index in order])
 
     def choose(one: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
-        alike = coarse.are_alike(one, others, correlations)
+        alike = coarse.match(one, others, correlations)
         others, correlations = others[alike], correlations[alike]
         ranked = _largest(correlations, _MOST_RANKED)
         others, correlations = others[ranked], correlations[ranked]
@@ -255,7 +253,7 @@ def are_coarsely_alike(fingerprints: Sequence[Fingerprint], pairs: np.ndarray) -
     coarse = _describe([fingerprints[index] for index in images.tolist()])
     clear = np.array([thumbnail.std() for thumbnail in coarse.thumbnails]) >= LEAST_CONTRAST
     correlations = (coarse.vectors[first] * coarse.vectors[second]).sum(axis=1)
-    alike = clear[first] & clear[second] & coarse.are_alike(first, second, correlations)
+    alike = clear[first] & clear[second] & coarse.match(first, second, correlations)
     crops = coarse.crop(range(len(images))).reshape(len(images), -1, COARSE_SIDE**2)
     for one, other in ((first, second), (second, first)):
         products = np.einsum("ncd,nd->nc", crops[one], coarse.vectors[other])
@@ -271,7 +269,7 @@ class _Coarse(NamedTuple):
     aspects: np.ndarray  # (N,) width divided by height
     small: np.ndarray  # (N,) bool
 
-    def are_alike(self, one: int | np.ndarray, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+    def match(self, one: int | np.ndarray, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
         """Return for pairs of indices, whose vectors correlate so, whether aspect ratio and correlation agree."""
         ratios = self.aspects[one] / self.aspects[others]
         both_small = self.small[one] & self.small[others]
@@ -291,9 +289,8 @@ class _Coarse(NamedTuple):
 def _describe(fingerprints: Sequence[Fingerprint]) -> _Coarse:
     thumbnails = [each.thumbnail for each in fingerprints]
     aspects = np.array([each.size[0] / each.size[1] for each in fingerprints])
-    return _Coarse(
-        thumbnails, _shrink(thumbnails, COARSE_SIDE), aspects, np.array([each.is_small for each in fingerprints])
-    )
+    small = np.array([each.is_small for each in fingerprints])
+    return _Coarse(thumbnails, _shrink(thumbnails, COARSE_SIDE), aspects, small)
 
 
 def _search(

@@ -161,8 +161,10 @@ def test_duplicate_test_image_makes_a_training_image_leak(folders, monkeypatch):
     names = [testing / "Axe/0.jpg", testing / "Axe/1.jpg", dataset / "Axe/0.jpg"]
 
     def find(images, *_):
-        places = {image.path: place for place, image in enumerate(images)}
-        pairs = [sorted(places[path] for path in pair) for pair in (names[:2], names[1:]) if places.keys() >= set(pair)]
+        indices = {image.path: index for index, image in enumerate(images)}
+        pairs = [
+            sorted(indices[path] for path in pair) for pair in (names[:2], names[1:]) if indices.keys() >= set(pair)
+        ]
         return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
     monkeypatch.setattr("dataset.groups.find_links", find)
@@ -207,9 +209,9 @@ def test_only_near_duplicates_of_kept_images_are_moved(folders, monkeypatch):
         Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
 
     def find(images, *_):
-        places = {image.size[0]: place for place, image in enumerate(images) if image.size[0] == image.size[1]}
+        indices = {image.size[0]: index for index, image in enumerate(images) if image.size[0] == image.size[1]}
         pairs = [
-            sorted(places[side] for side in pair) for pair in ((300, 200), (200, 100)) if places.keys() >= set(pair)
+            sorted(indices[side] for side in pair) for pair in ((300, 200), (200, 100)) if indices.keys() >= set(pair)
         ]
         return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
@@ -319,9 +321,9 @@ def test_duplicates_found_after_others_are_removed_are_moved(folders, monkeypatc
     chain = [dataset / "Axe" / f"{number}.jpg" for number in (0, 1, 2)]
 
     def find(images, *_):
-        places = {image.path: place for place, image in enumerate(images)}
-        pair = chain[:2] if chain[1] in places else chain[::2]
-        known = sorted(places[path] for path in pair if path in places)
+        indices = {image.path: index for index, image in enumerate(images)}
+        pair = chain[:2] if chain[1] in indices else chain[::2]
+        known = sorted(indices[path] for path in pair if path in indices)
         return Links([Link(*known, NEAR_DUPLICATE)] if len(known) == 2 else [], [])
 
     monkeypatch.setattr("dataset.groups.find_links", find)

@@ -83,13 +83,13 @@ def test_each_pair_is_compared_once(tmp_path_factory, batches):
     for batch in batches:
         keys = np.array(sorted(batch), dtype=np.uint64)
 
-        def compare(places, keys=keys):
-            return keys[places] % 6 < 2  # does not depend on the lowest bit
+        def compare(indices, keys=keys):
+            return keys[indices] % 6 < 2  # does not depend on the lowest bit
 
         expected = (keys & ~np.uint64(1)) % 6 < 2
         assert compare_unknown(keys, compare, store).tolist() == expected.tolist()
     for batch in batches:
-        compare_unknown(np.array(batch, dtype=np.uint64), lambda places: pytest.fail("compared again"), store)
+        compare_unknown(np.array(batch, dtype=np.uint64), lambda indices: pytest.fail("compared again"), store)
 
 
 def test_second_audit_compares_nothing(tmp_path, monkeypatch, compared):
