@@ -100,7 +100,7 @@ def audit_all(directory: str, place: str) -> dict[str, Any]:
 
     os.chdir(place)
     report = audit(Path(directory), [])
-    return {"duplicates": len(report.twins), "notes": len(report.notes)}
+    return {"duplicates": len(report.duplicates), "notes": len(report.notes)}
 
 
 def measure_twice(function: Callable[[str, str], Any], directory: Path, place: Path) -> dict[str, Any]:

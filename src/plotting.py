@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import printable, write_whole
+from common import list_first, printable, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -139,9 +139,8 @@ def _report_numbers() -> None:
     if not new:
         return
     _reported.update(new)
-    listed = ", ".join(f"#{_numbers[word]} for {printable(word)}" for word in new[:_MOST_LISTED])
-    more = f" and {len(new) - _MOST_LISTED} more" if len(new) > _MOST_LISTED else ""
+    listed = list_first([f"#{_numbers[word]} for {printable(word)}" for word in new], _MOST_LISTED)
     _log.warning(
-        "figures show %s%s: no font here has glyphs for these letters (Debian, Ubuntu: apt install fonts-noto-core "
-        "fonts-noto-cjk)", listed, more,
+        "figures show %s: no font here has glyphs for these letters (Debian, Ubuntu: apt install fonts-noto-core "
+        "fonts-noto-cjk)", listed,
     )  # fmt: skip

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from common import ArgumentParser, UserError, drop_output, printable, require_packages, run_program, short_name
+from common import (
+    ArgumentParser,
+    UserError,
+    drop_output,
+    list_first,
+    pluralise,
+    printable,
+    require_packages,
+    run_program,
+    short_name,
+)
 from dataset.folders import canonical, find_images
 from dataset.reading import NOT_AN_IMAGE
 from pipeline.settings import add_run_arguments, find_run
@@ -239,9 +249,8 @@ def _sum_up(answers: Counter[tuple[str, str]], classes: Sequence[str]) -> Iterat
     for (_, answer), count in answers.items():
         counts[answer] += count
     if counts:
-        listed = ", ".join(f"{count} {printable(name)}" for name, count in counts.most_common(_MOST_CLASSES))
-        more = f", and {len(counts) - _MOST_CLASSES} more classes" if len(counts) > _MOST_CLASSES else ""
-        yield f"\n{counts.total()} image{'s' * (counts.total() != 1)}: {listed}{more}"
+        listed = [f"{count} {printable(name)}" for name, count in counts.most_common()]
+        yield f"\n{pluralise(counts.total(), 'image')}: {list_first(listed, _MOST_CLASSES, 'classes')}"
     known = {pair: count for pair, count in answers.items() if pair[0] in map(canonical, classes)}
     if total := sum(known.values()):
         from pipeline.measures import wilson_interval

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import ArgumentParser, UserError, own_name, run_program, say
+from common import ArgumentParser, UserError, list_counts, own_name, run_program, say
 from dataset.layout import Layout, find_layout, join_validation
 from pipeline.settings import Settings
 
@@ -108,7 +108,7 @@ def _read(layout: Layout) -> list[ImageFolder]:
 
 def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
     """Yield lines that count the images and describe problems with them."""
-    from dataset.audit import audit, fix_command, summarise
+    from dataset.audit import audit, audit_command, summarise
 
     if training.arrays is not None:
         counts = np.bincount(training.labels, minlength=len(training.classes)).tolist()
@@ -118,15 +118,16 @@ def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
     for directory, counts in report.images.items():
         yield f"{directory}: {_count(counts)}"
     yield from summarise(report)
-    if report.unreadable or report.twins:
-        yield f"to list these files and move them out of the way: {fix_command(layout.training, layout.others)}"
+    if report.unreadable or report.duplicates:
+        yield f"to list these files: {audit_command(layout.training, layout.others)}"
+        yield f"to move them out of the way: {audit_command(layout.training, layout.others, fix=True)}"
 
 
 def _count(counts: Mapping[str, int]) -> str:
     if len(counts) > _MOST_COUNTED:
         sizes = counts.values()
         return f"{sum(sizes)} images of {len(counts)} classes, {min(sizes)} to {max(sizes)} per class"
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    return list_counts(counts)
 
 
 def _divide(layout: Layout, folders: list[ImageFolder]) -> list[ImageFolder]:

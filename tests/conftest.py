@@ -37,15 +37,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT
 @pytest.fixture(autouse=True)
 def _store_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep results of examining the tests' images out of the repository's `.cache`."""
-    from dataset import examining, verdicts
+    from dataset import examining, pair_cache
 
     store = tmp_path_factory.getbasetemp() / "examined"
     original = examining._store_file
     monkeypatch.setattr(
         examining, "_store_file", lambda path, folder: original(store if path == examining.STORE else path, folder)
     )
-    original_file = verdicts._file
-    monkeypatch.setattr(verdicts, "_file", lambda path: original_file(store if path == examining.STORE else path))
+    original_file = pair_cache._file
+    monkeypatch.setattr(pair_cache, "_file", lambda path: original_file(store if path == examining.STORE else path))
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,14 @@ import pytest
 
 from common import (
     UserError,
+    align,
     available_cores,
     guard_writes,
     link,
+    list_counts,
+    list_first,
     lock,
+    pluralise,
     readable_size,
     remove_partial,
     short_name,
@@ -193,6 +197,30 @@ def test_too_long_names_are_shortened(tmp_path, name):
 def test_readable_sizes():
     sizes = [readable_size(size) for size in (0, 1_500, 2_346_000, 12_345_678_900, 1.5e12)]
     assert sizes == ["0.00 kB", "1.50 kB", "2.35 MB", "12.35 GB", "1500.00 GB"]
+
+
+def test_columns_are_aligned_also_below_wide_characters():
+    # A terminal shows Chinese and fullwidth characters in two columns, and halfwidth ones in one.
+    assert align([["class", "images"], ["锤子", "1"], ["￥￥", "22"], ["ｶﾅ", ""]]) == (
+        "class  images\n锤子   1\n￥￥   22\nｶﾅ"
+    )
+
+
+def test_plurals():
+    counted = [pluralise(number, "image") for number in (0, 1, 2)]
+    assert counted == ["0 images", "1 image", "2 images"]
+    assert [pluralise(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
+
+
+def test_counts_are_listed():
+    assert list_counts({"Axe": 3, "Book\n": 1}) == "3 Axe, 1 Book?"
+
+
+@pytest.mark.parametrize(
+    ("most", "noun", "text"), [(3, "", "a, b, c"), (2, "", "a, b and 1 more"), (1, "runs", "a and 2 more runs")]
+)
+def test_first_of_many_are_listed(most, noun, text):
+    assert list_first("abc", most, noun) == text
 
 
 WRITE_AND_DIE = """

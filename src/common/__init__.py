@@ -8,4 +8,4 @@ from common.program import (
     ArgumentParser, StopRequest, Terminated, UserError, add_verbose, available_cores, check_least, command, drop_output,
     hush_runs, own_file, require_packages, run_program, say, show_notes,
 )
-from common.text import align, first_line, markdown_table, printable, readable_size
+from common.text import align, first_line, list_counts, list_first, markdown_table, pluralise, printable, readable_size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 
 
 def printable(text: object) -> str:
@@ -11,9 +12,12 @@ def printable(text: object) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Format rows of cells as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    """Format rows of cells as lines with columns that are aligned in a terminal."""
+    widths = [max(map(_display_width, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell + " " * (width - _display_width(cell)) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -21,6 +25,11 @@ def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
     """Return the lines of a Markdown table of these cells; the first row is the header."""
     rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+
+
+def _display_width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two per Chinese, Japanese or Korean character."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def first_line(error: Exception) -> str:
@@ -34,3 +43,19 @@ def readable_size(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.2f} {unit}"
     return f"{size / 1e3:.2f} kB"
+
+
+def pluralise(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun: "1 image", "2 images". The plural is the noun with an "s" unless it is given."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def list_counts(counts: Mapping[str, int]) -> str:
+    """Return numbers with what they count, as in "3 Axe, 4 Book"."""
+    return ", ".join(f"{number} {printable(name)}" for name, number in counts.items())
+
+
+def list_first(items: Sequence[object], most: int, noun: str = "") -> str:
+    """Join the first items by commas and count the others, as in "a, b and 3 more", or "a, b and 3 more classes"."""
+    listed = ", ".join(map(str, items[:most]))
+    return f"{listed} and {len(items) - most} more {noun}".rstrip() if len(items) > most else listed

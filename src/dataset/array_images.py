@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, own_name, run_program, say, short_name
-from dataset.examining import Examined, examine_image, in_own_range
+from dataset.examining import Examined, examine_image, with_white_level
 from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder, tell_left_out
 from dataset.parallel import on_all_cores
 from dataset.plotting_dataset import DARK, DARK_SHARE, ArraySet, plot_array_sets
 from dataset.reading import UnreadableImage, upright_rgb
-from dataset.shift import in_short, measure_shift
+from dataset.shift import measure_shift, summarise_shift
 
 SETS = ("TRAIN", "TEST", "TEST2")
 _TRAINING, _TESTING = 100, 70  # images per digit; together they nearly exhaust the rarest digit
@@ -207,7 +207,7 @@ def load_set(source: Path) -> ArraySet:
     Raises:
         UserError: as `read_folder`, or no image is readable.
     """
-    folder = in_own_range(read_folder(source))
+    folder = with_white_level(read_folder(source))
     images = {place: np.asarray(_to_grey(image)) for place, image in _read_all(folder).items()}
     if not images:
         raise UserError(f"{source} has no readable image")
@@ -235,7 +235,7 @@ def inspect(sources: Sequence[Path], figures_dir: Path) -> None:
         classes = ", ".join(f"{number} of {name}" for name, number in labels)
         say("set", f"{array_set.name}: {count} images of {width}x{height} pixels: {classes}")
     for (trained, training), (tested, testing) in combinations(zip(sets, map(_examine_some, sets), strict=True), 2):
-        say("shift", f"{tested.name} against {trained.name}: {in_short(measure_shift(*training, *testing))}")
+        say("shift", f"{tested.name} against {trained.name}: {summarise_shift(measure_shift(*training, *testing))}")
     for path in plot_array_sets(sets, figures_dir):
         say("draw", str(path))
 
@@ -277,7 +277,7 @@ def main() -> int:
     elif arguments.command == "white" and not 0 < arguments.dark_share < 1:
         raise UserError(f"--dark-share {arguments.dark_share}: must be above 0 and below 1")
     else:
-        folder = in_own_range(read_folder(arguments.set))
+        folder = with_white_level(read_folder(arguments.set))
         invert = arguments.command == "invert"
         write_set(with_inversions(folder) if invert else white_background(folder, arguments.dark_share), arguments.out)
     return 0

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, command, printable, run_program
-from dataset.examining import STORE, Examined, examine, find_highest, find_unreadable, find_white
+from common import ArgumentParser, UserError, command, list_counts, pluralise, printable, run_program
+from dataset import groups
+from dataset.examining import STORE, Examined, examine, find_highest, find_unreadable, find_white_level
 from dataset.folders import (
     AUGMENTED,
     canonical,
@@ -31,97 +32,66 @@ from dataset.folders import (
     passed_over,
     passed_over_beside,
 )
-from dataset.groups import AUGMENTED as SAME_STEM
-from dataset.groups import (
-    NEAR_DUPLICATE,
-    PHOTOGRAPH,
-    PIXELS,
-    Links,
-    file_key,
-    find_links,
-    find_stems,
-    number_groups,
-    read_photographs,
-)
-from dataset.moving import REJECTED, alone_in, finish_moves, set_aside
-from dataset.quality import Rule, find_poor_images
-from dataset.reading import WHITE, white_of
-from dataset.shift import Aspect, in_short, measure_shift
+from dataset.moving import REJECTED, finish_moves, lock_dataset, set_aside
+from dataset.quality import UsualFlaw, find_poor_images
+from dataset.reading import WHITE, white_level_of
+from dataset.shift import Aspect, measure_shift, summarise_shift
 
 LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
 _GROUP = "group"  # the link of two images that are linked through others only
-_REASONS = {
-    PIXELS: "has the same pixels as",
-    NEAR_DUPLICATE: "is a near-duplicate of",
-    PHOTOGRAPH: "is cut from the same photograph as",
-    SAME_STEM: "has the same class and stem as",
+_REASONS = {  # closest first
+    groups.PIXELS: "has the same pixels as",
+    groups.NEAR_DUPLICATE: "is a near-duplicate of",
+    groups.PHOTOGRAPH: "is cut from the same photograph as",
+    groups.AUGMENTED: "has the same class and stem as",
     _GROUP: "is linked through other images to",
 }
+_OF_COPIES = (groups.PIXELS, groups.NEAR_DUPLICATE)  # the other links make leaks only
 _POOR = "images of low quality"
 _MOSTLY = 0.9  # share of 16-bit files with fewer bits than training, above which a note is printed
 
 
 @dataclass(frozen=True)
-class Twin:
-    """A duplicate or leaked image, and the image that it duplicates.
-
-    Attributes:
-        path: the image that `--fix` moves.
-        of: the image that it keeps.
-        kind: `LEAK` for a test image in training, `LABEL_CONFLICT` between classes, `DUPLICATE` within one.
-        link: what links the two: a kind of `dataset.groups`, or "group" for a link through other images only.
-    """
+class Duplicate:
+    """An image that `--fix` moves, since it belongs with another one."""
 
     path: Path
-    of: Path
-    kind: str
-    link: str
+    of: Path  # the image that is kept
+    kind: str  # LEAK in training for one in a test folder, LABEL_CONFLICT between classes, DUPLICATE within a class
+    link: str  # what links the two: a kind of `dataset.groups`, or "group" for a link through other images only
 
     @property
     def exact(self) -> bool:
         """Whether both images have identical pixels."""
-        return self.link == PIXELS
+        return self.link == groups.PIXELS
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of an audit.
+    """The findings of an audit."""
 
-    Attributes:
-        images: number of readable images per folder and class.
-        unreadable: everything else in the class folders and beside them, with the reason.
-        twins: images that belong with another one, sorted by path.
-        shift: the differences of each test folder from the training folder.
-        poor: images of low quality, with their flaws.
-        rules: flaws that are usual in a class; `poor` does not list them.
-        notes: on 16-bit files with fewer bits, and on classes in which near-duplicates are usual.
-    """
-
-    images: dict[Path, dict[str, int]]
-    unreadable: dict[Path, str]
-    twins: list[Twin]
-    shift: dict[Path, list[Aspect]]
-    poor: dict[Path, list[str]]
-    rules: list[Rule]
-    notes: list[str] = field(default_factory=list)
+    images: dict[Path, dict[str, int]]  # number of readable images per folder and class
+    unreadable: dict[Path, str]  # everything else in the class folders and beside them, with the reason
+    duplicates: list[Duplicate]  # sorted by path
+    shift: dict[Path, list[Aspect]]  # the differences of each test folder from the training folder
+    poor: dict[Path, list[str]]  # images of low quality, with their flaws
+    usual_flaws: list[UsualFlaw]  # of many images of a class, which `poor` does not list
+    notes: list[str]  # on 16-bit files with fewer bits, and on classes in which near-duplicates are usual
 
     @property
-    def leaks(self) -> list[Twin]:
-        return [twin for twin in self.twins if twin.kind == LEAK]
+    def leaks(self) -> list[Duplicate]:
+        return [duplicate for duplicate in self.duplicates if duplicate.kind == LEAK]
 
     @property
     def clean(self) -> bool:
         """Whether nothing was found; images of low quality do not count, since a person has to judge them."""
         shifted = any(aspect.shifted for aspects in self.shift.values() for aspect in aspects)
-        return not (self.unreadable or self.twins or shifted)
+        return not (self.unreadable or self.duplicates or shifted)
 
 
 def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
-    """Examine a training folder and its test folders without changing them.
-
-    Augmented images are only checked for readability. Which images count as near-duplicates depends on the images of
-    their class, so the search is repeated without the twins found until there are no more.
+    """Examine a training folder and its test folders without changing them; augmented images only for readability.
 
     Args:
         dataset_dir: one folder per class.
@@ -131,84 +101,91 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
         UserError: the training folder is missing or has fewer than two classes or no images; folders overlap; a test
             folder has a class that training lacks; or a table of source photographs is damaged.
     """
+    classes = _find_classes(dataset_dir, testing_dirs)
+    paths = {
+        directory: [path for name in names for path in image_files(class_folder(directory, name))]
+        for directory, names in classes.items()
+    }
+    white_level = find_white_level(paths[dataset_dir])
+    examined: dict[Path, list[Examined]] = {}
+    unreadable: dict[Path, str] = {}
+    for directory, names in classes.items():
+        images, bad = examine(paths[directory], white_level=white_level)
+        if directory == dataset_dir and not images and not bad:
+            raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
+        bad |= _find_unused(directory, names)
+        if images or bad:
+            examined[directory] = images
+        unreadable |= bad
+    poor, usual_flaws = find_poor_images([image for images in examined.values() for image in images])
+    duplicates, notes = _find_duplicates(dataset_dir, examined)
+    labels = {directory: _labels(images) for directory, images in examined.items()}
+    return Report(
+        images={
+            directory: {name: int((of_images == name).sum()) for name in classes[directory]}
+            for directory, of_images in labels.items()
+        },
+        unreadable=dict(sorted(unreadable.items())),
+        duplicates=duplicates,
+        shift={
+            directory: measure_shift(examined[dataset_dir], labels[dataset_dir], images, labels[directory])
+            for directory, images in examined.items()
+            if directory != dataset_dir
+        },
+        poor=poor,
+        usual_flaws=usual_flaws,
+        notes=[*_describe_range(paths, dataset_dir, white_level), *notes],
+    )
+
+
+def _find_classes(dataset_dir: Path, testing_dirs: Sequence[Path]) -> dict[Path, list[str]]:
+    """Return the classes of the training folder and of each test folder that exists."""
     check_apart([dataset_dir, *testing_dirs])
     for directory in testing_dirs:
         remedy = "name the folder that belongs to it with --testing-dir (without a value: compare with none)"
         check_known_classes(dataset_dir, directory, remedy)
-    classes = {directory: own_class_names(directory) for directory in testing_dirs if directory.exists()}
-    classes[dataset_dir] = class_names(dataset_dir)
-    of_class = {
-        directory: [path for name in names for path in image_files(class_folder(directory, name))]
-        for directory, names in classes.items()
-    }
-    white = find_white(of_class[dataset_dir])
-    unreadable: dict[Path, str] = {}
-    examined: dict[Path, list[Examined]] = {}
-    for directory, names in classes.items():
-        found, bad = examine(of_class[directory], white=white)
-        if directory == dataset_dir and not found and not bad:
-            raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
-        made = [class_folder(directory, name + AUGMENTED) for name in names]
-        bad |= find_unreadable([path for folder in made for path in image_files(folder)])
-        for folder in (*(class_folder(directory, name) for name in names), *made):
-            bad |= passed_over(folder)
-        bad |= passed_over_beside(directory)
-        if found or bad:
-            examined[directory] = found
-        unreadable |= bad
-    poor, rules = find_poor_images([image for images in reversed(examined.values()) for image in images])
-    links, twins = _find_twins(dataset_dir, examined)
-    more = twins
-    while more:
-        moved = {twin.path for twin in twins}
-        left = {place: [image for image in images if image.path not in moved] for place, images in examined.items()}
-        _, more = _find_twins(dataset_dir, left)
-        twins += more
-    labels = {directory: _labels(images) for directory, images in examined.items()}
-    counts = {directory: Counter(labels[directory].tolist()) for directory in reversed(examined)}
-    training = examined.pop(dataset_dir)
-    return Report(
-        images={directory: {name: count[name] for name in classes[directory]} for directory, count in counts.items()},
-        unreadable=dict(sorted(unreadable.items())),
-        twins=sorted(twins, key=lambda twin: twin.path),
-        shift={
-            directory: measure_shift(training, labels[dataset_dir], images, labels[directory])
-            for directory, images in examined.items()
-        },
-        poor=poor,
-        rules=rules,
-        notes=[*_describe_range(of_class, dataset_dir, white), *links.notes],
-    )
+    testing = {directory: own_class_names(directory) for directory in testing_dirs if directory.exists()}
+    return {dataset_dir: class_names(dataset_dir), **testing}
 
 
-def _describe_range(of_class: Mapping[Path, Sequence[Path]], dataset_dir: Path, white: int) -> Iterator[str]:
+def _find_unused(directory: Path, names: Sequence[str]) -> dict[Path, str]:
+    """Return unreadable augmented images, and files and folders that are not images, with the reason."""
+    augmented = [class_folder(directory, name + AUGMENTED) for name in names]
+    unused = find_unreadable([path for folder in augmented for path in image_files(folder)])
+    for folder in (*(class_folder(directory, name) for name in names), *augmented):
+        unused |= passed_over(folder)
+    return unused | passed_over_beside(directory)
+
+
+def _describe_range(paths: Mapping[Path, Sequence[Path]], dataset_dir: Path, white_level: int) -> Iterator[str]:
     """Describe 16-bit files that use a part of the range only, and folders that do not fit that part."""
-    bits = white.bit_length()
-    if white != WHITE:
-        yield f"16-bit files of {dataset_dir} hold {bits}-bit values: {white} is white, not {WHITE}"
-    for directory, paths in of_class.items():
-        values = [highest for highest in find_highest(paths) if highest]
-        if above := sum(highest > white for highest in values):
-            yield f"{directory}: {above} of {len(values)} 16-bit files have values above {white}, which become white"
-        low = sum(white_of(highest) < white for highest in values)
+    bits = white_level.bit_length()
+    if white_level != WHITE:
+        yield f"16-bit files of {dataset_dir} hold {bits}-bit values: {white_level} is white, not {WHITE}"
+    for directory, files in paths.items():
+        values = [highest for highest in find_highest(files) if highest]
+        if above := sum(highest > white_level for highest in values):
+            which = f"{above} of {len(values)} 16-bit files"
+            yield f"{directory}: {which} have values above {white_level}, which become white"
+        low = sum(white_level_of(highest) < white_level for highest in values)
         if low > _MOSTLY * len(values):
             yield f"{directory}: {low} of {len(values)} 16-bit files use less than {bits} bits: a different bit depth?"
 
 
-def fix_command(dataset_dir: Path, testing_dirs: Sequence[Path]) -> str:
-    """Return the command that moves what `audit` finds out of training."""
-    return command(__file__, "--fix", "--dataset-dir", dataset_dir, "--testing-dir", *testing_dirs)
+def audit_command(dataset_dir: Path, testing_dirs: Sequence[Path], fix: bool = False) -> str:
+    """Return the command that lists what `audit` finds, or moves it out of training."""
+    return command(__file__, *["--fix"] * fix, "--dataset-dir", dataset_dir, "--testing-dir", *testing_dirs)
 
 
 def fix(report: Report) -> int:
-    """Move unreadable files and twins to `rejected/` in their folder, with a log; return their number.
+    """Move unreadable files and duplicates to `rejected/` in their folder, with a log; return their number.
 
     Images of low quality stay. Of linked images, the test image stays, otherwise the one with more pixels. Raises
     UserError, without moving anything, if more than half of a class would be moved for near-duplicates rather than for
     identical pixels.
     """
     for directory, counts in report.images.items():
-        similar = [twin.path for twin in report.twins if directory in twin.path.parents and not twin.exact]
+        similar = [each.path for each in report.duplicates if directory in each.path.parents and not each.exact]
         moved = Counter(canonical(path.parent.name) for path in similar)
         for name, count in counts.items():
             if moved[name] > count / 2:
@@ -221,62 +198,70 @@ def fix(report: Report) -> int:
         for path, why in report.unreadable.items()
         if path.is_file() and not path.is_symlink() and path.parent not in report.images  # only in class folders
     }
-    reasons |= {twin.path: f"{twin.kind}: {_REASONS[twin.link]} {twin.of}" for twin in report.twins}
+    reasons |= {each.path: f"{each.kind}: {_REASONS[each.link]} {each.of}" for each in report.duplicates}
     for directory in report.images:
         set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
     return len(reasons)
 
 
-def _link(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[list[Examined], Links]:
-    """Return all images, test folders first and each folder's largest images first, and the links between them."""
-    images: list[Examined] = []
-    photographs: list[str | None] = []
-    stems: list[tuple[str, str] | None] = []
-    for directory, members in examined.items():
-        known = read_photographs(directory, dataset_dir)
-        ordered = sorted(members, key=lambda image: (-image.size[0] * image.size[1], image.path))
-        photographs += [known.get(file_key(image.path)) for image in ordered]
-        stems += find_stems([image.path for image in ordered], directory, dataset_dir)
-        images += ordered
-    return images, find_links(images, _labels(images).tolist(), photographs, stems, STORE)
+def _find_duplicates(
+    dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]
+) -> tuple[list[Duplicate], list[str]]:
+    """Find the leaks and duplicates, sorted by path; also return notes on dense classes.
+
+    Which images count as near-duplicates depends on the images of their class, so the search is repeated without the
+    duplicates found until there are no more.
+    """
+    duplicates, notes = _search_once(dataset_dir, examined)
+    more = duplicates
+    while more:
+        moved = {duplicate.path for duplicate in duplicates}
+        left = {folder: [image for image in images if image.path not in moved] for folder, images in examined.items()}
+        more, _ = _search_once(dataset_dir, left)
+        duplicates += more
+    return sorted(duplicates, key=lambda duplicate: duplicate.path), notes
 
 
-def _find_twins(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[Links, list[Twin]]:
-    """Find the links between images, and the leaks and duplicates that follow from them.
+def _search_once(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]]) -> tuple[list[Duplicate], list[str]]:
+    """Find the leaks and duplicates that follow from the links between images.
 
     A training image leaks if any test image is in its group, also a duplicate that `--fix` moves, since that is still
     tested on. Within a folder each image is kept that is not a near-duplicate of one kept before: a chain of links
     does not count, nor do crops of one photograph.
     """
-    images, found = _link(dataset_dir, examined)
+    # Test folders first, and the largest images of each folder first: these are kept.
+    folders = (*(folder for folder in examined if folder != dataset_dir), dataset_dir)
+    by_size = (sorted(examined[folder], key=lambda i: (-i.size[0] * i.size[1], i.path)) for folder in folders)
+    images = [image for of_folder in by_size for image in of_folder]
+    found = groups.find_dataset_links(images, dataset_dir, STORE)
     labels = _labels(images).tolist()
     paths = [image.path for image in images]
     folder = [path.parent.parent for path in paths]
-    groups = number_groups(len(images), found.links).tolist()
-    tested: dict[int, int] = {}
-    for place, group in enumerate(groups):
-        if folder[place] != dataset_dir:
-            tested.setdefault(group, place)
-    neighbours: dict[int, list[tuple[int, str]]] = {}
-    for first, second, kind in found.links:
-        neighbours.setdefault(second, []).append((first, kind))
+    numbers = groups.number_groups(len(images), found.links).tolist()
+    tested: dict[int, int] = {}  # the first test image of a group
+    for index, group in enumerate(numbers):
+        if folder[index] != dataset_dir:
+            tested.setdefault(group, index)
+    neighbours: dict[int, list[tuple[int, str]]] = defaultdict(list)  # earlier images, the most closely linked first
+    for link in sorted(found.links, key=lambda link: (list(_REASONS).index(link.kind), link.first)):
+        neighbours[link.second].append((link.first, link.kind))
 
-    twins = []
+    duplicates = []
     moved: set[int] = set()
-    for place, group in enumerate(groups):
-        near = sorted(neighbours.get(place, ()), key=lambda link: (list(_REASONS).index(link[1]), link[0]))
-        if folder[place] == dataset_dir and group in tested:
-            direct = [(other, kind) for other, kind in near if folder[other] != dataset_dir]
-            other, link = direct[0] if direct else (tested[group], _GROUP)
-            twins.append(Twin(paths[place], paths[other], LEAK, link))
-            continue
-        for other, link in near:
-            if link in (PIXELS, NEAR_DUPLICATE) and folder[place] == folder[other] and other not in moved:
-                kind = DUPLICATE if labels[place] == labels[other] else LABEL_CONFLICT
-                twins.append(Twin(paths[place], paths[other], kind, link))
-                moved.add(place)
-                break
-    return found, twins
+    for index, group in enumerate(numbers):
+        leaks = folder[index] == dataset_dir and group in tested
+        if leaks:
+            direct = [(other, link) for other, link in neighbours[index] if folder[other] != dataset_dir]
+            kept = direct or [(tested[group], _GROUP)]
+        else:
+            copies = [(other, link) for other, link in neighbours[index] if folder[other] == folder[index]]
+            kept = [(other, link) for other, link in copies if link in _OF_COPIES and other not in moved]
+        if kept:
+            other, link = kept[0]
+            kind = LEAK if leaks else DUPLICATE if labels[index] == labels[other] else LABEL_CONFLICT
+            duplicates.append(Duplicate(paths[index], paths[other], kind, link))
+            moved.add(index)
+    return duplicates, found.notes
 
 
 def _labels(images: Sequence[Examined]) -> np.ndarray:
@@ -286,36 +271,39 @@ def _labels(images: Sequence[Examined]) -> np.ndarray:
 def describe(report: Report) -> Iterator[str]:
     """Yield the lines that the program prints."""
     for directory, counts in report.images.items():
-        yield f"{directory}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+        yield f"{directory}: {list_counts(counts)}"
     yield f"unreadable files: {len(report.unreadable)}"
     yield from (f"  {printable(path)}: {reason}" for path, reason in report.unreadable.items())
     for kind, title in _TITLES.items():
-        twins = [twin for twin in report.twins if twin.kind == kind]
-        yield f"{title}: {len(twins)}"
-        yield from (f"  {printable(twin.path)} {_REASONS[twin.link]} {printable(twin.of)}" for twin in twins)
+        duplicates = [each for each in report.duplicates if each.kind == kind]
+        yield f"{title}: {len(duplicates)}"
+        yield from (f"  {printable(each.path)} {_REASONS[each.link]} {printable(each.of)}" for each in duplicates)
     yield from report.notes
     yield f"{_POOR}: {len(report.poor)}{' (review them: --fix does not move them)' if report.poor else ''}"
     yield from (f"  {printable(path)}: {', '.join(flaws)}" for path, flaws in report.poor.items())
-    for rule in report.rules:
-        count = f"{rule.count} of {rule.images} images"
-        yield f"  {printable(rule.folder)}: {rule.flaw}: {count}, usual in this class, not listed"
+    for usual in report.usual_flaws:
+        count = f"{usual.count} of {usual.images} images"
+        yield f"  {printable(usual.folder)}: {usual.flaw}: {count}, usual in this class, not listed"
     for directory, aspects in report.shift.items():
-        yield f"shift of {directory} (in brackets: the largest difference between random parts of the training images)"
+        yield f"shift of {directory}: {summarise_shift(aspects)}"
+        if aspects:
+            yield "  difference from training (in brackets: the largest between random parts of the training images)"
         for aspect in aspects:
             numbers = f"{aspect.distance:8.2f} ({aspect.random_parts:.2f}) {aspect.unit}"
             yield f"  {aspect.name:12}{numbers:36}{aspect.sentence if aspect.shifted else 'as in training'}"
-        yield f"  In short: {in_short(aspects)}."
+    if report.clean:
+        yield f"No problems found{', except images of low quality' if report.poor else ''}."
 
 
 def summarise(report: Report) -> Iterator[str]:
     """Yield a few lines without file names."""
     found = [f"unreadable files: {len(report.unreadable)}"]
-    found += [f"{title}: {sum(twin.kind == kind for twin in report.twins)}" for kind, title in _TITLES.items()]
+    found += [f"{title}: {sum(each.kind == kind for each in report.duplicates)}" for kind, title in _TITLES.items()]
     found += [f"{_POOR}: {len(report.poor)}"]
     yield "; ".join(found)
     yield from report.notes
     for directory, aspects in report.shift.items():
-        yield f"shift of {directory}: {in_short(aspects)}"
+        yield f"shift of {directory}: {summarise_shift(aspects)}"
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -325,11 +313,11 @@ def to_json(report: Report) -> dict[str, Any]:
         "images": {str(directory): counts for directory, counts in report.images.items()},
         "unreadable": {str(path): reason for path, reason in report.unreadable.items()},
         "twins": [
-            {"path": str(twin.path), "of": str(twin.of), "kind": twin.kind, "exact": twin.exact, "link": twin.link}
-            for twin in report.twins
+            {"path": str(each.path), "of": str(each.of), "kind": each.kind, "exact": each.exact, "link": each.link}
+            for each in report.duplicates
         ],
         "poor": {str(path): flaws for path, flaws in report.poor.items()},
-        "poor_as_a_rule": [{**rule._asdict(), "folder": str(rule.folder)} for rule in report.rules],
+        "poor_as_a_rule": [{**usual._asdict(), "folder": str(usual.folder)} for usual in report.usual_flaws],
         "notes": report.notes,
         "shift": {
             str(directory): [{**asdict(aspect), "shifted": aspect.shifted} for aspect in aspects]
@@ -362,20 +350,20 @@ def main() -> int:
     with ExitStack() as stack:
         if arguments.fix:
             for folder in filter(Path.is_dir, (arguments.dataset_dir, *arguments.testing_dir)):
-                stack.enter_context(alone_in(folder))
+                stack.enter_context(lock_dataset(folder))
                 finish_moves(folder, REJECTED)
         report = audit(arguments.dataset_dir, arguments.testing_dir)
         for folder in arguments.testing_dir:
             if not folder.exists():
-                print(f"note: there is no folder {printable(folder)}, nothing is compared with it", file=sys.stderr)
+                print(f"note: there is no folder {printable(folder)}, so nothing is compared with it", file=sys.stderr)
         if arguments.json:
             print(json.dumps(to_json(report), indent=2))
         else:
             print(*describe(report), sep="\n")
         if arguments.fix and (moved := fix(report)):
-            print(f"{moved} files moved to {REJECTED}/", file=sys.stderr)
-            if conflicts := sum(twin.kind == LABEL_CONFLICT for twin in report.twins):
-                print(f"{conflicts} of them are in two classes: check which label is right", file=sys.stderr)
+            print(f"{pluralise(moved, 'file')} moved to {REJECTED}/", file=sys.stderr)
+            if conflicts := sum(each.kind == LABEL_CONFLICT for each in report.duplicates):
+                print(f"in two classes: {conflicts} of them; check which label is right", file=sys.stderr)
     return 0 if report.clean else 1
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import UserError, available_cores, short_name, write_whole
-from dataset.examining import STORE, Examined, examine, find_unreadable, find_white
+from dataset.examining import STORE, Examined, examine, find_unreadable, find_white_level
 from dataset.folders import (
     AUGMENTED,
     augmented_name,
@@ -33,7 +33,7 @@ from dataset.folders import (
     source_stem,
     stem_of,
 )
-from dataset.groups import file_key, find_links, find_stems, number_groups, read_photographs
+from dataset.groups import find_dataset_links, number_groups
 from dataset.moving import LEFT_OUT, move_file, set_aside
 from dataset.reading import read_image, resize_or_pad_image
 from dataset.tables import TESTING_BATCH, read_rows, write_rows
@@ -108,7 +108,7 @@ def draw_testing_batch(
     if not lacking or not per_class:
         return rows
     images = [path for folder in folders.values() for path in image_files(folder)]
-    examined, _ = examine([path for path in images if path not in without], white=find_white(images))
+    examined, _ = examine([path for path in images if path not in without], white_level=find_white_level(images))
     groups = _group_by_class(dataset_dir, examined)
     for name in lacking:
         own = [group for group in groups[name] if {path.parent for path in group} == {folders[name]}]
@@ -125,18 +125,10 @@ def draw_testing_batch(
 
 def _group_by_class(dataset_dir: Path, examined: Sequence[Examined]) -> dict[str, list[list[Path]]]:
     """Return the groups that contain images of each class."""
-    photographs = read_photographs(dataset_dir, dataset_dir)
-    paths = [image.path for image in examined]
-    found = find_links(
-        examined,
-        [canonical(path.parent.name) for path in paths],
-        [photographs.get(file_key(path)) for path in paths],
-        find_stems(paths, dataset_dir, dataset_dir),
-        STORE,
-    )
+    links = find_dataset_links(examined, dataset_dir, STORE).links
     members: dict[int, list[Path]] = defaultdict(list)
-    for path, number in zip(paths, number_groups(len(paths), found.links).tolist(), strict=True):
-        members[number].append(path)
+    for image, number in zip(examined, number_groups(len(examined), links).tolist(), strict=True):
+        members[number].append(image.path)
     groups: dict[str, list[list[Path]]] = defaultdict(list)
     for group in members.values():
         for name in {canonical(path.parent.name) for path in group}:
@@ -283,7 +275,7 @@ def create_augmented_data(
         for number in missing[name]:
             source = _generator(seed, name, number, "source").choice(sources[name])
             of_source[name, source].append(number)
-    white = find_white([path for name in names for path in sources[name]])
+    white = find_white_level([path for name in names for path in sources[name]])
     write = partial(_write_augmented, dataset_dir, seed, white)
     forkserver = multiprocessing.get_context("forkserver")
     with (

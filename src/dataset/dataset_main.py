@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, check_least, run_program, say
-from dataset.audit import audit, fix_command, summarise
+from common import ArgumentParser, UserError, check_least, list_counts, run_program, say
+from dataset.audit import audit, audit_command, summarise
 from dataset.augmentation_data import (
     ALL,
     MINORITY,
@@ -37,7 +37,7 @@ from dataset.folders import (
     own_class_names,
     tell_left_out,
 )
-from dataset.moving import LEFT_OUT, REJECTED, alone_in
+from dataset.moving import LEFT_OUT, REJECTED, lock_dataset
 from dataset.plotting_dataset import ClassSizes, plot_dataset
 from dataset.preparedataset import CLASSES, fetch
 from dataset.sample import write_sample
@@ -56,17 +56,18 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     _check_classes(arguments)
     testing_dir.mkdir(parents=True, exist_ok=True)
     plan = {"mode": arguments.augment, "target": arguments.augment_to}
-    with alone_in(dataset_dir):
+    with lock_dataset(dataset_dir):
         prepare_to_augment(dataset_dir, **plan)
         _audit(dataset_dir, testing_dirs, arguments.allow_leaks)
         check_augmentation(dataset_dir, testing_dir, arguments.max_per_class, arguments.testing_per_class, seed, **plan)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
-        say("reduce", f"to {arguments.max_per_class} per class: {_counts(moved)} moved to {dataset_dir / LEFT_OUT}")
+        say("reduce", f"to {arguments.max_per_class} per class: {list_counts(moved)} moved to {dataset_dir / LEFT_OUT}")
         moved = create_testing_batch(dataset_dir, testing_dir, arguments.testing_per_class, seed)
-        say("split", f"{_counts(moved)} moved to {testing_dir}")
+        say("split", f"{list_counts(moved)} moved to {testing_dir}")
         if arguments.extra_testing:
-            say("split", f"{_counts(add_extra_testing(arguments.extra_testing, testing_dir))} copied to {testing_dir}")
-        say("augment", f"{_counts(create_augmented_data(dataset_dir, seed, **plan))} written")
+            copied = add_extra_testing(arguments.extra_testing, testing_dir)
+            say("split", f"{list_counts(copied)} copied to {testing_dir}")
+        say("augment", f"{list_counts(create_augmented_data(dataset_dir, seed, **plan))} written")
         sizes = measure_classes(dataset_dir, testing_dir)
         for path in plot_dataset(dataset_dir, sizes, arguments.figures_dir):
             say("draw", str(path))
@@ -78,7 +79,7 @@ def _get_images(arguments: argparse.Namespace, has_classes: bool) -> None:
     dataset_dir = arguments.dataset_dir
     if arguments.source == "openimages":
         classes = class_names(dataset_dir) if has_classes else CLASSES
-        say("fetch", f"{_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
+        say("fetch", f"{list_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
         say("sample", f"{write_sample(dataset_dir, arguments.testing_dir, arguments.seed)} images drawn")
     elif not own_class_names(dataset_dir):
@@ -98,7 +99,7 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     report = audit(dataset_dir, testing_dirs)
     for line in summarise(report):
         say("audit", line)
-    if report.unreadable or report.twins:
+    if report.unreadable or report.duplicates:
         say("audit", "audit.py lists the files, and with --fix moves them out of training")
     if report.poor:
         say("audit", "audit.py lists the images of low quality, which stay where they are")
@@ -109,8 +110,8 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
         first = report.leaks[0]
         raise UserError(
             f"{len(report.leaks)} images to train on share a group with test images, for example {first.path} and "
-            f"{first.of}; `{fix_command(dataset_dir, testing_dirs)}` moves them and all other findings out of "
-            "training; --allow-leaks continues with them"
+            f"{first.of}; `{audit_command(dataset_dir, testing_dirs, fix=True)}` moves them and all other findings out "
+            "of training; --allow-leaks continues with them"
         )
 
 
@@ -131,10 +132,6 @@ def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassS
             testing=count(testing_dir, name),
         )
     return sizes
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def main() -> int:

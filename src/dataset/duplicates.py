@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.pair_cache import compare_unknown
 from dataset.parallel import on_all_cores
-from dataset.verdicts import judge
 
 SIDE = 48
 COARSE_SIDE = 8
-BLACK = 16  # rows and columns at the edges without a higher grey value are padding
+_BLACK = 16  # rows and columns at the edges without a higher grey value are padding
 LEAST_CONTRAST = 4  # standard deviation in grey levels; an image below it is noise on a uniform colour
 SMALL = 28 * 28  # pixels; two images this small are not aligned, since aligned symbols of one kind look like copies
 
@@ -26,14 +27,14 @@ COARSELY_ALIKE = 0.5
 ALIKE = 0.82
 COARSELY_ALIKE_SMALL = 0.95  # if both images are small
 ALIKE_SMALL = 0.94
-ALIKE_CUT = 0.75  # coarse correlation with the best of nine crops, from which two images are compared closely
+ALIKE_CROPPED = 0.75  # coarse correlation with the best of nine crops, from which two images are compared closely
 
 MOST_COMPARED = 10  # close comparisons per image
 _MOST_RANKED = 256  # coarsely similar images from which these are chosen
-_CUT = 0.1  # share of width and height that a crop lacks
-_TIGHT_SIDE = 16
-_TIGHTLY_ALIKE = 0.8  # least residual correlation of outstanding pairs
-_NEARER = 4  # how many times closer than usual in its class an outstanding pair is
+_CROPPED = 0.1  # share of width and height that a crop lacks
+_DENSE_SIDE = 16  # of the thumbnails by which copies in dense classes are found
+_ALIKE_RESIDUALS = 0.8  # least correlation of the residuals of such copies
+_CLOSER = 4  # how many times closer than usual in its class such a copy is
 _REFERENCES = 1000  # images of a class that each of its images is compared with
 _LEAST_RESIDUAL = 0.002  # relative to the contrast; below it, a residual is rounding error
 
@@ -46,8 +47,9 @@ _LARGEST_DISTORTION = np.array([[0.25, 0.1], [0.1, 0.25]])
 _LEAST_OVERLAP = 0.65
 _BLOCK = 512  # rows of the matrix of pairs in memory at a time
 
-_Near = tuple[int, np.ndarray, np.ndarray]  # a row, the rows that correlate with it, and their correlations
-_Choice = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # the rows to keep of such rows
+_Near = tuple[int, np.ndarray, np.ndarray]  # an index, the others that correlate with it, and their correlations
+_Choice = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # which of these others to keep
+_Crops = Callable[[Sequence[int]], np.ndarray]  # the vectors (M, D) of the crops of some images, as many for each
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,23 @@ class Fingerprint:
     def is_small(self) -> bool:
         return self.size[0] * self.size[1] <= SMALL
 
+    def digest(self, size: int) -> bytes:
+        """Compute a digest of `size` bytes."""
+        return hashlib.blake2b(self.thumbnail.tobytes() + repr(self.size).encode(), digest_size=size).digest()
+
 
 def fingerprint(image: Image.Image) -> Fingerprint:
     """Compute the fingerprint (2.3 KB) of an upright RGB or grey image."""
     grey = image.convert("L")
     if grey.width * grey.height > SMALL:  # the background of a symbol is not padding
-        grey = grey.crop(grey.point(lambda value: 255 * (value > BLACK)).getbbox())
+        grey = grey.crop(grey.point(lambda value: 255 * (value > _BLACK)).getbbox())
     thumbnail = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2)
     return Fingerprint(np.asarray(thumbnail), grey.size)
 
 
-def digest(one: Fingerprint, size: int) -> bytes:
-    """Compute a digest of `size` bytes."""
-    return hashlib.blake2b(one.thumbnail.tobytes() + repr(one.size).encode(), digest_size=size).digest()
-
-
-def in_order_of_content(fingerprints: Sequence[Fingerprint], places: Sequence[int]) -> np.ndarray:
-    """Sort places by a digest of the fingerprint there: a random order that does not depend on the given one."""
-    return np.array(sorted(places, key=lambda place: digest(fingerprints[place], 16)), dtype=np.int64)
+def sort_by_content(fingerprints: Sequence[Fingerprint], indices: Iterable[int]) -> np.ndarray:
+    """Sort indices by a digest of their fingerprints: a random order that does not depend on the given one."""
+    return np.array(sorted(indices, key=lambda index: fingerprints[index].digest(16)), dtype=np.int64)
 
 
 def find_near_duplicates(fingerprints: Sequence[Fingerprint], store: Path | None = None) -> list[tuple[int, int]]:
@@ -99,7 +100,7 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint], store: Path | None
         store: folder that keeps the results of close comparisons for later runs.
 
     Returns:
-        Sorted pairs of places (i, j), i < j. The result does not depend on the order of the images.
+        Sorted pairs of indices (i, j), i < j. The result does not depend on the order of the images.
     """
     candidates = find_candidates(fingerprints)
     alike = compare_closely(fingerprints, candidates, store)
@@ -109,33 +110,31 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint], store: Path | None
 def compare_closely(
     fingerprints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int]], store: Path | None = None
 ) -> list[bool]:
-    """Return for each pair of places whether its images show the same photograph; reuse the results in the store."""
+    """Return for each pair of indices whether the images show the same photograph; reuse the results in the store."""
     ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    places, inverse = np.unique(ends, return_inverse=True)
-    digests = b"".join(digest(fingerprints[place], 8) for place in places.tolist())
+    images, inverse = np.unique(ends, return_inverse=True)
+    digests = b"".join(fingerprints[index].digest(8) for index in images.tolist())
     hashes = np.frombuffer(digests, dtype=np.uint64)[inverse].reshape(-1, 2)
     keys, first, inverse = np.unique(hashes.sum(axis=1), return_index=True, return_inverse=True)
 
-    def compare(pair: list[int]) -> bool:
-        return are_alike(*(fingerprints[place] for place in pair))
-
-    def compare_all(unknown: np.ndarray) -> list[bool]:
+    def compare(unknown: np.ndarray) -> list[bool]:
         import cv2
 
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the calling threads already use all cores
         try:
-            return on_all_cores(compare, ends[first[unknown]].tolist(), "comparing", "pair")
+            chosen = ends[first[unknown]].tolist()
+            return on_all_cores(lambda pair: are_alike(*(fingerprints[i] for i in pair)), chosen, "comparing", "pair")
         finally:
             cv2.setNumThreads(threads)
 
-    return judge(keys, compare_all, store)[inverse].tolist()
+    return compare_unknown(keys, compare, store)[inverse].tolist()
 
 
-def find_outstanding_pairs(
+def find_copies_in_dense_classes(
     fingerprints: Sequence[Fingerprint], labels: np.ndarray, dense: Collection[int]
 ) -> list[tuple[int, int]]:
-    """Find copies in classes whose images all resemble one another, for example those of a fixed camera or of symbols.
+    """Find copies in dense classes: the images of one resemble one another, as do those of a fixed camera, or symbols.
 
     The mean of the class is subtracted from the thumbnails (16 x 16, normalised in brightness and contrast). Two images
     are copies if the residuals correlate by at least 0.8 and are four times closer than usual for either image, as
@@ -147,46 +146,46 @@ def find_outstanding_pairs(
         dense: the labels of such classes.
 
     Returns:
-        Sorted pairs of places (i, j), i < j, with at least one image of such a class.
+        Sorted pairs of indices (i, j), i < j, with at least one image of such a class.
     """
-    places = in_order_of_content(fingerprints, range(len(fingerprints)))
-    labels = labels[places]
-    fine = _shrink([fingerprints[place].thumbnail for place in places], _TIGHT_SIDE)
-    usual = np.full(len(fine), -1, dtype=np.float32)  # unknown outside of dense classes
+    if not dense:
+        return []
+    order = sort_by_content(fingerprints, range(len(fingerprints)))
+    labels = labels[order]
+    vectors = _shrink([fingerprints[index].thumbnail for index in order], _DENSE_SIDE)
+    usual = np.full(len(vectors), -1, dtype=np.float32)  # unknown outside of dense classes
     means: dict[int, np.ndarray] = {}
     pairs: set[tuple[int, int]] = set()
     for label in dense:
         members = np.flatnonzero(labels == label)
-        means[label] = fine[members].mean(axis=0)
-        residuals, clear = _residuals(fine[members], means[label])
+        means[label] = vectors[members].mean(axis=0)
+        residuals, clear = _residuals(vectors[members], means[label])
         members, residuals = members[clear], residuals[clear]
         usual[members] = _usual_correlations(residuals)
 
-        def choose(row: int, others: np.ndarray, correlations: np.ndarray, members=members) -> np.ndarray:
-            return _outstanding(correlations, others, np.maximum(usual[members[row]], usual[members[others]]))
+        def choose(one: int, others: np.ndarray, correlations: np.ndarray, members=members) -> np.ndarray:
+            return _keep_closer(correlations, others, np.maximum(usual[members[one]], usual[members[others]]))
 
-        pairs |= _search(places[members], residuals, _TIGHTLY_ALIKE, choose)
-    if not means:
-        return []
+        pairs |= _search(order[members], residuals, _ALIKE_RESIDUALS, choose)
 
-    known = np.isin(labels, list(means))
+    in_dense = np.isin(labels, list(means))
 
-    def choose_across(row: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
-        across = (labels[others] != labels[row]) & (known[row] | known[others])
+    def choose_across(one: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+        across = (labels[others] != labels[one]) & (in_dense[one] | in_dense[others])
         others, correlations = others[across], correlations[across]
         others = others[_largest(correlations, MOST_COMPARED)]
         if not len(others):
             return others
         # Subtract the mean of either class: an image in the wrong class resembles the images of its true class.
-        by_class = [
-            _correlations(fine[row], fine[others], means[label], (labels[row] == label) | (labels[others] == label))
-            for label in {labels[row], *labels[others]} & means.keys()
-        ]
-        return _outstanding(np.min(by_class, axis=0), others, np.maximum(usual[row], usual[others]))
+        by_class = []
+        for label in {labels[one], *labels[others]} & means.keys():
+            either = (labels[one] == label) | (labels[others] == label)
+            by_class.append(_correlations(vectors[one], vectors[others], means[label], either))
+        return _keep_closer(np.min(by_class, axis=0), others, np.maximum(usual[one], usual[others]))
 
-    residuals, clear = _residuals(fine, np.mean(list(means.values()), axis=0))
+    residuals, clear = _residuals(vectors, np.mean(list(means.values()), axis=0))
     residuals[~clear] = 0
-    return sorted(pairs | _search(places, residuals, _TIGHTLY_ALIKE, choose_across))
+    return sorted(pairs | _search(order, residuals, _ALIKE_RESIDUALS, choose_across))
 
 
 def _residuals(vectors: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,16 +206,16 @@ def _usual_correlations(residuals: np.ndarray) -> np.ndarray:
         return np.zeros(len(residuals), dtype=np.float32)
     third = np.median(np.partition(references @ references.T, -4, axis=1)[:, -4])  # the nearest is the image itself
     nearest = max(20 * len(references) // len(residuals), len(references) // 10)
-    place = max(len(references) - 1 - nearest, 0)
+    rank = max(len(references) - 1 - nearest, 0)
     starts = range(0, len(residuals), _BLOCK)
     blocks = (residuals[start : start + _BLOCK] @ references.T for start in starts)
-    return np.concatenate([np.maximum(np.partition(block, place, axis=1)[:, place], third) for block in blocks])
+    return np.concatenate([np.maximum(np.partition(block, rank, axis=1)[:, rank], third) for block in blocks])
 
 
-def _outstanding(correlations: np.ndarray, others: np.ndarray, usual: np.ndarray) -> np.ndarray:
+def _keep_closer(correlations: np.ndarray, others: np.ndarray, usual: np.ndarray) -> np.ndarray:
     """Return those of the others that are four times closer than usual, at most 10."""
-    outstanding = correlations >= np.maximum(_TIGHTLY_ALIKE, 1 - (1 - usual) / _NEARER)
-    return others[outstanding][_largest(correlations[outstanding], MOST_COMPARED)]
+    closer = correlations >= np.maximum(_ALIKE_RESIDUALS, 1 - (1 - usual) / _CLOSER)
+    return others[closer][_largest(correlations[closer], MOST_COMPARED)]
 
 
 def _correlations(one: np.ndarray, others: np.ndarray, mean: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -227,106 +226,108 @@ def _correlations(one: np.ndarray, others: np.ndarray, mean: np.ndarray, where: 
 
 
 def find_candidates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """Find the pairs of places (i, j), i < j, sorted, of images that are worth a close comparison.
+    """Find the sorted pairs of indices (i, j), i < j, of images that are worth a close comparison.
 
     An image and nine crops of it are compared with the others; a cropped copy resembles one of the crops.
     """
-    clear = [place for place, f in enumerate(fingerprints) if f.thumbnail.std() >= LEAST_CONTRAST]
-    places = in_order_of_content(fingerprints, clear)
-    chosen = [fingerprints[place] for place in places]
-    coarse, aspects, small = _describe(chosen)
+    clear = (index for index, each in enumerate(fingerprints) if each.thumbnail.std() >= LEAST_CONTRAST)
+    order = sort_by_content(fingerprints, clear)
+    coarse = _describe([fingerprints[index] for index in order])
 
-    def cut(rows: Sequence[int]) -> np.ndarray:
-        return _shrink_cuts(np.stack([chosen[row].thumbnail for row in rows]))
-
-    def choose(row: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
-        near = _have_like_aspects(aspects[row], aspects[others])
-        near &= ~(small[row] & small[others]) | (correlations >= COARSELY_ALIKE_SMALL)
-        others, correlations = others[near], correlations[near]
+    def choose(one: int, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+        alike = coarse.match(one, others, correlations)
+        others, correlations = others[alike], correlations[alike]
         ranked = _largest(correlations, _MOST_RANKED)
         others, correlations = others[ranked], correlations[ranked]
-        scores = np.maximum(correlations, (coarse[others] @ cut([row]).T).max(axis=1))
-        likely = (small[row] & small[others]) | (scores >= ALIKE_CUT)
+        scores = np.maximum(correlations, (coarse.vectors[others] @ coarse.crop([one]).T).max(axis=1))
+        likely = (coarse.small[one] & coarse.small[others]) | (scores >= ALIKE_CROPPED)
         return others[likely][_largest(scores[likely], MOST_COMPARED)]
 
-    return sorted(_search(places, coarse, COARSELY_ALIKE, choose, cut))
+    return sorted(_search(order, coarse.vectors, COARSELY_ALIKE, choose, coarse.crop))
 
 
 def are_coarsely_alike(fingerprints: Sequence[Fingerprint], pairs: np.ndarray) -> np.ndarray:
-    """Return for each pair of places (N, 2) whether its images are worth a close comparison, bool (N,)."""
-    places, ends = np.unique(pairs, return_inverse=True)
+    """Return for each pair of indices (N, 2) whether the images are worth a close comparison, bool (N,)."""
+    images, ends = np.unique(pairs, return_inverse=True)
     first, second = ends.reshape(-1, 2).T
-    chosen = [fingerprints[place] for place in places.tolist()]
-    coarse, aspects, small = _describe(chosen)
-    thumbnails = np.stack([each.thumbnail for each in chosen])
-    clear = thumbnails.std(axis=(1, 2)) >= LEAST_CONTRAST
-    correlations = (coarse[first] * coarse[second]).sum(axis=1)
-    both_small = small[first] & small[second]
-    alike = clear[first] & clear[second] & _have_like_aspects(aspects[first], aspects[second])
-    alike &= correlations >= np.where(both_small, COARSELY_ALIKE_SMALL, COARSELY_ALIKE)
-    cuts = _shrink_cuts(thumbnails).reshape(len(chosen), -1, COARSE_SIDE**2)
+    coarse = _describe([fingerprints[index] for index in images.tolist()])
+    clear = np.array([thumbnail.std() for thumbnail in coarse.thumbnails]) >= LEAST_CONTRAST
+    correlations = (coarse.vectors[first] * coarse.vectors[second]).sum(axis=1)
+    alike = clear[first] & clear[second] & coarse.match(first, second, correlations)
+    crops = coarse.crop(range(len(images))).reshape(len(images), -1, COARSE_SIDE**2)
     for one, other in ((first, second), (second, first)):
-        correlations = np.maximum(correlations, np.einsum("ncd,nd->nc", cuts[one], coarse[other]).max(axis=1))
-    return alike & (both_small | (correlations >= ALIKE_CUT))
+        products = np.einsum("ncd,nd->nc", crops[one], coarse.vectors[other])
+        correlations = np.maximum(correlations, products.max(axis=1))
+    return alike & ((coarse.small[first] & coarse.small[second]) | (correlations >= ALIKE_CROPPED))
 
 
-def _describe(fingerprints: Sequence[Fingerprint]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return coarse vectors (N, 64) float32, aspect ratios (N,), and which images are small, bool (N,)."""
-    return (
-        _shrink([each.thumbnail for each in fingerprints], COARSE_SIDE),
-        np.array([each.size[0] / each.size[1] for each in fingerprints]),
-        np.array([each.is_small for each in fingerprints]),
-    )
+class _Coarse(NamedTuple):
+    """What N images look like coarsely."""
+
+    thumbnails: list[np.ndarray]
+    vectors: np.ndarray  # (N, 64) float32
+    aspects: np.ndarray  # (N,) width divided by height
+    small: np.ndarray  # (N,) bool
+
+    def match(self, one: int | np.ndarray, others: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+        """Return for pairs of indices, whose vectors correlate so, whether aspect ratio and correlation agree."""
+        ratios = self.aspects[one] / self.aspects[others]
+        both_small = self.small[one] & self.small[others]
+        least = np.where(both_small, np.float32(COARSELY_ALIKE_SMALL), np.float32(COARSELY_ALIKE))
+        return (np.maximum(ratios, 1 / ratios) <= _LARGEST_ASPECT_RATIO) & (correlations >= least)
+
+    def crop(self, indices: Sequence[int]) -> np.ndarray:
+        """Turn nine crops of each of M images, a tenth smaller, into vectors (9 * M, 64)."""
+        averages = _crop_averages()
+        thumbnails = np.stack([self.thumbnails[index] for index in indices]).astype(np.float32)
+        columns = thumbnails @ averages.reshape(-1, SIDE).T  # (M, 48, 3 * 8)
+        crops = averages.reshape(-1, SIDE) @ columns  # (M, 3 * 8, 3 * 8)
+        crops = crops.reshape(-1, 3, COARSE_SIDE, 3, COARSE_SIDE).swapaxes(2, 3)
+        return _normalise(crops.reshape(-1, COARSE_SIDE**2))
 
 
-def _have_like_aspects(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    ratios = one / other
-    return np.maximum(ratios, 1 / ratios) <= _LARGEST_ASPECT_RATIO
+def _describe(fingerprints: Sequence[Fingerprint]) -> _Coarse:
+    thumbnails = [each.thumbnail for each in fingerprints]
+    aspects = np.array([each.size[0] / each.size[1] for each in fingerprints])
+    small = np.array([each.is_small for each in fingerprints])
+    return _Coarse(thumbnails, _shrink(thumbnails, COARSE_SIDE), aspects, small)
 
 
 def _search(
-    places: np.ndarray,
-    vectors: np.ndarray,
-    least: float,
-    choose: _Choice,
-    cut: Callable[[Sequence[int]], np.ndarray] | None = None,
+    indices: np.ndarray, vectors: np.ndarray, least: float, choose: _Choice, crop: _Crops | None = None
 ) -> set[tuple[int, int]]:
     """Find for each vector the others that correlate with it, as far as `choose` keeps them.
 
     Args:
-        places: (N,) the places that the result refers to.
+        indices: (N,) what to return for each vector.
         vectors: (N, D) float32 of length 1, in random order.
         least: the least correlation.
-        choose: takes a row, the rows that correlate with it, and their correlations; returns the rows to keep.
-        cut: returns the vectors (M, D) of the crops of the images in some rows, the same number for each. Searching an
-            index near these, too, finds cropped copies.
+        choose: takes a vector's index in this order, the others that correlate with it, and their correlations;
+            returns the others to keep.
+        crop: searching an index near these vectors, too, finds cropped copies.
 
     Returns:
-        Pairs of places (i, j), i < j.
+        Pairs (i, j) from `indices`, i < j.
     """
-    near = _compare_all(vectors, least) if len(vectors) <= _EXACT else _compare_near(vectors, least, cut)
+    near = _compare_all(vectors, least) if len(vectors) <= _EXACT else _compare_near(vectors, least, crop)
     pairs = set()
-    for row, others, correlations in tqdm(near, "searching", len(vectors), unit="image", delay=1, disable=None):
+    for one, others, correlations in tqdm(near, "searching", len(vectors), unit="image", delay=1, disable=None):
         if len(others):
-            first, kept = int(places[row]), places[choose(row, others, correlations)].tolist()
+            first, kept = int(indices[one]), indices[choose(one, others, correlations)].tolist()
             pairs.update((min(first, second), max(first, second)) for second in kept)
     return pairs
 
 
 def _compare_all(vectors: np.ndarray, least: float) -> Iterator[_Near]:
     for start in range(0, len(vectors), _BLOCK):
-        correlations = vectors[start : start + _BLOCK] @ vectors.T
-        rows = np.arange(len(correlations))
-        correlations[rows, start + rows] = -1  # an image is not compared with itself
-        found, others = np.nonzero(correlations >= least)
-        ends = np.searchsorted(found, np.arange(len(rows) + 1))
-        for row, low, high in zip(rows, ends[:-1], ends[1:], strict=True):
-            yield start + int(row), others[low:high], correlations[row, others[low:high]]
+        block = vectors[start : start + _BLOCK] @ vectors.T
+        for one, correlations in enumerate(block, start):
+            correlations[one] = -1  # an image is not compared with itself
+            others = np.flatnonzero(correlations >= least)
+            yield one, others, correlations[others]
 
 
-def _compare_near(
-    vectors: np.ndarray, least: float, cut: Callable[[Sequence[int]], np.ndarray] | None
-) -> Iterator[_Near]:
+def _compare_near(vectors: np.ndarray, least: float, crop: _Crops | None) -> Iterator[_Near]:
     """Compare each vector with those in its own cell, and in the cells nearest to it and to its crops.
 
     The number of cells is the square root of the number of vectors.
@@ -334,25 +335,25 @@ def _compare_near(
     count = round(len(vectors) ** 0.5)
     most = _LARGEST_CELL * count
     centres = _find_centres(vectors, count)
-    probed: list[np.ndarray] = []  # the cells of each row, its own first
+    probed: list[np.ndarray] = []  # the cells of each vector, its own first
     for start in range(0, len(vectors), _BLOCK):
         rows = range(start, min(start + _BLOCK, len(vectors)))
         near = [_nearest_cells(vectors[start : rows.stop], centres)]
-        if cut is not None:
-            near.append(_nearest_cells(cut(rows), centres).reshape(len(rows), -1))
+        if crop is not None:
+            near.append(_nearest_cells(crop(rows), centres).reshape(len(rows), -1))
         probed += [np.array(list(dict.fromkeys(cells)), np.int32) for cells in np.concatenate(near, axis=1).tolist()]
     own = np.array([cells[0] for cells in probed])
     by_cell = np.argsort(own, kind="stable")
     vectors = vectors[by_cell]  # so that a cell is a slice
     ends = np.searchsorted(own[by_cell], np.arange(count + 1))
-    for place, row in enumerate(by_cell.tolist()):
-        slices = [slice(ends[cell], min(ends[cell + 1], ends[cell] + most)) for cell in probed[row]]
-        if place >= slices[0].stop:  # beyond the compared part of its own, very large cell
-            slices[0] = slice(place - most // 2, min(place + most // 2, ends[own[row] + 1]))
-        correlations = np.concatenate([vectors[part] @ vectors[place] for part in slices])
+    for position, one in enumerate(by_cell.tolist()):
+        slices = [slice(ends[cell], min(ends[cell + 1], ends[cell] + most)) for cell in probed[one]]
+        if position >= slices[0].stop:  # beyond the compared part of its own, very large cell
+            slices[0] = slice(position - most // 2, min(position + most // 2, ends[own[one] + 1]))
+        correlations = np.concatenate([vectors[part] @ vectors[position] for part in slices])
         others = np.concatenate([by_cell[part] for part in slices])
-        found = (correlations >= least) & (others != row)
-        yield row, others[found], correlations[found]
+        found = (correlations >= least) & (others != one)
+        yield one, others[found], correlations[found]
 
 
 def _nearest_cells(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -374,7 +375,7 @@ def _find_centres(vectors: np.ndarray, count: int) -> np.ndarray:
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the places of the largest values, at most `count`, largest first; ties keep their order."""
+    """Return the indices of the largest values, at most `count`, largest first; ties keep their order."""
     return np.argsort(-values, kind="stable")[:count]
 
 
@@ -393,19 +394,10 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1)
 
 
-def _shrink_cuts(thumbnails: np.ndarray) -> np.ndarray:
-    """Turn nine crops of each thumbnail (N, 48, 48), a tenth smaller, into vectors (9 * N, 64) like `_shrink`."""
-    averages = _cut_averages()
-    columns = thumbnails.astype(np.float32) @ averages.reshape(-1, SIDE).T  # (N, 48, 3 * 8)
-    cuts = averages.reshape(-1, SIDE) @ columns  # (N, 3 * 8, 3 * 8)
-    cuts = cuts.reshape(-1, 3, COARSE_SIDE, 3, COARSE_SIDE).swapaxes(2, 3)
-    return _normalise(cuts.reshape(-1, COARSE_SIDE**2))
-
-
 @cache
-def _cut_averages() -> np.ndarray:
+def _crop_averages() -> np.ndarray:
     """Return matrices (3, 8, 48) float32 that average the first, middle or last part of 48 pixels to 8."""
-    length = SIDE * (1 - _CUT)
+    length = SIDE * (1 - _CROPPED)
     pixels = np.arange(SIDE)
     averages = []
     for start in (0, (SIDE - length) / 2, SIDE - length):

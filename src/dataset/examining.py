@@ -25,7 +25,7 @@ from common import write_whole
 from dataset.duplicates import SIDE, Fingerprint, fingerprint
 from dataset.folders import ImageFolder
 from dataset.parallel import on_all_cores
-from dataset.reading import WHITE, UnreadableImage, highest_value, read_image, upright_rgb, white_of
+from dataset.reading import WHITE, UnreadableImage, highest_value, read_image, upright_rgb, white_level_of
 
 STORE = Path(".cache/examined")
 THUMBNAIL = 32
@@ -37,29 +37,17 @@ _STRIP = 1 << 20  # pixels, or bytes of a file, that are hashed at once
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of one image file.
-
-    Attributes:
-        path: the file.
-        size: width and height of the upright image in pixels.
-        form: file format and mode, such as "JPEG RGB".
-        pixels: 16-byte digest of the upright RGB pixels and the size; equal only for identical pixels.
-        thumbnail: (32, 32) uint8, grey, aspect ratio not kept.
-        intensities: (256,) share of the pixels that have each grey value.
-        fingerprint: what near-duplicates are found by.
-        sharpness: RMS of the Laplacian divided by RMS of the gradient, at 128 pixels; independent of contrast.
-        white: the 16-bit value that was taken as white; 0 for images of other values.
-    """
+    """What is known of one image file."""
 
     path: Path
-    size: tuple[int, int]
-    form: str
-    pixels: bytes
-    thumbnail: np.ndarray
-    intensities: np.ndarray
-    fingerprint: Fingerprint
-    sharpness: float
-    white: int = 0
+    size: tuple[int, int]  # width and height of the upright image in pixels
+    form: str  # file format and mode, such as "JPEG RGB"
+    pixels: bytes  # 16-byte digest of the upright RGB pixels and the size; equal only for identical pixels
+    thumbnail: np.ndarray  # (32, 32) uint8, grey, aspect ratio not kept
+    intensities: np.ndarray  # (256,) share of the pixels that have each grey value
+    fingerprint: Fingerprint  # what near-duplicates are found by
+    sharpness: float  # RMS of the Laplacian divided by RMS of the gradient, at 128 pixels; independent of contrast
+    white: int = 0  # the white level that was used; 0 for images that do not have 16-bit values
 
 
 # Type and shape of the stored fields of `Examined`, in order. A new field needs a line here and in `_to_image`.
@@ -79,17 +67,18 @@ _FORMAT = json.dumps([_VERSION, _FIELDS]).encode()
 
 
 def examine(
-    paths: Sequence[Path], store: Path | None = STORE, white: int = WHITE
+    paths: Sequence[Path], store: Path | None = STORE, white_level: int = WHITE
 ) -> tuple[list[Examined], dict[Path, str]]:
     """Examine files, except unchanged ones whose results are in the folder `store`.
 
-    `white` is the 16-bit value that is white. Returns the readable images in order, and the reason for each other file.
+    `white_level` is the 16-bit value that is white. Returns the readable images in order, and for each other file why
+    it cannot be read.
     """
 
     def recall(entry: _Entry) -> Examined | str | None:
-        return entry.image if entry.image and entry.image.white in (0, white) else entry.reason or None
+        return entry.image if entry.image and entry.image.white in (0, white_level) else entry.reason or None
 
-    results = _remember(paths, store, recall, partial(_examine, white=white), "examining", with_images=True)
+    results = _remember(paths, store, recall, partial(_examine, white_level=white_level), "examining", with_images=True)
     found = list(zip(paths, results, strict=True))
     examined = [replace(result, path=path) for path, result in found if isinstance(result, Examined)]
     return examined, {path: reason for path, reason in found if isinstance(reason, str)}
@@ -101,9 +90,9 @@ def find_unreadable(paths: Sequence[Path], store: Path | None = STORE) -> dict[P
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
-def find_white(paths: Sequence[Path], store: Path | None = STORE) -> int:
+def find_white_level(paths: Sequence[Path], store: Path | None = STORE) -> int:
     """Return the 16-bit value that is white in a dataset, since cameras store 10, 12 or 14 bits in 16-bit files."""
-    return white_of(max(find_highest(paths, store), default=0))
+    return white_level_of(max(find_highest(paths, store), default=0))
 
 
 def find_highest(paths: Sequence[Path], store: Path | None = STORE) -> list[int]:
@@ -111,9 +100,9 @@ def find_highest(paths: Sequence[Path], store: Path | None = STORE) -> list[int]
     return _remember(paths, store, lambda entry: entry.highest, _find_highest, "looking")
 
 
-def in_own_range(folder: ImageFolder, store: Path | None = STORE) -> ImageFolder:
-    """Return the folder with its 16-bit values scaled by the range that they use."""
-    return folder if folder.arrays is not None else replace(folder, white=find_white(folder.paths, store))
+def with_white_level(folder: ImageFolder, store: Path | None = STORE) -> ImageFolder:
+    """Return the folder with the white level of its 16-bit files."""
+    return folder if folder.arrays is not None else replace(folder, white_level=find_white_level(folder.paths, store))
 
 
 def content_digests(paths: Sequence[Path], store: Path | None = STORE) -> list[bytes]:
@@ -129,7 +118,7 @@ def examine_image(path: Path, stored: Image.Image) -> Examined:
         path=path,
         size=image.size,
         form=f"{stored.format or 'array'} {stored.mode}",
-        white=stored.info.get("white", 0),
+        white=stored.info.get("white_level", 0),
         pixels=_digest_pixels(image),
         thumbnail=np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
         intensities=np.asarray(grey.histogram(), dtype=np.float32) / (grey.width * grey.height),
@@ -160,20 +149,12 @@ def _digest_pixels(image: Image.Image) -> bytes:
 
 @dataclass
 class _Entry:
-    """What is known of one version of a file; None where it is unknown.
+    """What is known of one version of a file; None where it is unknown."""
 
-    Attributes:
-        version: size, modification time, change time and inode of the file.
-        reason: why the file cannot be read as an image; "" if it can.
-        digest: of the file's content.
-        highest: the highest 16-bit value; 0 if the file has other values.
-        image: what it looks like.
-    """
-
-    version: tuple[int, ...]
-    reason: str | None = None
-    digest: bytes | None = None
-    highest: int | None = None
+    version: tuple[int, ...]  # size, modification time, change time and inode of the file
+    reason: str | None = None  # why the file cannot be read as an image; "" if it can
+    digest: bytes | None = None  # of the file's content
+    highest: int | None = None  # the highest 16-bit value; 0 if the file has other values
     image: Examined | None = None
 
 
@@ -189,12 +170,12 @@ def _remember(
     located = [os.path.split(os.path.abspath(path)) for path in paths]
     known = {folder: _load(store, folder, with_images) for folder in {folder for folder, _ in located}}
     entries = [_find_entry(known[folder], folder, name) for folder, name in located]
-    unknown = {id(entry): place for place, entry in enumerate(entries) if recall(entry) is None}
+    unknown = {id(entry): index for index, entry in enumerate(entries) if recall(entry) is None}
     changed: set[str] = set()
 
-    def complete(place: int) -> None:
-        find_out(paths[place], entries[place])
-        changed.add(located[place][0])
+    def complete(index: int) -> None:
+        find_out(paths[index], entries[index])
+        changed.add(located[index][0])
 
     try:
         if unknown:
@@ -213,9 +194,9 @@ def _find_entry(entries: dict[str, _Entry], folder: str, name: str) -> _Entry:
     return entries[name]
 
 
-def _examine(path: Path, entry: _Entry, white: int = WHITE, only_read: bool = False) -> None:
+def _examine(path: Path, entry: _Entry, white_level: int = WHITE, only_read: bool = False) -> None:
     try:
-        image = read_image(path, white)
+        image = read_image(path, white_level)
         if not only_read:
             entry.image = examine_image(path, image)
         entry.reason = ""

@@ -55,7 +55,7 @@ class ImageFolder:
             source of an augmented image is unknown.
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
-        white: the value that is white in 16-bit files.
+        white_level: the value that is white in 16-bit files.
         passed_over: what else lies in the class folders and beside them, with the reason why it is not used.
         part: the name of the part, if this is only a part of the folder.
         validates: (N,) bool, the images to validate on; None if the folds select them.
@@ -69,14 +69,18 @@ class ImageFolder:
     sources: tuple[str | None, ...]
     inverted: np.ndarray
     arrays: np.ndarray | None = None
-    white: int = WHITE
+    white_level: int = WHITE
     passed_over: Mapping[Path, str] = field(default_factory=dict)
     part: str | None = None
     validates: np.ndarray | None = None
 
     def read(self, place: int) -> Image.Image:
         """Read one image as it is stored, inverted if it should be; UnreadableImage if it cannot be read."""
-        image = read_image(self.paths[place], self.white) if self.arrays is None else image_of_array(self.arrays[place])
+        image = (
+            read_image(self.paths[place], self.white_level)
+            if self.arrays is None
+            else image_of_array(self.arrays[place])
+        )
         if not self.inverted[place]:
             return image
         inverted = ImageOps.invert(image if image.mode == "L" else upright_rgb(image))

@@ -9,20 +9,20 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from common import pluralise
 from dataset.duplicates import (
     Fingerprint,
     are_coarsely_alike,
     compare_closely,
+    find_copies_in_dense_classes,
     find_near_duplicates,
-    find_outstanding_pairs,
-    in_order_of_content,
+    sort_by_content,
 )
 from dataset.examining import STORE, Examined, examine, examine_image
 from dataset.folders import ImageFolder, canonical, stem_of
@@ -36,30 +36,28 @@ _FEW = 8  # a class of fewer images may consist of near-duplicates
 _MANY = 500  # images of a class above which coarse resemblance may be enough to call it dense
 _SMALL = 50  # images of a dense class up to which it shares its mean with other classes
 _SAMPLED = 20_000  # random pairs that are compared, divided between the classes
-_RULE = 0.1  # share of random pairs above which a class is dense
+_DENSE = 0.1  # share of near-duplicates among random pairs, above which a class is dense
 _LEAST_ALIKE = 3  # near-duplicates per image, on average, in a dense class
 _CAUSES = ("fixed camera, symbols", "one background")
 _MOST_NOTES = 5  # classes that are named
 
 
 class Link(NamedTuple):
-    """Two places, `first` below `second`, of images that belong together, and the kind of the link."""
+    """The indices of two images that belong together, `first` below `second`, and the kind of the link."""
 
     first: int
     second: int
     kind: str
 
 
-@dataclass(frozen=True)
-class Links:
+class Links(NamedTuple):
     """The sorted links between some images, and one note per dense class; the last note counts further classes."""
 
     links: list[Link]
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Groups:
+class Groups(NamedTuple):
     """The groups of the images of several folders; a group may span folders."""
 
     numbers: tuple[np.ndarray, ...]  # for each folder the number of each image's group, (N,) int64
@@ -90,8 +88,7 @@ def find_links(
         images: N images.
         labels: N class names.
         photographs: the source photograph of each image, None if unknown; may be empty.
-        stems: keys by `find_stems`, equal for images from any of which an augmented image may have been made; may be
-            empty.
+        stems: equal for images from any of which an augmented image may have been made, None if unknown; may be empty.
         store: folder that keeps the results of close comparisons for later runs.
     """
     resembling, notes = _link_near_duplicates(images, labels, store)
@@ -100,12 +97,31 @@ def find_links(
     return Links(sorted(links), notes)
 
 
-def number_groups(count: int, links: Iterable[tuple[int, int, str]]) -> np.ndarray:
-    """Number the groups of `count` images, (count,) int64, from 0 in the order of their first images."""
+def find_dataset_links(images: Sequence[Examined], training_dir: Path, store: Path | None) -> Links:
+    """Find which original images of a training folder and of its test folders belong together, as `find_links` does."""
+    folders = dict.fromkeys(image.path.parent.parent for image in images)
+    tables = {folder: _read_tables(folder, training_dir) for folder in folders}
+    labels, photographs, stems = [], [], []
+    for image in images:
+        folder, file = image.path.parent.parent, _file_key(image.path)
+        of_files, moved = tables[folder]
+        photographs.append(of_files.get(file))
+        labels.append(canonical(image.path.parent.name))
+        # An augmented image is named after the stem of its source, which may be any original image with that stem.
+        from_training = folder == training_dir or file in moved
+        stems.append((labels[-1], stem_of(image.path)) if from_training else None)
+    return find_links(images, labels, photographs, stems, store)
+
+
+def number_groups(count: int, links: Iterable[Sequence[Any]]) -> np.ndarray:
+    """Number the groups of `count` images, (count,) int64, from 0 in the order of their first images.
+
+    Each link begins with the indices of two images.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ends = np.array([link[:2] for link in links], dtype=np.int64).reshape(-1, 2)
+    ends = _as_array([link[:2] for link in links])
     matrix = coo_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
     _, components = connected_components(matrix, directed=False)
     _, first, inverse = np.unique(components, return_index=True, return_inverse=True)
@@ -128,61 +144,42 @@ def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> G
     photographs: list[str | None] = []
     sources: list[Hashable | None] = []
     for number, folder in enumerate(folders):
-        examined |= {len(labels) + place: image for place, image in _examine_originals(folder, store).items()}
-        known = read_photographs(folder.directory, folders[0].directory)
-        photographs += [known.get(file_key(path)) for path in folder.paths]
-        sources += _find_sources(folder, number)
-        labels += [folder.classes[label] for label in folder.labels.tolist()]
-    places = sorted(examined)
-    columns = ([column[place] for place in places] for column in (examined, labels, photographs))
+        examined |= {len(labels) + index: image for index, image in _examine_originals(folder, store).items()}
+        of_files, moved = _read_tables(folder.directory, folders[0].directory)
+        for path, label, stem in zip(folder.paths, folder.labels.tolist(), folder.sources, strict=True):
+            file = _file_key(path)
+            labels.append(folder.classes[label])
+            photographs.append(of_files.get(file))
+            # Images that were moved to a test folder, and those made from them, may be in training.
+            sources.append(stem and (0 if file in moved else number, labels[-1], stem))
+    indices = list(examined)
+    columns = ([column[index] for index in indices] for column in (examined, labels, photographs))
     found = find_links(*columns, store=store)
-    links = [Link(places[first], places[second], kind) for first, second, kind in found.links]
+    links = [Link(indices[first], indices[second], kind) for first, second, kind in found.links]
     numbers = number_groups(len(labels), links + _link_equal(sources, AUGMENTED, 1))
     ends = np.cumsum([len(folder.paths) for folder in folders])
     return Groups(tuple(np.split(numbers, ends[:-1])), tuple(found.notes))
 
 
-def find_stems(paths: Sequence[Path], directory: Path, training_dir: Path) -> list[tuple[str, str] | None]:
-    """Return class and stem of each image in the training folder, or moved out of it; None for other test images.
-
-    An augmented image is named after the stem of its source, and may be made from any original with that stem.
-    """
-    moved = None if directory == training_dir else set(_read_moved(directory))
-    return [
-        (canonical(path.parent.name), stem_of(path)) if moved is None or file_key(path) in moved else None
-        for path in paths
-    ]
-
-
-def file_key(path: Path) -> str:
+def _file_key(path: Path) -> str:
     """Return class and name of a file in normalised Unicode: tables and file systems may spell them differently."""
     return f"{canonical(path.parent.name)}/{unicodedata.normalize('NFC', path.name)}"
 
 
-def read_photographs(directory: Path, training_dir: Path) -> dict[str, str]:
-    """Read the source photographs of the Open Images patches in a folder, by `file_key`.
+def _read_tables(directory: Path, training_dir: Path) -> tuple[dict[str, str], set[str]]:
+    """Read the Open Images photographs that files of a folder were cut from, and which files were moved there.
 
-    Those of test images that were moved out of the training folder are in its table.
-
-    Raises:
-        UserError: a table is damaged.
+    Files are named by `_file_key`. The photographs of files that were moved out of the training folder are in its
+    table. UserError if a table is damaged.
     """
-    known = _read_table(directory)
-    if moved := _read_moved(directory):
-        of_training = _read_table(training_dir)
-        known |= {file: of_training[file] for file in moved if file in of_training}
-    return known
-
-
-def _read_table(directory: Path) -> dict[str, str]:
     rows = _read_rows(directory / OPEN_IMAGES, ("file", "image_id"))
-    return {file_key(Path(row["file"])): row["image_id"] for row in rows}
-
-
-def _read_moved(directory: Path) -> list[str]:
-    """Read the `file_key` of each file that was moved from the training folder to this test folder."""
+    photographs = {_file_key(Path(row["file"])): row["image_id"] for row in rows}
     rows = _read_rows(directory / TESTING_BATCH, ("class", "file"))
-    return [file_key(Path(row["class"], row["file"])) for row in rows]
+    moved = {_file_key(Path(row["class"], row["file"])) for row in rows}
+    if moved and directory != training_dir:
+        of_training, _ = _read_tables(training_dir, training_dir)
+        photographs |= {file: of_training[file] for file in moved & of_training.keys()}
+    return photographs, moved
 
 
 def _read_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -190,41 +187,33 @@ def _read_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Examined]:
-    """Examine the readable original images; the result is keyed by place."""
-    originals = np.flatnonzero(~folder.augmented).tolist()
-    if folder.arrays is None and not folder.inverted[originals].any():
-        found, _ = examine([folder.paths[place] for place in originals], store, folder.white)
-        by_path = {image.path: image for image in found}
-        return {place: by_path[folder.paths[place]] for place in originals if folder.paths[place] in by_path}
+    """Examine the readable original images; the result is keyed by index, in ascending order."""
 
-    def look(place: int) -> Examined | None:
+    def look(index: int) -> Examined | None:
         try:
-            return examine_image(folder.paths[place], folder.read(place))
+            return examine_image(folder.paths[index], folder.read(index))
         except UnreadableImage:
             return None
 
-    images = on_all_cores(look, originals, "examining")
-    return {place: image for place, image in zip(originals, images, strict=True) if image is not None}
-
-
-def _find_sources(folder: ImageFolder, number: int) -> list[Hashable | None]:
-    """Return for each image of the n-th folder a key that it shares with the images made from it; None if unknown."""
-    moved = set(_read_moved(folder.directory)) if number else set()
-    return [
-        source and (number * (file_key(path) not in moved), folder.classes[label], source)
-        for path, label, source in zip(folder.paths, folder.labels.tolist(), folder.sources, strict=True)
-    ]
+    originals = np.flatnonzero(~folder.augmented).tolist()
+    if folder.arrays is None and not folder.inverted[originals].any():
+        readable, _ = examine([folder.paths[index] for index in originals], store, folder.white_level)
+        by_path = {image.path: image for image in readable}
+        images = [by_path.get(folder.paths[index]) for index in originals]
+    else:
+        images = on_all_cores(look, originals, "examining")
+    return {index: image for index, image in zip(originals, images, strict=True) if image is not None}
 
 
 def _link_equal(keys: Sequence[Hashable | None], kind: str, most: int = _MOST_LINKS) -> list[Link]:
-    """Link the places with equal keys: all pairs, or each place with the first if there are more than `most`."""
+    """Link images with equal keys: all pairs, or each image with the first if there are more than `most`."""
     same: dict[Hashable, list[int]] = defaultdict(list)
-    for place, key in enumerate(keys):
+    for index, key in enumerate(keys):
         if key is not None:
-            same[key].append(place)
+            same[key].append(index)
     links = []
-    for places in same.values():
-        pairs = combinations(places, 2) if len(places) <= most else product(places[:1], places[1:])
+    for members in same.values():
+        pairs = combinations(members, 2) if len(members) <= most else product(members[:1], members[1:])
         links += [Link(first, second, kind) for first, second in pairs]
     return links
 
@@ -234,11 +223,11 @@ def _link_near_duplicates(
 ) -> tuple[list[Link], list[str]]:
     """Link near-duplicates without identical pixels; also return notes on dense classes."""
     copies: dict[tuple[bytes, str], list[int]] = defaultdict(list)
-    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        copies[image.pixels, label].append(place)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        copies[image.pixels, label].append(index)
     members = list(copies.values())  # the first image represents its copies
-    fingerprints = [images[places[0]].fingerprint for places in members]
-    _, pixels = np.unique([images[places[0]].pixels.hex() for places in members], return_inverse=True)
+    fingerprints = [images[first].fingerprint for first, *_ in members]
+    _, pixels = np.unique([digest.hex() for digest, _ in copies], return_inverse=True)
     names, classes = np.unique([label for _, label in copies], return_inverse=True)
 
     pairs, notes = _find_resembling(fingerprints, pixels, classes, store)
@@ -246,11 +235,12 @@ def _link_near_duplicates(
     for first, second in pairs:
         if pixels[first] != pixels[second]:  # otherwise they are linked already
             many = len(members[first]) * len(members[second]) > _MOST_LINKS
-            ends = (members[place][:1] if many else members[place] for place in (first, second))
+            ends = (members[index][:1] if many else members[index] for index in (first, second))
             links += [Link(*sorted(pair), NEAR_DUPLICATE) for pair in product(*ends)]
     lines = [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
     if len(lines) > _MOST_NOTES:
-        lines[_MOST_NOTES:] = [f"{len(lines) - _MOST_NOTES} more classes whose images resemble one another"]
+        more = pluralise(len(lines) - _MOST_NOTES, "more class", "more classes")
+        lines[_MOST_NOTES:] = [f"{more} whose images resemble one another"]
     return links, lines
 
 
@@ -259,33 +249,36 @@ def _find_resembling(
 ) -> tuple[list[tuple[int, int]], dict[int, str]]:
     """Find pairs of images that show the same photograph; also return notes on dense classes."""
     notes, dense, mixed = _find_dense(fingerprints, pixels, classes, store)
-    others = np.flatnonzero(~dense[classes]).tolist()
-    found = find_near_duplicates([fingerprints[place] for place in others], store)
-    pairs = [(others[first], others[second]) for first, second in found]
+    others = np.flatnonzero(~dense[classes])
+    found = find_near_duplicates([fingerprints[index] for index in others.tolist()], store)
+    pairs = others[_as_array(found)]
     sizes = np.bincount(classes)
-    held, several = _find_swallowed(pairs, classes, sizes / 2)
-    for number in np.flatnonzero(held).tolist():
+    chained, several = _find_classes_in_one_group(pairs, classes, sizes / 2)
+    for number in np.flatnonzero(chained).tolist():
         notes[number] = (
-            f"a chain of near-duplicates contains {held[number]} of {sizes[number]} images (frames of one movement?)"
+            f"a chain of near-duplicates contains {chained[number]} of {sizes[number]} images (frames of one movement?)"
         )
-    dense |= held > 0
+    dense |= chained > 0
     mixed |= several
-    kept = [pair for pair in pairs if not dense[classes[list(pair)]].any()]
-    if not dense.any():
-        return kept, {}
+    pairs = pairs[~dense[classes[pairs]].any(axis=1)]
     # The mean of a few images is unreliable: small classes that resemble one another share one.
     merged = np.where((mixed & dense & (sizes < _SMALL))[classes], len(sizes), classes)
-    outstanding = find_outstanding_pairs(fingerprints, merged, np.unique(merged[dense[classes]]).tolist())
+    copies = _as_array(find_copies_in_dense_classes(fingerprints, merged, np.unique(merged[dense[classes]]).tolist()))
     # Classes on one background may differ only in a small detail, or in colour, which grey thumbnails do not show.
-    kept += [pair for pair in outstanding if len(set(classes[list(pair)])) == 1 or not mixed[classes[list(pair)]].any()]
-    held, _ = _find_swallowed(kept, classes, np.minimum(sizes / 2, np.maximum(20, sizes / 4)))
-    hopeless = (held > 0) & dense
-    kept = [pair for pair in kept if not hopeless[classes[list(pair)]].any()]
+    first, second = classes[copies].T
+    pairs = np.concatenate([pairs, copies[(first == second) | ~(mixed[first] | mixed[second])]])
+    chained, _ = _find_classes_in_one_group(pairs, classes, np.minimum(sizes / 2, np.maximum(20, sizes / 4)))
+    only_identical = (chained > 0) & dense
+    pairs = pairs[~only_identical[classes[pairs]].any(axis=1)]
     closer = " and much closer copies"
-    return sorted(kept), {
-        number: f"{note}: only identical pixels{'' if hopeless[number] else closer} count as duplicates"
+    return sorted(map(tuple, pairs.tolist())), {
+        number: f"{note}: only identical pixels{'' if only_identical[number] else closer} count as duplicates"
         for number, note in notes.items()
     }
+
+
+def _as_array(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def _find_dense(
@@ -297,20 +290,18 @@ def _find_dense(
         The measurement for each dense class; which classes are dense; which resemble other classes; both bool (C,).
     """
     samples = []
-    for number, others, across, pairs in _sample_pairs(fingerprints, classes):
-        pairs = pairs[pixels[pairs[:, 0]] != pixels[pairs[:, 1]]]
-        if len(pairs):
-            alike = list(map(tuple, pairs[are_coarsely_alike(fingerprints, pairs)].tolist()))
-            # Comparing very many images closely would take hours: then coarse resemblance is enough.
-            close = others <= _MANY * (10 if across else 1) or len(alike) <= len(pairs) / 2
-            samples.append((number, others, across, len(pairs), alike, close))
-    compared = [pair for *_, alike, close in samples if close for pair in alike]
+    for sample in _sample_pairs(fingerprints, pixels, classes):
+        alike = list(map(tuple, sample.pairs[are_coarsely_alike(fingerprints, sample.pairs)].tolist()))
+        # Comparing very many images closely would take hours: then coarse resemblance is enough.
+        few = sample.others <= _MANY * (10 if sample.across else 1)
+        samples.append((sample, alike, few or len(alike) <= len(sample.pairs) / 2))
+    compared = [pair for _, alike, close in samples if close for pair in alike]
     same = dict(zip(compared, compare_closely(fingerprints, compared, store), strict=True))
     notes: dict[int, str] = {}
     dense, mixed = np.zeros((2, int(classes.max(initial=-1)) + 1), dtype=bool)
-    for number, others, across, count, alike, close in samples:
-        share = (sum(same[pair] for pair in alike) if close else len(alike)) / count
-        if share > _RULE and share * others > _LEAST_ALIKE:
+    for (number, others, across, pairs), alike, close in samples:
+        share = (sum(same[pair] for pair in alike) if close else len(alike)) / len(pairs)
+        if share > _DENSE and share * others > _LEAST_ALIKE:
             dense[number] = True
             mixed[number] |= across
             which = "with those of other classes " if across else ""
@@ -319,44 +310,50 @@ def _find_dense(
     return notes, dense, mixed
 
 
-def _sample_pairs(
-    fingerprints: Sequence[Fingerprint], classes: np.ndarray
-) -> Iterator[tuple[int, int, bool, np.ndarray]]:
-    """Draw random pairs for each class, reproducibly.
+class _Sample(NamedTuple):
+    """Random pairs of the images of a class with one another, or with images of other classes."""
 
-    Yields:
-        A class, how many images each of its images could be paired with, whether these are of other classes, and
-        places (N, 2).
-    """
-    order = in_order_of_content(fingerprints, range(len(fingerprints)))
+    number: int  # of the class
+    others: int  # images that each image of the class could be paired with
+    across: bool  # whether these are of other classes
+    pairs: np.ndarray  # (N, 2) indices
+
+
+def _sample_pairs(fingerprints: Sequence[Fingerprint], pixels: np.ndarray, classes: np.ndarray) -> Iterator[_Sample]:
+    """Draw random pairs of images without identical pixels for each class, reproducibly."""
+    order = sort_by_content(fingerprints, range(len(fingerprints)))
     ordered, count = classes[order], int(classes.max(initial=-1)) + 1
     most = min(max(_SAMPLED // max(2 * count, 1), 50), 200)
     for number in range(count):
-        members, others = order[ordered == number], order[ordered != number]
-        if len(members) >= _FEW:
-            pairs = _draw_pairs(len(members), len(members) - 1, most)
-            pairs[:, 1] += pairs[:, 1] >= pairs[:, 0]  # no image with itself
-            yield number, len(members) - 1, False, members[pairs]
-        first, second = _draw_pairs(len(members), len(others), most).T
-        yield number, len(others), True, np.stack([members[first], others[second]], axis=1)
+        members = order[ordered == number]
+        for across in (False, True):
+            others = order[ordered != number] if across else members
+            if across or len(members) >= _FEW:
+                first, second = _draw_pairs(len(members), len(others) - (not across), most)
+                if not across:
+                    second += second >= first  # no image with itself
+                pairs = np.stack([members[first], others[second]], axis=1)
+                pairs = pairs[pixels[pairs[:, 0]] != pixels[pairs[:, 1]]]
+                if len(pairs):
+                    yield _Sample(number, len(others) - (not across), across, pairs)
 
 
-def _draw_pairs(rows: int, columns: int, most: int) -> np.ndarray:
-    """Draw random cells (N, 2) of a table, without repetition and reproducibly."""
+def _draw_pairs(rows: int, columns: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the rows and columns of random cells of a table, without repetition and reproducibly."""
     cells = rows * columns
     chosen = np.arange(cells) if cells <= most else np.random.default_rng(0).choice(cells, most, replace=False)
-    return np.stack(np.divmod(chosen, max(columns, 1)), axis=1)
+    return np.divmod(chosen, max(columns, 1))
 
 
-def _find_swallowed(
-    pairs: Sequence[tuple[int, int]], classes: np.ndarray, limits: np.ndarray
+def _find_classes_in_one_group(
+    pairs: np.ndarray, classes: np.ndarray, limits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the classes of which one group, possibly linked through other classes, contains too many images.
 
     A group may contain a whole class of fewer than 8 images, unless it contains several classes.
 
     Args:
-        pairs: places of linked images.
+        pairs: (M, 2) indices of linked images.
         classes: (N,) the class of each image.
         limits: (C,) how many images of each class a group may contain.
 
@@ -364,13 +361,13 @@ def _find_swallowed(
         How many images of each class such a group contains, 0 if there is none, and whether it contains too many
         images of several classes, both (C,).
     """
-    groups = number_groups(len(classes), [(*pair, "") for pair in pairs])
+    groups = number_groups(len(classes), pairs)
     (group, number), counts = np.unique(np.stack([groups, classes]), axis=1, return_counts=True)
     large = counts > limits[number]
     several = (np.bincount(group[large], minlength=len(groups) + 1)[group] > 1) & (np.bincount(groups)[group] >= _FEW)
     large &= (np.bincount(classes)[number] >= _FEW) | several
-    held = np.zeros(len(limits), dtype=np.int64)
-    held[number[large]] = counts[large]
+    contained = np.zeros(len(limits), dtype=np.int64)
+    contained[number[large]] = counts[large]
     mixed = np.zeros(len(limits), dtype=bool)
     mixed[number[large & several]] = True
-    return held, mixed
+    return contained, mixed

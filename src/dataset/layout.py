@@ -15,19 +15,12 @@ _TRAINING, _VALIDATION, _TESTING = ("train", "training"), ("val", "valid", "vali
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder or `.npz` file of each side of a split.
-
-    Attributes:
-        training: the images to train on.
-        validation: the images to validate on; None for a part of the training images.
-        testing: the images to test on; None for a held-out part of the training images.
-        unused: visible folders beside these.
-    """
+    """The folder or `.npz` file of each side of a split."""
 
     training: Path
-    validation: Path | None = None
-    testing: Path | None = None
-    unused: tuple[Path, ...] = ()
+    validation: Path | None = None  # None for a part of the training images
+    testing: Path | None = None  # None for a held-out part of the training images
+    unused: tuple[Path, ...] = ()  # visible folders beside these
 
     @property
     def others(self) -> list[Path]:

@@ -18,7 +18,7 @@ _FILES = ("file", "moved_to")
 _COLUMNS = (*_FILES, "reason")
 
 
-def alone_in(directory: Path) -> AbstractContextManager[None]:
+def lock_dataset(directory: Path) -> AbstractContextManager[None]:
     """Lock a dataset while files in it are moved or created; UserError if another program holds the lock."""
     return lock(directory, f"another program is using {directory}: wait until it has finished")
 
@@ -46,30 +46,30 @@ def is_set_aside(folder: Path) -> bool:
     return (folder / _LOG).is_file() or (folder / _PENDING).is_file()
 
 
-def set_aside(directory: Path, place: str, reasons: Mapping[Path, str]) -> None:
-    """Move files from `<directory>/<class>/` to `<directory>/<place>/<class>/`, and log their origin and the reason.
+def set_aside(directory: Path, name: str, reasons: Mapping[Path, str]) -> None:
+    """Move files from `<directory>/<class>/` to `<directory>/<name>/<class>/`, and log their origin and the reason.
 
-    UserError if a class has the name of the place, which is `REJECTED` or `LEFT_OUT`.
+    UserError if a class has this name, which is `REJECTED` or `LEFT_OUT`.
     """
-    aside = directory / place
+    aside = directory / name
     if reasons and aside.is_dir() and any(aside.iterdir()) and not is_set_aside(aside):
         raise UserError(f"{aside} is a class, but images are to be moved to a folder of this name: rename the class")
-    finish_moves(directory, place)
+    finish_moves(directory, name)
     taken: set[str] = set()
     rows = []
     for path, reason in sorted(reasons.items()):
         if path.exists():  # else `finish_moves` has moved it
             file = path.relative_to(directory).as_posix()
-            rows.append({"file": file, "moved_to": _free_name(directory, f"{place}/{file}", taken), "reason": reason})
+            rows.append({"file": file, "moved_to": _free_name(directory, f"{name}/{file}", taken), "reason": reason})
             taken.add(rows[-1]["moved_to"])
     if rows:
         write_rows(aside / _PENDING, _COLUMNS, rows)
-        finish_moves(directory, place)
+        finish_moves(directory, name)
 
 
-def finish_moves(directory: Path, place: str) -> int:
+def finish_moves(directory: Path, name: str) -> int:
     """Finish an interrupted `set_aside`; return the number of files moved."""
-    pending, log = directory / place / _PENDING, directory / place / _LOG
+    pending, log = directory / name / _PENDING, directory / name / _LOG
     rows = read_rows(pending, _FILES)
     moves = [row for row in rows if (directory / row["file"]).exists()]
     for row in moves:

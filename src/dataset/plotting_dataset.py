@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from common import printable
-from dataset.examining import examine, find_white
+from common import list_counts, printable
+from dataset.examining import examine, find_white_level
 from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
 from dataset.reading import WHITE, read_image, resize_or_pad_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, legible, name_ticks, new_figure, save_figure, short_label
@@ -70,8 +70,8 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
     """Draw all figures of a dataset, which has one folder per class, and return the PNG files."""
     names = class_names(dataset_dir)
     files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
-    white = find_white([path for paths in files.values() for path in paths])
-    images = {name: examine(files[name], white=white)[0] for name in names}
+    white = find_white_level([path for paths in files.values() for path in paths])
+    images = {name: examine(files[name], white_level=white)[0] for name in names}
     forms = {name: [image.size for image in members] for name, members in images.items()}
     figures = {
         "class_sizes": draw_class_sizes(sizes),
@@ -147,7 +147,7 @@ def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[
         areas = [12 * count for count in counted.values()]
         axes.plot(limits, limits, color=GREY, linewidth=0.8, zorder=0)
         axes.scatter(*zip(*counted, strict=True), areas, BLUE, alpha=0.35 if len(counted) > 200 else 0.6, linewidths=0)
-        files = ", ".join(f"{count} {form}" for form, count in forms[name].most_common(3))
+        files = list_counts(dict(forms[name].most_common(3)))
         many = "s" * (len(counted) > 1)
         axes.set_title(f"{short_label(name)}: {len(members)} images, {len(counted)} size{many}\n{files}", fontsize=10)
         axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)

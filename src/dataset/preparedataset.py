@@ -19,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, check_least, run_program
 from dataset.folders import canonical
-from dataset.moving import alone_in
+from dataset.moving import lock_dataset
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
 from dataset.reading import UnreadableImage, read_image
 from dataset.tables import OPEN_IMAGES, read_rows, write_rows
@@ -113,7 +113,7 @@ def _check_spelling(dataset_dir: Path, labels: Iterable[str]) -> None:
 def _open_patches(folder: Path) -> Iterator[Patches]:
     """Lock a folder and open its patches; remove unfinished ones at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with lock_dataset(folder):
         patches = Patches(folder)
         try:
             yield patches

@@ -30,10 +30,10 @@ LEAST_BRIGHT = 0.32 * 255  # the 99th percentile of the grey values
 LEAST_SHARPNESS = 0.7
 LEAST_ASPECT_RATIO = 1 / 16  # shorter side divided by longer; 14 of 224 pixels once padded to a square
 
-RULE_SHARE, RULE_COUNT = 0.1, 5  # a flaw is the rule in a class if more images than either have it
+USUAL_SHARE, USUAL_COUNT = 0.1, 5  # a flaw is usual in a class if more images than either have it
 
 
-class Rule(NamedTuple):
+class UsualFlaw(NamedTuple):
     """A flaw that is usual in a class, for example darkness for symbols on black."""
 
     folder: Path
@@ -66,11 +66,11 @@ def _entropy(shares: np.ndarray) -> float:
     return float(min(found))
 
 
-def find_poor_images(images: Sequence[Examined]) -> tuple[dict[Path, list[str]], list[Rule]]:
-    """Find images with flaws, and flaws that are the rule in a class.
+def find_poor_images(images: Sequence[Examined]) -> tuple[dict[Path, list[str]], list[UsualFlaw]]:
+    """Find images with flaws, and flaws that are usual in a class.
 
     Returns:
-        The flaws of each image, sorted by path, except those that are the rule in its class; and the rules.
+        The flaws of each image, sorted by path, except those that are usual in its class; and the usual ones.
     """
     sizes = Counter(image.path.parent for image in images)
     flawed: dict[tuple[Path, str], list[Path]] = defaultdict(list)
@@ -78,11 +78,11 @@ def find_poor_images(images: Sequence[Examined]) -> tuple[dict[Path, list[str]],
         for flaw in find_flaws(image):
             flawed[image.path.parent, flaw].append(image.path)
     poor: dict[Path, list[str]] = defaultdict(list)
-    rules = []
+    usual = []
     for (folder, flaw), paths in flawed.items():
-        if len(paths) > max(RULE_COUNT, RULE_SHARE * sizes[folder]):
-            rules.append(Rule(folder, flaw, len(paths), sizes[folder]))
+        if len(paths) > max(USUAL_COUNT, USUAL_SHARE * sizes[folder]):
+            usual.append(UsualFlaw(folder, flaw, len(paths), sizes[folder]))
         else:
             for path in paths:
                 poor[path].append(flaw)
-    return dict(sorted(poor.items())), rules
+    return dict(sorted(poor.items())), usual

@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # damage that does not preve
 # Files with these suffixes are listed as images without being opened. Reading goes by a file's content.
 _USUAL_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".npy"})
 NOT_AN_IMAGE = "not an image"
-WHITE = 65535  # the 16-bit value that is white, unless a dataset uses only a part of the range
+WHITE = 65535  # the white level of 16-bit files, unless a dataset uses only a part of the range
 _DEPTHS = (8, 10, 12, 14, 16)  # bits per value that cameras and microscopes store in 16-bit files
 _ARRAY = b"\x93NUMPY"  # the first bytes of an .npy file
 Image.MAX_IMAGE_PIXELS = 65_000_000  # decoding and conversion take up to 12 bytes per pixel: less than 1 GB
@@ -38,11 +38,11 @@ class UnreadableImage(Exception):
     """The file cannot be read as an image. The message is the reason, in a few words."""
 
 
-def read_image(path: Path, white: int = WHITE) -> Image.Image:
+def read_image(path: Path, white_level: int = WHITE) -> Image.Image:
     """Read an image as it is stored, neither rotated nor converted. The content decides the format, not the name.
 
     An `.npy` file is one image of shape (H, W), (1, H, W) or (3, H, W), uint8 or floating point from 0 to 1; its
-    `format` is None. `white` is the 16-bit value that `upright_rgb` maps to white.
+    `format` is None. `white_level` is the 16-bit value that `upright_rgb` maps to white.
 
     Raises:
         UnreadableImage: the file is empty, truncated, too large, not an image, or its values are ambiguous.
@@ -55,15 +55,15 @@ def read_image(path: Path, white: int = WHITE) -> Image.Image:
         with Image.open(path, formats=_formats()) as image:
             limit = int(Image.MAX_IMAGE_PIXELS * _SHARES.get(image.format, 1))
             if image.width * image.height > limit:  # Pillow raises above twice its limit only
-                raise UnreadableImage(_over(limit))
+                raise UnreadableImage(_too_large(limit))
             deep_colour = _is_deep_colour(image)
-            if deep_colour and white != WHITE:
-                return _read_deep_colour(path, image, white)
+            if deep_colour and white_level != WHITE:
+                return _read_deep_colour(path, image, white_level)
             deep = deep_colour or image.mode.startswith("I")
             image.load()
             _check_values(image)
             if deep:
-                image.info["white"] = white
+                image.info["white_level"] = white_level
             return image
     except UnreadableImage:
         raise
@@ -88,7 +88,7 @@ def highest_value(path: Path) -> int:
         return 0
 
 
-def white_of(highest: int) -> int:
+def white_level_of(highest: int) -> int:
     """Return the value that is white in 16-bit images whose highest value is this; 0 stands for other images."""
     return next(2**bits - 1 for bits in _DEPTHS if highest < 2**bits) if highest else WHITE
 
@@ -98,21 +98,21 @@ def _is_deep_colour(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile) for tile in image.tile)
 
 
-def _read_deep_colour(path: Path, opened: Image.Image, white: int) -> Image.Image:
-    """Read 16 bits per channel with OpenCV, since Pillow drops the lower 8, and scale `white` to 255."""
+def _read_deep_colour(path: Path, opened: Image.Image, white_level: int) -> Image.Image:
+    """Read 16 bits per channel with OpenCV, since Pillow drops the lower 8, and scale the white level to 255."""
     import cv2
 
     values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # (H, W, 3 or 4) as BGR(A)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise UnreadableImage("a damaged image with 16 bits per channel")
-    scaled = (np.arange(WHITE + 1) * 255 / white).round().clip(0, 255).astype(np.uint8)[values[..., :3]]
+    scaled = (np.arange(WHITE + 1) * 255 / white_level).round().clip(0, 255).astype(np.uint8)[values[..., :3]]
     image = Image.fromarray(np.ascontiguousarray(scaled[..., ::-1]))
     if values.shape[2] == 4:
         image.putalpha(Image.fromarray((values[..., 3] >> 8).astype(np.uint8)))
     image.format = opened.format
     if exif := opened.getexif():
         image.info["exif"] = exif.tobytes()
-    image.info["white"] = white
+    image.info["white_level"] = white_level
     return image
 
 
@@ -163,12 +163,12 @@ def place_in_square(image_size: tuple[int, int], size: int) -> tuple[int, int, i
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation, put transparency on white, and scale 16-bit and floating-point grey values to 8 bits.
 
-    The white 16-bit value is the one that was given to `read_image`. Floating-point values lie between 0 and 1.
+    The white level is the one that was given to `read_image`. Floating-point values lie between 0 and 1.
     """
     if (turn := _TURNS.get(_orientation(image))) is not None:
         image = image.transpose(turn)
         # Pillow keeps the EXIF data, which would rotate the image once more.
-        image.info = {name: value for name, value in image.info.items() if name in ("transparency", "white")}
+        image.info = {name: value for name, value in image.info.items() if name in ("transparency", "white_level")}
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rgb = Image.new("RGB", image.size)
@@ -190,7 +190,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         image = image_of_array(np.asarray(image))
     elif image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
-        grey = np.asarray(image).astype(np.float32) / (image.info.get("white", WHITE) / 255)
+        grey = np.asarray(image).astype(np.float32) / (image.info.get("white_level", WHITE) / 255)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
@@ -203,6 +203,21 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
     The values are checked later, by `image_of_array`.
     """
+    images, labels = _load_arrays(file)
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)) or 0 in images.shape[1:]:
+        raise UserError(
+            f"{file} has images of shape {images.shape}: it must be (N, H, W), (N, 1, H, W) or (N, 3, H, W)"
+        )
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise UserError(f"{file} has images of {images.dtype}: they must be uint8, or floating point from 0 to 1")
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise UserError(f"{file} has labels of shape {labels.shape} and {labels.dtype}: it must be (N,) of int or str")
+    if len(labels) != len(images):
+        raise UserError(f"{file} has {len(images)} images and {len(labels)} labels: each image needs one")
+    return images, labels
+
+
+def _load_arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             if sum(entry.file_size for entry in archive.zip.infolist()) > _LARGEST_ARCHIVE:
@@ -215,21 +230,9 @@ def load_archive(file: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # NumPy raises many types on damaged files
         kind = "has pickled objects in it" if "Object arrays" in str(error) else "is damaged, or no .npz file"
         raise UserError(f"{file} {kind}: it must hold the arrays `images` and `labels`") from error
-    for name in ("images", "labels"):
-        if name not in arrays:
-            raise UserError(f"{file} has no array `{name}`: it must hold `images` and `labels`")
-    images, labels = arrays["images"], arrays["labels"]
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[1] not in (1, 3)) or 0 in images.shape[1:]:
-        raise UserError(
-            f"{file} has images of shape {images.shape}: it must be (N, H, W), (N, 1, H, W) or (N, 3, H, W)"
-        )
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise UserError(f"{file} has images of {images.dtype}: they must be uint8, or floating point from 0 to 1")
-    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
-        raise UserError(f"{file} has labels of shape {labels.shape} and {labels.dtype}: it must be (N,) of int or str")
-    if len(labels) != len(images):
-        raise UserError(f"{file} has {len(images)} images and {len(labels)} labels: each image needs one")
-    return images, labels
+    if missing := {"images", "labels"} - arrays.keys():
+        raise UserError(f"{file} has no array `{min(missing)}`: it must hold `images` and `labels`")
+    return arrays["images"], arrays["labels"]
 
 
 @cache
@@ -256,7 +259,7 @@ def _silence_libtiff() -> None:
             library.TIFFSetWarningHandler(None)
 
 
-def _over(limit: int) -> str:
+def _too_large(limit: int) -> str:
     return f"over the limit of {limit:,} pixels"
 
 
@@ -284,7 +287,7 @@ def image_of_array(array: np.ndarray) -> Image.Image:
     if not array.size:
         raise UnreadableImage("an empty array")
     if array.shape[0] * array.shape[1] > Image.MAX_IMAGE_PIXELS:
-        raise UnreadableImage(_over(Image.MAX_IMAGE_PIXELS))
+        raise UnreadableImage(_too_large(Image.MAX_IMAGE_PIXELS))
     if np.issubdtype(array.dtype, np.floating):
         _check_range(array, "array")
         array = array * 255
@@ -312,5 +315,5 @@ def _reason(path: Path, error: Exception) -> str:
     if "Object arrays" in str(error):
         return "an array of pickled objects"
     if isinstance(error, Image.DecompressionBombError):
-        return _over(Image.MAX_IMAGE_PIXELS)
+        return _too_large(Image.MAX_IMAGE_PIXELS)
     return first_line(error)

@@ -34,7 +34,7 @@ class Aspect:
         return round(self.distance, 3) > _MARGIN * self.random_parts
 
 
-class _Kind(NamedTuple):
+class _Measure(NamedTuple):
     """How an aspect is measured: by a vector (D,) of each image, averaged over a set."""
 
     name: str
@@ -44,7 +44,7 @@ class _Kind(NamedTuple):
     describe: Callable[[np.ndarray, np.ndarray], str]
 
 
-def in_short(aspects: Sequence[Aspect]) -> str:
+def summarise_shift(aspects: Sequence[Aspect]) -> str:
     """Return the most important difference, "none", or that nothing could be compared."""
     if not aspects:
         return "not measured, since no class has two training images and a test image"
@@ -71,77 +71,81 @@ def measure_shift(
     parts = _random_parts([(known[label], len(of_testing[label])) for label in shared], len(training))
 
     aspects = []
-    for kind in _kinds(training, testing):
-        trained, *of_parts = _average([all_training, *parts], training, kind)
-        [tested] = _average([all_testing], testing, kind)
-        chance = max(map(kind.distance, of_parts[:_REPEATS], of_parts[_REPEATS:]))
-        distance = kind.distance(trained, tested)
-        aspects.append(Aspect(kind.name, kind.unit, float(distance), float(chance), kind.describe(trained, tested)))
+    for measure in _measures(training, testing):
+        trained, *of_parts = _average([all_training, *parts], training, measure)
+        [tested] = _average([all_testing], testing, measure)
+        chance = max(map(measure.distance, of_parts[:_REPEATS], of_parts[_REPEATS:]))
+        distance, sentence = measure.distance(trained, tested), measure.describe(trained, tested)
+        aspects.append(Aspect(measure.name, measure.unit, float(distance), float(chance), sentence))
     return aspects
 
 
 def _members(labels: np.ndarray) -> dict[Any, np.ndarray]:
-    """Return the ascending places of each label, sorted by label."""
+    """Return the ascending indices of the images of each label, sorted by label."""
     return {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
 
 
-def _average(weights: Sequence[np.ndarray], images: Sequence[Examined], kind: _Kind) -> np.ndarray:
+def _average(weights: Sequence[np.ndarray], images: Sequence[Examined], measure: _Measure) -> np.ndarray:
     """Sum the images' vectors (D,) with each of K weights (N,), (K, D) float32."""
     sums: np.ndarray | float = 0.0
     for start in range(0, len(images), _BLOCK):  # the vectors of all images may take gigabytes
-        vectors = np.stack([kind.vector(image) for image in images[start : start + _BLOCK]]).astype(np.float32)
+        vectors = np.stack([measure.vector(image) for image in images[start : start + _BLOCK]]).astype(np.float32)
         sums = sums + np.stack([weight[start : start + _BLOCK] for weight in weights]) @ vectors
     return sums
 
 
-def _weights(places: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """Return weights (count,) float32 whose weighted sum is the mean of the means over the sets of places."""
+def _weights(classes: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Return weights (count,) float32 whose weighted sum is the mean of the means over the indices of each class."""
     weights = np.zeros(count, dtype=np.float32)
-    for places_of_one in places:
-        weights[places_of_one] = 1 / (len(places) * len(places_of_one))
+    for members in classes:
+        weights[members] = 1 / (len(classes) * len(members))
     return weights
 
 
 def _random_parts(classes: Sequence[tuple[np.ndarray, int]], count: int) -> list[np.ndarray]:
     """Return weights (count,) of 100 random parts, then of the rest of each.
 
-    `classes` are the places of each class, and how many of them a part has, at most half.
+    `classes` are the indices of each class, and how many of them a part has, at most half.
     """
     generator = np.random.default_rng(0)
     first, second = [], []
     for _ in range(_REPEATS):
-        shuffled = [(generator.permutation(places), min(size, len(places) // 2)) for places, size in classes]
-        first.append(_weights([places[:cut] for places, cut in shuffled], count))
-        second.append(_weights([places[cut:] for places, cut in shuffled], count))
+        shuffled = [(generator.permutation(members), min(size, len(members) // 2)) for members, size in classes]
+        first.append(_weights([members[:size] for members, size in shuffled], count))
+        second.append(_weights([members[size:] for members, size in shuffled], count))
     return first + second
 
 
-def _kinds(training: Sequence[Examined], testing: Sequence[Examined]) -> list[_Kind]:
+def _measures(training: Sequence[Examined], testing: Sequence[Examined]) -> list[_Measure]:
     forms = sorted({image.form for image in (*training, *testing)})
     extremes = np.mean([image.intensities[:64].sum() + image.intensities[192:].sum() for image in training])
     two_toned = bool(extremes > 0.7)  # photographs have less than half of their pixels there
     levels, pixels, images = "grey levels", "share of pixels", "share of images"
     return [
-        _Kind("background", levels, lambda image: _one_hot(np.median(image.thumbnail[_BORDER])), _transport,
-              lambda a, b: _describe_background(a, b, two_toned)),
-        _Kind("brightness", levels, lambda image: _one_hot(image.intensities @ _LEVELS), _transport,
-              lambda a, b: _describe_level(a, b, "brighter", "darker")),
-        _Kind("contrast", levels, _contrast, _transport,
-              lambda a, b: _describe_level(a, b, "higher in contrast", "lower in contrast")),
-        _Kind("intensities", pixels, lambda image: image.intensities, _disjoint, _describe_intensities),
-        _Kind("mean image", levels, lambda image: image.thumbnail.ravel(),
-              lambda a, b: np.sqrt(np.mean((a - b) ** 2)), _describe_mean_image),
-        _Kind("size", "doublings", lambda image: _one_hot(_PER_DOUBLING * np.log2(min(image.size)), 16 * _PER_DOUBLING),
-              lambda a, b: _transport(a, b) / _PER_DOUBLING, _describe_size),
-        _Kind("format", images, lambda image: _one_hot(forms.index(image.form), len(forms)), _disjoint,
-              lambda a, b: _describe_form(a, b, forms)),
+        _Measure("background", levels, lambda image: _one_hot(np.median(image.thumbnail[_BORDER])), _transport,
+                 lambda a, b: _describe_background(a, b, two_toned)),
+        _Measure("brightness", levels, lambda image: _one_hot(image.intensities @ _LEVELS), _transport,
+                 lambda a, b: _describe_level(a, b, "brighter", "darker")),
+        _Measure("contrast", levels, _contrast, _transport,
+                 lambda a, b: _describe_level(a, b, "higher in contrast", "lower in contrast")),
+        _Measure("intensities", pixels, lambda image: image.intensities, _disjoint, _describe_intensities),
+        _Measure("mean image", levels, lambda image: image.thumbnail.ravel(),
+                 lambda a, b: np.sqrt(np.mean((a - b) ** 2)), _describe_mean_image),
+        _Measure("size", "doublings", _size,
+                 lambda a, b: _transport(a, b) / _PER_DOUBLING, _describe_size),
+        _Measure("format", images, lambda image: _one_hot(forms.index(image.form), len(forms)), _disjoint,
+                 lambda a, b: _describe_form(a, b, forms)),
     ]  # fmt: skip
 
 
-def _one_hot(place: float, length: int = 256) -> np.ndarray:
+def _one_hot(index: float, length: int = 256) -> np.ndarray:
     vector = np.zeros(length, dtype=np.float32)
-    vector[min(round(place), length - 1)] = 1
+    vector[min(round(index), length - 1)] = 1
     return vector
+
+
+def _size(image: Examined) -> np.ndarray:
+    return _one_hot(_PER_DOUBLING * np.log2(min(image.size)), 16 * _PER_DOUBLING)
 
 
 def _contrast(image: Examined) -> np.ndarray:
@@ -196,8 +200,8 @@ def _describe_size(trained: np.ndarray, tested: np.ndarray) -> str:
 
 
 def _describe_form(trained: np.ndarray, tested: np.ndarray, forms: Sequence[str]) -> str:
-    place = np.abs(tested - trained).round(3).argmax()  # the first of equal differences
-    return f"{_share(tested[place])} of the test images are {forms[place]}, and {_share(trained[place])} of training"
+    form = np.abs(tested - trained).round(3).argmax()  # the first of equal differences
+    return f"{_share(tested[form])} of the test images are {forms[form]}, and {_share(trained[form])} of training"
 
 
 def _share(share: float) -> str:

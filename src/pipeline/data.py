@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import UserError
-from dataset.examining import STORE, find_highest, in_own_range
+from dataset.examining import STORE, find_highest, with_white_level
 from dataset.folders import ImageFolder, check_apart, read_folder
 from dataset.reading import WHITE
 from pipeline import distributed
@@ -195,18 +195,18 @@ def find_range(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[Im
     The range scales 16-bit images, which may use only 12 bits, for example.
     """
     store = None if cache.directory is None else STORE
-    training = in_own_range(folders[0], store)
-    if training.white != WHITE:
-        bits = training.white.bit_length()
-        _log.info("%s has %d-bit values in 16-bit files: %d is white", training.directory, bits, training.white)
+    training = with_white_level(folders[0], store)
+    if training.white_level != WHITE:
+        bits = training.white_level.bit_length()
+        _log.info("%s has %d-bit values in 16-bit files: %d is white", training.directory, bits, training.white_level)
         for folder in folders[1:]:
             highest = max(find_highest(folder.paths, store), default=0) if folder.arrays is None else 0
-            if highest > training.white:
+            if highest > training.white_level:
                 _log.warning(
                     "%s has values up to %d, which become white: %s uses %d bits", folder.directory, highest,
                     training.directory, bits,
                 )  # fmt: skip
-    return [training, *(replace(folder, white=training.white) for folder in folders[1:])]
+    return [training, *(replace(folder, white_level=training.white_level) for folder in folders[1:])]
 
 
 def load_training_data(

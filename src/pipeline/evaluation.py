@@ -146,7 +146,7 @@ def _is_free(folder: Path, path: str) -> bool:
 
 def evaluate_folder(run: TrainedRun, folder: ImageFolder) -> Evaluation:
     """Classify the images of a folder, whose labels are indices into the run's classes."""
-    test_set = load_test_set(replace(folder, white=run.white), run.model.input_size)
+    test_set = load_test_set(replace(folder, white_level=run.white), run.model.input_size)
     loader = make_loader(test_set.images, BATCH)
     logits, _ = predict_logits(run.model, loader, run.hardware, f"testing on {folder.name}")
     return Evaluation(run.classes, test_set, logits, run.temperature, folder.directory, run.checkpoint)

@@ -111,7 +111,7 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
         The most confident mistakes first; then right answers, the least confident ones first.
     """
     tested: list[TestedImage] = []
-    for number, folder in enumerate(replace(folder, white=run.white) for folder in folders):
+    for number, folder in enumerate(replace(folder, white_level=run.white) for folder in folders):
         found = evaluate_folder(run, folder)
         images = found.test_set.images
         shown = _make_pictures(folder, images.places, pictures / str(number))

@@ -167,7 +167,7 @@ def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
             [folder] = find_images(run_dir, run.classes, names)
         except UserError:  # the folder is gone or empty
             continue
-        folder = replace(folder, white=run.white)
+        folder = replace(folder, white_level=run.white)
         for index in range(len(folder.paths)):
             with suppress(UnreadableImage):
                 image = folder.read(index)

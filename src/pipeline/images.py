@@ -89,8 +89,8 @@ def file_versions(folder: ImageFolder) -> str:
     for path in folder.paths:
         digest.update(os.fsencode(f"\0{os.path.join(here, path)}\0{archive or _version(path)}"))
     digest.update(folder.inverted.tobytes())
-    if folder.white != WHITE:
-        digest.update(str(folder.white).encode())
+    if folder.white_level != WHITE:
+        digest.update(str(folder.white_level).encode())
     return digest.hexdigest()
 
 

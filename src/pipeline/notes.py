@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError
-from dataset.audit import fix_command
+from dataset.audit import audit_command
 from dataset.folders import ImageFolder
 from models.base import Classifier
 from pipeline.data import TestSet, TrainingData
@@ -32,7 +32,7 @@ def check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence[
     message = f"images to train on share a group with test images, which makes scores too high: {found}"
     unchanged = not any(folder.part or folder.validates is not None for folder in folders)
     if unchanged and all(folder.directory.is_dir() for folder in folders):  # neither archives nor derived sets
-        message += f"; this moves them out of training: {fix_command(settings.data_dir, settings.test_dir)}"
+        message += f"; this moves them out of training: {audit_command(settings.data_dir, settings.test_dir, fix=True)}"
     if settings.strict:
         raise UserError(f"{message} (--strict)")
     _log.warning("%s", message)

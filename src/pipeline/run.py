@@ -89,7 +89,7 @@ def run(
         return None
     test_sets = [load_test_set(folder, prepared.model.input_size, cache) for folder in prepared.folders[1:]]
     with nullcontext() if claimed else claim_alone(settings):
-        run_id = open_folder(settings, {**prepared.described, "white": prepared.folders[0].white})
+        run_id = open_folder(settings, {**prepared.described, "white": prepared.folders[0].white_level})
         distributed.wait_for_all()
         _tell_start(settings, prepared, test_sets)
         logger = Logger(settings, prepared.described, prepared.model.group, run_id)

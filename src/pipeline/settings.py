@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, UserError, own_name, require_packages
+from common import ArgumentParser, UserError, list_first, own_name, require_packages
 from models import ALIASES, MODELS, TIMM, has_backbone, is_model
 from pipeline.recipes import DEFAULTS, RECIPES
 
@@ -263,8 +263,7 @@ def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | Non
         return path, checkpoint
     runs = sorted(file.parent for file in path.rglob(SETTINGS_FILE) if _is_usable(file.parent, path))
     if len(runs) > 1:
-        others = f" and {len(runs) - _MOST_NAMED} more" if len(runs) > _MOST_NAMED else ""
-        raise UserError(f"{path} holds {len(runs)} runs, name one: {', '.join(map(str, runs[:_MOST_NAMED]))}{others}")
+        raise UserError(f"{path} holds {len(runs)} runs, name one: {list_first(runs, _MOST_NAMED)}")
     return (runs[0] if runs else path), checkpoint
 
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from common import UserError
-from dataset.examining import STORE, content_digests, find_unreadable, in_own_range
+from dataset.examining import STORE, content_digests, find_unreadable, with_white_level
 from dataset.folders import ImageFolder
 from dataset.groups import Groups, find_groups
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows, write_rows
@@ -172,8 +172,8 @@ def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
     """Remove training images that share a group with test images; raise UserError if no image of a class is left."""
-    training = in_own_range(folders[0], None if cache.directory is None else STORE)
-    others = [replace(folder, white=training.white) for folder in folders[1:]]
+    training = with_white_level(folders[0], None if cache.directory is None else STORE)
+    others = [replace(folder, white_level=training.white_level) for folder in folders[1:]]
     numbers, *tested = load_groups([training, *others], cache).numbers
     kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
     training = folders[0].subset(kept)
@@ -200,7 +200,7 @@ def _group_originals(folder: ImageFolder, cache: Cache) -> tuple[np.ndarray, np.
     store = None if cache.directory is None else STORE
     unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
     readable = np.array([path not in unreadable for path in folder.paths], dtype=bool)
-    [groups] = load_groups([in_own_range(folder, store)], cache).numbers
+    [groups] = load_groups([with_white_level(folder, store)], cache).numbers
     return np.flatnonzero(readable & ~folder.augmented), groups
 
 

@@ -11,7 +11,7 @@ from common import UserError
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
 from dataset.folders import image_files, read_folder
 from dataset.groups import NEAR_DUPLICATE, Link, Links, find_groups
-from dataset.moving import alone_in
+from dataset.moving import lock_dataset
 from dataset.quality import BLANK, DARK
 from dataset.sample import draw_numbered
 from dataset.tables import read_rows, write_rows
@@ -31,7 +31,7 @@ def folders(tmp_path):
 
 
 def kinds(report):
-    return {(twin.path.name, twin.of.name, twin.kind, twin.exact) for twin in report.twins}
+    return {(each.path.name, each.of.name, each.kind, each.exact) for each in report.duplicates}
 
 
 def copy_smaller(source, target):
@@ -43,7 +43,7 @@ def test_clean_dataset(folders):
     dataset, testing = folders
     report = audit(dataset, [testing])
     assert report.images == {dataset: {"Axe": 6, "Book": 6}, testing: {"Axe": 6, "Book": 6}}
-    assert (report.unreadable, report.twins, report.clean) == ({}, [], True)
+    assert (report.unreadable, report.duplicates, report.clean) == ({}, [], True)
     assert len(report.shift[testing]) == 7
 
 
@@ -148,7 +148,7 @@ def test_file_that_was_moved_back_stays(folders):
 def test_locked_dataset_is_not_fixed(folders):
     dataset, testing = folders
     (dataset / "Axe/bad.jpg").write_text("bad")
-    with alone_in(testing):
+    with lock_dataset(testing):
         result = start("dataset/audit.py", "--fix", "--dataset-dir", dataset, "--testing-dir", testing, cwd=dataset)
     assert result.returncode == 2
     assert result.stderr == f"error: another program is using {testing}: wait until it has finished\n"
@@ -161,12 +161,14 @@ def test_duplicate_test_image_makes_a_training_image_leak(folders, monkeypatch):
     names = [testing / "Axe/0.jpg", testing / "Axe/1.jpg", dataset / "Axe/0.jpg"]
 
     def find(images, *_):
-        places = {image.path: place for place, image in enumerate(images)}
-        pairs = [sorted(places[path] for path in pair) for pair in (names[:2], names[1:]) if places.keys() >= set(pair)]
+        indices = {image.path: index for index, image in enumerate(images)}
+        pairs = [
+            sorted(indices[path] for path in pair) for pair in (names[:2], names[1:]) if indices.keys() >= set(pair)
+        ]
         return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
-    monkeypatch.setattr("dataset.audit.find_links", find)
-    found = {(twin.path, twin.kind) for twin in audit(dataset, [testing]).twins}
+    monkeypatch.setattr("dataset.groups.find_links", find)
+    found = {(each.path, each.kind) for each in audit(dataset, [testing]).duplicates}
     assert (dataset / "Axe/0.jpg", LEAK) in found
     assert len(found) == 2
 
@@ -182,7 +184,7 @@ def test_fix_keeps_one_of_each_and_loses_none(folders, tmp_path):
     before = sorted(digests(tmp_path).values())
     assert fix(audit(dataset, [testing])) == 7
     report = audit(dataset, [testing])
-    assert (report.unreadable, report.twins) == ({}, [])
+    assert (report.unreadable, report.duplicates) == ({}, [])
     after = {name: digest for name, digest in digests(tmp_path).items() if not name.endswith("log.csv")}
     assert sorted(after.values()) == before
     assert [path.name for path in image_files(dataset / "Axe")] == [f"{number}.jpg" for number in range(6)]
@@ -207,14 +209,14 @@ def test_only_near_duplicates_of_kept_images_are_moved(folders, monkeypatch):
         Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
 
     def find(images, *_):
-        places = {image.size[0]: place for place, image in enumerate(images) if image.size[0] == image.size[1]}
+        indices = {image.size[0]: index for index, image in enumerate(images) if image.size[0] == image.size[1]}
         pairs = [
-            sorted(places[side] for side in pair) for pair in ((300, 200), (200, 100)) if places.keys() >= set(pair)
+            sorted(indices[side] for side in pair) for pair in ((300, 200), (200, 100)) if indices.keys() >= set(pair)
         ]
         return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
-    monkeypatch.setattr("dataset.audit.find_links", find)
-    assert {(twin.path.name, twin.of.name) for twin in audit(dataset, []).twins} == {("1.jpg", "0.jpg")}
+    monkeypatch.setattr("dataset.groups.find_links", find)
+    assert {(each.path.name, each.of.name) for each in audit(dataset, []).duplicates} == {("1.jpg", "0.jpg")}
 
 
 def test_crops_of_one_photograph_leak_but_are_not_duplicates(folders):
@@ -237,7 +239,7 @@ def test_images_with_the_same_stem_leak_but_are_not_duplicates(folders):
     draw_numbered("Axe", 0, False, 20)[0].save(dataset / "Axe/3.png")
     draw_numbered("Axe", 0, False, 21)[0].save(dataset / "Axe/9.png")
     (testing / "Axe/0.jpg").rename(testing / "Axe/9.jpg")
-    assert audit(dataset, [testing]).twins == []
+    assert audit(dataset, [testing]).duplicates == []
     write_rows(testing / "testing_batch.csv", ("class", "file"), [{"class": "Axe", "file": "9.jpg"}])
     report = audit(dataset, [testing])
     assert kinds(report) == {("9.png", "9.jpg", LEAK, False)}
@@ -253,7 +255,7 @@ def test_images_linked_to_a_test_image_through_others_leak(folders):
     rows = [{"file": f"Axe/{name}.jpg", "image_id": "p"} for name in ("leak", "1")]
     write_rows(dataset / "open_images.csv", ("file", "image_id"), rows)
     report = audit(dataset, [testing])
-    assert {(twin.path.name, twin.of.name, twin.link) for twin in report.leaks} == {
+    assert {(each.path.name, each.of.name, each.link) for each in report.leaks} == {
         ("leak.jpg", "3.jpg", "near-duplicate"),
         ("1.jpg", "3.jpg", "group"),
     }
@@ -307,25 +309,25 @@ def test_classes_on_one_background_are_clean_after_one_fix(tmp_path):
     copy_smaller(testing / "class_03/13.png", dataset / "class_03/leak.jpg")
     assert count_overlap(dataset, testing) > 0
     report = audit(dataset, [testing])
-    assert dataset / "class_03/leak.jpg" in {twin.path for twin in report.leaks}
-    assert fix(report) == len(report.twins) < 100
+    assert dataset / "class_03/leak.jpg" in {each.path for each in report.leaks}
+    assert fix(report) == len(report.duplicates) < 100
     assert min(len(image_files(dataset / f"class_{label:02d}")) for label in range(30)) >= 6
     assert count_overlap(dataset, testing) == 0
-    assert audit(dataset, [testing]).twins == []
+    assert audit(dataset, [testing]).duplicates == []
 
 
-def test_twins_found_after_others_are_removed_are_moved(folders, monkeypatch):
+def test_duplicates_found_after_others_are_removed_are_moved(folders, monkeypatch):
     dataset, testing = folders
     chain = [dataset / "Axe" / f"{number}.jpg" for number in (0, 1, 2)]
 
     def find(images, *_):
-        places = {image.path: place for place, image in enumerate(images)}
-        pair = chain[:2] if chain[1] in places else chain[::2]
-        known = sorted(places[path] for path in pair if path in places)
+        indices = {image.path: index for index, image in enumerate(images)}
+        pair = chain[:2] if chain[1] in indices else chain[::2]
+        known = sorted(indices[path] for path in pair if path in indices)
         return Links([Link(*known, NEAR_DUPLICATE)] if len(known) == 2 else [], [])
 
-    monkeypatch.setattr("dataset.audit.find_links", find)
-    assert len(audit(dataset, [testing]).twins) == 2
+    monkeypatch.setattr("dataset.groups.find_links", find)
+    assert len(audit(dataset, [testing]).duplicates) == 2
 
 
 def test_fix_refuses_to_move_more_than_half_of_a_class(folders, tmp_path):
@@ -376,7 +378,7 @@ class TestProgram:
         fixed = start(*arguments, "--fix", cwd=tmp_path)
         assert fixed.returncode == 1
         assert "dataset/Book/leak.jpg has the same pixels as testing/Book/3.jpg" in fixed.stdout
-        assert fixed.stderr == "1 files moved to rejected/\n"
+        assert fixed.stderr == "1 file moved to rejected/\n"
         assert start(*arguments, cwd=tmp_path).returncode == 0
 
     @pytest.mark.parametrize(
@@ -395,7 +397,7 @@ class TestProgram:
         result = start("dataset/audit.py", "--testing-dir", "testing", *flags, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith("dataset: 6 Axe, 6 Book\nunreadable files: 0\n")
-        assert result.stderr == "note: there is no folder testing, nothing is compared with it\n"
+        assert result.stderr == "note: there is no folder testing, so nothing is compared with it\n"
         assert not (tmp_path / "testing").exists()
 
     @pytest.mark.parametrize("flags", [(), ("--fix",)])
@@ -423,7 +425,7 @@ def test_placeholder_image_is_reported_and_not_moved(folders, tmp_path):
     dataset, testing = folders
     placeholder().save(dataset / "Book/lost.gif")
     report = audit(dataset, [testing])
-    assert (report.poor, report.rules, report.clean) == ({dataset / "Book/lost.gif": [BLANK]}, [], True)
+    assert (report.poor, report.usual_flaws, report.clean) == ({dataset / "Book/lost.gif": [BLANK]}, [], True)
     assert "images of low quality: 1" in next(summarise(report))
     assert fix(report) == 0
     printed = start("dataset/audit.py", "--testing-dir", "testing", "--fix", cwd=tmp_path)
@@ -460,7 +462,7 @@ def test_class_names_in_different_unicode_forms(folders):
     report = audit(dataset, [testing])
     assert [set(counts) for counts in report.images.values()] == [{"Book", "K\u00e4se"}] * 2
     assert report.images[testing]["K\u00e4se"] == 7
-    assert {twin.kind for twin in report.twins} == {DUPLICATE}
+    assert {each.kind for each in report.duplicates} == {DUPLICATE}
     assert report.shift[testing]
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from dataset import duplicates
 from dataset.augmentation_data import resize_or_pad_image
-from dataset.duplicates import find_candidates, find_near_duplicates, find_outstanding_pairs, fingerprint
+from dataset.duplicates import find_candidates, find_copies_in_dense_classes, find_near_duplicates, fingerprint
 from dataset.reading import read_image, upright_rgb
 from dataset.sample import CLASSES, draw_numbered
 
@@ -60,7 +60,7 @@ def find(images):
 @pytest.mark.parametrize("kind", KINDS)
 def test_finds_only_copies(drawings, kind):
     make, least = KINDS[kind]
-    copies = {(place, place + len(drawings)) for place in range(len(drawings))}
+    copies = {(index, index + len(drawings)) for index in range(len(drawings))}
     pairs = set(find(drawings + [make(drawing) for drawing in drawings]))
     assert pairs <= copies
     assert len(pairs) >= least * len(copies)
@@ -82,7 +82,7 @@ def test_images_without_contrast_have_no_near_duplicates():
 def test_copies_of_tiny_images_are_found(drawings):
     blank = [Image.new("RGB", (1, 1), "white"), Image.new("L", (1, 300))]
     tiny = [*blank, *(resize(drawing, 0.03) for drawing in drawings)]
-    assert find(tiny + tiny) == [(place, place + len(tiny)) for place in range(2, len(tiny))]
+    assert find(tiny + tiny) == [(index, index + len(tiny)) for index in range(2, len(tiny))]
 
 
 def test_different_symbols_of_one_kind_are_not_near_duplicates():
@@ -112,8 +112,8 @@ def test_order_of_images_does_not_matter(drawings, indexed, order):
             patch.setattr(duplicates, "_EXACT", 0)
             patch.setattr(duplicates, "_LARGEST_CELL", 1)  # so that cells are divided
         expected = {frozenset(pair) for pair in find(images)}
-        shuffled = find([images[place] for place in order])
-    assert {frozenset(order[place] for place in pair) for pair in shuffled} == expected
+        shuffled = find([images[index] for index in order])
+    assert {frozenset(order[index] for index in pair) for pair in shuffled} == expected
     assert all(first < second for first, second in shuffled)
     assert shuffled == sorted(shuffled)
 
@@ -148,7 +148,7 @@ def test_close_comparisons_are_limited_if_all_images_resemble_one_another():
     generator = np.random.default_rng(0)
     images = [with_noise(noise(0), generator, 5) for _ in range(200)]
     assert len(find_candidates([fingerprint(image) for image in images])) <= 200 * duplicates.MOST_COMPARED
-    assert {place for pair in find(images) for place in pair} == set(range(200))
+    assert {index for pair in find(images) for index in pair} == set(range(200))
 
 
 @pytest.mark.parametrize("spread", [2, 8, 30])
@@ -164,19 +164,19 @@ def test_copies_are_found_among_images_of_a_fixed_camera(spread):
     copies = [recompress(images[0], 60), resize(images[1], 0.5), ImageEnhance.Brightness(images[2]).enhance(0.9)]
     prints = [fingerprint(image) for image in images + copies]
     labels = np.zeros(len(prints), dtype=np.int64)
-    expected = [(place, place + len(images)) for place in range(len(copies))]
-    assert find_outstanding_pairs(prints, labels, [0]) == expected
+    expected = [(index, index + len(images)) for index in range(len(copies))]
+    assert find_copies_in_dense_classes(prints, labels, [0]) == expected
     labels[len(images) :] = 1
     for dense in ([0], [1], [0, 1]):
-        found = find_outstanding_pairs(prints, labels, dense)
+        found = find_copies_in_dense_classes(prints, labels, dense)
         assert [pair for pair in found if labels[pair[1]] == 1 != labels[pair[0]]] == expected
-    assert find_outstanding_pairs(prints, labels, []) == []
+    assert find_copies_in_dense_classes(prints, labels, []) == []
 
 
 def test_finds_only_copies_of_photographs(photographs):
     files = sorted((photographs / "open_images").glob("*/*.jpg"))
     chosen = np.random.default_rng(3).permutation(len(files))[:60]
-    images = [upright_rgb(read_image(files[place])) for place in chosen]
+    images = [upright_rgb(read_image(files[index])) for index in chosen]
     assert find(images) == []
     for kind, (make, least) in KINDS.items():
         assert np.mean([find([image, make(image)]) == [(0, 1)] for image in images]) >= least, kind

@@ -225,7 +225,7 @@ def test_range_of_16_bit_values_is_stored_until_a_file_changes(tmp_path, monkeyp
         Image.fromarray(np.full((9, 9), value, np.uint16)).save(path)
     store = tmp_path / "store"
     assert examining.find_highest(paths, store) == [0, 700, 4000]
-    assert [examining.find_white(paths[:count], store) for count in (0, 1, 2, 3)] == [65535, 65535, 1023, 4095]
+    assert [examining.find_white_level(paths[:count], store) for count in (0, 1, 2, 3)] == [65535, 65535, 1023, 4095]
     levels = []
     for white in (65535, 4095, 4095):
         examined, _ = examining.examine(paths, store, white)
@@ -238,7 +238,7 @@ def test_range_of_16_bit_values_is_stored_until_a_file_changes(tmp_path, monkeyp
         assert examining.find_highest(paths, store) == [0, 700, 4000]
         assert [image.white for image in examining.examine(paths, store, 4095)[0]] == [0, 4095, 4095]
     Image.fromarray(np.full((9, 9), 60000, np.uint16)).save(paths[1])
-    assert examining.find_white(paths, store) == 65535
+    assert examining.find_white_level(paths, store) == 65535
 
 
 def test_on_all_cores_keeps_the_order():

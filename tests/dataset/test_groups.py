@@ -76,7 +76,7 @@ def save(image, path, **options):
 
 
 def look(images):
-    return [examine_image(str(place), image) for place, image in enumerate(images)]
+    return [examine_image(str(index), image) for index, image in enumerate(images)]
 
 
 def number_by_name(folders, found):
@@ -164,11 +164,11 @@ class TestDenseClasses:
         copies = [(3, recompress(images[3])), (4, images[4].resize((70, 70))), (count, recompress(images[count], 50))]
         total = len(images)
         images += [copy for _, copy in copies]
-        labels += [labels[place] for place, _ in copies]
+        labels += [labels[index] for index, _ in copies]
         found = find_links(look(images), labels)
         assert min(count_groups(images, labels, found).values()) >= count / 2
         pairs = {link[:2] for link in found.links}
-        true = {(place, total + number) for number, (place, _) in enumerate(copies)}
+        true = {(index, total + number) for number, (index, _) in enumerate(copies)}
         assert true <= pairs
         assert len(pairs - true) < total / 2  # objects at nearly the same position
         assert all(labels[first] == labels[second] for first, second in pairs)  # not by equal greys
@@ -189,10 +189,10 @@ class TestDenseClasses:
         assert groups_of["others"] == 40
 
     def test_chains_through_other_classes_count(self, monkeypatch):
-        chain = [(place, place + 1) for place in range(29)]
+        chain = [(index, index + 1) for index in range(29)]
         monkeypatch.setattr(groups, "find_near_duplicates", lambda *_: chain)
         images = [draw(seed) for seed in range(60)]
-        labels = [str(place % 5) if place < 30 else str(5 + place % 5) for place in range(60)]
+        labels = [str(index % 5) if index < 30 else str(5 + index % 5) for index in range(60)]
         found = find_links(look(images), labels)
         assert found.links == []
         assert [note[0] for note in found.notes] == list("01234")
@@ -222,8 +222,8 @@ class TestDenseClasses:
 
     def test_only_identical_pixels_count_if_even_close_copies_join_a_class(self, monkeypatch):
         """Frames of one movement: each is much closer to the next than to the others."""
-        chain = [(place, place + 1) for place in range(59)]
-        monkeypatch.setattr(groups, "find_outstanding_pairs", lambda *_: chain)
+        chain = [(index, index + 1) for index in range(59)]
+        monkeypatch.setattr(groups, "find_copies_in_dense_classes", lambda *_: chain)
         found = find_links(look([*map(similar, range(60)), similar(0)]), ["A"] * 61)
         assert found.links == [Link(0, 60, PIXELS)]
         (note,) = found.notes
@@ -234,7 +234,7 @@ class TestDenseClasses:
     def test_order_of_images_does_not_matter(self, order):
         images = look([*map(similar, range(60)), similar(7), similar(9).resize((50, 40))])
         expected = {frozenset(link[:2]) for link in find_links(images, ["A"] * 62).links}
-        found = find_links([images[place] for place in order], ["A"] * 62)
+        found = find_links([images[index] for index in order], ["A"] * 62)
         assert {frozenset((order[link.first], order[link.second])) for link in found.links} == expected
         assert frozenset((7, 60)) in expected
 

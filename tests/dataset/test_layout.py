@@ -25,10 +25,10 @@ from helpers import write_images
 def test_sides_are_recognised_by_name(tmp_path, folders, training, validation, testing):
     write_images(tmp_path / "photos", dict.fromkeys(folders, 1))
 
-    def place(name):
+    def located(name):
         return None if name is None else tmp_path / "photos" / name
 
-    assert find_layout(tmp_path / "photos") == Layout(place(training), place(validation), place(testing))
+    assert find_layout(tmp_path / "photos") == Layout(located(training), located(validation), located(testing))
 
 
 def test_folders_beside_the_sides_are_unused(tmp_path):
@@ -44,7 +44,7 @@ def test_joined_folders_keep_names_and_sources_distinct(tmp_path):
     for name in ("train", "val"):
         write_images(tmp_path / name, {"A": 2, "B": 1})
     joined = join_validation(*(read_folder(tmp_path / name) for name in ("train", "val")))
-    names = [joined.name_of(place) for place in range(6)]
+    names = [joined.name_of(index) for index in range(6)]
     assert names == [
         f"{side}/{file}" for side in ("train", "val") for file in ("A/0000.png", "A/0001.png", "B/0000.png")
     ]

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from dataset.examining import examine, examine_image
 from dataset.folders import image_files
-from dataset.quality import BLANK, BLURRED, DARK, NARROW, Rule, find_flaws, find_poor_images
+from dataset.quality import BLANK, BLURRED, DARK, NARROW, UsualFlaw, find_flaws, find_poor_images
 from dataset.sample import CLASSES, draw_numbered
 
 
@@ -96,7 +96,7 @@ def test_properties_of_many_images_of_a_class_are_no_flaws():
     day = [examine_image(Path("data/day") / f"{k}.jpg", dark if k < 2 else bright) for k in range(30)]
     poor, rules = find_poor_images([*night, *day])
     assert list(poor) == [Path("data/day/0.jpg"), Path("data/day/1.jpg")]
-    assert rules == [Rule(Path("data/night"), DARK, 6, 30)]
+    assert rules == [UsualFlaw(Path("data/night"), DARK, 6, 30)]
     few = [examine_image(Path("data/few") / f"{k}.jpg", dark) for k in range(5)]
     assert len(find_poor_images(few)[0]) == 5
 

@@ -25,7 +25,7 @@ from dataset.reading import (
     read_image,
     resize_or_pad_image,
     upright_rgb,
-    white_of,
+    white_level_of,
 )
 from helpers import REPOSITORY
 
@@ -157,7 +157,7 @@ def test_16_bit_files_are_scaled_by_their_bits(tmp_path, suffix, shape, bits):
     values = np.random.default_rng(bits).integers(0, 2**bits, shape).astype(np.uint16)
     values.flat[0] = 2**bits - 1
     path = write_deep(tmp_path / f"deep.{suffix}", values)
-    assert white_of(highest_value(path)) == 2**bits - 1
+    assert white_level_of(highest_value(path)) == 2**bits - 1
     image = read_image(path, 2**bits - 1)
     assert image.format == {"png": "PNG", "tif": "TIFF"}[suffix]
     found = np.asarray(upright_rgb(image)).astype(float)
@@ -193,7 +193,7 @@ def test_highest_value_of_other_files_is_0(tmp_path):
     (tmp_path / "cut.png").write_bytes(write_deep(tmp_path / "deep.png", np.eye(40, dtype=np.uint16)).read_bytes()[:60])
     for name in ("photo.jpg", "array.npy", "text.png", "cut.png", "missing.png"):
         assert highest_value(tmp_path / name) == 0
-    assert white_of(0) == 65535
+    assert white_level_of(0) == 65535
 
 
 def test_half_transparent_colours_are_blended_with_white(tmp_path):

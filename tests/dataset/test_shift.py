@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from dataset import shift
 from dataset.examining import examine
-from dataset.shift import in_short, measure_shift
+from dataset.shift import measure_shift, summarise_shift
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_too_few_images_are_not_compared(pictures, save):
     images = save(pictures[:3])
     aspects = measure_shift(images[:1], np.array([0]), images[1:], np.array([0, 1]))
     assert aspects == []
-    assert in_short(aspects).startswith("not measured")
+    assert summarise_shift(aspects).startswith("not measured")
 
 
 def test_results_do_not_depend_on_the_block_size(digits, save, monkeypatch):

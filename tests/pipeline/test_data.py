@@ -173,7 +173,7 @@ def test_16_bit_images_are_scaled_by_the_range_of_the_training_images(tmp_path, 
     for _ in range(2):
         caplog.clear()
         folders = find_range(read_folders(training, (testing, deep), with_augmented=False), cache)
-        assert [folder.white for folder in folders] == [4095] * 3
+        assert [folder.white_level for folder in folders] == [4095] * 3
         assert caplog.messages[:2] == [
             f"{training} has 12-bit values in 16-bit files: 4095 is white",
             f"{testing} has values up to 5000, which become white: {training} uses 12 bits",
@@ -182,7 +182,7 @@ def test_16_bit_images_are_scaled_by_the_range_of_the_training_images(tmp_path, 
     stripes = images[0, 0].float().mean(dim=1)
     assert stripes[4:8].mean() - stripes[:4].mean() == pytest.approx(128 * 255 / 4095, abs=1)
     plain = read_folders(deep, (tmp_path / "train",), with_augmented=False)
-    assert [folder.white for folder in find_range(plain, cache)] == [65535] * 2
+    assert [folder.white_level for folder in find_range(plain, cache)] == [65535] * 2
     assert (tmp_path / ".cache").exists() == cached
 
 
@@ -190,5 +190,5 @@ def test_another_range_is_decoded_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = read_folder(write_stripes(tmp_path / "train", 12))
     dark = load_test_set(folder, (3, 28, 28)).images.decoded.pixels.max()
-    light = load_test_set(replace(folder, white=4095), (3, 28, 28)).images.decoded.pixels.max()
+    light = load_test_set(replace(folder, white_level=4095), (3, 28, 28)).images.decoded.pixels.max()
     assert light > 10 * dark

@@ -16,7 +16,7 @@ from common import write_whole
 _VERSION = 1  # raise it when images are compared differently: files of other versions are ignored
 
 
-def judge(keys: np.ndarray, compare: Callable[[np.ndarray], np.ndarray], store: Path | None) -> np.ndarray:
+def compare_unknown(keys: np.ndarray, compare: Callable[[np.ndarray], np.ndarray], store: Path | None) -> np.ndarray:
     """Return the result for each pair, bool (N,), comparing only the unknown ones.
 
     Args:

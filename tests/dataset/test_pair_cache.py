@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import audit as audit_module
-from dataset import duplicates, verdicts
+from dataset import duplicates, pair_cache
 from dataset.audit import audit
 from dataset.duplicates import compare_closely, fingerprint
-from dataset.verdicts import judge
+from dataset.pair_cache import compare_unknown
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_unusable_store_is_ignored(tmp_path, damage, compared, monkeypatch):
     elif damage in ("foreign", "no numbers"):
         np.save(file, np.zeros((3, 3) if damage == "foreign" else 0, dtype=np.uint64))
     elif damage == "other version":
-        monkeypatch.setattr(verdicts, "_VERSION", 99)
+        monkeypatch.setattr(pair_cache, "_VERSION", 99)
     else:
         file.write_bytes({"empty": b"", "text": b"text", "cut": content[: len(content) - 4]}[damage])
     assert compare_closely(prints, [(0, 1)], tmp_path) == [False]
@@ -83,13 +83,13 @@ def test_each_pair_is_compared_once(tmp_path_factory, batches):
     for batch in batches:
         keys = np.array(sorted(batch), dtype=np.uint64)
 
-        def compare(places, keys=keys):
-            return keys[places] % 6 < 2  # does not depend on the lowest bit
+        def compare(indices, keys=keys):
+            return keys[indices] % 6 < 2  # does not depend on the lowest bit
 
         expected = (keys & ~np.uint64(1)) % 6 < 2
-        assert judge(keys, compare, store).tolist() == expected.tolist()
+        assert compare_unknown(keys, compare, store).tolist() == expected.tolist()
     for batch in batches:
-        judge(np.array(batch, dtype=np.uint64), lambda places: pytest.fail("compared again"), store)
+        compare_unknown(np.array(batch, dtype=np.uint64), lambda indices: pytest.fail("compared again"), store)
 
 
 def test_second_audit_compares_nothing(tmp_path, monkeypatch, compared):
@@ -113,5 +113,5 @@ def test_second_audit_of_photographs_compares_nothing(photographs, tmp_path, mon
     first = audit(*folders)
     assert len(compared) > 1000
     compared.clear()
-    assert audit(*folders).twins == first.twins
+    assert audit(*folders).duplicates == first.duplicates
     assert compared == []
