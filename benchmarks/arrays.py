@@ -38,18 +38,16 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
     arguments = parser.parse_args()
     results = {"batch": BATCH_SIZE, "repeats": arguments.repeats, "models": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        results["images"] = stage_arrays(arguments.data, place)
+    with tempfile.TemporaryDirectory() as place:
+        results["images"] = stage_arrays(arguments.data, Path(place))
         for model in arguments.models:
-            settings = Settings(model_type=model, data_dir=place / "TRAIN", batch_size=BATCH_SIZE)
-            paces, _ = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches)
+            settings = Settings(model_type=model, data_dir=Path(place, "TRAIN"), batch_size=BATCH_SIZE)
+            paces = compare_paces(arguments.repeats, settings, Path(place, ".cache"), arguments.batches)
             results["models"][model] = {
                 "images timed": paces["project"].timed[0],
                 "images a second": {side: three_digits(1 / pace.train) for side, pace in paces.items()},
                 "ratio": three_digits(paces["reference"].train / paces["project"].train),
             }
-            print(f"{model}: {results['models'][model]}")
     write_results("arrays", results)
     return 0
 

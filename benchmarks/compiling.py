@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from measuring import Measured, measure_in_turns, median, three_digits, write_results  # isort: skip  (it adds src/ to the path)
-from ceiling import add_flags, batch_size_of, make_step, seconds_of
+from measuring import Measured, measure, median, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import write_results  # isort: skip
+from ceiling import add_flags, batch_size_of, make_step
 from common import ArgumentParser, run_program
 
 DEFAULT = ["ResNet18", "SmallResNet"]
@@ -26,11 +28,11 @@ def main() -> int:
     for model in arguments.models:
         batch_size = arguments.batch_size or batch_size_of(model)
         sides = {
-            side: (take_steps, model, batch_size, side == "compiled", arguments.turns) for side in ("eager", "compiled")
+            side: partial(measure, take_steps, model, batch_size, side == "compiled", arguments.turns)
+            for side in ("eager", "compiled")
         }
         results = {"model": model, "batch": batch_size, "repeats": arguments.repeats, "turns": arguments.turns}
-        results |= summarise(measure_in_turns(arguments.repeats, sides), batch_size)
-        print(f"{model}: {results['ratio']:g} times as fast, after {results['compiling s']:g} s of compiling")
+        results |= summarise(take_turns(arguments.repeats, sides), batch_size)
         write_results(f"compiling_{model.lower()}", results)
     return 0
 

@@ -63,7 +63,6 @@ def main() -> int:
             for halving in (Halving(3, 3), Halving(2, 5), Halving(3, 9)):
                 label = f"{name}, eta {halving.eta}, first rung {halving.min_epochs}"
                 results[label] = simulate(runs, halving, arguments.runs, arguments.repeats)
-                print(f"{label}: {describe(results[label])}", flush=True)
     write_results("halving", {"runs of a sweep": arguments.runs, "sweeps": arguments.repeats, "of": results})
     return 0
 
@@ -105,7 +104,7 @@ def simulate(runs: Sequence[FinishedRun], halving: Halving, count: int, repeats:
     generator = np.random.default_rng(0)
     shares, missed, lost, lost_in_test = [], [], [], []
     for _ in range(repeats):
-        some = [runs[place] for place in generator.choice(len(runs), min(count, len(runs)), replace=False)]
+        some = [runs[index] for index in generator.choice(len(runs), min(count, len(runs)), replace=False)]
         alive, trained = some, dict.fromkeys((run.run_dir for run in some), 0)
         for rung in [*rungs, max(epochs.values())]:
             trained |= {run.run_dir: min(rung, epochs[run.run_dir]) for run in alive}
@@ -134,13 +133,6 @@ def accuracy_of(run: FinishedRun) -> float:
 def pick(runs: Sequence[FinishedRun]) -> FinishedRun:
     """Return the best run by validation."""
     return min(runs, key=lambda run: (*best_scores(run.run_dir, EPOCHS), run.run_name))
-
-
-def describe(result: dict[str, float]) -> str:
-    """Format the result as one line."""
-    text = f"trains {result['share of the epochs']:.0%} of the epochs, misses the best run in {result['misses']:.0%}"
-    text += f", {100 * result['lost in validation']:.1f} points lost in validation"
-    return text + (f", {100 * result['lost in test']:.1f} in test" if "lost in test" in result else "")
 
 
 if __name__ == "__main__":

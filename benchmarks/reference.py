@@ -80,8 +80,8 @@ class ArrayFiles(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        return self.normalise(torch.from_numpy(np.load(self.paths[place]))), int(self.labels[place])
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.normalise(torch.from_numpy(np.load(self.paths[index]))), int(self.labels[index])
 
 
 class Run:
@@ -197,24 +197,24 @@ def test_checkpoint(
         confusion[label, prediction] += 1
     figure, axes = plt.subplots()
     axes.imshow(confusion, cmap="Blues")
-    for place, count in np.ndenumerate(confusion):
-        axes.text(place[1], place[0], count, ha="center", va="center")
+    for (truth, prediction), count in np.ndenumerate(confusion):
+        axes.text(prediction, truth, count, ha="center", va="center")
     figure.savefig(folder / "confusion.png")
     plt.close(figure)
 
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.mean, model.std))
     with GradCAM(model, [model.get_submodule(model.cam_layer)]) as grad_cam:
-        for place in explained:
-            target = ClassifierOutputTarget(predictions[place])
-            heatmap = grad_cam(images[place].unsqueeze(0).to(DEVICE), [target])[0]
-            picture = (images[place] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+        for index in explained:
+            target = ClassifierOutputTarget(predictions[index])
+            heatmap = grad_cam(images[index].unsqueeze(0).to(DEVICE), [target])[0]
+            picture = (images[index] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
             picture = np.broadcast_to(picture, (*heatmap.shape, 3))
             figure, axes = plt.subplots(1, 3, figsize=(10, 4))
             overlay = show_cam_on_image(picture, heatmap, use_rgb=True)
             for view, shown in zip(axes, (picture, heatmap, overlay), strict=True):
                 view.imshow(shown)
                 view.axis("off")
-            figure.savefig(folder / f"heatmap_{place}.png")
+            figure.savefig(folder / f"heatmap_{index}.png")
             plt.close(figure)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
 from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program, write_whole
@@ -15,15 +15,6 @@ from common import ArgumentParser, UserError, run_program, write_whole
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- end of table -->"
 RATES = "images a second"
-
-
-class Row(NamedTuple):
-    """A row of the table."""
-
-    program: str
-    what: str
-    project: str
-    beside: str
 
 
 def main() -> int:
@@ -37,21 +28,23 @@ def main() -> int:
     return 0
 
 
-def read_rows(directory: Path) -> dict[str, list[Row]]:
+def read_rows(directory: Path) -> dict[str, list[tuple[str, ...]]]:
     """Return the rows of all results by machine, in the order of `ROWS`."""
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[tuple[str, ...]]] = {}
     for program, make in ROWS.items():
         for file in sorted(directory.glob(f"{program}_*.json")):
             machine = re.search(r"_(\d+-cores-.+)", file.stem)[1]
-            rows.setdefault(machine, []).append(Row(f"{program}.py", *make(json.loads(file.read_text()))))
+            rows.setdefault(machine, []).append((f"`{program}.py`", *make(json.loads(file.read_text()))))
     return rows
 
 
-def as_markdown(rows: list[Row]) -> str:
+def as_markdown(rows: list[tuple[str, ...]]) -> str:
     """Format a table as Markdown."""
-    lines = ["| program | what | this project | compared with |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{row.program}` | {row.what} | {row.project} | {row.beside} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    lines = [("program", "what", "this project", "compared with"), ("---",) * 4, *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+# The functions below return what a benchmark measures, and the figures of this project and of what it is compared with.
 
 
 def _start(results: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -99,15 +92,6 @@ def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
         f"{results['model']}: a training step, eager and with `torch.compile`",
         f"{rates['eager']:g} images/s",
         f"compiled: {rates['compiled']:g} images/s, after {results['compiling s']:g} s of compiling",
-    )
-
-
-def _experiment(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    days = results["days"]
-    return (
-        f"all {results['runs']:,} runs of the parameter files, extrapolated",
-        f"{days['project']:g} days",
-        f"the plain reference: {days['reference']:g} days, {results['ratio']:g} times as long",
     )
 
 
@@ -192,17 +176,15 @@ def _augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _near_duplicates(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    def shares(name: str) -> str:
-        found = next(method["found"] for key, method in results["methods"].items() if key.startswith(name))
-        return ", ".join(f"{found[f'cut by {part} %']:.1%}" for part in (2, 5, 10))
-
-    def seconds(name: str) -> str:
-        return next(f"{method['seconds']:g} s" for key, method in results["methods"].items() if key.startswith(name))
+    def side(name: str) -> str:
+        method = next(method for key, method in results["methods"].items() if key.startswith(name))
+        shares = ", ".join(f"{method['found'][f'cut by {part} %']:.1%}" for part in (2, 5, 10))
+        return f"{shares}; {method['seconds']:g} s"
 
     return (
         f"share of cropped copies of 200 photographs found (by 2, 5, 10%); {results['photographs']:,} compared",
-        f"{shares('dataset.duplicates')}; {seconds('dataset.duplicates')}",
-        f"ImageHash's phash: {shares('phash 8')}; {seconds('phash 8')}",
+        side("dataset.duplicates"),
+        f"ImageHash's phash: {side('phash 8')}",
     )
 
 
@@ -282,7 +264,6 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
     "training": _training,
     "ceiling": _ceiling,
     "compiling": _compiling,
-    "experiment": _experiment,
     "frozen": _frozen,
     "arrays": _arrays,
     "testing": _testing,

@@ -7,15 +7,14 @@ the model alone: the forward passes of the predictions, and the forward and back
 
 from __future__ import annotations
 
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import measure, median, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
 from models import MODELS, build_model, model_class
@@ -38,22 +37,21 @@ def main() -> int:
         help="images per class that are explained (default: %(default)s)",
     )  # fmt: skip
     arguments = parse_with_photographs(parser)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        testing_dir = stage_photographs(arguments.data, place, augmented=False)[1]
+    with staged_photographs(arguments.data, augmented=False) as place:
+        testing_dir = place / "dataset_testing"
         settings = Settings(model_type=arguments.model, test_dir=(testing_dir,), plots=True, output_dir=place / "runs")
         save_checkpoints(settings)
         call = (settings, place / ".cache", arguments.per_class)
         measure(decode, settings, place / ".cache")
         sides = {
-            "reference": (test_reference, settings, arguments.per_class),
-            "project": (test_project, *call),
-            "passes": (run_passes, *call),
+            "reference": partial(measure, test_reference, settings, arguments.per_class),
+            "project": partial(measure, test_project, *call),
+            "passes": partial(measure, run_passes, *call),
         }
-        measured = measure_in_turns(arguments.repeats, sides)
+        measured = take_turns(arguments.repeats, sides)
         drawn = len(list(settings.run_dir.glob("heatmaps/*/*.png")))
         images = len(read_folder(testing_dir).paths)
-    seconds = {side: median(one.result for one in all_) for side, all_ in measured.items()}
+    seconds = {side: median(one.result for one in runs) for side, runs in measured.items()}
     results = {
         "model": arguments.model,
         "test images": images,
@@ -64,8 +62,6 @@ def main() -> int:
         "ratio": three_digits(seconds["reference"] / seconds["project"]),
         "project to passes": three_digits(seconds["project"] / seconds["passes"]),
     }
-    for name, value in results.items():
-        print(f"{name}: {value}")
     write_results("testing", results)
     return 0
 
