@@ -28,20 +28,13 @@ MODEL, BATCH_SIZE = "ResNet18", 32
 
 
 class Tuning(NamedTuple):
-    """An optimisation, and how to measure it.
-
-    Attributes:
-        what: the optimisation.
-        work: returns the seconds that the work takes.
-        owner, name: the module or class that holds it, and the name of a function, class or value.
-        plain: what a plain program has in its place.
-    """
+    """An optimisation, and how to measure it."""
 
     what: str
-    work: Callable[[], float]
-    owner: Any
-    name: str
-    plain: Any
+    work: Callable[[], float]  # returns the seconds that it takes
+    owner: Any  # the module or class that holds the optimisation
+    name: str  # of a function, class or value
+    plain: Any  # what a plain program has in its place
 
 
 def main() -> int:
@@ -113,9 +106,9 @@ def take_first_step() -> float:
     model = build_model("SmallVGG", 3)
 
     def step() -> None:
-        optimizer = trainer.EagerAdamW(model.parameters(), lr=1e-4, amsgrad=True, fused=True)
+        adamw = trainer.EagerAdamW(model.parameters(), lr=1e-4, amsgrad=True, fused=True)
         cross_entropy(model(torch.rand(64, 1, 28, 28)), torch.zeros(64, dtype=torch.int64)).backward()
-        optimizer.step()
+        adamw.step()
 
     return seconds_of(step)
 

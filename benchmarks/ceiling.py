@@ -62,14 +62,7 @@ def add_flags(parser: ArgumentParser, default: list[str]) -> None:
 
 
 def measure_loop(settings: Settings, cache_dir: Path, batches: int | None, turns: int) -> dict[str, Any]:
-    """Train a model in the project's loop, and another one without the loop, in turns.
-
-    Args:
-        settings: of the run.
-        cache_dir: for decoded images.
-        batches: per turn; None for an epoch.
-        turns: of each side.
-    """
+    """Train a model in the project's loop and another one without the loop, in turns of `batches` or an epoch."""
     import torch
 
     from dataset.folders import read_folder
@@ -141,14 +134,7 @@ def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool = False
 
 
 def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> dict[str, Any]:
-    """Return the work of a step, the rates of the machine, and the share of these rates that a step reaches.
-
-    Args:
-        model: on the device.
-        batch_size: images per step.
-        hardware: of the run.
-        step: seconds of a step.
-    """
+    """Return the work of a step, the machine's rates, and the share of them that a step of `step` seconds reaches."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -38,17 +38,7 @@ def main() -> int:
 
 
 def take_steps(model_type: str, batch_size: int, compiled: bool, turns: int) -> dict[str, Any]:
-    """Run training steps of a model.
-
-    Args:
-        model_type: its name.
-        batch_size: images per step.
-        compiled: by `torch.compile`.
-        turns: steps after the first.
-
-    Returns:
-        The hardware, the seconds of the first step, and the median of the others.
-    """
+    """Return the hardware, the seconds of a model's first training step, and the median of `turns` later steps."""
     from models import build_model
     from pipeline.hardware import Hardware, set_up_torch
 

@@ -52,34 +52,22 @@ SMALLEST = "timm/test_efficientnet"  # for the smoke mode
 
 
 class Plan(NamedTuple):
-    """The amount of measurements.
+    """The amount of measurements."""
 
-    Attributes:
-        images: generated per class, of three classes.
-        batches: that are timed, per epoch.
-        plain_batches: the same for the reference, which is slower.
-        turns: of loop and ceiling.
-    """
-
-    images: int
-    batches: int
-    plain_batches: int
-    turns: int
+    images: int  # generated per class, of three classes
+    batches: int  # that are timed, per epoch
+    plain_batches: int  # the same for the reference, which is slower
+    turns: int  # of loop and ceiling
 
 
 WHOLE, SMOKE = Plan(1000, 70, 20, 3), Plan(30, 1, 1, 1)
 
 
 class Part(NamedTuple):
-    """A step that runs independently.
+    """A step that runs independently."""
 
-    Attributes:
-        run: yields the results so far, given the plan and the folder with the images.
-        limit: in seconds.
-    """
-
-    run: Callable[[Plan, Path], Iterator[Mapping[str, Any]]]
-    limit: int
+    run: Callable[[Plan, Path], Iterator[Mapping[str, Any]]]  # yields the results so far; the path has the images
+    limit: int  # seconds
 
 
 def main() -> int:
@@ -198,13 +186,13 @@ def measure_model(model: str, batch_size: int, plan: Plan, place: Path) -> Itera
 
     def take(compiled: bool) -> dict[str, Any]:
         suited = replace(settings, batch_size=batch_size, compile=compiled)
-        turns = _in_place(measure_loop, suited, place / "cache", None, plan.turns)
+        turns = measure_loop(suited, place / "cache", None, plan.turns)
         return {**turns, **_utilise(turns)}
 
     results["as it is"] = take(compiled=False)
     yield results
     for kind in _kinds(settings, place):
-        ours = _in_place(pace_of_project, kind, place / "cache", plan.batches, 10_000 if kind.pretrained else None)
+        ours = pace_of_project(kind, place / "cache", plan.batches, 10_000 if kind.pretrained else None)
         plain = measure(pace_of_reference, kind, plan.plain_batches).result
         paces = {"project": ours, "reference": plain}
         sides = {side: replace(pace, images=IMAGES).to_json() for side, pace in paces.items()}
@@ -227,15 +215,6 @@ def _kinds(settings: Settings, place: Path) -> Iterator[Settings]:
         if not weights.exists():
             save_random_weights(weights)
         yield replace(settings, pretrained=True, weights=weights)
-
-
-def _in_place(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that may change the current folder."""
-    here = Path.cwd()
-    try:
-        return function(*arguments)
-    finally:
-        os.chdir(here)
 
 
 def _utilise(turns: Mapping[str, Any]) -> dict[str, Any]:

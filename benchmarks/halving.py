@@ -32,17 +32,13 @@ COUNT = 160  # generated runs
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The attributes of a run that halving uses.
-
-    Attributes:
-        test_accuracy: of `best_val_acc`; None for a generated run.
-    """
+    """The attributes of a run that halving uses."""
 
     run_dir: Path
     run_name: str
     seed: int
     fold: int
-    test_accuracy: float | None = None
+    test_accuracy: float | None = None  # of `best_val_acc`; None for a generated run
 
 
 def main() -> int:

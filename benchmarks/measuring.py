@@ -26,17 +26,11 @@ sys.path.insert(0, str(RESULTS.parents[1] / "src"))  # the project
 
 
 class Measured(NamedTuple):
-    """The measurement of a function.
+    """The measurement of a function in a process of its own."""
 
-    Attributes:
-        seconds: wall-clock time without the start of the process.
-        peak_mb: the peak resident memory of the process in 10^6 bytes, including the interpreter.
-        result: the return value of the function.
-    """
-
-    seconds: float
-    peak_mb: float
-    result: Any
+    seconds: float  # wall-clock time without the start of the process
+    peak_mb: float  # the peak resident memory of the process in 10^6 bytes, including the interpreter
+    result: Any  # what the function returned
 
 
 def measure(function: Callable[..., Any], *arguments: Any) -> Measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from contextlib import chdir
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,30 +24,18 @@ from pipeline.splits import Split, load_groups, split_folder
 
 @dataclass(frozen=True)
 class Pace:
-    """The measurements of a run in seconds, and the numbers to extrapolate with.
+    """The measurements of a run in seconds, and the numbers to extrapolate with."""
 
-    Attributes:
-        ready: until the images were ready for training.
-        train, validation: per image.
-        warm_up: how much longer the first training batch took than the others; once per run.
-        waits: per epoch, until both loaders gave their first batch.
-        saving: per epoch, of checkpoints.
-        timed: images that `train` and `validation` were measured on.
-        images: for training and for validation in an epoch.
-        prepared: per image, of frozen layers that run once; 0 if they run in training.
-        peak_mb: the peak memory of the process, if it was measured.
-    """
-
-    ready: float
-    train: float
-    validation: float
-    warm_up: float
-    waits: float
-    saving: float
-    timed: tuple[int, int]
-    images: tuple[int, int]
-    prepared: float = 0.0
-    peak_mb: float | None = None
+    ready: float  # until the images were ready for training
+    train: float  # per image
+    validation: float  # per image
+    warm_up: float  # how much longer the first training batch took than the others; once per run
+    waits: float  # per epoch, until both loaders gave their first batch
+    saving: float  # per epoch, of checkpoints
+    timed: tuple[int, int]  # images that `train` and `validation` were measured on
+    images: tuple[int, int]  # for training and for validation in an epoch
+    prepared: float = 0.0  # per image, of frozen layers that run once; 0 if they run in training
+    peak_mb: float | None = None  # the peak memory of the process, if it was measured
 
     @classmethod
     def of(
@@ -107,12 +96,7 @@ class Pace:
 def compare_paces(
     repeats: int, settings: Settings, cache_dir: Path, batches: int, cut: int | None = None
 ) -> dict[str, Pace]:
-    """Measure both sides in turns, and return the medians of each.
-
-    Args:
-        repeats: how often to measure each.
-        settings, cache_dir, batches, cut: as for `pace_of_project`.
-    """
+    """Measure both sides in turns, and return the medians of each; see `pace_of_project` for the arguments."""
     measure(decode, settings, cache_dir)
     sides = {
         "reference": partial(measure, pace_of_reference, settings, batches),
@@ -137,8 +121,8 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
 
     Args:
         settings: of the run.
-        cache_dir: with decoded images, if they are to be found.
-        batches: that are timed.
+        cache_dir: with decoded images, if there are any.
+        batches: timed ones, in training and in validation.
         cut: the number of training and validation images that frozen layers run on; None for all.
     """
     import torch
@@ -155,8 +139,7 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
     ready = time.perf_counter() - begin
     images = len(data.train), len(data.validation)
     hardware = Hardware.choose(settings.precision)
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)  # the trainer looks for features here
+    with tempfile.TemporaryDirectory() as place, chdir(place):  # the trainer looks for features here
         settings = replace(settings, output_dir=Path("runs"))
         settings.run_dir.mkdir(parents=True)
         prepared = 0.0

@@ -61,15 +61,7 @@ def main() -> int:
 def compare_sides(
     data: Path, model: str, batches: int, repeats: int, sides: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """Measure some sides, by default all that are installed; the ceiling must be among them.
-
-    Args:
-        data: with `open_images/`.
-        model: its name.
-        batches: that are timed.
-        repeats: of each side.
-        sides: keys of `SIDES`.
-    """
+    """Measure some keys of `SIDES`, by default all that are installed; the ceiling must be among them."""
     sides = [side for side in sides or SIDES if find_spec(PACKAGES.get(side, "torch"))]
     with staged_photographs(data) as place:
         images = lay_out(place)

@@ -85,13 +85,9 @@ class ArrayFiles(Dataset):
 
 
 class Run:
-    """A model, its loaders and its optimizer.
+    """A model, whose frozen layers run for every batch, its loaders and its optimizer.
 
-    Args:
-        model: its frozen layers run for every batch.
-        dataset: yields (image, label).
-        train, validation: indices into the dataset.
-        batch_size: of both loaders.
+    `dataset` yields (image, label); `train` and `validation` are indices into it.
     """
 
     def __init__(
@@ -124,7 +120,7 @@ class Run:
 
     def validate(self) -> tuple[float, float, float]:
         """Return loss, accuracy and per-class accuracy on the validation images."""
-        return score(*predict(self.model, self.validation_loader))
+        return score(*classify(self.model, self.validation_loader))
 
     def save(self, folder: Path) -> None:
         """Save the two checkpoints that an epoch can improve."""
@@ -146,7 +142,7 @@ def image_run(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, loader: DataLoader) -> tuple[float, list[int], list[int]]:
+def classify(model: nn.Module, loader: DataLoader) -> tuple[float, list[int], list[int]]:
     """Return the sum of the losses, and the predicted and true classes of all images."""
     model.eval()
     losses, predictions, truths = 0.0, [], []
@@ -181,16 +177,14 @@ def test_checkpoint(
     """Test a checkpoint, draw its confusion matrix, and explain images one by one.
 
     Args:
-        model: of the checkpoint's architecture.
-        weights: a state dict.
-        images: (N, C, H, W), normalised.
-        labels: N classes.
+        model: of the architecture of the checkpoint, whose state dict is in the file `weights`.
+        images, labels: (N, C, H, W), normalised, and N classes.
         explained: indices of the images that get a heatmap.
         folder: an existing folder for the figures.
     """
     model.load_state_dict(torch.load(weights, map_location=DEVICE))
     loader = DataLoader(TensorDataset(images, torch.tensor(labels)), 32, num_workers=WORKERS)
-    losses, predictions, truths = predict(model, loader)
+    losses, predictions, truths = classify(model, loader)
     score(losses, predictions, truths)
     confusion = np.zeros((max(labels) + 1,) * 2, dtype=int)
     for label, prediction in zip(labels, predictions, strict=True):

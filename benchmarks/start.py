@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from measuring import measure, median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import measure, median, run_python, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS, model_class
@@ -101,9 +101,8 @@ def load_reference(settings: Settings) -> float:
     """Return the seconds until the plain script has its images, without imports."""
     import reference
 
-    begin = time.perf_counter()
-    reference.load_for(model_class(settings.model_type), sorted(settings.data_dir.glob("*/*.jpg")))
-    return time.perf_counter() - begin
+    model = model_class(settings.model_type)
+    return seconds_of(lambda: reference.load_for(model, sorted(settings.data_dir.glob("*/*.jpg"))))
 
 
 def start(arguments: list[object], cwd: Path) -> float:

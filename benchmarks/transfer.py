@@ -43,12 +43,9 @@ def main() -> int:
     parser = ArgumentParser(description="Compares fine-tuning by other projects with this one.")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
     parser.add_argument(
-        "--per-class",
-        type=int,
-        default=100,
-        metavar="N",
+        "--per-class", type=int, default=100, metavar="N",
         help="maximum number of photographs per class (default: %(default)s)",
-    )
+    )  # fmt: skip
     arguments = parse_with_photographs(parser)
     check_least(arguments, repeats=1, per_class=10)
     runs = {**PROJECT, **{side: run_peer for side in PEERS if find_spec(side)}}
@@ -61,11 +58,11 @@ def main() -> int:
     measured = {side: [turn[side][0] for turn in rounds] for side in runs}
     sides = {
         side: {
-            "accuracies": [three_digits(one["accuracy"]) for one in all_],
-            "mean accuracy": three_digits(sum(one["accuracy"] for one in all_) / len(all_)),
-            "seconds": median(one["seconds"] for one in all_),
+            "accuracies": [three_digits(one["accuracy"]) for one in turns],
+            "mean accuracy": three_digits(sum(one["accuracy"] for one in turns) / len(turns)),
+            "seconds": median(one["seconds"] for one in turns),
         }
-        for side, all_ in measured.items()
+        for side, turns in measured.items()
     }
     write_results("transfer", {"network": NETWORK, "epochs": EPOCHS, "images": counts, "sides": sides})
     return 0
