@@ -97,7 +97,7 @@ def train_cnn_basic() -> float:
 
 
 def use_fp32(device: torch.device) -> bool:
-    """Say that no device computes in bf16."""
+    """Return whether a device computes in bf16: none does."""
     return False
 
 

@@ -56,7 +56,7 @@ def take_steps(model_type: str, batch_size: int, compiled: bool, turns: int) -> 
 def summarise(measured: Mapping[str, Sequence[Measured]], batch_size: int) -> dict[str, Any]:
     """Return the medians of both sides, and the number of images at which compiling pays off."""
     first, other = (
-        {side: median(each.result[name] for each in all_) for side, all_ in measured.items()}
+        {side: median(each.result[name] for each in runs) for side, runs in measured.items()}
         for name in ("first", "other")
     )
     compiling = first["compiled"] - first["eager"]
@@ -64,7 +64,7 @@ def summarise(measured: Mapping[str, Sequence[Measured]], batch_size: int) -> di
     return {
         "hardware": measured["eager"][0].result["hardware"],
         "images a second": {side: three_digits(batch_size / seconds) for side, seconds in other.items()},
-        "peak memory MB": {side: median(one.peak_mb for one in all_) for side, all_ in measured.items()},
+        "peak memory MB": {side: median(one.peak_mb for one in runs) for side, runs in measured.items()},
         "ratio": three_digits(other["eager"] / other["compiled"]),
         "compiling s": three_digits(compiling),
         "pays after images": round(compiling / gained * batch_size, -2) if gained > 0 else None,

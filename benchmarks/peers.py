@@ -68,7 +68,7 @@ def compare_sides(
         if "project" in sides:
             start_side("project", place, model, 1)  # decodes the images for the next runs
         measured = take_turns(repeats, {side: partial(start_side, side, place, model, batches) for side in sides})
-    summaries = {side: summarise(all_, images) for side, all_ in measured.items()}
+    summaries = {side: summarise(runs, images) for side, runs in measured.items()}
     ceiling = summaries["ceiling"]["images a second"]
     for values in summaries.values():
         values["share of the ceiling"] = three_digits(values["images a second"] / ceiling)
@@ -83,7 +83,7 @@ def compare_sides(
 
 
 def summarise(measured: list[dict[str, float]], images: tuple[int, int]) -> dict[str, float]:
-    """The medians of a side, and the estimated time until the end of the third epoch."""
+    """Return the medians of a side, and the estimated time until the end of the third epoch."""
     middle = {name: median(one[name] for one in measured) for name in measured[0]}
     decoding = middle["decoding image s"]
 
@@ -281,7 +281,7 @@ def _train_plainly(model: Any, loaders: list[Any], optimizer: Any, batches: int,
 
 
 def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """Fastai's Learner."""
+    """Run fastai's Learner."""
     import torch
     from fastai.callback.channelslast import ChannelsLast
     from fastai.callback.fp16 import AMPMode, MixedPrecision

@@ -125,7 +125,7 @@ def test_reference(settings: Settings, per_class: int) -> float:
 
 
 def run_passes(settings: Settings, cache_dir: Path, per_class: int) -> float:
-    """Seconds that the passes of the model take that testing needs at least."""
+    """Return the seconds of the passes of the model, which testing needs at least."""
     import torch
 
     from pipeline.hardware import Hardware, set_up_torch

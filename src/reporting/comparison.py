@@ -35,14 +35,14 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 
     Also return notes on settings that differ between runs of the same name.
     """
-    alike = defaultdict(list)
+    by_settings = defaultdict(list)
     for run in runs:
-        alike[run.name, run.group, run.settings_key].append(run)
-    of_name = defaultdict(list)
-    for members in alike.values():
-        of_name[members[0].name, members[0].group, members[0].final].append(_average(members))
+        by_settings[run.name, run.group, run.settings_key].append(run)
+    by_name = defaultdict(list)
+    for members in by_settings.values():
+        by_name[members[0].name, members[0].group, members[0].final].append(_average(members))
     merged, notes = [], []
-    for (name, *_), found in of_name.items():
+    for (name, *_), found in by_name.items():
         settings = [run.other_settings for run in found]
         keys = sorted(set().union(*settings))
         differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
@@ -52,8 +52,8 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
                 "they are reported separately"
             )
         for run in found:
-            apart = (f"{key.replace('_', ' ')} {_setting_text(run, key)}" for key in differing)
-            merged.append(replace(run, apart=tuple(apart)))
+            differences = (f"{key.replace('_', ' ')} {_setting_text(run, key)}" for key in differing)
+            merged.append(replace(run, differences=tuple(differences)))
     return merged, notes
 
 
@@ -87,7 +87,7 @@ def rank_by_validation(runs: Iterable[Run]) -> list[Run]:
 def _rank(runs: Iterable[Run], *columns: str) -> list[Run]:
     def key(run: Run) -> tuple[Any, ...]:
         # Rounded because a mean of recalls may differ in its last digit.
-        return *(-round(run.scores.get(column, -1), 9) for column in columns), run.name, run.apart
+        return *(-round(run.scores.get(column, -1), 9) for column in columns), run.name, run.differences
 
     return sorted(runs, key=key)
 
@@ -256,10 +256,10 @@ def _name_experiments(examples: Sequence[Run]) -> list[str]:
         f"{run.data or 'unknown data'}, tested on {run.test_set or 'unknown images'} ({run.test_images} images)"
         for run in examples
     ]
-    detailed = plain.copy()
-    for place, run in enumerate(examples):
-        if plain.count(plain[place]) > 1 and run.classes:
-            detailed[place] += f", classes {list_classes(run)}"
+    detailed = [
+        f"{title}, classes {list_classes(run)}" if run.classes and plain.count(title) > 1 else title
+        for title, run in zip(plain, examples, strict=True)
+    ]
     return number_repeats(detailed, "{} ({})")
 
 

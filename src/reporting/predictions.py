@@ -99,12 +99,12 @@ class OutOfFold:
 
     run: Run  # the mean of the runs of these folds
     images: DataFrame  # one row per image, by file: `truth`, and the means of `correct` and of `p_<class>`
-    single: bool  # whether each image has one prediction
+    one_prediction: bool  # for each image
     seeds: int  # how many
     folds: int  # that the images were divided into
     missing: Mapping[int | None, Sequence[int]]  # folds, by seed
-    twice: int  # images that were validated in several folds of one seed
-    nowhere: int  # images that are in no fold although no fold is missing
+    repeated: int  # images that were validated in several folds of one seed
+    left_out: int  # images that are in no fold although no fold is missing
 
     @property
     def accuracy(self) -> float:
@@ -113,7 +113,7 @@ class OutOfFold:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """At 95 %: Wilson's with one prediction per image, else a bootstrap over images."""
-        if self.single:
+        if self.one_prediction:
             return wilson_interval(self.accuracy, len(self.images))
         return bootstrap_interval(self.images["correct"].tolist())
 
@@ -128,11 +128,11 @@ class OutOfFold:
 
     def notes(self) -> Iterator[str]:
         """Describe problems with the folds."""
-        place = f"{self.run.name}: "
-        if self.twice:
-            yield f"{place}{self.twice} images are validated in more than one fold of one seed: their mean is used"
-        if self.nowhere:
-            yield f"{place}{self.nowhere} of {self.run.images} images are in no fold"
+        name = self.run.name
+        if self.repeated:
+            yield f"{name}: {self.repeated} images are validated in more than one fold of one seed: their mean is used"
+        if self.left_out:
+            yield f"{name}: {self.left_out} of {self.run.images} images are in no fold"
 
 
 def pool_folds(run: Run, notes: list[str]) -> OutOfFold | None:
@@ -162,9 +162,9 @@ def pool_folds(run: Run, notes: list[str]) -> OutOfFold | None:
     stated = run.settings.get("folds")
     folds = max(stated if isinstance(stated, int) and stated <= _MOST_FOLDS else 0, 1 + max(trained))
     missing = {seed: sorted(set(range(folds)) - done) for seed, done in present.items() if len(done) < folds}
-    twice = answers.loc[answers.duplicated(["seed", "file"]), "file"].nunique()
-    nowhere = 0 if missing else max(0, (run.images or 0) - len(images))
-    return OutOfFold(run, images, len(answers) == len(images), len(present), folds, missing, twice, nowhere)
+    repeated = answers.loc[answers.duplicated(["seed", "file"]), "file"].nunique()
+    left_out = 0 if missing else max(0, (run.images or 0) - len(images))
+    return OutOfFold(run, images, len(answers) == len(images), len(present), folds, missing, repeated, left_out)
 
 
 class Suspect(NamedTuple):
