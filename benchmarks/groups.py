@@ -7,7 +7,6 @@ classes, each a pattern of colours with noise, so that all images of a class are
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -52,13 +51,7 @@ def write_photographs(directory: Path, numbers: range) -> None:
     for number in numbers:
         copied = number % COPIED == COPIED - 1
         image = draw_photograph(number - 1 if copied else number)
-        _folder(directory, number // 2).joinpath(f"{number:06d}.jpg").write_bytes(_as_jpeg(image, 60 if copied else 90))
-
-
-def _as_jpeg(image: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+        image.save(_folder(directory, number // 2) / f"{number:06d}.jpg", quality=60 if copied else 90)
 
 
 def write_dense(directory: Path, numbers: range) -> None:

@@ -246,7 +246,8 @@ def make_reports(runs: Iterable[Run], suspects: int = 0) -> list[Report]:
     for run in runs:
         experiments[run.experiment].append(run)
     titles = _name_experiments([members[0] for members in experiments.values()])
-    reports = map(make_report, experiments.values(), [suspects] * len(titles), titles)
+    titled = zip(experiments.values(), titles, strict=True)
+    reports = [make_report(members, suspects, title) for members, title in titled]
     return sorted(reports, key=lambda report: report.title)
 
 
@@ -298,9 +299,9 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
     if len(groups) > 1:
         choices.append(_choose(None, ranked))
     comparisons, unpaired = compare(best)
+    notes += unpaired
     pooled = [pool for members in groups.values() for run in members if (pool := pool_folds(run, notes))]
-    notes += [*unpaired, *(note for pool in pooled for note in pool.notes())]
-    chosen = _choose_pool(pooled) if suspects else None
+    chosen = _choose_pool(pooled) if suspects and pooled else None
     if suspects and not chosen:
         notes.append("no label suspects: these need runs of at least two folds, with their predictions")
     return Report(
@@ -309,10 +310,10 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
     )  # fmt: skip
 
 
-def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold | None:
+def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold:
     """Return the best setting by validation, or the first if none has a validation accuracy."""
-    ranked = rank_by_validation(pool.run for pool in pooled)
-    return next((pool for run in ranked[:1] for pool in pooled if pool.run is run), next(iter(pooled), None))
+    best, *_ = rank_by_validation(pool.run for pool in pooled) or [pooled[0].run]
+    return next(pool for pool in pooled if pool.run is best)
 
 
 def _choose(group: str | None, runs: Sequence[Run]) -> Choice:
