@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from measuring import Measured, measure, median, seconds_of, take_turns, three_digits, write_results  # isort: skip
+from measuring import Measured, add_number, measure, median, seconds_of, take_turns, three_digits, write_results  # isort: skip
 from ceiling import make_step
 from common import ArgumentParser, check_least, run_program
 from models import build_model
@@ -39,7 +39,7 @@ class Tuning(NamedTuple):
 
 def main() -> int:
     parser = ArgumentParser(description="Measures each optimisation with and without it, in turns.")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of each side (default: %(default)s)")
+    add_number(parser, "--repeats", 5, "of each side")
     parser.add_argument(
         "--tunings", nargs="+", choices=TUNINGS, default=list(TUNINGS), metavar="NAME",
         help=f"{', '.join(TUNINGS)} (default: all)",

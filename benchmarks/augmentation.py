@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from measuring import Measured, measure, parse_with_photographs, take_turns, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import Measured, add_number, measure, parse_with_photographs, take_turns, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment
 from dataset.folders import image_files, read_folder
@@ -74,7 +74,7 @@ def measure_quality(paths: list[Path]) -> dict[str, float]:
 
 def main() -> int:
     parser = ArgumentParser(description="Measures padding and augmenting photographs.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
     photographs = arguments.data / "open_images"
     counts = [len(image_files(folder)) for folder in sorted(photographs.iterdir())]

@@ -7,7 +7,7 @@ float32. They take turns in one process.
 
 from __future__ import annotations
 
-from measuring import compare_rates, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, compare_rates, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, check_least, run_program
 
 BATCH, SIDE = 32, 224
@@ -15,7 +15,7 @@ BATCH, SIDE = 32, 224
 
 def main() -> int:
     parser = ArgumentParser(description="Measures random augmentation of batches.")
-    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 20, "repetitions")
     arguments = parser.parse_args()
     check_least(arguments, repeats=1)
     import torch

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import compare_rates, has_gpu, measure, seconds_of, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, compare_rates, has_gpu, measure, seconds_of, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
@@ -52,7 +52,7 @@ def add_flags(parser: ArgumentParser, default: list[str]) -> None:
         "--models", nargs="+", default=default, choices=MODELS, metavar="MODEL",
         help=f"(default: {' '.join(default)})",
     )  # fmt: skip
-    parser.add_argument("--turns", type=int, default=7, metavar="N", help="turns of each side (default: %(default)s)")
+    add_number(parser, "--turns", 7, "turns of each side")
     parser.add_argument(
         "--batch-size",
         type=int,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from measuring import Measured, measure, median, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import Measured, add_number, measure, median, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import write_results  # isort: skip
 from ceiling import add_flags, batch_size_of, make_step
 from common import ArgumentParser, run_program
@@ -23,7 +23,7 @@ DEFAULT = ["ResNet18", "SmallResNet"]
 def main() -> int:
     parser = ArgumentParser(description="Measures training steps with and without torch.compile.")
     add_flags(parser, DEFAULT)
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parser.parse_args()
     for model in arguments.models:
         batch_size = arguments.batch_size or batch_size_of(model)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import Measured, measure, take_turns, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import Measured, add_number, measure, take_turns, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.open_images import wanted_rows
 
@@ -115,9 +115,9 @@ def measure_kind(function: Callable[[Path, list[str]], None], from_disk: bool, *
 
 def main() -> int:
     parser = ArgumentParser(description="Measures filtering a table of 14.6 million detections.")
-    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="rows of the table (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    add_number(parser, "--rows", ROWS, "rows of the table")
+    add_number(parser, "--repeats", 3, "repetitions")
+    add_number(parser, "--seed", 0, "random seed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "detections.csv"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from measuring import RESULTS, has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import RESULTS, add_number, has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from pacing import compare_paces
@@ -26,15 +26,10 @@ def main() -> int:
         "--model", default="VGG", choices=("VGG", "VGGAdapted", "CustomVGG"), metavar="MODEL",
         help="VGG, VGGAdapted or CustomVGG (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of a run (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batches", type=int, default=2, metavar="N",
-        help="timed batches, in training and in validation (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--epochs", 30, "epochs of a run")
+    add_number(parser, "--batch-size", 32, "images per batch")
+    add_number(parser, "--batches", 2, "timed batches, in training and in validation")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
     with staged_photographs(arguments.data) as place:
         save_random_weights(place / "weights.pth")

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from measuring import measure, three_digits, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, measure, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, available_cores, run_program
 
 SIZES = (2_000, 20_000, 100_000)
@@ -117,10 +117,7 @@ def main() -> int:
         "--sizes", type=int, nargs="*", default=SIZES, metavar="N",
         help=f"numbers of images to group (default: {' '.join(map(str, SIZES))})",
     )  # fmt: skip
-    parser.add_argument(
-        "--dense", type=int, default=DENSE, metavar="N",
-        help="number of similar images to audit; 0 for none (default: %(default)s)",
-    )  # fmt: skip
+    add_number(parser, "--dense", DENSE, "number of similar images to audit; 0 for none")
     arguments = parser.parse_args()
     if wrong := [size for size in (*arguments.sizes, arguments.dense or CLASSES) if size < CLASSES]:
         raise UserError(f"{wrong[0]} images are too few: each of {CLASSES} classes needs one")

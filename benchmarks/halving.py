@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import three_digits, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, check_least, run_program
 from pipeline.halving import Halving, best_scores
 from pipeline.logger import read_history
@@ -46,8 +46,8 @@ def main() -> int:
     parser.add_argument(
         "--models-dir", type=Path, nargs="*", default=[], metavar="DIR", help="folders with one sub-folder per run"
     )
-    parser.add_argument("--runs", type=int, default=30, metavar="N", help="runs of each sweep (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=300, metavar="N", help="simulated sweeps (default: %(default)s)")
+    add_number(parser, "--runs", 30, "runs of each sweep")
+    add_number(parser, "--repeats", 300, "simulated sweeps")
     arguments = parser.parse_args()
     check_least(arguments, runs=2, repeats=1)
     sweeps = {directory.name: read_runs(directory) for directory in arguments.models_dir}

@@ -178,6 +178,11 @@ def run_python(*arguments: object, cwd: Path) -> str:
     return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1]
 
 
+def add_number(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
+    """Add a flag with a whole number."""
+    parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)")
+
+
 def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Read a benchmark's flags, and `--data`, a folder with open_images/<class>/*.jpg.
 

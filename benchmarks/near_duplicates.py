@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from measuring import median, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, median, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.duplicates import find_near_duplicates, fingerprint
 from dataset.examining import examine_image
@@ -128,9 +128,7 @@ def share_found(method: Method, images: Sequence[Image.Image], copies: dict[int,
 
 def main() -> int:
     parser = ArgumentParser(description="Compares methods to find near-duplicate photographs.")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="random seed of the copies (default: %(default)s)"
-    )
+    add_number(parser, "--seed", 0, "random seed of the copies")
     arguments = parse_with_photographs(parser)
     paths = sorted(arguments.data.glob("*/*/*.jpg"))
     images = [upright_rgb(read_image(path)) for path in tqdm(paths, "reading", disable=None)]

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Timed, has_gpu, median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import Timed, add_number, has_gpu, median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from ceiling import make_step
 from common import ArgumentParser, available_cores, run_program
@@ -47,11 +47,8 @@ def main() -> int:
         "--model", default="ResNet18", choices=PHOTOGRAPHS, metavar="MODEL",
         help=f"{', '.join(PHOTOGRAPHS)} (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--batches", type=int, default=3, metavar="N",
-        help=f"timed batches of {BATCH_SIZE} images, in training and in validation (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--batches", 3, f"timed batches of {BATCH_SIZE} images, in training and in validation")
+    add_number(parser, "--repeats", 5, "repetitions")
     arguments = parse_with_photographs(parser)
     results = compare_sides(arguments.data, arguments.model, arguments.batches, arguments.repeats)
     write_results("peers", results)

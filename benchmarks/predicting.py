@@ -8,20 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from measuring import compare_rates, measure, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, compare_rates, measure, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from models import MODELS
 
 
 def main() -> int:
     parser = ArgumentParser(description="Compares predictions on photographs with the model alone.")
-    parser.add_argument(
-        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--photographs", type=int, default=96, metavar="N", help="number of images (default: %(default)s)"
-    )
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="turns of each side (default: %(default)s)")
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    add_number(parser, "--photographs", 96, "number of images")
+    add_number(parser, "--turns", 5, "turns of each side")
     arguments = parse_with_photographs(parser)
     files = sorted(arguments.data.glob("open_images/*/*.jpg"))[: arguments.photographs]
     results = measure(measure_rates, arguments.model, files, arguments.turns).result

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import parse_with_photographs, staged_photographs, three_digits, write_results  # isort: skip
+from measuring import add_number, parse_with_photographs, staged_photographs, three_digits, write_results  # isort: skip
 from common import ArgumentParser, check_least, run_program
 
 LABEL = "Book"  # the class that `minority` does not augment
@@ -34,8 +34,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main() -> int:
     parser = ArgumentParser(description="Measures whether augmentation reveals the class, on real photographs.")
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of each run (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each way (default: %(default)s)")
+    add_number(parser, "--epochs", 30, "epochs of each run")
+    add_number(parser, "--seeds", 3, "runs of each way")
     arguments = parse_with_photographs(parser)
     check_least(arguments, epochs=1, seeds=1)
     results = {way: measure_way(way, arguments.data, arguments.epochs, arguments.seeds) for way in WAYS}

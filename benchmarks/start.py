@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from measuring import measure, median, run_python, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, measure, median, run_python, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS, model_class
@@ -57,10 +57,8 @@ print(time.time(), flush=True)
 
 def main() -> int:
     parser = ArgumentParser(description="Measures the start of a second run.")
-    parser.add_argument(
-        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
     with staged_photographs(arguments.data) as place:
         settings = Settings(model_type=arguments.model, data_dir=place / "dataset", data_augmentation=True)

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from measuring import take_turns, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, take_turns, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.sample import write_sample
 from pipeline.parameters import write_line
@@ -27,7 +27,7 @@ EPOCHS, BATCH = 2, 32
 
 def main() -> int:
     parser = ArgumentParser(description="Compares a sweep with separate starts of main.py.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     repeats = parser.parse_args().repeats
     runs = [
         Settings(model_type=model, learning_rate=rate, weight_decay=decay, num_epochs=EPOCHS, batch_size=BATCH)

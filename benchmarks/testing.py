@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from measuring import measure, median, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, measure, median, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
@@ -28,14 +28,9 @@ PER_CLASS = 9
 
 def main() -> int:
     parser = ArgumentParser(description="Measures testing a run with plots.")
-    parser.add_argument(
-        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument(
-        "--per-class", type=int, default=PER_CLASS, metavar="N",
-        help="images per class that are explained (default: %(default)s)",
-    )  # fmt: skip
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    add_number(parser, "--repeats", 5, "repetitions")
+    add_number(parser, "--per-class", PER_CLASS, "images per class that are explained")
     arguments = parse_with_photographs(parser)
     with staged_photographs(arguments.data, augmented=False) as place:
         testing_dir = place / "dataset_testing"

@@ -7,7 +7,7 @@ decodes its own, and keeps them all in memory. The memory is that of the process
 
 from __future__ import annotations
 
-from measuring import has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
@@ -28,7 +28,7 @@ def main() -> int:
         "--batches", type=int, metavar="N", help="timed batches of 32 images, in training and in validation "
         "(default: 4 for ResNet18, 40 for the models of 28x28, else 1; on a GPU, the whole epoch)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
     with staged_photographs(arguments.data) as place:
         for model in arguments.models:

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, available_cores, check_least, run_program
 
@@ -41,11 +41,8 @@ def main() -> int:
         print(json.dumps(PEERS[side](Path(place), int(seed))))
         return 0
     parser = ArgumentParser(description="Compares fine-tuning by other projects with this one.")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument(
-        "--per-class", type=int, default=100, metavar="N",
-        help="maximum number of photographs per class (default: %(default)s)",
-    )  # fmt: skip
+    add_number(parser, "--repeats", 5, "repetitions")
+    add_number(parser, "--per-class", 100, "maximum number of photographs per class")
     arguments = parse_with_photographs(parser)
     check_least(arguments, repeats=1, per_class=10)
     runs = {**PROJECT, **{side: run_peer for side in PEERS if find_spec(side)}}
