@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from measuring import three_digits, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.array_images import write_digits
 from pacing import compare_paces
@@ -31,25 +31,20 @@ def main() -> int:
     parser.add_argument(
         "--models", nargs="+", default=STUDIED, choices=STUDIED, metavar="MODEL", help="models to train (default: all)"
     )
-    parser.add_argument(
-        "--batches", type=int, default=100, metavar="N",
-        help=f"timed batches of {BATCH_SIZE} images, in training and in validation (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--batches", 100, f"timed batches of {BATCH_SIZE} images, in training and in validation")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parser.parse_args()
     results = {"batch": BATCH_SIZE, "repeats": arguments.repeats, "models": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        results["images"] = stage_arrays(arguments.data, place)
+    with tempfile.TemporaryDirectory() as place:
+        results["images"] = stage_arrays(arguments.data, Path(place))
         for model in arguments.models:
-            settings = Settings(model_type=model, data_dir=place / "TRAIN", batch_size=BATCH_SIZE)
-            paces, _ = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches)
+            settings = Settings(model_type=model, data_dir=Path(place, "TRAIN"), batch_size=BATCH_SIZE)
+            paces = compare_paces(arguments.repeats, settings, Path(place, ".cache"), arguments.batches)
             results["models"][model] = {
                 "images timed": paces["project"].timed[0],
                 "images a second": {side: three_digits(1 / pace.train) for side, pace in paces.items()},
                 "ratio": three_digits(paces["reference"].train / paces["project"].train),
             }
-            print(f"{model}: {results['models'][model]}")
     write_results("arrays", results)
     return 0
 

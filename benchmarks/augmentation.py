@@ -11,12 +11,14 @@ import io
 import shutil
 import statistics
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from measuring import measure, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import Measured, add_number, measure, parse_with_photographs, take_turns, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.augmentation_data import QUALITY, create_augmented_data, prepare_to_augment
 from dataset.folders import image_files, read_folder
@@ -42,6 +44,17 @@ def run_project(dataset_dir: Path, output_dir: Path) -> None:
     create_augmented_data(dataset_dir)
 
 
+def run_side(run: Callable[[Path, Path], None], photographs: Path, made: int) -> Measured:
+    """Measure a side on a copy of the photographs; it must make a number of images."""
+    with tempfile.TemporaryDirectory() as place:
+        dataset_dir = Path(place, "dataset")
+        shutil.copytree(photographs, dataset_dir)
+        measured = measure(run, dataset_dir, Path(place, "output"))
+        if (found := len(list(Path(place).glob("*/*_augmented/*.jpg")))) != made:
+            raise RuntimeError(f"{run.__name__} wrote {found} images, not {made}")
+    return measured
+
+
 def measure_quality(paths: list[Path]) -> dict[str, float]:
     """Return the mean peak signal-to-noise ratio, in dB, of padded images as each side saves them."""
     from matplotlib import pyplot as plt
@@ -61,36 +74,27 @@ def measure_quality(paths: list[Path]) -> dict[str, float]:
 
 def main() -> int:
     parser = ArgumentParser(description="Measures padding and augmenting photographs.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
     photographs = arguments.data / "open_images"
     counts = [len(image_files(folder)) for folder in sorted(photographs.iterdir())]
-    seconds: dict[str, list[float]] = {"reference": [], "project": []}
-    peak_mb: dict[str, list[float]] = {"reference": [], "project": []}
-    for _ in range(arguments.repeats):
-        for side, run in (("reference", run_reference), ("project", run_project)):
-            with tempfile.TemporaryDirectory() as place:
-                dataset_dir, output_dir = Path(place) / "dataset", Path(place) / "output"
-                shutil.copytree(photographs, dataset_dir)
-                measured = measure(run, dataset_dir, output_dir)
-                made = len(list(Path(place).glob("*/*_augmented/*.jpg")))
-            if made != sum(max(counts) - count for count in counts):
-                raise RuntimeError(f"the {side} wrote {made} images")
-            seconds[side].append(measured.seconds)
-            peak_mb[side].append(measured.peak_mb)
-            print(f"{side}: {measured.seconds:.1f} s")
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    made = sum(max(counts) - count for count in counts)
+    sides = {
+        side: partial(run_side, run, photographs, made)
+        for side, run in (("reference", run_reference), ("project", run_project))
+    }
+    measured = take_turns(arguments.repeats, sides)
+    medians = {side: statistics.median(one.seconds for one in runs) for side, runs in measured.items()}
+    peak_mb = {side: round(statistics.median(one.peak_mb for one in runs)) for side, runs in measured.items()}
     results = {
         "photographs": sum(counts),
         "augmented": made,
         "repeats": arguments.repeats,
         "seconds": {side: round(value, 1) for side, value in medians.items()},
         "ratio": round(medians["reference"] / medians["project"], 1),
-        "peak_mb_of_the_main_process": {side: round(statistics.median(values)) for side, values in peak_mb.items()},
+        "peak_mb_of_the_main_process": peak_mb,
         "quality_db": measure_quality(image_files(photographs / "Hammer")),
     }
-    for name, value in results.items():
-        print(f"{name}: {value}")
     write_results("augmentation", results)
     return 0
 

@@ -7,9 +7,7 @@ float32. They take turns in one process.
 
 from __future__ import annotations
 
-import time
-
-from measuring import median, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, compare_rates, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, check_least, run_program
 
 BATCH, SIDE = 32, 224
@@ -17,7 +15,7 @@ BATCH, SIDE = 32, 224
 
 def main() -> int:
     parser = ArgumentParser(description="Measures random augmentation of batches.")
-    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 20, "repetitions")
     arguments = parser.parse_args()
     check_least(arguments, repeats=1)
     import torch
@@ -35,22 +33,15 @@ def main() -> int:
             v2.ToDtype(torch.float32),
         ]
     )
-    sides = {
-        "project": lambda images: augment_batch(images, how),
-        "torchvision": lambda images: torch.stack([transform(image) for image in images]),
-    }
     images = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(arguments.repeats + 1):
-        for side, change in sides.items():
-            begin = time.perf_counter()
-            change(images)
-            seconds[side].append(time.perf_counter() - begin)
-    rates = {side: round(BATCH / median(times[1:])) for side, times in seconds.items()}  # the first batch warms up
-    turns = zip(seconds["torchvision"][1:], seconds["project"][1:], strict=True)
-    ratio = median(torchvision / project for torchvision, project in turns)
-    print(f"{rates['project']} images/s; torchvision {rates['torchvision']} images/s; ratio {ratio:g}")
+    sides = {
+        "project": lambda: augment_batch(images, how),
+        "torchvision": lambda: torch.stack([transform(image) for image in images]),
+    }
+    for change in sides.values():
+        change()  # warms up
+    rates, ratio = compare_rates(arguments.repeats, BATCH, sides)
     results = {"batch": BATCH, "side": SIDE, "images a second": rates, "ratio": ratio}
     write_results("batch_augmentation", results)
     return 0

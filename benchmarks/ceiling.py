@@ -7,14 +7,12 @@ moves over the rate of adding long vectors.
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import finish_work, has_gpu, measure, median, three_digits  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import add_number, compare_rates, has_gpu, measure, seconds_of, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
 from pipeline.settings import Settings
@@ -33,22 +31,17 @@ def main() -> int:
         "28x28 images, and on a GPU)",
     )  # fmt: skip
     arguments = parse_with_photographs(parser)
-    with tempfile.TemporaryDirectory() as place:
-        dataset_dir, _ = stage_photographs(arguments.data, Path(place))
+    with staged_photographs(arguments.data) as place:
         for model in arguments.models:
             settings = Settings(
                 model_type=model,
-                data_dir=dataset_dir,
+                data_dir=place / "dataset",
                 data_augmentation=True,
                 batch_size=arguments.batch_size or batch_size_of(model),
-                output_dir=Path(place) / "runs",
+                output_dir=place / "runs",
             )
             batches = arguments.batches or (None if has_gpu() else BATCHES.get(model))
-            results = measure(take_turns, settings, Path(place) / "cache", batches, arguments.turns).result
-            print(
-                f"{model}: {results['images a second']['loop']} images/s, {results['share of the ceiling']:.1%} of "
-                f"{results['images a second']['ceiling']}"
-            )
+            results = measure(measure_loop, settings, place / "cache", batches, arguments.turns).result
             write_results(f"ceiling_{model.lower()}", results)
     return 0
 
@@ -59,7 +52,7 @@ def add_flags(parser: ArgumentParser, default: list[str]) -> None:
         "--models", nargs="+", default=default, choices=MODELS, metavar="MODEL",
         help=f"(default: {' '.join(default)})",
     )  # fmt: skip
-    parser.add_argument("--turns", type=int, default=7, metavar="N", help="turns of each side (default: %(default)s)")
+    add_number(parser, "--turns", 7, "turns of each side")
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -68,30 +61,22 @@ def add_flags(parser: ArgumentParser, default: list[str]) -> None:
     )
 
 
-def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: int) -> dict[str, Any]:
-    """Train a model in the project's loop, and another one without the loop, in turns.
-
-    Args:
-        settings: of the run.
-        cache_dir: for decoded images.
-        batches: per turn; None for an epoch.
-        turns: of each side.
-    """
+def measure_loop(settings: Settings, cache_dir: Path, batches: int | None, turns: int) -> dict[str, Any]:
+    """Train a model in the project's loop and another one without the loop, in turns of `batches` or an epoch."""
     import torch
 
     from dataset.folders import read_folder
     from models import build_model
-    from pipeline.cache import Cache
-    from pipeline.data import load_training_data
+    from pacing import load_images
     from pipeline.hardware import Hardware, set_up_torch
     from pipeline.trainer import Trainer
 
     set_up_torch()
     torch.manual_seed(settings.seed)
-    folder = read_folder(settings.data_dir, settings.data_augmentation)
     hardware = Hardware.choose(settings.precision)
-    model, twin = (build_model(settings.model_type, len(folder.classes)) for _ in range(2))
-    data = load_training_data(folder, model.input_size, Cache(cache_dir))
+    classes = len(read_folder(settings.data_dir).classes)
+    model, twin = (build_model(settings.model_type, classes) for _ in range(2))
+    data = load_images(settings, model.input_size, cache_dir)
     trainer = Trainer(model, data, settings, hardware, logger=None)
     order = trainer.train_loader.batch_sampler
     full = [size for size in order.batch_sizes if size == settings.batch_size]
@@ -104,22 +89,17 @@ def take_turns(settings: Settings, cache_dir: Path, batches: int | None, turns: 
 
     trainer._train()
     step()
-    seconds: dict[str, list[float]] = {"loop": [], "ceiling": []}
-    for number in range(turns):
-        sides = [("loop", trainer._train), ("ceiling", train_without_loop)]
-        for side, train in sides if number % 2 == 0 else reversed(sides):
-            seconds[side].append(seconds_of(train))
     images = sum(order.batch_sizes)
-    shares = [of_ceiling / of_loop for of_loop, of_ceiling in zip(seconds["loop"], seconds["ceiling"], strict=True)]
+    rates, share = compare_rates(turns, images, {"loop": trainer._train, "ceiling": train_without_loop})
     return {
         "model": settings.model_type,
         "hardware": str(hardware),
         "batch": settings.batch_size,
         "images a turn": images,
         "turns": turns,
-        "images a second": {side: median(images / value for value in values) for side, values in seconds.items()},
-        "share of the ceiling": median(shares),
-        "floor": describe_floor(twin, settings.batch_size, hardware, median(seconds["loop"]) / len(order)),
+        "images a second": rates,
+        "share of the ceiling": share,
+        "floor": describe_floor(twin, settings.batch_size, hardware, settings.batch_size / rates["loop"]),
     }
 
 
@@ -154,14 +134,7 @@ def make_step(model: Any, batch_size: int, hardware: Any, compiled: bool = False
 
 
 def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> dict[str, Any]:
-    """Return the work of a step, the rates of the machine, and the share of these rates that a step reaches.
-
-    Args:
-        model: on the device.
-        batch_size: images per step.
-        hardware: of the run.
-        step: seconds of a step.
-    """
+    """Return the work of a step, the machine's rates, and the share of them that a step of `step` seconds reaches."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -207,15 +180,6 @@ def _memory_rate(hardware: Any, count: int = 1 << 26) -> float:
 
     left, right = (torch.ones(count, device=hardware.device) for _ in range(2))
     return 3 * 4 * count / min(seconds_of(lambda: left.add_(right)) for _ in range(8))
-
-
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Return the wall-clock seconds of a function, including pending work of a GPU."""
-    finish_work()
-    begin = time.perf_counter()
-    function()
-    finish_work()
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from measuring import Measured, measure_in_turns, median, three_digits, write_results  # isort: skip  (it adds src/ to the path)
-from ceiling import add_flags, batch_size_of, make_step, seconds_of
+from measuring import Measured, add_number, measure, median, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import write_results  # isort: skip
+from ceiling import add_flags, batch_size_of, make_step
 from common import ArgumentParser, run_program
 
 DEFAULT = ["ResNet18", "SmallResNet"]
@@ -21,32 +23,22 @@ DEFAULT = ["ResNet18", "SmallResNet"]
 def main() -> int:
     parser = ArgumentParser(description="Measures training steps with and without torch.compile.")
     add_flags(parser, DEFAULT)
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parser.parse_args()
     for model in arguments.models:
         batch_size = arguments.batch_size or batch_size_of(model)
         sides = {
-            side: (take_steps, model, batch_size, side == "compiled", arguments.turns) for side in ("eager", "compiled")
+            side: partial(measure, take_steps, model, batch_size, side == "compiled", arguments.turns)
+            for side in ("eager", "compiled")
         }
         results = {"model": model, "batch": batch_size, "repeats": arguments.repeats, "turns": arguments.turns}
-        results |= summarise(measure_in_turns(arguments.repeats, sides), batch_size)
-        print(f"{model}: {results['ratio']:g} times as fast, after {results['compiling s']:g} s of compiling")
+        results |= summarise(take_turns(arguments.repeats, sides), batch_size)
         write_results(f"compiling_{model.lower()}", results)
     return 0
 
 
 def take_steps(model_type: str, batch_size: int, compiled: bool, turns: int) -> dict[str, Any]:
-    """Run training steps of a model.
-
-    Args:
-        model_type: its name.
-        batch_size: images per step.
-        compiled: by `torch.compile`.
-        turns: steps after the first.
-
-    Returns:
-        The hardware, the seconds of the first step, and the median of the others.
-    """
+    """Return the hardware, the seconds of a model's first training step, and the median of `turns` later steps."""
     from models import build_model
     from pipeline.hardware import Hardware, set_up_torch
 
@@ -64,7 +56,7 @@ def take_steps(model_type: str, batch_size: int, compiled: bool, turns: int) -> 
 def summarise(measured: Mapping[str, Sequence[Measured]], batch_size: int) -> dict[str, Any]:
     """Return the medians of both sides, and the number of images at which compiling pays off."""
     first, other = (
-        {side: median(each.result[name] for each in all_) for side, all_ in measured.items()}
+        {side: median(each.result[name] for each in runs) for side, runs in measured.items()}
         for name in ("first", "other")
     )
     compiling = first["compiled"] - first["eager"]
@@ -72,7 +64,7 @@ def summarise(measured: Mapping[str, Sequence[Measured]], batch_size: int) -> di
     return {
         "hardware": measured["eager"][0].result["hardware"],
         "images a second": {side: three_digits(batch_size / seconds) for side, seconds in other.items()},
-        "peak memory MB": {side: median(one.peak_mb for one in all_) for side, all_ in measured.items()},
+        "peak memory MB": {side: median(one.peak_mb for one in runs) for side, runs in measured.items()},
         "ratio": three_digits(other["eager"] / other["compiled"]),
         "compiling s": three_digits(compiling),
         "pays after images": round(compiling / gained * batch_size, -2) if gained > 0 else None,

@@ -9,14 +9,15 @@ from __future__ import annotations
 import csv
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from measuring import Measured, machine_name, measure, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import Measured, add_number, measure, take_turns, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.open_images import wanted_rows
 
@@ -113,28 +114,24 @@ KINDS: dict[str, tuple[Callable[[Path, list[str]], None], bool]] = {
 }
 
 
-def measure_all(table: Path, label_ids: list[str], repeats: int) -> dict[str, list[Measured]]:
-    """Measure all kinds in turn, `repeats` times."""
-    measured: dict[str, list[Measured]] = {kind: [] for kind in KINDS}
-    for _ in range(repeats):
-        for kind, (function, from_disk) in KINDS.items():
-            (drop_from_memory if from_disk else read_bytes)(table, label_ids)
-            measured[kind].append(measure(function, table, label_ids))
-            print(f"{kind}: {measured[kind][-1].seconds:.2f} s", file=sys.stderr)
-    return measured
+def measure_kind(function: Callable[[Path, list[str]], None], from_disk: bool, *arguments: Any) -> Measured:
+    """Measure a kind in a fresh process, with the file in memory or not."""
+    (drop_from_memory if from_disk else read_bytes)(*arguments)
+    return measure(function, *arguments)
 
 
 def main() -> int:
     parser = ArgumentParser(description="Measures filtering a table of 14.6 million detections.")
-    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help="rows of the table (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)")
+    add_number(parser, "--rows", ROWS, "rows of the table")
+    add_number(parser, "--repeats", 3, "repetitions")
+    add_number(parser, "--seed", 0, "random seed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "detections.csv"
         label_ids = measure(make_table, table, arguments.rows, arguments.seed).result
         wanted = [label_ids[rank] for rank in WANTED]
-        measured = measure_all(table, wanted, arguments.repeats)
+        kinds = {kind: partial(measure_kind, *how, table, wanted) for kind, how in KINDS.items()}
+        measured = take_turns(arguments.repeats, kinds)
         size = table.stat().st_size
         chosen = list(read_boxes(table.with_name("stream.csv")))
         if chosen != list(read_boxes(table.with_name("pandas.csv"))):
@@ -147,10 +144,6 @@ def main() -> int:
         for kind, runs in measured.items()
     }
     table_facts = {"rows": arguments.rows, "bytes": size, "wanted_rows": len(chosen)}
-    print(f"{arguments.rows:,} rows, {size / 1e9:.2f} GB, {len(chosen):,} rows wanted")
-    print(f"{machine_name()}, medians of {arguments.repeats}")
-    for kind, median in medians.items():
-        print(f"{kind:20} {median['seconds']:8.2f} s {median['peak_mb']:8,} MB")
     write_results("filter_detections", {**table_facts, "repeats": arguments.repeats, **medians})
     return 0
 

@@ -9,13 +9,11 @@ pretrained weights are random numbers, which does not change the speed.
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 
-from measuring import RESULTS, has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import RESULTS, add_number, has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
-from pacing import compare_paces, describe
+from pacing import compare_paces
 from pipeline.settings import Settings
 
 sys.path.insert(0, str(RESULTS.parents[1] / "tests"))
@@ -28,30 +26,23 @@ def main() -> int:
         "--model", default="VGG", choices=("VGG", "VGGAdapted", "CustomVGG"), metavar="MODEL",
         help="VGG, VGGAdapted or CustomVGG (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of a run (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batches", type=int, default=2, metavar="N",
-        help="timed batches, in training and in validation (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--epochs", 30, "epochs of a run")
+    add_number(parser, "--batch-size", 32, "images per batch")
+    add_number(parser, "--batches", 2, "timed batches, in training and in validation")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        dataset_dir, _ = stage_photographs(arguments.data, place)
+    with staged_photographs(arguments.data) as place:
         save_random_weights(place / "weights.pth")
         settings = Settings(
             model_type=arguments.model,
             pretrained=True,
             weights=place / "weights.pth",
             batch_size=arguments.batch_size,
-            data_dir=dataset_dir,
+            data_dir=place / "dataset",
             data_augmentation=True,
         )
         images = arguments.batch_size * (128 if has_gpu() else 1 + arguments.batches)
-        paces, peak_mb = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches, images)
+        paces = compare_paces(arguments.repeats, settings, place / ".cache", arguments.batches, images)
     plain, ours = paces["reference"], paces["project"]
     epochs = arguments.epochs
     extrapolated = {
@@ -64,14 +55,12 @@ def main() -> int:
         "epochs": epochs,
         "batch": arguments.batch_size,
         "repeats": arguments.repeats,
-        **{side: {**describe(pace), "peak memory MB": peak_mb[side]} for side, pace in paces.items()},
+        **{side: pace.to_json() for side, pace in paces.items()},
         "images a second through the frozen layers": three_digits(1 / ours.prepared),
         "run extrapolated s": {side: three_digits(value) for side, value in extrapolated.items()},
         "ratio": three_digits(extrapolated["reference"] / extrapolated["project"]),
         "ratio of the next run": three_digits(extrapolated["reference"] / extrapolated["project, next run in a sweep"]),
     }
-    for name, value in results.items():
-        print(f"{name}: {value}")
     write_results(f"frozen_{arguments.model.lower()}", results)
     return 0
 

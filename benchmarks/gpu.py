@@ -31,14 +31,14 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from measuring import RESULTS, has_gpu, machine_name, measure, three_digits  # isort: skip  (it adds src/ to the path)
-from ceiling import take_turns
+from ceiling import measure_loop
 from common import ArgumentParser, available_cores, run_program, write_json
 from dataset.folders import read_folder
-from experiment import extrapolate
 from groups import draw_photograph
 from models import build_model
-from pacing import Pace, describe, pace_of_project, time_reference
-from peers import compare
+from pacing import Pace, pace_of_project, time_reference
+from peers import compare_sides
+from pipeline.parameters import experiment
 from pipeline.settings import Settings
 
 REPOSITORY = RESULTS.parents[1]
@@ -47,38 +47,27 @@ IMAGES = (3526, 332)  # for training and validation in a run of the experiment, 
 # Dense bf16 TFLOP/s in NVIDIA's data sheets, by a part of the card's name. The first match is used.
 PEAKS = {"H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0}
 COMPILED = ("ResNet18", "CNNBasic")  # models that are also measured with --compile, which starts slowly
+FROZEN_RATE = "images a second through the frozen layers"
 SMALLEST = "timm/test_efficientnet"  # for the smoke mode
 
 
 class Plan(NamedTuple):
-    """The amount of measurements.
+    """The amount of measurements."""
 
-    Attributes:
-        images: generated per class, of three classes.
-        batches: that are timed, per epoch.
-        plain_batches: the same for the reference, which is slower.
-        turns: of loop and ceiling.
-    """
-
-    images: int
-    batches: int
-    plain_batches: int
-    turns: int
+    images: int  # generated per class, of three classes
+    batches: int  # that are timed, per epoch
+    plain_batches: int  # the same for the reference, which is slower
+    turns: int  # of loop and ceiling
 
 
 WHOLE, SMOKE = Plan(1000, 70, 20, 3), Plan(30, 1, 1, 1)
 
 
 class Part(NamedTuple):
-    """A step that runs independently.
+    """A step that runs independently."""
 
-    Attributes:
-        run: yields the results so far, given the plan and the folder with the images.
-        limit: in seconds.
-    """
-
-    run: Callable[[Plan, Path], Iterator[Mapping[str, Any]]]
-    limit: int
+    run: Callable[[Plan, Path], Iterator[Mapping[str, Any]]]  # yields the results so far; the path has the images
+    limit: int  # seconds
 
 
 def main() -> int:
@@ -96,7 +85,7 @@ def main() -> int:
     results: dict[str, Any] = {"machine": machine_name(), **describe_machine(), "smoke": arguments.smoke, "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        draw(place / "open_images", plan.images)
+        draw_images(place / "open_images", plan.images)
         for name, part in parts(plan).items():
             left = end - time.monotonic()
             limit = left if arguments.smoke else min(part.limit, left)
@@ -159,17 +148,17 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def draw(directory: Path, count: int) -> None:
+def draw_images(directory: Path, count: int) -> None:
     """Generate images of three classes, of 224x224 pixels, on all cores."""
+    for label in range(3):
+        (directory / f"class_{label}").mkdir(parents=True)
     with ProcessPoolExecutor(available_cores()) as pool:
-        for label in range(3):
-            folder = directory / f"class_{label}"
-            folder.mkdir(parents=True)
-            list(pool.map(partial(_draw_one, folder), range(label * count, (label + 1) * count), chunksize=100))
+        list(pool.map(partial(_draw_one, directory), range(3 * count), chunksize=100))
 
 
-def _draw_one(folder: Path, number: int) -> None:
-    draw_photograph(number).resize((224, 224)).save(folder / f"{number:06d}.jpg", quality=90)
+def _draw_one(directory: Path, number: int) -> None:
+    file = directory / f"class_{number % 3}" / f"{number:06d}.jpg"
+    draw_photograph(number).resize((224, 224)).save(file, quality=90)
 
 
 def run_tests(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
@@ -197,17 +186,17 @@ def measure_model(model: str, batch_size: int, plan: Plan, place: Path) -> Itera
 
     def take(compiled: bool) -> dict[str, Any]:
         suited = replace(settings, batch_size=batch_size, compile=compiled)
-        turns = _in_place(take_turns, suited, place / "cache", None, plan.turns)
+        turns = measure_loop(suited, place / "cache", None, plan.turns)
         return {**turns, **_utilise(turns)}
 
     results["as it is"] = take(compiled=False)
     yield results
     for kind in _kinds(settings, place):
-        ours = _in_place(pace_of_project, kind, place / "cache", plan.batches, 10_000 if kind.pretrained else None)
+        ours = pace_of_project(kind, place / "cache", plan.batches, 10_000 if kind.pretrained else None)
         plain = measure(pace_of_reference, kind, plan.plain_batches).result
         paces = {"project": ours, "reference": plain}
-        sides = {side: describe(replace(pace, images=IMAGES)) for side, pace in paces.items()}
-        frozen = {"images a second through the frozen layers": three_digits(1 / ours.prepared)} if ours.prepared else {}
+        sides = {side: replace(pace, images=IMAGES).to_json() for side, pace in paces.items()}
+        frozen = {FROZEN_RATE: three_digits(1 / ours.prepared)} if ours.prepared else {}
         results["batches of 32"]["pretrained" if kind.pretrained else "from scratch"] = sides | frozen
         yield results
     if model in COMPILED:
@@ -226,15 +215,6 @@ def _kinds(settings: Settings, place: Path) -> Iterator[Settings]:
         if not weights.exists():
             save_random_weights(weights)
         yield replace(settings, pretrained=True, weights=weights)
-
-
-def _in_place(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that may change the current folder."""
-    here = Path.cwd()
-    try:
-        return function(*arguments)
-    finally:
-        os.chdir(here)
 
 
 def _utilise(turns: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +238,7 @@ def _utilise(turns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pace_of_reference(settings: Settings, batches: int) -> Pace:
-    """Train and validate the reference, on as many images as are timed."""
+    """Train and validate the reference, on only as many images as are timed."""
     import numpy as np
 
     import reference
@@ -266,23 +246,20 @@ def pace_of_reference(settings: Settings, batches: int) -> Pace:
     folder = read_folder(settings.data_dir)
     some = np.random.default_rng(0).permutation(len(folder.paths))[: (1 + batches) * settings.batch_size]
     model = build_model(settings.model_type, len(folder.classes), settings.pretrained, settings.weights)
-    places = np.arange(len(some))
+    both = np.arange(len(some))  # to train and to validate on
     begin = time.perf_counter()
-    paths = [folder.paths[place] for place in some]
-    run = reference.image_run(model, paths, folder.labels[some], places, places, settings.batch_size)
+    paths = [folder.paths[index] for index in some]
+    run = reference.image_run(model, paths, folder.labels[some], both, both, settings.batch_size)
     ready = time.perf_counter() - begin
-    train, validation, saving = time_reference(run, batches)
-    rates = train.seconds / train.images, validation.seconds / validation.images
-    waits = train.waited + validation.waited
-    return Pace(ready, *rates, train.warm_up, waits, saving, (train.images, validation.images), IMAGES)
+    return Pace.of(ready, *time_reference(run, batches), IMAGES)
 
 
 def measure_peers(plan: Plan, place: Path) -> Iterator[Mapping[str, Any]]:
     """Measure other training loops, in batches of 32."""
     if plan == SMOKE:
-        yield compare(place, SMALLEST, plan.batches, 1, ("ceiling", "torchvision", "timm"))
+        yield compare_sides(place, SMALLEST, plan.batches, 1, ("ceiling", "torchvision", "timm"))
     else:
-        yield compare(place, "ResNet18", plan.batches, 1, ("project", "ceiling", "torchvision", "timm"))
+        yield compare_sides(place, "ResNet18", plan.batches, 1, ("project", "ceiling", "torchvision", "timm"))
 
 
 def extrapolate_runs(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -296,6 +273,40 @@ def extrapolate_runs(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
         return {"runs of the parameter files, extrapolated": extrapolate(rates)}
     except KeyError:
         return {}
+
+
+def extrapolate(rates: Mapping[tuple[str, bool], Mapping[str, Any]]) -> dict[str, Any]:
+    """Extrapolate the days that all runs of the parameter files take on each side.
+
+    Every run trains for all its epochs: early stopping is ignored. Decoding, starting and testing are left out. The
+    frozen layers of a pretrained model run once for all its runs. `rates` are by model and whether it is pretrained.
+    """
+    runs = list(experiment())
+    seconds = {
+        side: sum(
+            settings.num_epochs * _epoch_seconds(rates[settings.model_type, settings.pretrained][side], settings)
+            for settings in runs
+        )
+        for side in ("reference", "project")
+    }
+    for sides in rates.values():
+        if rate := sides.get(FROZEN_RATE):
+            images = sides["project"]["extrapolated"]
+            seconds["project"] += (images["images to train on"] + images["images to validate on"]) / rate
+    return {
+        "runs": len(runs),
+        "days": {side: three_digits(value / 86_400) for side, value in seconds.items()},
+        "ratio": three_digits(seconds["reference"] / seconds["project"]),
+    }
+
+
+def _epoch_seconds(side: Mapping[str, Any], settings: Settings) -> float:
+    """Return the seconds of an epoch. Without augmented images, training has four times the images of validation."""
+    rates, images = side["measured"], side["extrapolated"]
+    validated = images["images to validate on"]
+    trained = images["images to train on"] if settings.data_augmentation else 4 * validated
+    passes = trained / rates["training images a second"] + validated / rates["validation images a second"]
+    return passes + rates["waiting for the loaders s"] + rates["saving checkpoints s"]
 
 
 if __name__ == "__main__":

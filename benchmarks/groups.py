@@ -7,10 +7,9 @@ classes, each a pattern of colours with noise, so that all images of a class are
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from measuring import machine_name, measure, three_digits, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, measure, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, available_cores, run_program
 
 SIZES = (2_000, 20_000, 100_000)
@@ -52,13 +51,7 @@ def write_photographs(directory: Path, numbers: range) -> None:
     for number in numbers:
         copied = number % COPIED == COPIED - 1
         image = draw_photograph(number - 1 if copied else number)
-        _folder(directory, number // 2).joinpath(f"{number:06d}.jpg").write_bytes(_as_jpeg(image, 60 if copied else 90))
-
-
-def _as_jpeg(image: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+        image.save(_folder(directory, number // 2) / f"{number:06d}.jpg", quality=60 if copied else 90)
 
 
 def write_dense(directory: Path, numbers: range) -> None:
@@ -94,8 +87,8 @@ def find_groups_of(directory: str, place: str) -> int:
     return int((np.unique(groups.numbers[0], return_counts=True)[1] > 1).sum())
 
 
-def audit_all(directory: str, place: str) -> dict[str, Any]:
-    """Audit a dataset with a store below `place`; return the number of duplicates, and of dense classes."""
+def audit_images(directory: str, place: str) -> dict[str, Any]:
+    """Audit a dataset with a store below `place`; return the number of duplicates, and of notes on dense classes."""
     from dataset.audit import audit
 
     os.chdir(place)
@@ -103,22 +96,19 @@ def audit_all(directory: str, place: str) -> dict[str, Any]:
     return {"duplicates": len(report.duplicates), "notes": len(report.notes)}
 
 
-def measure_twice(function: Callable[[str, str], Any], directory: Path, place: Path) -> dict[str, Any]:
-    """Measure the first and the second call, each in a fresh process."""
-    first, second = (measure(function, str(directory), str(place)) for _ in range(2))
-    return {
-        "seconds": [three_digits(call.seconds) for call in (first, second)],
-        "peak_mb": [round(call.peak_mb) for call in (first, second)],
-        "result": second.result,
-    }
-
-
-def measure_dataset(write: Callable[[Path, range], None], count: int, function: Callable[[str, str], Any]) -> Any:
-    """Measure a function on a generated dataset."""
+def measure_dataset(
+    write: Callable[[Path, range], None], count: int, function: Callable[[str, str], Any]
+) -> dict[str, Any]:
+    """Measure the first and the second call of a function on a generated dataset, each in a fresh process."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place, "dataset")
         draw(directory, write, count)
-        return measure_twice(function, directory, Path(place))
+        calls = [measure(function, str(directory), place) for _ in range(2)]
+    return {
+        "seconds": [three_digits(call.seconds) for call in calls],
+        "peak_mb": [round(call.peak_mb) for call in calls],
+        "result": calls[-1].result,
+    }
 
 
 def main() -> int:
@@ -127,30 +117,17 @@ def main() -> int:
         "--sizes", type=int, nargs="*", default=SIZES, metavar="N",
         help=f"numbers of images to group (default: {' '.join(map(str, SIZES))})",
     )  # fmt: skip
-    parser.add_argument(
-        "--dense", type=int, default=DENSE, metavar="N",
-        help="number of similar images to audit; 0 for none (default: %(default)s)",
-    )  # fmt: skip
+    add_number(parser, "--dense", DENSE, "number of similar images to audit; 0 for none")
     arguments = parser.parse_args()
     if wrong := [size for size in (*arguments.sizes, arguments.dense or CLASSES) if size < CLASSES]:
         raise UserError(f"{wrong[0]} images are too few: each of {CLASSES} classes needs one")
     results: dict[str, Any] = {"photographs": {}}
     for size in arguments.sizes:
         results["photographs"][str(size)] = measure_dataset(write_photographs, size, find_groups_of)
-        print(_tell(f"{size} photographs", results["photographs"][str(size)]), flush=True)
     if arguments.dense:
-        results["dense"] = {"images": arguments.dense, **measure_dataset(write_dense, arguments.dense, audit_all)}
-        print(_tell(f"{arguments.dense} dense images", results["dense"]), flush=True)
-    print(machine_name())
+        results["dense"] = {"images": arguments.dense, **measure_dataset(write_dense, arguments.dense, audit_images)}
     write_results("groups", results)
     return 0
-
-
-def _tell(what: str, measured: dict[str, Any]) -> str:
-    def listed(values: Sequence[float], unit: str) -> str:
-        return ", then ".join(f"{value:g} {unit}" for value in values)
-
-    return f"{what}: {listed(measured['seconds'], 's')}; {listed(measured['peak_mb'], 'MB')}; {measured['result']}"
 
 
 if __name__ == "__main__":

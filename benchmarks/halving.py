@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import three_digits, write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, three_digits, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, check_least, run_program
 from pipeline.halving import Halving, best_scores
 from pipeline.logger import read_history
@@ -32,17 +32,13 @@ COUNT = 160  # generated runs
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The attributes of a run that halving uses.
-
-    Attributes:
-        test_accuracy: of `best_val_acc`; None for a generated run.
-    """
+    """The attributes of a run that halving uses."""
 
     run_dir: Path
     run_name: str
     seed: int
     fold: int
-    test_accuracy: float | None = None
+    test_accuracy: float | None = None  # of `best_val_acc`; None for a generated run
 
 
 def main() -> int:
@@ -50,8 +46,8 @@ def main() -> int:
     parser.add_argument(
         "--models-dir", type=Path, nargs="*", default=[], metavar="DIR", help="folders with one sub-folder per run"
     )
-    parser.add_argument("--runs", type=int, default=30, metavar="N", help="runs of each sweep (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=300, metavar="N", help="simulated sweeps (default: %(default)s)")
+    add_number(parser, "--runs", 30, "runs of each sweep")
+    add_number(parser, "--repeats", 300, "simulated sweeps")
     arguments = parser.parse_args()
     check_least(arguments, runs=2, repeats=1)
     sweeps = {directory.name: read_runs(directory) for directory in arguments.models_dir}
@@ -63,7 +59,6 @@ def main() -> int:
             for halving in (Halving(3, 3), Halving(2, 5), Halving(3, 9)):
                 label = f"{name}, eta {halving.eta}, first rung {halving.min_epochs}"
                 results[label] = simulate(runs, halving, arguments.runs, arguments.repeats)
-                print(f"{label}: {describe(results[label])}", flush=True)
     write_results("halving", {"runs of a sweep": arguments.runs, "sweeps": arguments.repeats, "of": results})
     return 0
 
@@ -105,7 +100,7 @@ def simulate(runs: Sequence[FinishedRun], halving: Halving, count: int, repeats:
     generator = np.random.default_rng(0)
     shares, missed, lost, lost_in_test = [], [], [], []
     for _ in range(repeats):
-        some = [runs[place] for place in generator.choice(len(runs), min(count, len(runs)), replace=False)]
+        some = [runs[index] for index in generator.choice(len(runs), min(count, len(runs)), replace=False)]
         alive, trained = some, dict.fromkeys((run.run_dir for run in some), 0)
         for rung in [*rungs, max(epochs.values())]:
             trained |= {run.run_dir: min(rung, epochs[run.run_dir]) for run in alive}
@@ -134,13 +129,6 @@ def accuracy_of(run: FinishedRun) -> float:
 def pick(runs: Sequence[FinishedRun]) -> FinishedRun:
     """Return the best run by validation."""
     return min(runs, key=lambda run: (*best_scores(run.run_dir, EPOCHS), run.run_name))
-
-
-def describe(result: dict[str, float]) -> str:
-    """Format the result as one line."""
-    text = f"trains {result['share of the epochs']:.0%} of the epochs, misses the best run in {result['misses']:.0%}"
-    text += f", {100 * result['lost in validation']:.1f} points lost in validation"
-    return text + (f", {100 * result['lost in test']:.1f} in test" if "lost in test" in result else "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Helpers of the benchmarks: measurements in fresh processes, the machine's name, and results files."""
+"""Helpers of the benchmarks: fresh processes, turns, timers, copied photographs, and results files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +26,11 @@ sys.path.insert(0, str(RESULTS.parents[1] / "src"))  # the project
 
 
 class Measured(NamedTuple):
-    """The measurement of a function.
+    """The measurement of a function in a process of its own."""
 
-    Attributes:
-        seconds: wall-clock time without the start of the process.
-        peak_mb: the peak resident memory of the process in 10^6 bytes, including the interpreter.
-        result: the return value of the function.
-    """
-
-    seconds: float
-    peak_mb: float
-    result: Any
+    seconds: float  # wall-clock time without the start of the process
+    peak_mb: float  # the peak resident memory of the process in 10^6 bytes, including the interpreter
+    result: Any  # what the function returned
 
 
 def measure(function: Callable[..., Any], *arguments: Any) -> Measured:
@@ -69,19 +67,26 @@ def peak_mb() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
-def measure_in_turns(repeats: int, sides: Mapping[str, Sequence[Any]]) -> dict[str, list[Measured]]:
-    """Measure functions in turns, several times.
-
-    Args:
-        repeats: how often to measure each.
-        sides: a function and its arguments, by name.
-    """
-    measured: dict[str, list[Measured]] = {name: [] for name in sides}
+def take_turns(repeats: int, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+    """Call functions in turns, in every second round in reverse order; return what each call returned, by name."""
+    results: dict[str, list[Any]] = {name: [] for name in sides}
     for number in range(repeats):
-        for name, call in sides.items():
-            measured[name].append(measure(*call))
-            print(f"{number + 1}/{repeats} {name}: {measured[name][-1].seconds:.1f} s", flush=True)
-    return measured
+        for name in reversed(sides) if number % 2 else sides:
+            begin = time.perf_counter()
+            results[name].append(sides[name]())
+            print(f"{number + 1}/{repeats} {name}: {time.perf_counter() - begin:.2f} s", flush=True)
+    return results
+
+
+def compare_rates(repeats: int, images: int, sides: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, float], float]:
+    """Time two functions in turns.
+
+    Returns:
+        Each one's images per second, and the median ratio of the first rate to the second.
+    """
+    seconds = take_turns(repeats, {side: partial(seconds_of, work) for side, work in sides.items()})
+    ratios = [second / first for first, second in zip(*seconds.values(), strict=True)]
+    return {side: three_digits(images / median(values)) for side, values in seconds.items()}, median(ratios)
 
 
 def median(values: Iterable[float]) -> float:
@@ -94,79 +99,50 @@ def three_digits(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-class Stopwatch:
-    """Times batches; if there are several, the first one is for warming up. A GPU may work ahead in between.
-
-    Attributes:
-        sizes: of the batches so far.
-    """
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self._times: list[float] = []
-
-    def begin(self) -> None:
-        """Record that a batch has arrived; only the first call counts."""
-        if not self._times:
-            self._times.append(time.perf_counter())
-
-    def end(self, size: int) -> None:
-        """Record that a batch has been processed."""
-        if not self.sizes:
-            finish_work()
-        self.sizes.append(size)
-        self._times.append(time.perf_counter())
-
-    def finish(self) -> None:
-        """Record the end of the last batch."""
-        finish_work()
-        self._times[-1] = time.perf_counter()
-
-    @property
-    def images(self) -> int:
-        """The number of timed images."""
-        return sum(self.sizes[self._warming :])
-
-    @property
-    def seconds(self) -> float:
-        """The seconds of the timed images."""
-        return self._times[-1] - self._times[self._warming]
-
-    @property
-    def warm_up(self) -> float:
-        """How many seconds longer than the others the first batch took."""
-        if not self._warming:
-            return 0.0
-        return self._times[1] - self._times[0] - self.sizes[0] * self.seconds / self.images
-
-    @property
-    def _warming(self) -> int:
-        return min(1, len(self.sizes) - 1)
-
-
-class Timed(Stopwatch):
+class Timed:
     """A loader that yields only its first batches: one for warming up, and those that are timed.
+
+    A GPU may work ahead in between. If there is only one batch, it is timed.
 
     Attributes:
         waited: seconds until the first batch.
+        images: the number of timed images.
+        seconds: of the timed images.
+        warm_up: how many seconds longer than the others the first batch took.
     """
 
     def __init__(self, loader: Any, batches: int) -> None:
-        super().__init__()
         self._loader, self._batches = loader, 1 + batches
-        self.waited = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        begin = time.perf_counter()
+        sizes: list[int] = []
+        times = [time.perf_counter()]
         for batch in itertools.islice(self._loader, self._batches):
-            self.begin()
-            self.waited = self._times[0] - begin
+            if not sizes:
+                self.waited = time.perf_counter() - times[0]
+                times = [time.perf_counter()]
             yield batch
-            self.end(len(batch[1]))
-        self.finish()
+            if not sizes:
+                finish_work()
+            sizes.append(len(batch[1]))
+            times.append(time.perf_counter())
+        finish_work()
+        times[-1] = time.perf_counter()
+        first = min(1, len(sizes) - 1)
+        self.images, self.seconds = sum(sizes[first:]), times[-1] - times[first]
+        self.warm_up = times[1] - times[0] - sizes[0] * self.seconds / self.images if first else 0.0
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Return the wall-clock seconds of a call, including pending work of a GPU."""
+    finish_work()
+    begin = time.perf_counter()
+    work()
+    finish_work()
+    return time.perf_counter() - begin
 
 
 def finish_work() -> None:
@@ -176,26 +152,35 @@ def finish_work() -> None:
         torch.cuda.synchronize()
 
 
-def stage_photographs(data: Path, place: Path, augmented: bool = True) -> tuple[Path, Path]:
-    """Copy photographs for training and testing.
+@contextmanager
+def staged_photographs(data: Path, augmented: bool = True) -> Iterator[Path]:
+    """Copy photographs to `dataset/` and `dataset_testing/` in a temporary folder, and yield this folder.
 
     Args:
         data: with `open_images/`, and `open_images_testing/` if there are test images.
-        place: for `dataset/` and `dataset_testing/`.
         augmented: bring all classes to the size of the largest.
-
-    Returns:
-        Both folders.
     """
     from dataset.augmentation_data import create_augmented_data
 
-    dataset_dir, testing_dir = place / "dataset", place / "dataset_testing"
-    shutil.copytree(data / "open_images", dataset_dir)
-    testing = data / "open_images_testing"
-    shutil.copytree(testing if testing.exists() else data / "open_images", testing_dir)
-    if augmented:
-        create_augmented_data(dataset_dir)
-    return dataset_dir, testing_dir
+    with tempfile.TemporaryDirectory() as place:
+        dataset_dir = Path(place, "dataset")
+        shutil.copytree(data / "open_images", dataset_dir)
+        testing = data / "open_images_testing"
+        shutil.copytree(testing if testing.exists() else data / "open_images", Path(place, "dataset_testing"))
+        if augmented:
+            create_augmented_data(dataset_dir)
+        yield Path(place)
+
+
+def run_python(*arguments: object, cwd: Path) -> str:
+    """Run a Python program, and return its last line on stdout."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1]
+
+
+def add_number(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
+    """Add a flag with a whole number."""
+    parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)")
 
 
 def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -213,6 +198,7 @@ def parse_with_photographs(parser: argparse.ArgumentParser) -> argparse.Namespac
     arguments = parser.parse_args()
     if arguments.data is None:
         raise UserError("there are no photographs: name their folder with --data or IMAGE_PROJECT_DATA")
+    arguments.data = arguments.data.resolve()  # a benchmark may change the current folder
     if not any(arguments.data.glob("open_images/*/*.jpg")):
         raise UserError(f"{arguments.data} has no open_images/<class>/*.jpg")
     return arguments
@@ -236,8 +222,9 @@ def machine_name() -> str:
 
 
 def write_results(benchmark: str, results: Mapping[str, Any]) -> None:
-    """Write results/<benchmark>_<machine>.json and print its path."""
+    """Write results/<benchmark>_<machine>.json, and print the results and the file's path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{benchmark}_{machine_name()}.json"
-    path.write_text(json.dumps({"machine": machine_name(), **results}, indent=2) + "\n")
-    print(path)
+    text = json.dumps({"machine": machine_name(), **results}, indent=2)
+    path.write_text(f"{text}\n")
+    print(text, path, sep="\n", flush=True)

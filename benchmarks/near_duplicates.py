@@ -1,6 +1,6 @@
 """Finding copies of photographs: the perceptual hashes of ImageHash and this project's `dataset.duplicates`.
 
-Copies of random photographs are made in memory. For each method, this prints the seconds for all decoded photographs,
+Copies of random photographs are made in memory. For each method, this measures the seconds for all decoded photographs,
 the number of pairs that it reports as near-duplicates, without those of identical pixels, and the share that it finds
 of each kind of copies. Needs ImageHash (`pip install ImageHash`).
 """
@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from measuring import machine_name, median  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, write_results  # isort: skip
+from measuring import add_number, median, parse_with_photographs, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.duplicates import find_near_duplicates, fingerprint
 from dataset.examining import examine_image
@@ -106,7 +105,7 @@ def make_copies(images: Sequence[Image.Image], seed: int) -> dict[str, dict[int,
     """Return copies of random images for each kind, by the index of the image."""
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE].tolist()
     return {
-        kind: {place: copier(images[place], np.random.default_rng([seed, place])) for place in chosen}
+        kind: {index: copier(images[index], np.random.default_rng([seed, index])) for index in chosen}
         for kind, copier in KINDS.items()
     }
 
@@ -120,17 +119,16 @@ def find_pairs(method: Method, images: Sequence[Image.Image]) -> tuple[float, li
 
 def share_found(method: Method, images: Sequence[Image.Image], copies: dict[int, Image.Image]) -> float:
     """Return the share of copies that a method finds; the copies are by the index of their image."""
-    found = (
-        method.find_pairs([method.describe(images[place]), method.describe(copy)]) for place, copy in copies.items()
-    )
-    return float(np.mean(list(map(bool, found))))
+    found = [
+        bool(method.find_pairs([method.describe(images[index]), method.describe(copy)]))
+        for index, copy in copies.items()
+    ]
+    return float(np.mean(found))
 
 
 def main() -> int:
     parser = ArgumentParser(description="Compares methods to find near-duplicate photographs.")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="random seed of the copies (default: %(default)s)"
-    )
+    add_number(parser, "--seed", 0, "random seed of the copies")
     arguments = parse_with_photographs(parser)
     paths = sorted(arguments.data.glob("*/*/*.jpg"))
     images = [upright_rgb(read_image(path)) for path in tqdm(paths, "reading", disable=None)]
@@ -146,27 +144,8 @@ def main() -> int:
             "further pairs": len(set(measured[0][name][1]) - identical),
             "found": {kind: share_found(method, images, made) for kind, made in copies.items()},
         }
-    print_table(results)
     write_results("near_duplicates", results)
     return 0
-
-
-def print_table(results: dict[str, Any]) -> None:
-    methods = results["methods"].values()
-    print(
-        f"{machine_name()}: {results['photographs']} photographs, "
-        f"{results['of identical pixels']} pairs of identical pixels"
-    )
-    for number, name in enumerate(results["methods"], 1):
-        print(f"({number}) {name}")
-    rows = {
-        "": [f"({number})" for number in range(1, len(methods) + 1)],
-        "seconds": [f"{method['seconds']:.1f}" for method in methods],
-        "further pairs": [str(method["further pairs"]) for method in methods],
-        **{kind: [f"{method['found'][kind]:.1%}" for method in methods] for kind in KINDS},
-    }
-    for title, cells in rows.items():
-        print(f"{title:15}" + "".join(f"{cell:>9}" for cell in cells))
 
 
 if __name__ == "__main__":

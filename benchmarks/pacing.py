@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from measuring import Timed, measure, measure_in_turns, median, three_digits  # isort: skip  (it adds src/ to the path)
-from dataset.folders import ImageFolder, read_folder
+from measuring import Measured, Timed, measure, median, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from dataset.folders import AUGMENTED, ImageFolder, read_folder
 from models import build_model, model_class
 from pipeline.cache import Cache
 from pipeline.data import ImageBatches, TrainingData, load_training_data
@@ -23,28 +24,42 @@ from pipeline.splits import Split, load_groups, split_folder
 
 @dataclass(frozen=True)
 class Pace:
-    """The measurements of a run in seconds, and the numbers to extrapolate with.
+    """The measurements of a run in seconds, and the numbers to extrapolate with."""
 
-    Attributes:
-        ready: until the images were ready for training.
-        train, validation: per image.
-        warm_up: how much longer the first training batch took than the others; once per run.
-        waits: per epoch, until both loaders gave their first batch.
-        saving: per epoch, of checkpoints.
-        timed: images that `train` and `validation` were measured on.
-        images: for training and for validation in an epoch.
-        prepared: per image, of frozen layers that run once; 0 if they run in training.
-    """
+    ready: float  # until the images were ready for training
+    train: float  # per image
+    validation: float  # per image
+    warm_up: float  # how much longer the first training batch took than the others; once per run
+    waits: float  # per epoch, until both loaders gave their first batch
+    saving: float  # per epoch, of checkpoints
+    timed: tuple[int, int]  # images that `train` and `validation` were measured on
+    images: tuple[int, int]  # for training and for validation in an epoch
+    prepared: float = 0.0  # per image, of frozen layers that run once; 0 if they run in training
+    peak_mb: float | None = None  # the peak memory of the process, if it was measured
 
-    ready: float
-    train: float
-    validation: float
-    warm_up: float
-    waits: float
-    saving: float
-    timed: tuple[int, int]
-    images: tuple[int, int]
-    prepared: float = 0.0
+    @classmethod
+    def of(
+        cls, ready: float, train: Timed, validation: Timed, saving: float, images: tuple[int, int], **others: float
+    ) -> Pace:
+        """Make a pace of the loaders that a run used."""
+        return cls(
+            ready,
+            train.seconds / train.images,
+            validation.seconds / validation.images,
+            train.warm_up,
+            train.waited + validation.waited,
+            saving,
+            (train.images, validation.images),
+            images,
+            **others,
+        )
+
+    @classmethod
+    def median_of(cls, measured: list[Measured]) -> Pace:
+        """Return the median of each number of several runs."""
+        paces = [asdict(replace(one.result, peak_mb=one.peak_mb)) for one in measured]
+        numbers = [name for name, value in paces[0].items() if isinstance(value, float)]
+        return cls(**paces[0] | {name: median(pace[name] for pace in paces) for name in numbers})
 
     @property
     def epoch(self) -> float:
@@ -56,34 +71,75 @@ class Pace:
         """The extrapolated seconds of the frozen layers for all images."""
         return sum(self.images) * self.prepared
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the entries of a results file."""
+        return {
+            "measured": {
+                "images to train on": self.timed[0],
+                "images to validate on": self.timed[1],
+                "images ready after s": self.ready,
+                "training images a second": three_digits(1 / self.train),
+                "validation images a second": three_digits(1 / self.validation),
+                "first batch longer by s": three_digits(self.warm_up),
+                "waiting for the loaders s": self.waits,
+                "saving checkpoints s": self.saving,
+            },
+            "extrapolated": {
+                "images to train on": self.images[0],
+                "images to validate on": self.images[1],
+                "epoch s": three_digits(self.epoch),
+            },
+            "peak memory MB": self.peak_mb,
+        }
+
+
+def compare_paces(
+    repeats: int, settings: Settings, cache_dir: Path, batches: int, cut: int | None = None
+) -> dict[str, Pace]:
+    """Measure both sides in turns, and return the medians of each; see `pace_of_project` for the arguments."""
+    measure(decode, settings, cache_dir)
+    sides = {
+        "reference": partial(measure, pace_of_reference, settings, batches),
+        "project": partial(measure, pace_of_project, settings, cache_dir, batches, cut),
+    }
+    return {side: Pace.median_of(measured) for side, measured in take_turns(repeats, sides).items()}
+
+
+def decode(settings: Settings, cache_dir: Path) -> float:
+    """Return the seconds until a run's images are ready: listed, decoded into the project's cache, and split."""
+    return seconds_of(lambda: load_images(settings, model_class(settings.model_type).input_size, cache_dir))
+
+
+def load_images(settings: Settings, input_size: tuple[int, int, int], cache_dir: Path) -> TrainingData:
+    """Load a run's images as the project does."""
+    folder = read_folder(settings.data_dir, settings.data_augmentation)
+    return load_training_data(folder, input_size, Cache(cache_dir))
+
 
 def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int | None = None) -> Pace:
     """Train and validate like `main.py`, starting from decoded images.
 
     Args:
         settings: of the run.
-        cache_dir: with decoded images, if they are to be found.
-        batches: that are timed.
+        cache_dir: with decoded images, if there are any.
+        batches: timed ones, in training and in validation.
         cut: the number of training and validation images that frozen layers run on; None for all.
     """
     import torch
 
     from pipeline.features import compute_features
     from pipeline.hardware import Hardware, set_up_torch
-    from pipeline.inference import evaluate
     from pipeline.trainer import Trainer
 
     set_up_torch()
     torch.manual_seed(settings.seed)
     begin = time.perf_counter()
-    folder = read_folder(settings.data_dir, settings.data_augmentation)
-    model = _build(settings, len(folder.classes))
-    data = load_training_data(folder, model.input_size, Cache(cache_dir))
+    model = _build(settings, len(read_folder(settings.data_dir).classes))
+    data = load_images(settings, model.input_size, cache_dir)
     ready = time.perf_counter() - begin
     images = len(data.train), len(data.validation)
     hardware = Hardware.choose(settings.precision)
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)  # the trainer looks for features here
+    with tempfile.TemporaryDirectory() as place, chdir(place):  # the trainer looks for features here
         settings = replace(settings, output_dir=Path("runs"))
         settings.run_dir.mkdir(parents=True)
         prepared = 0.0
@@ -91,22 +147,29 @@ def pace_of_project(settings: Settings, cache_dir: Path, batches: int, cut: int 
             data = _cut(data, cut)
             hardware.place(model, training=True)
 
-            def compute(part: Any) -> None:
+            def compute(part: TrainingData) -> None:
                 sides = (part.train, part.validation)
                 compute_features(model, model.frozen_to, sides, hardware, Cache.of(settings))
 
             compute(_cut(data, 8))  # warms up
-            seconds = _seconds(lambda: compute(data))
-            prepared = seconds / (len(data.train) + len(data.validation))
+            prepared = seconds_of(lambda: compute(data)) / (len(data.train) + len(data.validation))
         trainer = Trainer(model, data, settings, hardware, logger=None)
-        train = trainer.train_loader = Timed(trainer.train_loader, batches)
-        del train.batch_sampler.batch_sizes[1 + batches :]
-        trainer._train()
-        validation = Timed(trainer.validation_loader, batches)
-        del validation.batch_sampler.batch_sizes[1 + batches :]
-        evaluate(trainer.validation_network, validation, hardware, "")
-        saving = _seconds(lambda: _save(trainer))
-    return _pace(ready, train, validation, saving, images, prepared)
+        train, validation = time_trainer(trainer, batches)
+        saving = seconds_of(lambda: _save(trainer))
+    return Pace.of(ready, train, validation, saving, images, prepared=prepared)
+
+
+def time_trainer(trainer: Any, batches: int) -> tuple[Timed, Timed]:
+    """Train and validate for some batches with the project's trainer; return both loaders."""
+    from pipeline.inference import evaluate
+
+    train = trainer.train_loader = Timed(trainer.train_loader, batches)
+    validation = Timed(trainer.validation_loader, batches)
+    for loader in (train, validation):
+        del loader.batch_sampler.batch_sizes[1 + batches :]
+    trainer._train()
+    evaluate(trainer.validation_network, validation, trainer.hardware, "")
+    return train, validation
 
 
 def _save(trainer: Any) -> None:
@@ -121,26 +184,12 @@ def _cut(data: TrainingData, count: int) -> TrainingData:
     return replace(data, train=some(data.train), validation=some(data.validation))
 
 
-def decode(settings: Settings, cache_dir: Path) -> None:
-    """Put a run's decoded images into the cache of the project."""
-    folder = read_folder(settings.data_dir, settings.data_augmentation)
-    load_training_data(folder, model_class(settings.model_type).input_size, Cache(cache_dir))
-
-
-def split_all(folder: ImageFolder) -> Split:
-    """Return the project's split of a folder; all its images must be readable."""
-    [groups] = load_groups([folder], Cache(directory=None)).numbers
-    return split_folder(folder, np.ones(len(folder.paths), dtype=bool), groups, cache=Cache(directory=None))
-
-
 def pace_of_reference(settings: Settings, batches: int) -> Pace:
     """Train and validate the reference on the same images."""
     import reference
 
     reference.seed_everything(settings.seed)
-    split = split_all(
-        read_folder(settings.data_dir, settings.data_augmentation)
-    )  # the same split; its search is not timed
+    split = split_all(read_folder(settings.data_dir, settings.data_augmentation))  # its search is not timed
     begin = time.perf_counter()
     folder = read_folder(settings.data_dir, settings.data_augmentation)
     model = _build(settings, len(folder.classes))
@@ -150,8 +199,7 @@ def pace_of_reference(settings: Settings, batches: int) -> Pace:
     else:
         run = reference.image_run(model, folder.paths, folder.labels, *arguments)
     ready = time.perf_counter() - begin
-    train, validation, saving = time_reference(run, batches)
-    return _pace(ready, train, validation, saving, (len(split.train), len(split.validation)))
+    return Pace.of(ready, *time_reference(run, batches), (len(split.train), len(split.validation)))
 
 
 def time_reference(run: Any, batches: int) -> tuple[Timed, Timed, float]:
@@ -161,82 +209,29 @@ def time_reference(run: Any, batches: int) -> tuple[Timed, Timed, float]:
     validation = run.validation_loader = Timed(run.validation_loader, batches)
     run.validate()
     with tempfile.TemporaryDirectory() as place:
-        return train, validation, _seconds(lambda: run.save(Path(place)))
+        return train, validation, seconds_of(lambda: run.save(Path(place)))
 
 
 def _build(settings: Settings, classes: int) -> Any:
     return build_model(settings.model_type, classes, settings.pretrained, settings.weights, settings.freeze_to)
 
 
-def _seconds(function: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
+def split_all(folder: ImageFolder) -> Split:
+    """Return the project's split of a folder; all its images must be readable."""
+    [groups] = load_groups([folder], Cache(directory=None)).numbers
+    return split_folder(folder, np.ones(len(folder.paths), dtype=bool), groups, cache=Cache(directory=None))
 
 
-def _pace(
-    ready: float, train: Timed, validation: Timed, saving: float, images: tuple[int, int], prepared: float = 0.0
-) -> Pace:
-    return Pace(
-        ready,
-        train.seconds / train.images,
-        validation.seconds / validation.images,
-        train.warm_up,
-        train.waited + validation.waited,
-        saving,
-        (train.images, validation.images),
-        images,
-        prepared,
-    )
+def link_split(folder: ImageFolder, others: Path) -> tuple[int, int]:
+    """Link the images of the project's split below `others/train` and `others/validation`; return their numbers.
 
-
-def compare_paces(
-    repeats: int, settings: Settings, cache_dir: Path, batches: int, cut: int | None = None
-) -> tuple[dict[str, Pace], dict[str, float]]:
-    """Measure both sides in turns.
-
-    Args:
-        repeats: how often to measure each.
-        settings, cache_dir, batches, cut: as for `pace_of_project`.
-
-    Returns:
-        The medians of each side's paces, and of its peak memory in MB.
+    Augmented images are linked into the folder of their class.
     """
-    measure(decode, settings, cache_dir)
-    sides = {
-        "reference": (pace_of_reference, settings, batches),
-        "project": (pace_of_project, settings, cache_dir, batches, cut),
-    }
-    measured = measure_in_turns(repeats, sides)
-    paces = {side: _medians([one.result for one in all_]) for side, all_ in measured.items()}
-    return paces, {side: median(one.peak_mb for one in all_) for side, all_ in measured.items()}
-
-
-def _medians(paces: Sequence[Pace]) -> Pace:
-    """Return the median of each number."""
-    first = asdict(paces[0])
-    middle = {
-        name: median(getattr(pace, name) for pace in paces) for name, value in first.items() if type(value) is float
-    }
-    return replace(paces[0], **middle)
-
-
-def describe(pace: Pace) -> Mapping[str, Any]:
-    """Return the entries of a results file for a pace."""
-    return {
-        "measured": {
-            "images to train on": pace.timed[0],
-            "images to validate on": pace.timed[1],
-            "images ready after s": pace.ready,
-            "training images a second": three_digits(1 / pace.train),
-            "validation images a second": three_digits(1 / pace.validation),
-            "first batch longer by s": three_digits(pace.warm_up),
-            "waiting for the loaders s": pace.waits,
-            "saving checkpoints s": pace.saving,
-        },
-        "extrapolated": {
-            "images to train on": pace.images[0],
-            "images to validate on": pace.images[1],
-            "epoch s": three_digits(pace.epoch),
-        },
-    }
+    split = split_all(folder)
+    for name, indices in (("train", split.train), ("validation", split.validation)):
+        for index in indices:
+            path = folder.paths[index]
+            target = others / name / path.parent.name.removesuffix(AUGMENTED) / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+    return len(split.train), len(split.validation)

@@ -18,19 +18,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import Stopwatch, Timed, has_gpu, median, three_digits  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import Timed, add_number, has_gpu, median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from ceiling import make_step
 from common import ArgumentParser, available_cores, run_program
 
@@ -46,62 +44,43 @@ def main() -> int:
         return run_side(*sys.argv[2:])
     parser = ArgumentParser(description="Compares training loops of other projects with this one.")
     parser.add_argument(
-        "--model",
-        default="ResNet18",
-        choices=PHOTOGRAPHS,
-        metavar="MODEL",
+        "--model", default="ResNet18", choices=PHOTOGRAPHS, metavar="MODEL",
         help=f"{', '.join(PHOTOGRAPHS)} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batches", type=int, default=3, metavar="N",
-        help=f"timed batches of {BATCH_SIZE} images, in training and in validation (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--batches", 3, f"timed batches of {BATCH_SIZE} images, in training and in validation")
+    add_number(parser, "--repeats", 5, "repetitions")
     arguments = parse_with_photographs(parser)
-    results = compare(arguments.data, arguments.model, arguments.batches, arguments.repeats)
-    for side, values in results["sides"].items():
-        print(f"{side}: {values}")
+    results = compare_sides(arguments.data, arguments.model, arguments.batches, arguments.repeats)
     write_results("peers", results)
     return 0
 
 
-def compare(data: Path, model: str, batches: int, repeats: int, sides: Iterable[str] | None = None) -> dict[str, Any]:
-    """Measure some sides, by default all that are installed; the ceiling must be among them.
-
-    Args:
-        data: with `open_images/`.
-        model: its name.
-        batches: that are timed.
-        repeats: of each side.
-        sides: keys of `SIDES`.
-    """
+def compare_sides(
+    data: Path, model: str, batches: int, repeats: int, sides: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Measure some keys of `SIDES`, by default all that are installed; the ceiling must be among them."""
     sides = [side for side in sides or SIDES if find_spec(PACKAGES.get(side, "torch"))]
-    measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        images = stage_padded(data, place)
+    with staged_photographs(data) as place:
+        images = lay_out(place)
         if "project" in sides:
             start_side("project", place, model, 1)  # decodes the images for the next runs
-        for number in range(repeats):
-            for side in sides:
-                measured[side].append(start_side(side, place, model, batches))
-                print(f"{number + 1}/{repeats} {side}: {measured[side][-1]}", flush=True)
-    summaries = {side: summarise(all_, images) for side, all_ in measured.items()}
+        measured = take_turns(repeats, {side: partial(start_side, side, place, model, batches) for side in sides})
+    summaries = {side: summarise(runs, images) for side, runs in measured.items()}
     ceiling = summaries["ceiling"]["images a second"]
     for values in summaries.values():
         values["share of the ceiling"] = three_digits(values["images a second"] / ceiling)
     return {
         "model": model,
         "batch": BATCH_SIZE,
-        "images of an epoch": images,
+        "images of an epoch": list(images),
         "images timed": measured[sides[0]][0]["images timed"],
         "repeats": repeats,
         "sides": summaries,
     }
 
 
-def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, float]:
-    """The medians of a side, and the estimated time until the end of the third epoch."""
+def summarise(measured: list[dict[str, float]], images: tuple[int, int]) -> dict[str, float]:
+    """Return the medians of a side, and the estimated time until the end of the third epoch."""
     middle = {name: median(one[name] for one in measured) for name in measured[0]}
     decoding = middle["decoding image s"]
 
@@ -120,41 +99,32 @@ def summarise(measured: list[dict[str, float]], images: list[int]) -> dict[str, 
     }
 
 
-def stage_padded(data: Path, place: Path) -> list[int]:
-    """Pad all photographs, and lay them out for the project, and as `train/` and `validation/` for the others.
+def lay_out(place: Path) -> tuple[int, int]:
+    """Link the photographs of the project's split as `train/` and `validation/` for the others, and pad all.
 
     Returns:
         The number of training and validation images.
     """
     from dataset.augmentation_data import QUALITY
-    from dataset.folders import AUGMENTED, read_folder
+    from dataset.folders import read_folder
     from dataset.parallel import on_all_cores
     from dataset.reading import read_image, resize_or_pad_image
-    from pacing import split_all
+    from pacing import link_split
 
-    dataset_dir, _ = stage_photographs(data, place)
-    folder = read_folder(dataset_dir, with_augmented=True)
-    split = split_all(folder)
+    folder = read_folder(place / "dataset", with_augmented=True)
+    images = link_split(folder, place / "others")
 
     def pad(path: Path) -> None:
         resize_or_pad_image(read_image(path)).save(path, "JPEG", quality=QUALITY)
 
-    on_all_cores(pad, folder.paths, "padding")
-    for name, places in (("train", split.train), ("validation", split.validation)):
-        for number in places:
-            path = folder.paths[number]
-            target = place / "others" / name / path.parent.name.removesuffix(AUGMENTED) / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, target)
-    return [len(split.train), len(split.validation)]
+    on_all_cores(pad, folder.paths, "padding")  # in place, so also behind the links
+    return images
 
 
 def start_side(side: str, place: Path, model: str, batches: int) -> dict[str, float]:
     """Run a side as a program; return its measurements."""
     begin = time.time()
-    command = [sys.executable, __file__, "--side", side, place, model, batches]
-    result = subprocess.run(list(map(str, command)), cwd=place, stdout=subprocess.PIPE, check=True, text=True)
-    values = json.loads(result.stdout.splitlines()[-1])
+    values = json.loads(run_python(__file__, "--side", side, place, model, batches, cwd=place))
     return {**values, "first batch after s": values["first batch after s"] - begin}
 
 
@@ -179,31 +149,25 @@ def run_side(side: str, place: str, model: str, batches: str) -> int:
     return 0
 
 
-Sided = tuple[float, Stopwatch, Stopwatch]  # the time of the first batch, by `time.time`, and both passes
+Sided = tuple[float, Timed, Timed]  # the time of the first batch, by `time.time`, and both passes
 
 
 def run_project(place: Path, model: Any, batches: int, hardware: Any, cache: str = ".cache") -> Sided:
     """Run this project's trainer."""
-    from dataset.folders import read_folder
-    from pipeline.cache import Cache
-    from pipeline.data import load_training_data
+    from pacing import load_images, time_trainer
     from pipeline.hardware import set_up_torch
-    from pipeline.inference import evaluate
     from pipeline.settings import Settings
     from pipeline.trainer import Trainer
 
     set_up_torch()
-    settings = Settings(model_type=type(model).__name__, batch_size=BATCH_SIZE, output_dir=place / "runs")
-    folder = read_folder(place / "dataset", with_augmented=True)
-    data = load_training_data(folder, model.input_size, Cache(place / cache))
+    settings = Settings(
+        model_type=type(model).__name__, data_dir=place / "dataset", data_augmentation=True, batch_size=BATCH_SIZE,
+        output_dir=place / "runs",
+    )  # fmt: skip
+    data = load_images(settings, model.input_size, place / cache)
     trainer = Trainer(model, data, settings, hardware, logger=None)
-    train = trainer.train_loader = Timed(trainer.train_loader, batches)
-    validation = Timed(trainer.validation_loader, batches)
-    for loader in (train, validation):
-        del loader.batch_sampler.batch_sizes[1 + batches :]
     begin = time.time()
-    trainer._train()
-    evaluate(trainer.validation_network, validation, hardware, "")
+    train, validation = time_trainer(trainer, batches)
     return begin + train.waited, train, validation
 
 
@@ -221,21 +185,16 @@ def run_ceiling(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
     from pipeline.inference import compute_logits
 
     set_up_torch()
-    train, validation = Stopwatch(), Stopwatch()
     images = torch.randint(0, 256, (BATCH_SIZE, *model.input_size), dtype=torch.uint8, device=hardware.device)
-
-    def repeat(stopwatch: Stopwatch, step: Callable[[], Any]) -> None:
-        for _ in range(1 + batches):
-            stopwatch.begin()
-            step()
-            stopwatch.end(BATCH_SIZE)
-        stopwatch.finish()
-
+    train, validation = (Timed([(images, images)] * (1 + batches), batches) for _ in range(2))
     begin = time.time()
-    repeat(train, make_step(model, BATCH_SIZE, hardware))
+    step = make_step(model, BATCH_SIZE, hardware)
+    for _ in train:
+        step()
     model.eval()
     with torch.inference_mode():
-        repeat(validation, lambda: compute_logits(model, images, hardware))
+        for _ in validation:
+            compute_logits(model, images, hardware)
     return begin, train, validation
 
 
@@ -319,9 +278,7 @@ def _train_plainly(model: Any, loaders: list[Any], optimizer: Any, batches: int,
 
 
 def run_fastai(place: Path, model: Any, batches: int, hardware: Any) -> Sided:
-    """Fastai's Learner."""
-    from functools import partial
-
+    """Run fastai's Learner."""
     import torch
     from fastai.callback.channelslast import ChannelsLast
     from fastai.callback.fp16 import AMPMode, MixedPrecision

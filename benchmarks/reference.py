@@ -80,18 +80,14 @@ class ArrayFiles(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        return self.normalise(torch.from_numpy(np.load(self.paths[place]))), int(self.labels[place])
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.normalise(torch.from_numpy(np.load(self.paths[index]))), int(self.labels[index])
 
 
 class Run:
-    """A model, its loaders and its optimizer.
+    """A model, whose frozen layers run for every batch, its loaders and its optimizer.
 
-    Args:
-        model: its frozen layers run for every batch.
-        dataset: yields (image, label).
-        train, validation: indices into the dataset.
-        batch_size: of both loaders.
+    `dataset` yields (image, label); `train` and `validation` are indices into it.
     """
 
     def __init__(
@@ -124,7 +120,7 @@ class Run:
 
     def validate(self) -> tuple[float, float, float]:
         """Return loss, accuracy and per-class accuracy on the validation images."""
-        return score(*predict(self.model, self.validation_loader))
+        return score(*classify(self.model, self.validation_loader))
 
     def save(self, folder: Path) -> None:
         """Save the two checkpoints that an epoch can improve."""
@@ -146,7 +142,7 @@ def image_run(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, loader: DataLoader) -> tuple[float, list[int], list[int]]:
+def classify(model: nn.Module, loader: DataLoader) -> tuple[float, list[int], list[int]]:
     """Return the sum of the losses, and the predicted and true classes of all images."""
     model.eval()
     losses, predictions, truths = 0.0, [], []
@@ -181,40 +177,38 @@ def test_checkpoint(
     """Test a checkpoint, draw its confusion matrix, and explain images one by one.
 
     Args:
-        model: of the checkpoint's architecture.
-        weights: a state dict.
-        images: (N, C, H, W), normalised.
-        labels: N classes.
+        model: of the architecture of the checkpoint, whose state dict is in the file `weights`.
+        images, labels: (N, C, H, W), normalised, and N classes.
         explained: indices of the images that get a heatmap.
         folder: an existing folder for the figures.
     """
     model.load_state_dict(torch.load(weights, map_location=DEVICE))
     loader = DataLoader(TensorDataset(images, torch.tensor(labels)), 32, num_workers=WORKERS)
-    losses, predictions, truths = predict(model, loader)
+    losses, predictions, truths = classify(model, loader)
     score(losses, predictions, truths)
     confusion = np.zeros((max(labels) + 1,) * 2, dtype=int)
     for label, prediction in zip(labels, predictions, strict=True):
         confusion[label, prediction] += 1
     figure, axes = plt.subplots()
     axes.imshow(confusion, cmap="Blues")
-    for place, count in np.ndenumerate(confusion):
-        axes.text(place[1], place[0], count, ha="center", va="center")
+    for (truth, prediction), count in np.ndenumerate(confusion):
+        axes.text(prediction, truth, count, ha="center", va="center")
     figure.savefig(folder / "confusion.png")
     plt.close(figure)
 
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.mean, model.std))
     with GradCAM(model, [model.get_submodule(model.cam_layer)]) as grad_cam:
-        for place in explained:
-            target = ClassifierOutputTarget(predictions[place])
-            heatmap = grad_cam(images[place].unsqueeze(0).to(DEVICE), [target])[0]
-            picture = (images[place] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+        for index in explained:
+            target = ClassifierOutputTarget(predictions[index])
+            heatmap = grad_cam(images[index].unsqueeze(0).to(DEVICE), [target])[0]
+            picture = (images[index] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
             picture = np.broadcast_to(picture, (*heatmap.shape, 3))
             figure, axes = plt.subplots(1, 3, figsize=(10, 4))
             overlay = show_cam_on_image(picture, heatmap, use_rgb=True)
             for view, shown in zip(axes, (picture, heatmap, overlay), strict=True):
                 view.imshow(shown)
                 view.axis("off")
-            figure.savefig(folder / f"heatmap_{place}.png")
+            figure.savefig(folder / f"heatmap_{index}.png")
             plt.close(figure)
 
 

@@ -52,7 +52,6 @@ def measure_size(count: int) -> dict[str, Any]:
         for run in ("first run", "second run"):
             for program in (prepare, audit_all):
                 results.setdefault(program.__name__, {})[run] = measure(program, place).result
-                print(f"{count} images, {run}, {program.__name__}: {results[program.__name__][run]}", flush=True)
         return results
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from measuring import parse_with_photographs, stage_photographs, three_digits, write_results  # isort: skip
+from measuring import add_number, parse_with_photographs, staged_photographs, three_digits, write_results  # isort: skip
 from common import ArgumentParser, check_least, run_program
 
 LABEL = "Book"  # the class that `minority` does not augment
@@ -35,13 +34,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main() -> int:
     parser = ArgumentParser(description="Measures whether augmentation reveals the class, on real photographs.")
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of each run (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each way (default: %(default)s)")
+    add_number(parser, "--epochs", 30, "epochs of each run")
+    add_number(parser, "--seeds", 3, "runs of each way")
     arguments = parse_with_photographs(parser)
     check_least(arguments, epochs=1, seeds=1)
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
-        results = {way: measure_way(way, arguments.data, arguments.epochs, arguments.seeds) for way in WAYS}
+    results = {way: measure_way(way, arguments.data, arguments.epochs, arguments.seeds) for way in WAYS}
     for way, seeds in results.items():
         pairs = ", ".join(f"{seed['before']:.2f} to {seed['after']:.2f}" for seed in seeds)
         accuracy = fmean(seed["accuracy"] for seed in seeds)
@@ -57,23 +54,24 @@ def measure_way(way: str, data: Path, epochs: int, seeds: int) -> list[dict[str,
     from pipeline.run import run
     from pipeline.settings import Settings
 
-    dataset_dir, testing_dir = stage_photographs(data, Path(way), augmented=False)
-    fix(audit(dataset_dir, [testing_dir]))
-    if way in ("minority", "all"):
-        create_augmented_data(dataset_dir, mode=way)
-    settings = Settings(
-        model_type="SmallVGG", num_epochs=epochs, learning_rate=0.001, weight_decay=0.001, gamma=0.96, precision="fp32",
-        data_dir=dataset_dir, test_dir=(testing_dir,), wandb="disabled", **WAYS[way],
-    )  # fmt: skip
-    measured = []
-    for seed in range(1, seeds + 1):
-        settings = replace(settings, seed=seed, output_dir=Path(way, f"seed_{seed}"))
-        metrics = run(settings)
-        before, after = probe(settings)
-        tested = metrics["checkpoints"]["best_val_acc"]["test"][testing_dir.name]
-        scores = {name: three_digits(tested[name]) for name in ("accuracy", "per_class_accuracy")}
-        measured.append({"before": three_digits(before), "after": three_digits(after), **scores})
-        print(f"{way}, seed {seed}: {measured[-1]}", flush=True)
+    with staged_photographs(data, augmented=False) as place:
+        os.chdir(place)
+        dataset_dir, testing_dir = Path("dataset"), Path("dataset_testing")
+        fix(audit(dataset_dir, [testing_dir]))
+        if way in ("minority", "all"):
+            create_augmented_data(dataset_dir, mode=way)
+        settings = Settings(
+            model_type="SmallVGG", num_epochs=epochs, learning_rate=0.001, weight_decay=0.001, gamma=0.96,
+            precision="fp32", data_dir=dataset_dir, test_dir=(testing_dir,), wandb="disabled", **WAYS[way],
+        )  # fmt: skip
+        measured = []
+        for seed in range(1, seeds + 1):
+            settings = replace(settings, seed=seed, output_dir=Path(f"seed_{seed}"))
+            tested = run(settings)["checkpoints"]["best_val_acc"]["test"][testing_dir.name]
+            before, after = probe(settings)
+            scores = {name: three_digits(tested[name]) for name in ("accuracy", "per_class_accuracy")}
+            measured.append({"before": three_digits(before), "after": three_digits(after), **scores})
+            print(f"{way}, seed {seed}: {measured[-1]}", flush=True)
     return measured
 
 

@@ -7,20 +7,19 @@ the reference always decodes.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import add_number, measure, median, run_python, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS, model_class
-from pipeline.cache import Cache
-from pipeline.data import load_training_data
+from pacing import decode
+from pipeline.settings import Settings
 
 HERE = Path(__file__).resolve().parent
+SOURCES = HERE.parent / "src"
 
 # main.py until the first batch reaches the model.
 PROJECT = """
@@ -58,76 +57,56 @@ print(time.time(), flush=True)
 
 def main() -> int:
     parser = ArgumentParser(description="Measures the start of a second run.")
-    parser.add_argument(
-        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        dataset_dir, _ = stage_photographs(arguments.data, place)
-        first = measure(load_project, dataset_dir, place / ".cache", arguments.model)
-        ready = measure_in_turns(
+    with staged_photographs(arguments.data) as place:
+        settings = Settings(model_type=arguments.model, data_dir=place / "dataset", data_augmentation=True)
+        first = measure(decode, settings, place / ".cache")
+        ready = take_turns(
             arguments.repeats,
             {
-                "reference": (load_reference, dataset_dir, arguments.model),
-                "project": (load_project, dataset_dir, place / ".cache", arguments.model),
+                "reference": partial(measure, load_reference, settings),
+                "project": partial(measure, decode, settings, place / ".cache"),
             },
         )
         flags = ["-m", arguments.model, "-a", "--wandb", "disabled"]
         commands = {
-            "reference": ["-c", REFERENCE, HERE, HERE.parent / "src", dataset_dir, arguments.model],
-            "project": ["-c", PROJECT, HERE.parent / "src", *flags],
+            "reference": ["-c", REFERENCE, HERE, SOURCES, settings.data_dir, arguments.model],
+            "project": ["-c", PROJECT, SOURCES, *flags],
         }
-        started: dict[str, list[float]] = {side: [] for side in commands}
         start(commands["project"], place)  # decodes the test images
-        for _ in range(arguments.repeats):
-            for side, command in commands.items():
-                started[side].append(start(command, place))
-                print(f"{side}: first batch after {started[side][-1]:.1f} s")
-        images = len(list(dataset_dir.glob("*/*.jpg")))
-    seconds = {side: [one.result for one in all_] for side, all_ in ready.items()}
+        started = take_turns(
+            arguments.repeats, {side: partial(start, command, place) for side, command in commands.items()}
+        )
+        images = len(list(place.glob("dataset/*/*.jpg")))
+    seconds = {side: [one.result for one in measured] for side, measured in ready.items()}
     results = {
         "model": arguments.model,
         "images": images,
         "repeats": arguments.repeats,
         "images ready after s": {side: median(values) for side, values in seconds.items()},
         "images ready after s, in the first run": three_digits(first.result),
-        "peak memory MB": {side: median(one.peak_mb for one in all_) for side, all_ in ready.items()},
+        "peak memory MB": {side: median(one.peak_mb for one in measured) for side, measured in ready.items()},
         "ratio": three_digits(median(seconds["reference"]) / median(seconds["project"])),
         "from the command to the first batch s": {side: median(values) for side, values in started.items()},
     }
-    for name, value in results.items():
-        print(f"{name}: {value}")
     write_results("start", results)
     return 0
 
 
-def load_reference(dataset_dir: Path, model: str) -> float:
+def load_reference(settings: Settings) -> float:
     """Return the seconds until the plain script has its images, without imports."""
     import reference
 
-    begin = time.perf_counter()
-    reference.load_for(model_class(model), sorted(dataset_dir.glob("*/*.jpg")))
-    return time.perf_counter() - begin
-
-
-def load_project(dataset_dir: Path, cache_dir: Path, model: str) -> float:
-    """Return the seconds until a run has its images, with listing and splitting, without imports."""
-    from dataset.folders import read_folder
-
-    begin = time.perf_counter()
-    load_training_data(read_folder(dataset_dir, True), model_class(model).input_size, Cache(cache_dir))
-    return time.perf_counter() - begin
+    model = model_class(settings.model_type)
+    return seconds_of(lambda: reference.load_for(model, sorted(settings.data_dir.glob("*/*.jpg"))))
 
 
 def start(arguments: list[object], cwd: Path) -> float:
     """Return the seconds from the start of a Python program until the time that it prints."""
     begin = time.time()
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
-    )
-    return float(result.stdout) - begin
+    return float(run_python(*arguments, cwd=cwd)) - begin
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from measuring import write_results  # isort: skip  (it adds src/ to the path)
+from measuring import add_number, take_turns, write_results  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, run_program
 from dataset.sample import write_sample
 from pipeline.parameters import write_line
@@ -26,7 +27,7 @@ EPOCHS, BATCH = 2, 32
 
 def main() -> int:
     parser = ArgumentParser(description="Compares a sweep with separate starts of main.py.")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     repeats = parser.parse_args().repeats
     runs = [
         Settings(model_type=model, learning_rate=rate, weight_decay=decay, num_epochs=EPOCHS, batch_size=BATCH)
@@ -34,25 +35,19 @@ def main() -> int:
             ("SmallVGG", "SmallResNet", "SmallEfficientNet"), (1e-3, 1e-4), (1e-2, 1e-3)
         )
     ]
-    seconds: dict[str, list[float]] = {"sweep": [], "starts": []}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_sample(place / "dataset", place / "dataset_testing")
         (place / "runs.txt").write_text("".join(f"{write_line(run)}\n" for run in runs))
-        sweep = [["sweep.py", "runs.txt"]]
         starts = [["main.py", *_flags(run)] for run in runs]
         _run(place, starts[:1])  # decodes the images
-        for _ in range(repeats):
-            for side, commands in (("sweep", sweep), ("starts", starts)):
-                shutil.rmtree(place / "saved_models")
-                seconds[side].append(_run(place, commands))
-                print(f"{side}: {seconds[side][-1]:.1f} s")
-                finished = len(list(place.glob("saved_models/*/metrics.json")))
-                if finished != len(runs):
-                    raise RuntimeError(f"{finished} runs finished, not {len(runs)}")
+        sides = {
+            "sweep": partial(_run, place, [["sweep.py", "runs.txt"]], len(runs)),
+            "starts": partial(_run, place, starts, len(runs)),
+        }
+        seconds = take_turns(repeats, sides)
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     ratio = medians["starts"] / medians["sweep"]
-    print(f"{len(runs)} runs in one process {medians['sweep']:.1f} s, started {medians['starts']:.1f} s: {ratio:.1f}x")
     write_results(
         "sweep",
         {
@@ -74,18 +69,17 @@ def _flags(settings: Settings) -> list[str]:
     return [str(word) for pair in values.items() for word in pair]
 
 
-def _run(place: Path, commands: list[list[str]]) -> float:
-    """Run programs one after the other; return their total seconds."""
+def _run(place: Path, commands: list[list[str]], finished: int = 1) -> float:
+    """Run programs one after the other without earlier runs; return their total seconds."""
+    shutil.rmtree(place / "saved_models", ignore_errors=True)
     begin = time.perf_counter()
     for program, *arguments in commands:
-        subprocess.run(
-            [sys.executable, SOURCES / program, *arguments, "--wandb", "disabled"],
-            cwd=place,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-    return time.perf_counter() - begin
+        command = [sys.executable, SOURCES / program, *arguments, "--wandb", "disabled"]
+        subprocess.run(command, cwd=place, capture_output=True, check=True)
+    seconds = time.perf_counter() - begin
+    if (found := len(list(place.glob("saved_models/*/metrics.json")))) != finished:
+        raise RuntimeError(f"{found} runs finished, not {finished}")
+    return seconds
 
 
 if __name__ == "__main__":

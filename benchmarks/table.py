@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
 from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
 from common import ArgumentParser, UserError, run_program, write_whole
@@ -15,15 +15,6 @@ from common import ArgumentParser, UserError, run_program, write_whole
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- end of table -->"
 RATES = "images a second"
-
-
-class Row(NamedTuple):
-    """A row of the table."""
-
-    program: str
-    what: str
-    project: str
-    beside: str
 
 
 def main() -> int:
@@ -37,30 +28,25 @@ def main() -> int:
     return 0
 
 
-def read_rows(directory: Path) -> dict[str, list[Row]]:
+def read_rows(directory: Path) -> dict[str, list[tuple[str, ...]]]:
     """Return the rows of all results by machine, in the order of `ROWS`."""
-    rows: dict[str, list[Row]] = {}
-    for program, make in ROWS.items():
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for program, row in ROWS.items():
         for file in sorted(directory.glob(f"{program}_*.json")):
             machine = re.search(r"_(\d+-cores-.+)", file.stem)[1]
-            rows.setdefault(machine, []).append(Row(f"{program}.py", *make(json.loads(file.read_text()))))
+            results = json.loads(file.read_text())
+            cells = row(results) if callable(row) else [template.format_map(results) for template in row]
+            rows.setdefault(machine, []).append((f"`{program}.py`", *cells))
     return rows
 
 
-def as_markdown(rows: list[Row]) -> str:
+def as_markdown(rows: list[tuple[str, ...]]) -> str:
     """Format a table as Markdown."""
-    lines = ["| program | what | this project | compared with |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{row.program}` | {row.what} | {row.project} | {row.beside} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    lines = [("program", "what", "this project", "compared with"), ("---",) * 4, *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _start(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    ready, first = results["images ready after s"], results["from the command to the first batch s"]
-    return (
-        f"a second run on {results['images']:,} photographs: time until images are ready; until the first batch",
-        f"{ready['project']:g} s; {first['project']:g} s",
-        f"the plain reference: {ready['reference']:g} s, {results['ratio']:g} times as long; {first['reference']:g} s",
-    )
+# The functions below return what a benchmark measures, and the figures of this project and of what it is compared with.
 
 
 def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -83,54 +69,6 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def _ceiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    rates, floor = results[RATES], results["floor"]
-    return (
-        f"{results['model']}: the training loop against its ceiling, {results['hardware']}",
-        f"{rates['loop']:g} images/s, {results['share of the ceiling']:.1%} of the ceiling",
-        f"the same step on one resident batch: {rates['ceiling']:g} images/s; a step's {floor['GFLOP a step']:g} GFLOP "
-        f"run at {floor['share of the matrix rate']:.0%} of the rate of large matrices",
-    )
-
-
-def _compiling(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    rates = results[RATES]
-    return (
-        f"{results['model']}: a training step, eager and with `torch.compile`",
-        f"{rates['eager']:g} images/s",
-        f"compiled: {rates['compiled']:g} images/s, after {results['compiling s']:g} s of compiling",
-    )
-
-
-def _experiment(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    days = results["days"]
-    return (
-        f"all {results['runs']:,} runs of the parameter files, extrapolated",
-        f"{days['project']:g} days",
-        f"the plain reference: {days['reference']:g} days, {results['ratio']:g} times as long",
-    )
-
-
-def _predicting(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    rates = results[RATES]
-    return (
-        f"{results['model']}: predictions for {results['photographs']} photographs, read from files",
-        f"{rates['predict_files']:g} images/s, {results['share of the model alone']:.0%} of the model's own rate",
-        f"the model alone, on images in memory: {rates['model']:g} images/s",
-    )
-
-
-def _frozen(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    seconds = results["run extrapolated s"]
-    return (
-        f"{results['model']}, pretrained: {results['epochs']} epochs, extrapolated from "
-        f"{results['project']['measured']['images to train on']} images; the next run in a sweep",
-        f"{seconds['project']:g} s; {seconds['project, next run in a sweep']:g} s",
-        f"the plain reference: {seconds['reference']:g} s each, {results['ratio']:g} and "
-        f"{results['ratio of the next run']:g} times as long",
-    )
-
-
 def _arrays(results: Mapping[str, Any]) -> tuple[str, str, str]:
     models = results["models"].values()
     rates = {side: ", ".join(f"{model[RATES][side]:g}" for model in models) for side in ("project", "reference")}
@@ -139,16 +77,6 @@ def _arrays(results: Mapping[str, Any]) -> tuple[str, str, str]:
         f"training on 28x28 arrays: {', '.join(results['models'])}",
         f"{rates['project']} images/s",
         f"a plain loop that reads each file on access: {rates['reference']} images/s; {ratios} times as long",
-    )
-
-
-def _testing(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    return (
-        f"{results['model']}: testing {results['checkpoints']} checkpoints with {results['heatmaps']} heatmaps",
-        f"{results['seconds']['project']:g} s",
-        f"the plain reference: {results['seconds']['reference']:g} s, {results['ratio']:g} times as long; the passes "
-        f"of the model alone: {results['seconds']['passes']:g} s, and the project {results['project to passes']:g} "
-        "times as much",
     )
 
 
@@ -179,30 +107,16 @@ def _filter_detections(results: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def _augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    def side(name: str) -> str:
-        memory, quality = results["peak_mb_of_the_main_process"][name], results["quality_db"][name]
-        return f"{results['seconds'][name]:g} s, {memory:,} MB in the main process, a PSNR of {quality:g} dB"
-
-    return (
-        f"padding {results['photographs']:,} photographs and writing {results['augmented']:,} augmented ones",
-        side("project"),
-        f"the plain reference: {side('reference')}; {results['ratio']:g} times as long",
-    )
-
-
 def _near_duplicates(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    def shares(name: str) -> str:
-        found = next(method["found"] for key, method in results["methods"].items() if key.startswith(name))
-        return ", ".join(f"{found[f'cut by {part} %']:.1%}" for part in (2, 5, 10))
-
-    def seconds(name: str) -> str:
-        return next(f"{method['seconds']:g} s" for key, method in results["methods"].items() if key.startswith(name))
+    def side(name: str) -> str:
+        method = next(method for key, method in results["methods"].items() if key.startswith(name))
+        shares = ", ".join(f"{method['found'][f'cut by {part} %']:.1%}" for part in (2, 5, 10))
+        return f"{shares}; {method['seconds']:g} s"
 
     return (
         f"share of cropped copies of 200 photographs found (by 2, 5, 10%); {results['photographs']:,} compared",
-        f"{shares('dataset.duplicates')}; {seconds('dataset.duplicates')}",
-        f"ImageHash's phash: {shares('phash 8')}; {seconds('phash 8')}",
+        side("dataset.duplicates"),
+        f"ImageHash's phash: {side('phash 8')}",
     )
 
 
@@ -268,29 +182,59 @@ def _ablation(results: Mapping[str, Any]) -> tuple[str, str, str]:
     return "each optimisation, switched off in turns", "; ".join(map(show, tunings)), "itself without it"
 
 
-def _batch_augmentation(results: Mapping[str, Any]) -> tuple[str, str, str]:
-    rates = results[RATES]
-    return (
-        f"random crop, flip and colour jitter of batches of {results['batch']} photographs, {results['side']} pixels",
-        f"{rates['project']:g} images/s",
-        f"torchvision's v2 transforms, image by image: {rates['torchvision']:g} images/s",
-    )
-
-
-ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str]]] = {
-    "start": _start,
+# A function of a benchmark's results, or three templates for them.
+ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]] | tuple[str, ...]] = {
+    "start": (
+        "a second run on {images:,} photographs: time until images are ready; until the first batch",
+        "{images ready after s[project]:g} s; {from the command to the first batch s[project]:g} s",
+        "the plain reference: {images ready after s[reference]:g} s, {ratio:g} times as long; "
+        "{from the command to the first batch s[reference]:g} s",
+    ),
     "training": _training,
-    "ceiling": _ceiling,
-    "compiling": _compiling,
-    "experiment": _experiment,
-    "frozen": _frozen,
+    "ceiling": (
+        "{model}: the training loop against its ceiling, {hardware}",
+        "{images a second[loop]:g} images/s, {share of the ceiling:.1%} of the ceiling",
+        "the same step on one resident batch: {images a second[ceiling]:g} images/s; a step's {floor[GFLOP a step]:g} "
+        "GFLOP run at {floor[share of the matrix rate]:.0%} of the rate of large matrices",
+    ),
+    "compiling": (
+        "{model}: a training step, eager and with `torch.compile`",
+        "{images a second[eager]:g} images/s",
+        "compiled: {images a second[compiled]:g} images/s, after {compiling s:g} s of compiling",
+    ),
+    "frozen": (
+        "{model}, pretrained: {epochs} epochs, extrapolated from {project[measured][images to train on]} images; the "
+        "next run in a sweep",
+        "{run extrapolated s[project]:g} s; {run extrapolated s[project, next run in a sweep]:g} s",
+        "the plain reference: {run extrapolated s[reference]:g} s each, {ratio:g} and {ratio of the next run:g} times "
+        "as long",
+    ),
     "arrays": _arrays,
-    "testing": _testing,
-    "predicting": _predicting,
+    "testing": (
+        "{model}: testing {checkpoints} checkpoints with {heatmaps} heatmaps",
+        "{seconds[project]:g} s",
+        "the plain reference: {seconds[reference]:g} s, {ratio:g} times as long; the passes of the model alone: "
+        "{seconds[passes]:g} s, and the project {project to passes:g} times as much",
+    ),
+    "predicting": (
+        "{model}: predictions for {photographs} photographs, read from files",
+        "{images a second[predict_files]:g} images/s, {share of the model alone:.0%} of the model's own rate",
+        "the model alone, on images in memory: {images a second[model]:g} images/s",
+    ),
     "peers": _peers,
     "filter_detections": _filter_detections,
-    "augmentation": _augmentation,
-    "batch_augmentation": _batch_augmentation,
+    "augmentation": (
+        "padding {photographs:,} photographs and writing {augmented:,} augmented ones",
+        "{seconds[project]:g} s, {peak_mb_of_the_main_process[project]:,} MB in the main process, a PSNR of "
+        "{quality_db[project]:g} dB",
+        "the plain reference: {seconds[reference]:g} s, {peak_mb_of_the_main_process[reference]:,} MB in the main "
+        "process, a PSNR of {quality_db[reference]:g} dB; {ratio:g} times as long",
+    ),
+    "batch_augmentation": (
+        "random crop, flip and colour jitter of batches of {batch} photographs, {side} pixels",
+        "{images a second[project]:g} images/s",
+        "torchvision's v2 transforms, image by image: {images a second[torchvision]:g} images/s",
+    ),
     "near_duplicates": _near_duplicates,
     "groups": _groups,
     "shortcut": _shortcut,

@@ -7,15 +7,14 @@ the model alone: the forward passes of the predictions, and the forward and back
 
 from __future__ import annotations
 
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from measuring import measure, measure_in_turns, median, three_digits  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import add_number, measure, median, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from dataset.folders import read_folder
 from models import MODELS, build_model, model_class
@@ -29,31 +28,25 @@ PER_CLASS = 9
 
 def main() -> int:
     parser = ArgumentParser(description="Measures testing a run with plots.")
-    parser.add_argument(
-        "--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="model to measure (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument(
-        "--per-class", type=int, default=PER_CLASS, metavar="N",
-        help="images per class that are explained (default: %(default)s)",
-    )  # fmt: skip
+    parser.add_argument("--model", default="ResNet18", choices=MODELS, metavar="MODEL", help="(default: %(default)s)")
+    add_number(parser, "--repeats", 5, "repetitions")
+    add_number(parser, "--per-class", PER_CLASS, "images per class that are explained")
     arguments = parse_with_photographs(parser)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        testing_dir = stage_photographs(arguments.data, place, augmented=False)[1]
+    with staged_photographs(arguments.data, augmented=False) as place:
+        testing_dir = place / "dataset_testing"
         settings = Settings(model_type=arguments.model, test_dir=(testing_dir,), plots=True, output_dir=place / "runs")
         save_checkpoints(settings)
         call = (settings, place / ".cache", arguments.per_class)
         measure(decode, settings, place / ".cache")
         sides = {
-            "reference": (test_reference, settings, arguments.per_class),
-            "project": (test_project, *call),
-            "passes": (run_passes, *call),
+            "reference": partial(measure, test_reference, settings, arguments.per_class),
+            "project": partial(measure, test_project, *call),
+            "passes": partial(measure, run_passes, *call),
         }
-        measured = measure_in_turns(arguments.repeats, sides)
+        measured = take_turns(arguments.repeats, sides)
         drawn = len(list(settings.run_dir.glob("heatmaps/*/*.png")))
         images = len(read_folder(testing_dir).paths)
-    seconds = {side: median(one.result for one in all_) for side, all_ in measured.items()}
+    seconds = {side: median(one.result for one in runs) for side, runs in measured.items()}
     results = {
         "model": arguments.model,
         "test images": images,
@@ -64,8 +57,6 @@ def main() -> int:
         "ratio": three_digits(seconds["reference"] / seconds["project"]),
         "project to passes": three_digits(seconds["project"] / seconds["passes"]),
     }
-    for name, value in results.items():
-        print(f"{name}: {value}")
     write_results("testing", results)
     return 0
 
@@ -129,7 +120,7 @@ def test_reference(settings: Settings, per_class: int) -> float:
 
 
 def run_passes(settings: Settings, cache_dir: Path, per_class: int) -> float:
-    """Seconds that the passes of the model take that testing needs at least."""
+    """Return the seconds of the passes of the model, which testing needs at least."""
     import torch
 
     from pipeline.hardware import Hardware, set_up_torch

@@ -7,14 +7,11 @@ decodes its own, and keeps them all in memory. The memory is that of the process
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-from measuring import has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
-from measuring import parse_with_photographs, stage_photographs, write_results  # isort: skip
+from measuring import add_number, has_gpu, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, run_program
 from models import MODELS
-from pacing import compare_paces, describe
+from pacing import compare_paces
 from pipeline.settings import Settings
 
 BATCHES = {"ResNet18": 4, "SmallVGG": 40, "SmallResNet": 40, "SmallEfficientNet": 40, "HybridVGGResNet": 40}
@@ -31,34 +28,22 @@ def main() -> int:
         "--batches", type=int, metavar="N", help="timed batches of 32 images, in training and in validation "
         "(default: 4 for ResNet18, 40 for the models of 28x28, else 1; on a GPU, the whole epoch)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repetitions (default: %(default)s)")
+    add_number(parser, "--repeats", 3, "repetitions")
     arguments = parse_with_photographs(parser)
-    with tempfile.TemporaryDirectory() as place:
-        dataset_dir, _ = stage_photographs(arguments.data, Path(place))
+    with staged_photographs(arguments.data) as place:
         for model in arguments.models:
-            settings = Settings(model_type=model, data_dir=dataset_dir, data_augmentation=True)
+            settings = Settings(model_type=model, data_dir=place / "dataset", data_augmentation=True)
             batches = arguments.batches or (WHOLE if has_gpu() else BATCHES.get(model, 1))
-            compare(settings, Path(place) / "cache", batches, arguments.repeats)
+            paces = compare_paces(arguments.repeats, settings, place / "cache", batches)
+            results = {
+                "model": model,
+                "batch": settings.batch_size,
+                "repeats": arguments.repeats,
+                **{side: pace.to_json() for side, pace in paces.items()},
+                "ratio of the epochs": three_digits(paces["reference"].epoch / paces["project"].epoch),
+            }
+            write_results(f"training_{model.lower()}", results)
     return 0
-
-
-def compare(settings: Settings, cache_dir: Path, batches: int, repeats: int) -> None:
-    """Measure both sides with a model, and write the results."""
-    paces, peak_mb = compare_paces(repeats, settings, cache_dir, batches)
-    results = {
-        "model": settings.model_type,
-        "batch": settings.batch_size,
-        "repeats": repeats,
-        **{side: {**describe(pace), "peak memory MB": peak_mb[side]} for side, pace in paces.items()},
-        "ratio of the epochs": three_digits(paces["reference"].epoch / paces["project"].epoch),
-    }
-    for side, pace in paces.items():
-        print(
-            f"{settings.model_type}, {side}: {1 / pace.train:.2f} images/s on {pace.timed[0]} images, "
-            f"an epoch of {sum(pace.images)} extrapolated to {pace.epoch:.0f} s"
-        )
-    print(f"{settings.model_type}: {results['ratio of the epochs']:.2f} times as fast")
-    write_results(f"training_{settings.model_type.lower()}", results)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,18 @@ Needs `pip install fastai`; without it that side is left out.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import median, parse_with_photographs, stage_photographs, three_digits, write_results  # isort: skip
+from measuring import add_number, median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
+from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
 from common import ArgumentParser, available_cores, check_least, run_program
 
 NETWORK = "tf_efficientnet_lite0"
@@ -41,64 +41,54 @@ def main() -> int:
         print(json.dumps(PEERS[side](Path(place), int(seed))))
         return 0
     parser = ArgumentParser(description="Compares fine-tuning by other projects with this one.")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument(
-        "--per-class",
-        type=int,
-        default=100,
-        metavar="N",
-        help="maximum number of photographs per class (default: %(default)s)",
-    )
+    add_number(parser, "--repeats", 5, "repetitions")
+    add_number(parser, "--per-class", 100, "maximum number of photographs per class")
     arguments = parse_with_photographs(parser)
     check_least(arguments, repeats=1, per_class=10)
-    peers = [side for side in PEERS if find_spec(side)]
-    measured: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        counts = stage(arguments.data, place, arguments.per_class)
+    runs = {**PROJECT, **{side: run_peer for side in PEERS if find_spec(side)}}
+    with staged_photographs(arguments.data, augmented=False) as place:
+        counts = lay_out(place, arguments.per_class)
+        rounds = []
         for seed in range(1, arguments.repeats + 1):
-            for side, run in {**PROJECT, **{side: run_peer for side in peers}}.items():
-                begin = time.perf_counter()
-                accuracy = run(place, side, seed)
-                result = {"accuracy": accuracy, "seconds": time.perf_counter() - begin}
-                measured.setdefault(side, []).append(result)
-                print(f"{seed}/{arguments.repeats} {side}: {accuracy:.1%} in {result['seconds']:.0f} s", flush=True)
+            turn = {side: partial(time_side, run, place, side, seed) for side, run in runs.items()}
+            rounds.append(take_turns(1, turn))
+    measured = {side: [turn[side][0] for turn in rounds] for side in runs}
     sides = {
         side: {
-            "accuracies": [three_digits(one["accuracy"]) for one in all_],
-            "mean accuracy": three_digits(sum(one["accuracy"] for one in all_) / len(all_)),
-            "seconds": median(one["seconds"] for one in all_),
+            "accuracies": [three_digits(one["accuracy"]) for one in turns],
+            "mean accuracy": three_digits(sum(one["accuracy"] for one in turns) / len(turns)),
+            "seconds": median(one["seconds"] for one in turns),
         }
-        for side, all_ in measured.items()
+        for side, turns in measured.items()
     }
     write_results("transfer", {"network": NETWORK, "epochs": EPOCHS, "images": counts, "sides": sides})
     return 0
 
 
-def stage(data: Path, place: Path, per_class: int) -> dict[str, int]:
-    """Copy the photographs, clean them, and lay the split out as `others/train` and `others/validation`.
+def lay_out(place: Path, per_class: int) -> dict[str, int]:
+    """Clean the photographs, and lay the split out as `others/train` and `others/validation`.
 
     Returns:
         The number of training, validation and test images.
     """
     from dataset.audit import audit, fix
     from dataset.folders import image_files, read_folder
-    from pacing import split_all
+    from pacing import link_split
 
-    dataset_dir, testing_dir = stage_photographs(data, place, augmented=False)
+    dataset_dir, testing_dir = place / "dataset", place / "dataset_testing"
     fix(audit(dataset_dir, [testing_dir]))
     for label in dataset_dir.iterdir():
         for surplus in image_files(label)[per_class:]:
             surplus.unlink()
-    folder = read_folder(dataset_dir)
-    split = split_all(folder)
-    for name, places in (("train", split.train), ("validation", split.validation)):
-        for number in places:
-            target = place / "others" / name / folder.name_of(number)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(folder.paths[number], target)
-    tests = len(read_folder(testing_dir).paths)
-    return {"train": len(split.train), "validation": len(split.validation), "test": tests}
+    train, validation = link_split(read_folder(dataset_dir), place / "others")
+    return {"train": train, "validation": validation, "test": len(read_folder(testing_dir).paths)}
+
+
+def time_side(run: Callable[[Path, str, int], float], place: Path, side: str, seed: int) -> dict[str, float]:
+    """Return the test accuracy of a side, and the seconds until it is known."""
+    begin = time.perf_counter()
+    accuracy = run(place, side, seed)
+    return {"accuracy": accuracy, "seconds": time.perf_counter() - begin}
 
 
 def run_project(place: Path, side: str, seed: int) -> float:
@@ -118,9 +108,7 @@ PROJECT = dict.fromkeys(("project, head alone", "project, head alone, again", "p
 
 def run_peer(place: Path, side: str, seed: int) -> float:
     """Return the test accuracy of another side."""
-    command = [sys.executable, __file__, "--side", side, place, seed]
-    result = subprocess.run(list(map(str, command)), cwd=place, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(result.stdout.splitlines()[-1])
+    return json.loads(run_python(__file__, "--side", side, place, seed, cwd=place))
 
 
 def load_weights() -> dict[str, Any]:

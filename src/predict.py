@@ -60,7 +60,8 @@ def main() -> int:
     if arguments.unknown:
         run = _with_unknown(run, arguments.run)
     if first:
-        entries = predict(run, chain(first, files), faults, arguments.files, arguments.cam)
+        map_path = _map_paths(arguments.cam, arguments.files) if arguments.cam else None
+        entries = answer_files(run, chain(first, files), faults, map_path)
         _print(entries, run.classes, arguments.form)
         faults.sum_up()
         if faults.unwritten:
@@ -126,8 +127,7 @@ class _Faults:
     def __init__(self) -> None:
         self.count = 0  # images, links and folders; files that are not images do not count
         self.unwritten: OSError | None = None  # why a map could not be written; no more are drawn after it
-        self._others = 0
-        self._first_others: list[Path] = []
+        self._others: list[Path] = []  # files that are not images
 
     def report(self, name: object, reason: str | None) -> None:
         self.count += 1
@@ -135,19 +135,17 @@ class _Faults:
 
     def pass_over(self, path: Path, reason: str) -> None:
         """Report what else a folder holds; `sum_up` reports files that are not images."""
-        if reason != NOT_AN_IMAGE:
+        if reason == NOT_AN_IMAGE:
+            self._others.append(path)
+        else:
             self.report(path, reason)
-            return
-        self._others += 1
-        if self._others <= _MOST_NAMED:
-            self._first_others.append(path)
 
     def sum_up(self) -> None:
-        if self._others > _MOST_NAMED:
-            first = printable(self._first_others[0])
-            _log.warning("%d files that are not images were skipped, for example %s", self._others, first)
+        if len(self._others) > _MOST_NAMED:
+            first = printable(self._others[0])
+            _log.warning("%d files that are not images were skipped, for example %s", len(self._others), first)
         else:
-            for path in self._first_others:
+            for path in self._others:
                 _log.warning("%s: %s: skipped", printable(path), NOT_AN_IMAGE)
         if self.count:
             _log.warning("%d could not be classified", self.count)
@@ -162,38 +160,37 @@ def find_files(names: Iterable[Path], faults: _Faults) -> Iterator[Path]:
             yield name
 
 
-def predict(
-    run: TrainedRun, files: Iterable[Path], faults: _Faults, named: Sequence[Path], cam: Path | None
+def answer_files(
+    run: TrainedRun, files: Iterable[Path], faults: _Faults, map_path: Callable[[Path], Path] | None
 ) -> Iterator[Entry]:
-    """Yield the run's answer for each file, in order; also draw maps if there is a folder for them."""
+    """Yield the run's answer for each file, in order; draw a map of each image if there is a path for it."""
     from pipeline.prediction import draw_maps, predict_files
 
-    place = _place_maps(cam, named) if cam else None
     hidden = True if sys.stdout.isatty() else None  # a terminal shows the results as they come
     with tqdm(desc="predicting", unit="image", leave=False, disable=hidden) as bar:
         for answers in predict_files(run, files):
             for answer in answers:
                 if answer.fault:
                     faults.report(answer.file, answer.fault)
-                yield _describe(answer, run.classes)
-            if place and not faults.unwritten:
+                yield _make_entry(answer, run.classes)
+            if map_path and not faults.unwritten:
                 try:
-                    draw_maps(run, answers, place)
+                    draw_maps(run, answers, map_path)
                 except OSError as error:
                     faults.unwritten = error  # raised after all answers are printed
             bar.update(len(answers))
 
 
-def _place_maps(cam: Path, named: Sequence[Path]) -> Callable[[Path], Path]:
+def _map_paths(folder: Path, named: Sequence[Path]) -> Callable[[Path], Path]:
     """Return a function from a file to the path of its map: the path below the deepest folder that all names share."""
     folders = [path if os.path.isdir(path) else path.parent for path in map(Path, map(os.path.abspath, named))]
     common = os.path.commonpath(folders)
 
-    def place(file: Path) -> Path:
-        path = cam / os.path.relpath(file, common)
+    def map_path(file: Path) -> Path:
+        path = folder / os.path.relpath(file, common)
         return path.with_name(short_name(f"{path.name}.png"))
 
-    return place
+    return map_path
 
 
 def _with_unknown(run: TrainedRun, run_dir: Path) -> TrainedRun:
@@ -209,15 +206,16 @@ def _with_unknown(run: TrainedRun, run_dir: Path) -> TrainedRun:
     return replace(run, novelty=novelty)
 
 
-def _describe(answer: Answer, classes: Sequence[str]) -> Entry:
+def _make_entry(answer: Answer, classes: Sequence[str]) -> Entry:
     entry: Entry = {**dict.fromkeys(_COLUMNS), "file": str(answer.file), "error": answer.fault}
     if answer.fault:
         return entry
-    first, second = ((classes[place], round(float(answer.probabilities[place]), 6)) for place in answer.best)
+    first, second = ((classes[label], round(float(answer.probabilities[label]), 6)) for label in answer.best)
     if answer.unknown:
         first, second = (_UNKNOWN, None), first
-    names = ("class", "confidence", "runner_up", "runner_up_confidence")
-    return entry | dict(zip(names, (*first, *second), strict=True))
+    entry["class"], entry["confidence"] = first
+    entry["runner_up"], entry["runner_up_confidence"] = second
+    return entry
 
 
 def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> None:
@@ -229,38 +227,36 @@ def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> 
 
 
 def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
-    answers: Counter[tuple[str, str]] = Counter()  # by the name of the folder and the predicted class
+    known = set(map(canonical, classes))
+    counts: Counter[str] = Counter()  # of images by predicted class
+    right: Counter[bool] = Counter()  # of images in folders named after classes, by whether the answer is right
     width = max(len("runner-up"), *map(len, classes))
     print(f"{'class':{width}}  confidence  {'runner-up':{width}}  its confidence  file")
     for entry in entries:
-        if not entry["error"]:
-            first, second = printable(entry["class"]), printable(entry["runner_up"])
-            confidence = "-" if entry["confidence"] is None else f"{entry['confidence']:.1%}"
-            other = f"{entry['runner_up_confidence']:.1%}"
-            print(f"{first:{width}}  {confidence:10}  {second:{width}}  {other:14}  {printable(entry['file'])}")
-            answers[canonical(Path(entry["file"]).parent.name), entry["class"]] += 1
-    for line in _sum_up(answers, classes):
-        print(line)
-
-
-def _sum_up(answers: Counter[tuple[str, str]], classes: Sequence[str]) -> Iterator[str]:
-    """Yield the number of images per predicted class, and the accuracy on images in folders named after classes."""
-    counts: Counter[str] = Counter()
-    for (_, answer), count in answers.items():
-        counts[answer] += count
+        if entry["error"]:
+            continue
+        first, second = printable(entry["class"]), printable(entry["runner_up"])
+        confidence = "-" if entry["confidence"] is None else f"{entry['confidence']:.1%}"
+        other = f"{entry['runner_up_confidence']:.1%}"
+        print(f"{first:{width}}  {confidence:10}  {second:{width}}  {other:14}  {printable(entry['file'])}")
+        counts[entry["class"]] += 1
+        if (folder := canonical(Path(entry["file"]).parent.name)) in known:
+            right[folder == canonical(entry["class"])] += 1
     if counts:
         listed = [f"{count} {printable(name)}" for name, count in counts.most_common()]
-        yield f"\n{pluralise(counts.total(), 'image')}: {list_first(listed, _MOST_CLASSES, 'classes')}"
-    known = {pair: count for pair, count in answers.items() if pair[0] in map(canonical, classes)}
-    if total := sum(known.values()):
-        from pipeline.measures import wilson_interval
+        print(f"\n{pluralise(counts.total(), 'image')}: {list_first(listed, _MOST_CLASSES, 'classes')}")
+    if right:
+        _print_accuracy(right[True], right.total())
 
-        right = sum(count for (folder, answer), count in known.items() if folder == canonical(answer))
-        low, high = wilson_interval(right / total, total)
-        yield (
-            f"accuracy {right / total:.1%} ({right} of {total} in folders named after classes), "
-            f"95% interval {low:.1%} to {high:.1%}"
-        )
+
+def _print_accuracy(right: int, total: int) -> None:
+    from pipeline.measures import wilson_interval
+
+    low, high = wilson_interval(right / total, total)
+    print(
+        f"accuracy {right / total:.1%} ({right} of {total} in folders named after classes), "
+        f"95% interval {low:.1%} to {high:.1%}"
+    )
 
 
 def _print_csv(entries: Iterable[Entry], _: Sequence[str]) -> None:

@@ -22,9 +22,9 @@ from common import ArgumentParser, UserError, check_least, run_program, short_na
 from plotting import save_figure
 from reporting.comparison import TOP, Report, make_reports, number_repeats
 from reporting.figures import draw_grid, draw_runs
+from reporting.json_report import to_json
 from reporting.results import MOST_IMAGES, read_models, read_table, write_table
-from reporting.runs import Run, shown
-from reporting.structured import to_json
+from reporting.runs import Run, display_name
 from reporting.tables import as_report
 
 _log = logging.getLogger(__name__)
@@ -130,11 +130,11 @@ def draw_figures(report: Report, directory: Path, subtitle: str = "") -> None:
     below = "".join(f"\n{line}" for line in textwrap.wrap(subtitle, _TITLE_WIDTH))
     for group, members in report.groups.items():
         what = "settings" if any(run.members for run in members) else "runs"
-        title = f"{shown(group)}: best {len(members[:TOP])} of {len(members)} {what} by test accuracy"
+        title = f"{display_name(group)}: best {len(members[:TOP])} of {len(members)} {what} by test accuracy"
         name = re.sub(r"[^\w.-]", "_", group)
         save_figure(draw_runs(members[:TOP], title + below), directory / f"{name}_top5.png")
         count = sum(len(run.singles) for run in members)
-        grid = draw_grid(members, f"{shown(group)}: mean test accuracy of {count} runs{below}")
+        grid = draw_grid(members, f"{display_name(group)}: mean test accuracy of {count} runs{below}")
         if grid:
             save_figure(grid, directory / f"{name}_lr_wd.png")
     if report.best:

@@ -126,7 +126,7 @@ def test_days_of_the_experiment_follow_from_rates():
     code = """
 import json
 from collections import defaultdict
-from experiment import extrapolate
+from gpu import extrapolate
 
 def side(rate):
     measured = {"training images a second": rate, "validation images a second": rate,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import demo as program
-from helpers import REPOSITORY, imported_for_help, save_untrained_run
+from helpers import REPOSITORY, save_untrained_run
 from pipeline.inference import record_features
 from pipeline.novelty import Novelty
 from pipeline.prediction import load_run, predict_files
@@ -96,9 +96,3 @@ def test_an_unusable_port_is_reported_in_one_line(place, monkeypatch, call, port
     assert status == 2
     assert line.startswith("error: --port")
     assert message in line
-
-
-def test_help_imports_nothing_heavy():
-    text, imported = imported_for_help("demo", {"torch", "numpy", "PIL"})
-    assert "--port" in text
-    assert imported == set()

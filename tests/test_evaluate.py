@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import evaluate as program
-from helpers import digests, imported_for_help
+from helpers import digests
 
 CLASSES = ("one", "three", "two")
 
@@ -129,9 +129,3 @@ def test_invalid_input_is_reported_in_one_line(score, bars, arguments, message):
     assert line.startswith("error: ")
     assert message in line
     assert not (bars / "test" / "out").exists()
-
-
-def test_help_imports_nothing_heavy():
-    text, imported = imported_for_help("evaluate", {"torch", "matplotlib", "wandb"})
-    assert "--output-dir" in text
-    assert imported == set()

@@ -17,8 +17,9 @@ from PIL import ExifTags, Image
 import explore as program
 from common import UserError
 from dataset.reading import read_image, upright_rgb
-from helpers import REPOSITORY, imported_for_help, save_untrained_run
+from helpers import REPOSITORY, save_untrained_run
 from models import build_model
+from pipeline import fiftyone_app
 from pipeline.explain import class_activation_maps
 from pipeline.exploration import find_heatmaps, find_images, test_again
 from pipeline.hardware import Hardware
@@ -191,23 +192,17 @@ def test_test_dir_and_another_side_exclude_each_other(call):
     assert (status, line) == (2, "error: --test-dir and --side train exclude each other")
 
 
-def test_help_imports_nothing_heavy():
-    text, imported = imported_for_help("explore", {"torch", "fiftyone", "numpy"})
-    assert "--no-browser" in text
-    assert imported == set()
-
-
 def test_the_fiftyone_dataset_is_complete_and_deleted_afterwards(database, explored):
     run, tested = explored
-    program._start_fiftyone()
+    fiftyone_app.start_fiftyone()
     import fiftyone
 
     mine = fiftyone.Dataset()
-    with program._new_dataset("run") as dataset, program._new_dataset("run") as other:
+    with fiftyone_app.new_dataset("run") as dataset, fiftyone_app.new_dataset("run") as other:
         names = {dataset.name, other.name}
         assert len(names) == 2
         assert not dataset.persistent
-        program.fill(dataset, run, tested)
+        fiftyone_app.add_images(dataset, run, tested)
         values = dataset.values(["file", "truth.label", "prediction.label", "confidence", "mistake", "tags"])
         assert list(zip(*values, strict=True)) == [
             (

@@ -19,7 +19,7 @@ import predict as program
 from common import UserError, available_cores, own_file
 from dataset.folders import read_folder
 from dataset.reading import read_image
-from helpers import REPOSITORY, imported_for_help, start
+from helpers import REPOSITORY, start
 from models import build_model
 from pipeline import export, prediction
 from pipeline.checkpoints import Checkpoint
@@ -607,9 +607,3 @@ def test_a_closed_pipe_is_no_error(bars):
     command = f'"{sys.executable}" "{REPOSITORY}/src/predict.py" {RUN} test; echo $? >&2'
     result = subprocess.run(f"({command}) | true", shell=True, cwd=bars, capture_output=True, text=True, check=False)
     assert result.stderr == "0\n"
-
-
-def test_help_imports_nothing_heavy():
-    text, imported = imported_for_help("predict", {"torch", "matplotlib", "wandb"})
-    assert "1 if some images could not be classified" in text
-    assert imported == set()

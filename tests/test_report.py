@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 import report as report_program
-from common import run_program
-from helpers import digests, imported_for_help, start
+from helpers import digests, start
 from reporting.comparison import PAIRED, merge_runs
 from reporting.results import read_models, read_table, write_table
 from synthetic_runs import (
@@ -37,18 +36,13 @@ FIGURES = {f"{group}_top5.png" for group in ("VGG", "VGGAdapted", "CustomVGG", "
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys, caplog):
+def program(tmp_path, monkeypatch, call):
     """Runs report.py in this process; returns its status, stdout, and notes with errors."""
     monkeypatch.chdir(tmp_path)
-    caplog.set_level("INFO", "report")
 
     def run(*arguments):
-        caplog.clear()
-        monkeypatch.setattr("sys.argv", ["report.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run_program(report_program.main)
-        printed = capsys.readouterr()
-        return stop.value.code, printed.out, "".join(f"{note}\n" for note in caplog.messages) + printed.err
+        status, out, notes = call(report_program, *arguments)
+        return status, out, "\n".join(notes)
 
     return run
 
@@ -130,7 +124,7 @@ def test_runs_that_differ_in_seed_are_averaged(program, tmp_path):
     metrics["settings"] |= {"num_epochs": 2}
     write_metrics(tmp_path / "short", metrics)
     merged, notes = merge_runs(read_models(*places, tmp_path / "short")[0])
-    reported = [(run.describe().partition("gamma 0.95")[2], len(run.singles)) for run in merged]
+    reported = [(run.description.partition("gamma 0.95")[2], len(run.singles)) for run in merged]
     assert reported == [(", epochs unknown, mean of 3 seeds", 3), (", epochs 2", 1), ("", 1)]
     assert notes == [
         f"{run_name('ResNet18')}: its runs differ in epochs, which their name does not contain: they are reported"
@@ -278,12 +272,6 @@ def test_report_started_from_the_shell(models_dir):
     assert result.returncode == 0
     assert result.stdout.startswith("### Runs\n\n| group | runs |\n| --- | --- |\n| ResNet18 | 2 |\n")
     assert result.stderr == "saved_models/bad/metrics.json is damaged: skipped\n"
-
-
-def test_help_does_not_import_heavy_modules():
-    text, imported = imported_for_help("report", {"torch", "matplotlib", "PIL", "scipy"})
-    assert "usage: report.py" in text
-    assert imported == set()
 
 
 def test_error_names_folders_of_runs_one_level_deeper(tmp_path):

@@ -16,7 +16,7 @@ import train as program
 from common import run_program
 from dataset.folders import read_folder
 from dataset.tables import read_rows
-from helpers import REPOSITORY, digests, imported_for_help, start, write_images
+from helpers import REPOSITORY, digests, start, write_images
 from pipeline.exploration import find_images
 from pipeline.settings import find_run
 
@@ -241,12 +241,6 @@ def test_output_folder_among_the_classes_is_rejected(train, make_folder, argumen
     assert status == 2
     assert "where every sub-folder is a class: run this from another folder" in line
     assert digests(Path(".")) == before
-
-
-def test_help_does_not_import_heavy_modules():
-    text, imported = imported_for_help("train", {"torch", "matplotlib", "wandb"})
-    assert "(default: EfficientNetLite0)" in " ".join(text.split())
-    assert imported == set()
 
 
 @pytest.mark.parametrize("side", ["validation", "test"])

@@ -35,14 +35,14 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 
     Also return notes on settings that differ between runs of the same name.
     """
-    alike = defaultdict(list)
+    by_settings = defaultdict(list)
     for run in runs:
-        alike[run.name, run.group, run.settings_key].append(run)
-    of_name = defaultdict(list)
-    for members in alike.values():
-        of_name[members[0].name, members[0].group, members[0].final].append(_average(members))
+        by_settings[run.name, run.group, run.settings_key].append(run)
+    by_name = defaultdict(list)
+    for members in by_settings.values():
+        by_name[members[0].name, members[0].group, members[0].final].append(_average(members))
     merged, notes = [], []
-    for (name, *_), found in of_name.items():
+    for (name, *_), found in by_name.items():
         settings = [run.other_settings for run in found]
         keys = sorted(set().union(*settings))
         differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
@@ -52,8 +52,8 @@ def merge_runs(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
                 "they are reported separately"
             )
         for run in found:
-            apart = (f"{key.replace('_', ' ')} {_setting_text(run, key)}" for key in differing)
-            merged.append(replace(run, apart=tuple(apart)))
+            differences = (f"{key.replace('_', ' ')} {_setting_text(run, key)}" for key in differing)
+            merged.append(replace(run, differences=tuple(differences)))
     return merged, notes
 
 
@@ -87,7 +87,7 @@ def rank_by_validation(runs: Iterable[Run]) -> list[Run]:
 def _rank(runs: Iterable[Run], *columns: str) -> list[Run]:
     def key(run: Run) -> tuple[Any, ...]:
         # Rounded because a mean of recalls may differ in its last digit.
-        return *(-round(run.scores.get(column, -1), 9) for column in columns), run.name, run.apart
+        return *(-round(run.scores.get(column, -1), 9) for column in columns), run.name, run.differences
 
     return sorted(runs, key=key)
 
@@ -246,7 +246,8 @@ def make_reports(runs: Iterable[Run], suspects: int = 0) -> list[Report]:
     for run in runs:
         experiments[run.experiment].append(run)
     titles = _name_experiments([members[0] for members in experiments.values()])
-    reports = map(make_report, experiments.values(), [suspects] * len(titles), titles)
+    titled = zip(experiments.values(), titles, strict=True)
+    reports = [make_report(members, suspects, title) for members, title in titled]
     return sorted(reports, key=lambda report: report.title)
 
 
@@ -256,10 +257,10 @@ def _name_experiments(examples: Sequence[Run]) -> list[str]:
         f"{run.data or 'unknown data'}, tested on {run.test_set or 'unknown images'} ({run.test_images} images)"
         for run in examples
     ]
-    detailed = plain.copy()
-    for place, run in enumerate(examples):
-        if plain.count(plain[place]) > 1 and run.classes:
-            detailed[place] += f", classes {list_classes(run)}"
+    detailed = [
+        f"{title}, classes {list_classes(run)}" if run.classes and plain.count(title) > 1 else title
+        for title, run in zip(plain, examples, strict=True)
+    ]
     return number_repeats(detailed, "{} ({})")
 
 
@@ -298,9 +299,9 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
     if len(groups) > 1:
         choices.append(_choose(None, ranked))
     comparisons, unpaired = compare(best)
+    notes += unpaired
     pooled = [pool for members in groups.values() for run in members if (pool := pool_folds(run, notes))]
-    notes += [*unpaired, *(note for pool in pooled for note in pool.notes())]
-    chosen = _choose_pool(pooled) if suspects else None
+    chosen = _choose_pool(pooled) if suspects and pooled else None
     if suspects and not chosen:
         notes.append("no label suspects: these need runs of at least two folds, with their predictions")
     return Report(
@@ -309,10 +310,10 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
     )  # fmt: skip
 
 
-def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold | None:
+def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold:
     """Return the best setting by validation, or the first if none has a validation accuracy."""
-    ranked = rank_by_validation(pool.run for pool in pooled)
-    return next((pool for run in ranked[:1] for pool in pooled if pool.run is run), next(iter(pooled), None))
+    best, *_ = rank_by_validation(pool.run for pool in pooled) or [pooled[0].run]
+    return next(pool for pool in pooled if pool.run is best)
 
 
 def _choose(group: str | None, runs: Sequence[Run]) -> Choice:

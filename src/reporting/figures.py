@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.measures import wilson_interval
 from plotting import BLUE, GREY, ORANGE, new_figure
-from reporting.runs import Run, count_runs, shown
+from reporting.runs import Run, count_runs, display_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,17 +60,13 @@ def draw_grid(runs: Sequence[Run], title: str) -> Figure | None:
     """Draw the mean test accuracy by learning rate and weight decay; None if either has fewer than two values."""
     import pandas as pd
 
-    known = [(run, settings) for run in runs if (settings := run.hyperparameters)]
-    table = pd.DataFrame(
-        {
-            "decay": settings.weight_decay,
-            "rate": settings.learning_rate,
-            "accuracy": run.accuracy,
-            "runs": len(run.singles),
-        }
-        for run, settings in known
-    )
-    if not known or table["decay"].nunique() < 2 or table["rate"].nunique() < 2:
+    rows = [
+        (run.hyperparameters.weight_decay, run.hyperparameters.learning_rate, run.accuracy, len(run.singles))
+        for run in runs
+        if run.hyperparameters
+    ]
+    table = pd.DataFrame(rows, columns=["decay", "rate", "accuracy", "runs"])
+    if table["decay"].nunique() < 2 or table["rate"].nunique() < 2:
         return None
     cells = table.groupby(["decay", "rate"])
     grid, counts = cells["accuracy"].mean().unstack(), cells["runs"].sum().unstack(fill_value=0)
@@ -95,15 +91,15 @@ def _draw_bars(
     axes: Axes, offset: float, scores: Sequence[float | None], images: Sequence[int], label: str, colour: str
 ) -> None:
     """Draw bars at 0, 1, 2 and so on, shifted by an offset; missing scores have no bar."""
-    present = [place for place, score in enumerate(scores) if score is not None]
-    places = np.array(present) + offset
-    heights = [scores[place] for place in present]
-    ends = np.array([wilson_interval(scores[place], images[place]) for place in present]).reshape(-1, 2)
-    axes.bar(places, heights, _BAR, color=colour, edgecolor="white", label=label)
-    axes.errorbar(places, heights, np.abs(ends.T - heights), fmt="none", ecolor="black", elinewidth=1, capsize=4)
-    for place, height, (low, high) in zip(places, heights, ends, strict=True):
+    present = [index for index, score in enumerate(scores) if score is not None]
+    x = np.array(present) + offset
+    heights = [scores[index] for index in present]
+    ends = np.array([wilson_interval(scores[index], images[index]) for index in present]).reshape(-1, 2)
+    axes.bar(x, heights, _BAR, color=colour, edgecolor="white", label=label)
+    axes.errorbar(x, heights, np.abs(ends.T - heights), fmt="none", ecolor="black", elinewidth=1, capsize=4)
+    for middle, height, (low, high) in zip(x, heights, ends, strict=True):
         foot = 0.02 if low > 0.08 else high + 0.02  # clear of the error bar and of the figure's upper edge
-        axes.text(place, foot, f"{height:.1%}", ha="center", va="bottom", fontsize=9,
+        axes.text(middle, foot, f"{height:.1%}", ha="center", va="bottom", fontsize=9,
                   bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.5})  # fmt: skip
 
 
@@ -117,7 +113,7 @@ def _shared_phrases(runs: Sequence[Run]) -> dict[str, str]:
 
 def _label(run: Run, shared: Collection[str], with_group: bool) -> str:
     """Return the settings that distinguish a run from the others, one per line, shortened if necessary."""
-    lines = [shown(run.group)] if with_group else []
+    lines = [display_name(run.group)] if with_group else []
     lines += [phrase for name, phrase in run.phrases().items() if name not in shared]
     lines += [f"mean of {count_runs(run.members)}"] if run.members else []
     folded = [part for line in lines for part in textwrap.wrap(line, _LABEL_WIDTH)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,12 +99,10 @@ class OutOfFold:
 
     run: Run  # the mean of the runs of these folds
     images: DataFrame  # one row per image, by file: `truth`, and the means of `correct` and of `p_<class>`
-    single: bool  # whether each image has one prediction
+    one_prediction: bool  # for each image
     seeds: int  # how many
     folds: int  # that the images were divided into
     missing: Mapping[int | None, Sequence[int]]  # folds, by seed
-    twice: int  # images that were validated in several folds of one seed
-    nowhere: int  # images that are in no fold although no fold is missing
 
     @property
     def accuracy(self) -> float:
@@ -113,7 +111,7 @@ class OutOfFold:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """At 95 %: Wilson's with one prediction per image, else a bootstrap over images."""
-        if self.single:
+        if self.one_prediction:
             return wilson_interval(self.accuracy, len(self.images))
         return bootstrap_interval(self.images["correct"].tolist())
 
@@ -126,21 +124,14 @@ class OutOfFold:
     def per_class_accuracy(self) -> float:
         return fmean(self.recalls.values())
 
-    def notes(self) -> Iterator[str]:
-        """Describe problems with the folds."""
-        place = f"{self.run.name}: "
-        if self.twice:
-            yield f"{place}{self.twice} images are validated in more than one fold of one seed: their mean is used"
-        if self.nowhere:
-            yield f"{place}{self.nowhere} of {self.run.images} images are in no fold"
-
 
 def pool_folds(run: Run, notes: list[str]) -> OutOfFold | None:
-    """Pool the validation predictions of the runs that `run` stands for; None if they are not of several folds."""
-    import pandas as pd
+    """Pool the validation predictions of the runs that `run` stands for; None if they are not of several folds.
 
+    Adds notes about predictions that do not fit together.
+    """
     found: list[DataFrame] = []
-    present: dict[int | None, set[int]] = defaultdict(set)
+    present: dict[int | None, set[int]] = defaultdict(set)  # folds, by seed
     for single in run.members:
         if single.fold is None or single.folder is None:
             continue
@@ -153,18 +144,26 @@ def pool_folds(run: Run, notes: list[str]) -> OutOfFold | None:
             continue
         present[single.seed].add(single.fold)
         found.append(answers.assign(seed=str(single.seed)))
-    trained = set().union(*present.values())
-    if len(trained) < 2:
+    if len(set().union(*present.values())) < 2:
         return None
+    return _pool(run, found, present, notes)
+
+
+def _pool(run: Run, found: list[DataFrame], present: dict[int | None, set[int]], notes: list[str]) -> OutOfFold:
+    import pandas as pd
+
     answers = pd.concat(found)
     numbers = [name for name in answers if name == "correct" or name.startswith(_PREFIX)]
     images = answers.groupby("file", sort=False).agg({"truth": "first", **dict.fromkeys(numbers, "mean")})
     stated = run.settings.get("folds")
-    folds = max(stated if isinstance(stated, int) and stated <= _MOST_FOLDS else 0, 1 + max(trained))
+    folds = max(stated if isinstance(stated, int) and stated <= _MOST_FOLDS else 0, 1 + max(map(max, present.values())))
     missing = {seed: sorted(set(range(folds)) - done) for seed, done in present.items() if len(done) < folds}
-    twice = answers.loc[answers.duplicated(["seed", "file"]), "file"].nunique()
-    nowhere = 0 if missing else max(0, (run.images or 0) - len(images))
-    return OutOfFold(run, images, len(answers) == len(images), len(present), folds, missing, twice, nowhere)
+    if repeated := answers.loc[answers.duplicated(["seed", "file"]), "file"].nunique():
+        problem = f"{repeated} images are validated in more than one fold of one seed: their mean is used"
+        notes.append(f"{run.name}: {problem}")
+    if not missing and run.images and run.images > len(images):
+        notes.append(f"{run.name}: {run.images - len(images)} of {run.images} images are in no fold")
+    return OutOfFold(run, images, len(answers) == len(images), len(present), folds, missing)
 
 
 class Suspect(NamedTuple):

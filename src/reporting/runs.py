@@ -50,7 +50,7 @@ def one_line(text: Any) -> str:
     return printable(" ".join(str(text).split()))
 
 
-def shown(group: str) -> str:
+def display_name(group: str) -> str:
     """Return the display name of a group."""
     return ALIASES.get(group, group)
 
@@ -149,7 +149,7 @@ class Run:
     overlap: int = field(default=0, compare=False)  # training images that share a group with test images
     folder: Path | None = field(default=None, compare=False)  # of its predictions; None from a table
     members: tuple[Run, ...] = ()  # the runs that this is the mean of
-    apart: tuple[str, ...] = ()  # settings as text that distinguish it from other runs of the same name
+    differences: tuple[str, ...] = ()  # settings as text in which it differs from other runs of the same name
 
     @property
     def singles(self) -> tuple[Run, ...]:
@@ -188,14 +188,18 @@ class Run:
         return self.scores.get("val_accuracy")
 
     def phrases(self) -> dict[str, str]:
-        """Describe its settings; by its name if they are unknown."""
+        """Describe each of its settings; by its name if they are unknown."""
         known = self.hyperparameters.phrases() if self.hyperparameters else {"name": self.name}
-        return {**known, **{phrase: phrase for phrase in self.apart}}
+        return {**known, **{phrase: phrase for phrase in self.differences}}
 
-    def describe(self) -> str:
-        """Describe its settings, and how many runs it is the mean of."""
-        mean = [f"mean of {count_runs(self.members)}"] if self.members else []
-        return ", ".join([*self.phrases().values(), *mean])
+    @property
+    def settings_text(self) -> str:
+        return ", ".join(self.phrases().values())
+
+    @property
+    def description(self) -> str:
+        """Its settings, and how many runs it is the mean of."""
+        return self.settings_text + (f", mean of {count_runs(self.members)}" if self.members else "")
 
 
 def count_runs(members: tuple[Run, ...]) -> str:

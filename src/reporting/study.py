@@ -166,8 +166,8 @@ def draw_curves(study: Study) -> Figure:
         row[0].set(xlim=(0, None), yscale="log")
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
-    lines = [panels[0, 0].lines[place] for place in (0, 1)]
-    figure.legend(lines, ("training", "validation"), loc="outside lower center", ncols=2, frameon=False)
+    names = ("training", "validation")
+    figure.legend(panels[0, 0].lines[:2], names, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

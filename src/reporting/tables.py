@@ -13,7 +13,7 @@ from pipeline.settings import CHECKPOINTS
 from pipeline.timing import read_processor_time
 from reporting.comparison import TOP, Choice, Comparison, Report, list_classes, rank_by_validation
 from reporting.predictions import OutOfFold
-from reporting.runs import CHECKPOINT, Run, count_runs, one_line, shown
+from reporting.runs import CHECKPOINT, Run, count_runs, display_name, one_line
 
 # Test accuracies that were published for axes, books and hammers, and how many runs each is the best of, by test.
 _PUBLISHED = {
@@ -52,8 +52,8 @@ def _all_tables(report: Report) -> Iterator[Table]:
     if report.folds:
         yield _fold_table(report.folds)
     for group, members in report.groups.items():
-        rows = [(str(place), *_row(run)) for place, run in enumerate(members[:TOP], 1)]
-        title = f"{shown(group)}: best {len(rows)} of {len(members)} by test accuracy"
+        rows = [(str(rank), *_row(run)) for rank, run in enumerate(members[:TOP], 1)]
+        title = f"{display_name(group)}: best {len(rows)} of {len(members)} by test accuracy"
         yield Table(title, ("", "settings", "test accuracy", "per class"), rows, _interval_remark(members))
     if report.groups:
         yield _choice_table(report.choices)
@@ -66,7 +66,7 @@ def _all_tables(report: Report) -> Iterator[Table]:
 
 
 def _runs_table(report: Report) -> Table:
-    counts = {shown(group): count_trained(members) for group, members in report.groups.items()}
+    counts = {display_name(group): count_trained(members) for group, members in report.groups.items()}
     if report.final:
         counts["trained on all images"] = count_trained(report.final)
     counts["total"] = sum(counts.values())
@@ -120,17 +120,17 @@ def _mean_tables(repeated: Sequence[Run]) -> Iterator[Table]:
         remark += " Runs of different folds share training images, so the interval is approximate."
     yield Table(title.capitalize(), header, [_mean_row(run, folded) for run in some], remark)
     columns = [f"test_accuracy_{checkpoint}" for checkpoint in CHECKPOINTS]
-    rows = [(shown(run.group), ", ".join(run.phrases().values()), *_scores(run, *columns)) for run in some]
+    rows = [(display_name(run.group), run.settings_text, *_scores(run, *columns)) for run in some]
     yield Table(f"Test accuracy by checkpoint, {title}", ("group", "settings", *CHECKPOINTS), rows)
 
 
 def _mean_row(run: Run, folded: bool) -> tuple[str, ...]:
     accuracies = [member.accuracy for member in run.members]
     return (
-        shown(run.group),
-        ", ".join(run.phrases().values()),
+        display_name(run.group),
+        run.settings_text,
         count_runs(run.members) if folded else str(len(accuracies)),
-        f"{_percent(run.accuracy)} ({_range(_percent, (min(accuracies), max(accuracies)))})",
+        _with_range(run.accuracy, (min(accuracies), max(accuracies))),
         _range(_percent, mean_interval(accuracies)),
         *_scores(run, "val_accuracy", "val_per_class_accuracy"),
         _published(run.group),
@@ -142,7 +142,7 @@ def _scores(run: Run, *columns: str) -> list[str]:
 
 
 def _final_table(final: Sequence[Run]) -> Table:
-    rows = [(shown(run.group), *_row(run)) for run in sorted(final, key=lambda run: -run.accuracy)]
+    rows = [(display_name(run.group), *_row(run)) for run in sorted(final, key=lambda run: -run.accuracy)]
     remark = (
         "Scores after the last epoch (terminal); in brackets 95% intervals (Wilson). These runs are not ranked or"
         f" compared with the others: they have more training images, and no {CHECKPOINT} checkpoint."
@@ -154,9 +154,8 @@ def _final_table(final: Sequence[Run]) -> Table:
 def _fold_table(pools: Sequence[OutOfFold]) -> Table:
     header = ("group", "settings", "images", "seeds", "folds", "out-of-fold accuracy", "per class")
     rows = [
-        (shown(pool.run.group), ", ".join(pool.run.phrases().values()), str(len(pool.images)), str(pool.seeds),
-         _folds(pool), f"{_percent(pool.accuracy)} ({_range(_percent, pool.interval)})",
-         _percent(pool.per_class_accuracy))
+        (display_name(pool.run.group), pool.run.settings_text, str(len(pool.images)), str(pool.seeds), _folds(pool),
+         _with_range(pool.accuracy, pool.interval), _percent(pool.per_class_accuracy))
         for pool in pools
     ]  # fmt: skip
     remark = (
@@ -198,9 +197,10 @@ def _choice_rows(choice: Choice) -> Iterator[tuple[str, ...]]:
     ):  # fmt: skip
         cells = ["no validation accuracies", "-", "-", "-"]
         if run:
-            settings = run.describe() if choice.group else f"{shown(run.group)}, {run.describe()}"
-            cells = [settings, *_row(run)[1:], *_scores(run, "val_per_class_accuracy")]
-        group = shown(choice.group) if choice.group else "all"
+            settings, *accuracies = _row(run)
+            settings = settings if choice.group else f"{display_name(run.group)}, {settings}"
+            cells = [settings, *accuracies, *_scores(run, "val_per_class_accuracy")]
+        group = display_name(choice.group) if choice.group else "all"
         yield group, str(choice.runs), picked_by, *cells, _percent(by_chance), _published(choice.group)
 
 
@@ -214,7 +214,7 @@ def _published(group: str | None) -> str:
 
 def _comparison_table(pairs: Sequence[Comparison]) -> Table:
     rows = [
-        (f"{shown(pair.first.group)} - {shown(pair.second.group)}", _points(pair.difference),
+        (f"{display_name(pair.first.group)} - {display_name(pair.second.group)}", _points(pair.difference),
          _range(_points, pair.interval), "within chance" if pair.within_chance else "beyond chance", _method(pair))
         for pair in pairs
     ]  # fmt: skip
@@ -250,10 +250,11 @@ def _effect_table(report: Report) -> Table:
     rows = []
     for name, effects in report.effects.items():
         name = name.replace("_", " ")
-        rows += [
-            (name, str(effect.value), _points(effect.median), _range(_points, effect.quartiles), str(effect.sets))
-            for effect in effects
-        ] or [(name, "-", "-", "-", "0: no runs differ in it alone")]
+        for effect in effects:
+            change = _points(effect.median), _range(_points, effect.quartiles)
+            rows.append((name, str(effect.value), *change, str(effect.sets)))
+        if not effects:
+            rows.append((name, "-", "-", "-", "0: no runs differ in it alone"))
     remark = (
         "A set of runs differs only in this hyperparameter. True - False: the difference within a set. Other values:"
         " the accuracy minus the mean of its set."
@@ -272,13 +273,18 @@ def _suspects_table(report: Report) -> Table:
     remark = (
         "The images whose own label has the lowest out-of-fold probability (mean over the runs that validated the"
         " image). The runs are those of the setting with the highest validation accuracy per class:"
-        f" {shown(pool.run.group)}, {pool.run.describe()}. A suspect is a wrong label or a difficult image: look at it."
+        f" {display_name(pool.run.group)}, {pool.run.description}."
+        " A suspect is a wrong label or a difficult image: look at it."
     )
     return Table(f"Label suspects: {len(rows)} of {len(pool.images)} images", header, rows, remark)
 
 
-def _row(run: Run) -> tuple[str, str, str]:
-    return run.describe(), _with_interval(run.accuracy, run), _with_interval(run.per_class_accuracy, run)
+def _row(run: Run) -> tuple[str, ...]:
+    accuracies = (
+        "-" if share is None else _with_range(share, wilson_interval(share, run.test_images))
+        for share in (run.accuracy, run.per_class_accuracy)
+    )
+    return run.description, *accuracies
 
 
 def _interval_remark(runs: Iterable[Run]) -> str:
@@ -301,10 +307,8 @@ def _range(form: Callable[[float], str], ends: Iterable[float]) -> str:
     return " to ".join(map(form, ends))
 
 
-def _with_interval(share: float | None, run: Run) -> str:
-    if share is None:
-        return "-"
-    return f"{_percent(share)} ({_range(_percent, wilson_interval(share, run.test_images))})"
+def _with_range(share: float, ends: Iterable[float]) -> str:
+    return f"{_percent(share)} ({_range(_percent, ends)})"
 
 
 def as_document(tables: Iterable[Table], markdown: bool) -> str:

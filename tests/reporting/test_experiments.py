@@ -9,9 +9,9 @@ import pytest
 from helpers import start
 from report import settle_test_images
 from reporting.comparison import make_reports, merge_runs
+from reporting.json_report import to_json
 from reporting.results import read_models, read_table, write_table
 from reporting.runs import Source
-from reporting.structured import to_json
 from reporting.tables import as_report
 from synthetic_runs import write_run
 
@@ -143,7 +143,7 @@ def test_only_runs_that_differ_in_seed_and_fold_are_merged(tmp_path):
             write_run(tmp_path / f"{seed}{fold}", seed=seed, fold=fold, accuracy=0.5 + 0.05 * fold)
     write_run(tmp_path / "balanced", balance=True, accuracy=0.9)
     (report,) = report_on(*sorted(tmp_path.iterdir()))
-    assert [run.describe().partition("gamma 0.99, ")[2] for run in report.groups["SmallVGG"]] == [
+    assert [run.description.partition("gamma 0.99, ")[2] for run in report.groups["SmallVGG"]] == [
         "balance True", "balance False, mean of 2 seeds x 3 folds",
     ]  # fmt: skip
     assert report.groups["SmallVGG"][1].accuracy == pytest.approx(0.55)
@@ -166,7 +166,7 @@ def test_description_of_a_mean_counts_seeds_and_folds(tmp_path, pairs, reported)
     for number, (seed, fold) in enumerate(pairs):
         write_run(tmp_path / str(number), seed=seed, fold=fold)
     (run,), notes = merge_runs(read_models(*tmp_path.iterdir())[0])
-    assert run.describe().endswith(f", mean of {reported}")
+    assert run.description.endswith(f", mean of {reported}")
     assert notes == []
 
 

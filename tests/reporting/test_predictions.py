@@ -12,9 +12,9 @@ from helpers import start
 from pipeline.measures import wilson_interval
 from report import settle_test_images
 from reporting.comparison import compare, make_reports
+from reporting.json_report import to_json
 from reporting.predictions import pool_folds, read_correct
 from reporting.results import read_models
-from reporting.structured import to_json
 from reporting.tables import as_report
 from synthetic_runs import write_run
 

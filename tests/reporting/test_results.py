@@ -22,7 +22,7 @@ def models_dir(tmp_path):
 
 def test_groups_match_the_model_registry():
     assert [model_class(model).group for model in MODELS] == list(GROUPS)
-    assert run_module.shown("ResNet") == "ResNet18"
+    assert run_module.display_name("ResNet") == "ResNet18"
     assert set(GROUPS) > {"VGG", "VGGAdapted", "CustomVGG", "CNNBasic", "ResNet"}
 
 

@@ -11,9 +11,9 @@ from report import settle_test_images
 from reporting import results
 from reporting import runs as run_module
 from reporting.comparison import make_report, make_reports
+from reporting.json_report import to_json
 from reporting.results import read_models, read_table
 from reporting.runs import SCORE_COLUMNS, ranked_by
-from reporting.structured import to_json
 from reporting.tables import as_document, as_report, make_tables
 from synthetic_runs import COLUMNS, make_run, run_name, write_models
 
@@ -46,14 +46,14 @@ def test_text_markdown_and_json_agree(models_dir):
     (reported,) = json.loads(json.dumps(to_json([report], [])))["experiments"]
     assert reported["runs"] == {"ResNet": 2, "CNNBasic": 2}
     for group, runs in reported["top"].items():
-        block = text.split(f"{run_module.shown(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
+        block = text.split(f"{run_module.display_name(group)}: best 2 of 2 by test accuracy\n")[1].split("\n\n")[0]
         for line, run in zip(block.splitlines()[1:], runs, strict=False):
             low, high = run["test_accuracy_interval"]
             assert f"lr {run['settings']['learning_rate']}, wd 0.01, gamma 0.95" in line
             assert f"{run['test_accuracy']:.2%} ({low:.2%} to {high:.2%})" in line
             assert line in text
     for choice in reported["choices"]:
-        name = run_module.shown(choice["group"]) if choice["group"] else "all"
+        name = run_module.display_name(choice["group"]) if choice["group"] else "all"
         assert f"| {name} | {choice['runs']} | test | " in markdown
         assert f"{choice['by_test']['test_accuracy']:.2%}" in text
     (pair,) = reported["comparisons"]
