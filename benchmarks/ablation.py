@@ -133,7 +133,7 @@ def _read_batches(images: int = 4000) -> float:
     with tempfile.TemporaryDirectory() as place:
         array = np.lib.format.open_memmap(Path(place) / "x.npy", "w+", np.uint8, (images, 224, 224, 3))
         order = np.random.default_rng(0).permutation(images).reshape(-1, BATCH_SIZE)
-        return _seconds(lambda: [cache.take(array, places).sum() for places in order])
+        return _seconds(lambda: [cache.copy_rows(array, rows).sum() for rows in order])
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -185,7 +185,7 @@ def _use_averaged_model() -> None:
 def _keep_pages() -> None:
     from pipeline import cache
 
-    cache.release = lambda array: None
+    cache.drop_pages = lambda array: None
 
 
 TUNINGS = {

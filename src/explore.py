@@ -19,7 +19,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from common import ArgumentParser, UserError, run_program
-from pipeline.settings import add_run_arguments, find_run
+from pipeline.settings import SIDES, TEST, add_run_arguments, find_run
 from plotting import BLUE, GREY, ORANGE, VERMILION
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ def _parse() -> argparse.Namespace:
     # fmt: off
     parser.add_argument("-t", "--test-dir", type=Path, nargs="+", default=[], metavar="DIR",
         help="test images: folders with one sub-folder per class, or .npz files (default: the run's own test images)")
-    parser.add_argument("--side", choices=("test", "validation", "train"), default="test",
+    parser.add_argument("--side", choices=SIDES, default=TEST,
         help="which of the run's images to show; augmented images are left out (default: %(default)s)")
     parser.add_argument("--no-browser", dest="browser", action="store_false",
         help="print the App's address without opening a browser")
     # fmt: on
     arguments = parser.parse_args()
-    if arguments.test_dir and arguments.side != "test":
+    if arguments.test_dir and arguments.side != TEST:
         raise UserError(f"--test-dir and --side {arguments.side} exclude each other")
     return arguments
 

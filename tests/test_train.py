@@ -76,7 +76,7 @@ def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
     assert {file.split("/")[0] for file in sides["test"]} == {"cat", "dog"}
     assert sum({"dog/twin_0.jpg", "dog/twin_1.jpg"} <= files for files in sides.values()) == 1
     assert (
-        f"split    {len(sides['test'])} of 23 images are held out for testing; near-duplicates stay together" in lines
+        f"split    {len(sides['test'])} of 22 images are held out for testing; near-duplicates stay together" in lines
     )
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["checkpoints"]["best_val_acc"]["test"]["test"]["images"] == len(sides["test"])
@@ -86,6 +86,19 @@ def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
     assert any(line.startswith("most frequent confusions on test: ") for line in lines)
     reported = [shlex.split(line)[1] for line in lines[lines.index("next:") + 1 :]]
     assert reported == [str(REPOSITORY / "src" / f"{name}.py") for name in ("predict", "explore", "evaluate")]
+
+
+def test_range_of_16_bit_values_is_described_once(train):
+    for label in "AB":
+        Path("photos", label).mkdir(parents=True)
+        for number in range(6):
+            values = np.random.default_rng(number).integers(0, 4096, (20, 24), dtype=np.uint16)
+            Image.fromarray(values).save(f"photos/{label}/{number}.png")
+    status, lines, notes = train("photos")
+    assert status == 0
+    assert [line for line in (*lines, *notes) if "12-bit" in line] == [
+        "audit    16-bit files of photos hold 12-bit values: 4095 is white, not 65535"
+    ]
 
 
 def test_finished_run_is_reported(train, make_folder):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import REPOSITORY
-from pipeline.cache import Cache, NoRoom
+from pipeline.cache import Cache, CacheError
 
 SIZE = 1128  # bytes of a file of 1000 bytes
 
@@ -182,7 +182,7 @@ def test_nothing_is_deleted_for_an_array_that_does_not_fit(tmp_path):
     cache = Cache(tmp_path, limit=2 * SIZE)
     held = get(cache, "a").array
     get(cache, "b")
-    with pytest.raises(NoRoom, match=r"[0-9.]+ kB is more than is left of [0-9.]+ kB \(--cache-limit\)"):
+    with pytest.raises(CacheError, match=r"[0-9.]+ kB is more than is left of [0-9.]+ kB \(--cache-limit\)"):
         get(cache, "c", shape=(20, 100))
     assert files(cache) == ["a.json", "a.npy", "b.json", "b.npy"]
     assert (held == 7).all()
@@ -192,7 +192,7 @@ def test_nothing_is_deleted_for_an_array_that_does_not_fit(tmp_path):
 def test_at_most_half_of_the_free_disk_space_is_used(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 1999, 1999))
     cache = Cache(tmp_path if kept else None)
-    with pytest.raises(NoRoom, match=r"^[1-9][0-9.]* kB is more than half of the free space in .* \(2\.00 kB\)$"):
+    with pytest.raises(CacheError, match=r"^[1-9][0-9.]* kB is more than half of the free space in .* \(2\.00 kB\)$"):
         get(cache)
 
 
@@ -206,7 +206,7 @@ def test_limit_holds_and_arrays_in_use_are_kept(tmp_path_factory, requests, coun
         maker = Maker(ord(name))
         try:
             array, notes = get(cache, name, maker)
-        except NoRoom:
+        except CacheError:
             assert name not in used
             assert len(used) == count
             continue
@@ -231,7 +231,7 @@ def test_unreadable_cache_of_another_user_is_refused(become_another_user, file_m
     before = files(cache)
     become_another_user()
     for look in (get, lambda cache: cache.find("images/a")):
-        with pytest.raises(NoRoom, match=r"^\.cache/images/a\.npy: Permission denied$"):
+        with pytest.raises(CacheError, match=r"^\.cache/images/a\.npy: Permission denied$"):
             look(cache)
     os.seteuid(0)
     assert files(cache) == before
@@ -248,7 +248,7 @@ def test_shared_cache_of_another_user_is_used_but_not_deleted(become_another_use
     assert (get(limited, maker=maker).array == 7).all()
     assert maker.made == 0
     assert (get(limited, "c").array == 7).all()
-    with pytest.raises(NoRoom, match="--cache-limit"):
+    with pytest.raises(CacheError, match="--cache-limit"):
         get(limited, "d", shape=(20, 100))
     assert files(limited) == [".b.partial.npy", "a.json", "a.npy", "c.json", "c.npy"]
 
@@ -259,7 +259,7 @@ def test_full_disk_is_refused(tmp_path, monkeypatch, kept):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(NoRoom, match="No space left on device"):
+    with pytest.raises(CacheError, match="No space left on device"):
         get(Cache(tmp_path if kept else None))
     assert not list(tmp_path.rglob("*.npy"))
 
@@ -269,7 +269,7 @@ def test_file_system_without_locks_is_refused(cache, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(NoRoom, match="No locks available"):
+    with pytest.raises(CacheError, match="No locks available"):
         get(cache)
 
 
