@@ -106,10 +106,10 @@ def test_images_are_sorted_by_mistake_and_confidence(explored):
 def test_browsers_can_show_every_picture(explored, tmp_path):
     _, tested = explored
     for each in tested:
-        made = tmp_path in each.picture.file.parents
+        made = tmp_path in each.picture.path.parents
         assert made == (each.path.suffix in (".npy", ".tif") or each.path.name == NO_TEXT)
-        assert made or each.picture.file == each.path
-        shown = upright_rgb(read_image(each.picture.file))
+        assert made or each.picture.path == each.path
+        shown = upright_rgb(read_image(each.picture.path))
         assert each.picture.size == shown.size
         assert np.array_equal(shown, upright_rgb(read_image(each.path)))
 
@@ -216,7 +216,7 @@ def test_the_fiftyone_dataset_is_complete_and_deleted_afterwards(database, explo
             )
             for each in tested
         ]  # fmt: skip
-        assert dataset.values("filepath") == [os.path.abspath(each.picture.file) for each in tested]
+        assert dataset.values("filepath") == [os.path.abspath(each.picture.path) for each in tested]
         for heatmap, expected in zip(dataset.values("heatmap.map"), find_heatmaps(run, tested), strict=True):
             assert np.array_equal(heatmap, expected)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import mmap
 import os
 import shutil
@@ -123,21 +122,21 @@ class Cache:
         self, file: Path, stream: IO[bytes], shape: tuple[int, ...], dtype: DTypeLike, fill: Fill
     ) -> CachedArray:
         """Compute an array in the locked partial file, unless another program has just finished it."""
-        partial, size = _partial_path(file), _count_bytes(shape, dtype)
+        partial = _partial_path(file)
         try:
             if cached := _open(file):
                 partial.unlink()
                 return cached
             if file.exists():
                 _log.warning("%s is damaged: it is rebuilt", file)
-            stream.truncate(0)  # what a killed program wrote
             with _locked_folder(self.directory):
-                self._free_space(size, (file, partial))
                 array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-                _allocate(stream, array.offset + size)
+                self._free_space(array.nbytes, (file, partial))
+                _allocate(stream, array.offset + array.nbytes)
             metadata = fill(array)
             array.flush()
-            _write_record(file, stream, metadata)  # before the array appears
+            with write_whole(_record_path(file)) as partial_record:  # before the array appears
+                partial_record.write_text(json.dumps(_make_record(stream, metadata)))
             os.replace(partial, file)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -154,8 +153,10 @@ class Cache:
         for kind in _KINDS:
             for other in (self.directory / kind).glob("*.npy"):  # hidden files included
                 with suppress(OSError):  # deleted, or in another user's folder
+                    record = _record_path(other)  # which partial files do not have
+                    used = record.stat().st_mtime_ns if record.exists() else 0
                     if other not in replaced:
-                        found.append((_last_used(other), other.stat().st_size, other))
+                        found.append((used, other.stat().st_size, other))
         excess = sum(taken for _, taken, _ in found) + size - self.limit
         deleted = []
         with ExitStack() as locks:
@@ -199,17 +200,13 @@ def drop_pages(array: np.memmap) -> None:
 
 def _compute_unnamed(shape: tuple[int, ...], dtype: DTypeLike, fill: Fill) -> CachedArray:
     """Compute an array in a temporary file, which disappears with the array."""
-    folder, size = Path(tempfile.gettempdir()), _count_bytes(shape, dtype)
+    folder = Path(tempfile.gettempdir())
     with _as_cache_error(folder):
-        _check_disk(folder, size)
         with tempfile.TemporaryFile() as stream:
-            _allocate(stream, size)
             array = np.memmap(stream, dtype, "r+", shape=shape)
+            _check_disk(folder, array.nbytes)
+            _allocate(stream, array.nbytes)
         return CachedArray(array, fill(array))
-
-
-def _count_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
-    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 @contextmanager
@@ -241,7 +238,7 @@ def _open(file: Path) -> CachedArray | None:
         with file.open("rb") as stream:
             _lock_shared(stream)
             record = json.loads(_record_path(file).read_text())
-            if record.pop("own") == _checksum(record) and _version(stream).items() <= record.items():
+            if record == _make_record(stream, record["notes"]):
                 with suppress(OSError):  # a read-only cache
                     os.utime(_record_path(file))  # time of last use
                 return CachedArray(_map(stream), record["notes"])
@@ -258,20 +255,11 @@ def _map(stream: IO[bytes]) -> np.memmap:
     return np.memmap(stream, dtype, "r", stream.tell(), shape)
 
 
-def _write_record(file: Path, stream: IO[bytes], metadata: Metadata) -> None:
-    record = {**_version(stream), "notes": metadata}
-    with write_whole(_record_path(file)) as partial:
-        partial.write_text(json.dumps({**record, "own": _checksum(record)}))
-
-
-def _version(stream: IO[bytes]) -> dict[str, int]:
-    """Size and modification time: any later write to the file changes them."""
+def _make_record(stream: IO[bytes], metadata: Metadata) -> dict[str, Any]:
+    """Return what an array's JSON file holds: any later write to the array changes its modification time."""
     status = os.fstat(stream.fileno())
-    return {"size": status.st_size, "modified": status.st_mtime_ns}
-
-
-def _checksum(record: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(record).encode())
+    record = {"size": status.st_size, "modified": status.st_mtime_ns, "notes": metadata}
+    return {**record, "own": zlib.crc32(json.dumps(record).encode())}
 
 
 def _partial_path(file: Path) -> Path:
@@ -280,14 +268,6 @@ def _partial_path(file: Path) -> Path:
 
 def _record_path(file: Path) -> Path:
     return file.with_suffix(".json")
-
-
-def _last_used(file: Path) -> int:
-    """Time in nanoseconds; 0 for partial files."""
-    if file.name.startswith("."):
-        return 0
-    record = _record_path(file)
-    return (record if record.exists() else file).stat().st_mtime_ns
 
 
 def _has_path(stream: IO[bytes], path: Path) -> bool:

@@ -160,13 +160,9 @@ def _create(file: Path) -> Claim | None:
     with suppress(OSError):  # file systems without locks
         fcntl.flock(stream, fcntl.LOCK_EX)
     owner = json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": secrets.token_hex(8)})
-    try:
-        stream.write(owner)
-        stream.flush()
-        os.fsync(stream.fileno())  # so that other machines can read it
-    except OSError:  # disk full
-        file.unlink()
-        raise
+    stream.write(owner)
+    stream.flush()
+    os.fsync(stream.fileno())  # so that other machines can read it
     return Claim(file, stream, owner)
 
 

@@ -148,7 +148,7 @@ def _draw_balanced(labels: np.ndarray, generator: np.random.Generator) -> np.nda
         members = np.flatnonzero(labels == label)
         count = len(labels) // len(classes) + (number < len(labels) % len(classes))
         rounds = [generator.permutation(members) for _ in range(-(-count // len(members)))]
-        drawn.append(np.concatenate(rounds)[:count] if rounds else members[:0])
+        drawn.append(np.concatenate(rounds)[:count])
     return np.concatenate(drawn)
 
 

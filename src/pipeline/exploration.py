@@ -33,25 +33,12 @@ _SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image, or a PNG copy if browsers cannot show it."""
-
-    file: Path
-    examined: Examined
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, upright."""
-        return self.examined.size
-
-
-@dataclass(frozen=True)
 class TestedImage:
     """A test image and its prediction."""
 
     test_set: str
     path: Path  # FILE/<label>/<index> for an image of an .npz file
-    picture: Picture
+    picture: Examined  # of the image, or of a PNG copy if browsers cannot show it
     truth: str
     prediction: str
     confidence: float
@@ -114,12 +101,12 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
     for number, folder in enumerate(replace(folder, white=run.white) for folder in folders):
         found = evaluate(run, folder)
         images = found.test_set.images
-        shown = _make_pictures(folder, images.indices, pictures / str(number))
+        shown = _examine(folder, images.indices, pictures / str(number))
         truths, predictions = (
             [run.classes[label] for label in labels] for labels in (found.test_set.labels, found.predicted)
         )
         last = max((each.group or 0 for each in tested), default=0)
-        groups = _number_near_duplicates([picture.examined for picture in shown], truths, last + 1)
+        groups = _number_near_duplicates(shown, truths, last + 1)
         tested += [
             TestedImage(
                 found.test_set.name, path, shown[index], truths[index], predictions[index],
@@ -130,17 +117,18 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
     return sorted(tested, key=lambda each: (not each.mistaken, -each.confidence if each.mistaken else each.confidence))
 
 
-def _make_pictures(folder: ImageFolder, indices: Sequence[int], directory: Path) -> list[Picture]:
+def _examine(folder: ImageFolder, indices: Sequence[int], directory: Path) -> list[Examined]:
+    """Examine images; those that browsers cannot show are copied into a new folder and have the path of the copy."""
     directory.mkdir()
 
-    def make(index: int) -> Picture:
+    def examine(index: int) -> Examined:
         path, image = folder.paths[index], folder.read(index)
         if image.format not in _SHOWN_FORMATS or path.suffix.lower() not in _SHOWN_BY_BROWSERS or not _is_text(path):
             path = directory / f"{index}.png"
             upright_rgb(image).save(path)
-        return Picture(path, examine_image(path, image))
+        return examine_image(path, image)
 
-    return on_all_cores(make, indices, "examining")
+    return on_all_cores(examine, indices, "examining")
 
 
 def _is_text(path: Path) -> bool:
