@@ -49,7 +49,7 @@ def take_turns(model_type: str, files: list[Path], turns: int) -> dict[str, Any]
     hardware = Hardware.choose("auto")
     model = hardware.place(build_model(model_type, 3).eval())
     run = TrainedRun(model, ("a", "b", "c"), hardware)
-    pixels = np.stack([fit_image(read_image(file), is_array=False, input_size=model.input_size) for file in files])
+    pixels = np.stack([fit_image(read_image(file), model.input_size) for file in files])
     batches = to_nchw(torch.from_numpy(pixels)).split(BATCH)
 
     @torch.inference_mode()

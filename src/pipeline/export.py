@@ -170,7 +170,7 @@ def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
         for place in range(len(folder.paths)):
             with suppress(UnreadableImage):
                 image = folder.read(place)
-                fit_image(image, image.format is None, run.model.input_size)  # arrays of another size are unreadable
+                fit_image(image, run.model.input_size)  # arrays of another size are unreadable
                 yield image
 
 
@@ -182,7 +182,7 @@ def _random_image(height: int, width: int) -> Image.Image:
 
 def _difference(exported: Exported, run: TrainedRun, image: Image.Image, file: Path) -> float:
     """Return the largest difference between the outputs and this project's answer; raise UserError if it is large."""
-    fitted = fit_image(image, image.format is None, run.model.input_size)
+    fitted = fit_image(image, run.model.input_size)
     [answer] = answer_images(run, [Answer(file, fitted)])
     outputs = exported(np.array(upright_rgb(image)))
     difference = float(np.abs(outputs["probabilities"] - answer.probabilities).max())

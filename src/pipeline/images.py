@@ -104,8 +104,7 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
 
     def decode(index: int) -> None:
         try:
-            image = folder.read(index)
-            pixels[index] = fit_image(image, image.format is None, input_size)
+            pixels[index] = fit_image(folder.read(index), input_size)
         except UnreadableImage as error:
             unreadable[index] = str(error)
         if index % _DROPPED_AT_ONCE == 0:
@@ -116,10 +115,10 @@ def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, 
     return unreadable
 
 
-def fit_image(image: Image.Image, is_array: bool, input_size: tuple[int, int, int]) -> np.ndarray:
+def fit_image(image: Image.Image, input_size: tuple[int, int, int]) -> np.ndarray:
     """Convert an image as it was read to a model's input: resize, pad and convert to the right number of channels.
 
-    An array (`is_array`, rather than a picture) for a model with one channel is not resized.
+    An array, which has no `format`, is not resized for a model with one channel.
 
     Returns:
         (H, W, C) uint8.
@@ -128,7 +127,7 @@ def fit_image(image: Image.Image, is_array: bool, input_size: tuple[int, int, in
         UnreadableImage: such an array has not the model's size.
     """
     channels, height, width = input_size
-    if channels == 1 and is_array:
+    if channels == 1 and image.format is None:
         if image.size != (width, height):
             raise UnreadableImage(
                 f"an array of {image.height}x{image.width} pixels, but the model takes {height}x{width}"

@@ -131,8 +131,7 @@ def _decode(file: Path, input_size: tuple[int, int, int], white: int) -> Answer:
     if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's methods, these do not raise
         return Answer(file, fault="not a regular file")  # reading from a pipe could block
     try:
-        image = read_image(file, white)
-        return Answer(file, fit_image(image, image.format is None, input_size))
+        return Answer(file, fit_image(read_image(file, white), input_size))
     except UnreadableImage as error:
         return Answer(file, fault=str(error))
 

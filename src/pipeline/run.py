@@ -102,7 +102,8 @@ def run(
 
 def images_have_changed(metrics: dict[str, Any], folders: Sequence[ImageFolder], cache: Cache) -> bool:
     """Return whether the images of a finished run have changed since."""
-    return metrics.get("images_digest", digest := digest_all(folders, cache)) != digest
+    digest = digest_all(folders, cache)
+    return metrics.get("images_digest", digest) != digest
 
 
 def _prepare(settings: Settings, folders: Sequence[ImageFolder], cache: Cache) -> _Prepared:
