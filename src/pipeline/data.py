@@ -19,7 +19,7 @@ from dataset.reading import WHITE
 from pipeline import distributed
 from pipeline.cache import SHARED, Cache
 from pipeline.images import DecodedImages, decode_images
-from pipeline.settings import FOLDS, VALIDATION
+from pipeline.settings import FOLDS
 from pipeline.splits import Split, digest_split, load_groups, split_folder
 
 _COPIED_AT_ONCE = 256  # images per copy to a device
@@ -183,11 +183,6 @@ class TrainingData:
     def originals(self) -> np.ndarray:
         """The indices of the training images that are not augmented."""
         return self.train.indices[~self.folder.augmented[self.train.indices]]
-
-    @property
-    def validation_set(self) -> TestSet:
-        """The validation images as a `TestSet`."""
-        return TestSet.of(self.folder, self.validation, VALIDATION)
 
 
 @dataclass(frozen=True)

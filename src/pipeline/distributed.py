@@ -31,8 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 from common import UserError, first_line
 
 _log = logging.getLogger(__name__)
-_PATIENCE = 50  # seconds within which all processes must connect
-_PAUSE = 0.1  # seconds between two attempts
+_TIMEOUT = 50  # seconds within which all processes must connect
+_POLL_INTERVAL = 0.1  # seconds between two attempts
 _GRACE = 30  # seconds within which a process may end by itself after a signal
 _waiting: dist.ProcessGroup | None = None  # for `wait_for_all`
 
@@ -134,18 +134,18 @@ def _join(process: _Process) -> None:
 
 def _meet(process: _Process) -> dist.Store:
     """Wait until all processes have connected. torch would wait too, but without handling Ctrl-C and SIGTERM."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     # Either the first process or torchrun is the server.
     serves = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     socket.getaddrinfo(process.address, process.port)
     while not serves:
         try:
-            socket.create_connection((process.address, process.port), timeout=_PATIENCE).close()
+            socket.create_connection((process.address, process.port), timeout=_TIMEOUT).close()
             break
         except OSError:  # the server has not started yet
             if time.monotonic() > deadline:
                 raise
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_INTERVAL)
     # multi_tenant, as in torch: reuses a server that this process started earlier.
     store = dist.TCPStore(
         process.address, process.port, process.size, serves, wait_for_workers=False, multi_tenant=True
@@ -154,8 +154,8 @@ def _meet(process: _Process) -> dist.Store:
     store.add("here", 1)
     while (here := store.add("here", 0)) < process.size:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{here} connected within {_PATIENCE} s")
-        time.sleep(_PAUSE)
+            raise TimeoutError(f"{here} connected within {_TIMEOUT} s")
+        time.sleep(_POLL_INTERVAL)
     store.set_timeout(timedelta(minutes=30))  # torch's default
     return store
 

@@ -25,7 +25,7 @@ from pipeline.notes import check_overlap, describe_start, note_classes
 from pipeline.novelty import LearnedImages
 from pipeline.results import gather
 from pipeline.run_folder import choose_hardware, describe, finished_results, open_folder, record_epochs
-from pipeline.settings import Settings
+from pipeline.settings import VALIDATION, Settings
 from pipeline.splits import describe_data, digest_all, load_groups
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
@@ -148,7 +148,7 @@ def _test(
     data, settings = trainer.data, trainer.settings
     validation = learned = None
     if trainer.validates:  # otherwise there is nothing to calibrate on
-        validation = data.validation_set
+        validation = TestSet.of(data.folder, data.validation, VALIDATION)
         learned = LearnedImages.of(trainer.model, data, trainer.hardware, cache)
     tester = Tester(trainer.model, data.classes, test_sets, settings, trainer.hardware, validation, learned)
     metrics = gather(trainer, tester.test(), prepared.described, prepared.images)

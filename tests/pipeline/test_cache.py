@@ -48,10 +48,10 @@ def files(cache):
 def test_array_is_computed_once(cache):
     maker = Maker()
     for _ in range(2):
-        array, notes = get(cache, maker=maker)
+        array, metadata = get(cache, maker=maker)
         assert array.shape == (10, 100)
         assert (array == 7).all()
-        assert notes == {"number": 7}
+        assert metadata == {"number": 7}
         assert not array.flags.writeable
     assert maker.made == 1
     assert files(cache) == ["a.json", "a.npy"]
@@ -76,13 +76,23 @@ def fill(array):
 Path(sys.argv[2]).touch()
 while len(list(Path().glob("here_*"))) < 4:
     time.sleep(0.01)
-array, notes = Cache(Path("cache")).get("images/a", (10, 100), np.uint8, fill)
-assert (array == 7).all() and notes == {"whole": True}
+array, metadata = Cache(Path("cache")).get("images/a", (10, 100), np.uint8, fill)
+assert (array == 7).all() and metadata == {"whole": True}
 """
 
 
 def start_making(folder, name):
     return subprocess.Popen([sys.executable, "-c", MAKE_SLOWLY, str(REPOSITORY / "src"), name], cwd=folder)
+
+
+def start_alone(folder):
+    """Start a program and wait until it is computing the array."""
+    for number in range(3):
+        (folder / f"here_{number}").touch()
+    program = start_making(folder, "here_3")
+    while not (folder / "made").exists():
+        time.sleep(0.01)
+    return program
 
 
 def test_one_of_several_concurrent_programs_computes_it(tmp_path):
@@ -94,11 +104,7 @@ def test_one_of_several_concurrent_programs_computes_it(tmp_path):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_partial_file_of_a_killed_program_is_removed(tmp_path, cache, same):
-    for number in range(3):
-        (tmp_path / f"here_{number}").touch()
-    program = start_making(tmp_path, "here_3")
-    while not (tmp_path / "made").exists():
-        time.sleep(0.01)
+    program = start_alone(tmp_path)
     program.send_signal(signal.SIGKILL)
     program.wait()
     assert files(cache) == [".a.partial.npy"]
@@ -122,6 +128,7 @@ DAMAGES = {
     "other bytes": lambda file, record: file.write_bytes(file.read_bytes()[:-1] + b"\0"),
     "other header": lambda file, record: file.write_bytes(b"\0" * 64 + file.read_bytes()[64:]),
     "other shape": lambda file, record: np.save(file, np.zeros((20, 50), np.uint8)),
+    "no record": lambda file, record: record.unlink(),
     "record cut": lambda file, record: record.write_text(record.read_text()[:-1]),
     "other record": lambda file, record: record.write_text("[]"),
     "record of another form": lambda file, record: record.write_text("{}"),
@@ -141,21 +148,13 @@ def test_damaged_array_is_rebuilt(cache, caplog, damage):
     assert maker.made == 1
 
 
-def test_array_without_metadata_is_rebuilt(cache):
-    maker = Maker()
-    get(cache)
-    (cache.directory / "images/a.json").unlink()
-    get(cache, maker=maker)
-    assert maker.made == 1
-
-
 def test_without_folder_nothing_is_stored(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     nowhere, maker = Cache(directory=None), Maker()
     for made in (1, 2):
-        array, notes = get(nowhere, maker=maker)
+        array, metadata = get(nowhere, maker=maker)
         assert (array == 7).all()
-        assert (notes, maker.made) == ({"number": 7}, made)
+        assert (metadata, maker.made) == ({"number": 7}, made)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,13 +204,13 @@ def test_limit_holds_and_arrays_in_use_are_kept(tmp_path_factory, requests, coun
     for name, stays in requests:
         maker = Maker(ord(name))
         try:
-            array, notes = get(cache, name, maker)
+            array, metadata = get(cache, name, maker)
         except CacheError:
             assert name not in used
             assert len(used) == count
             continue
         assert (array == ord(name)).all()
-        assert notes == {"number": ord(name)}
+        assert metadata == {"number": ord(name)}
         assert not (maker.made and name in used)
         ever.add(name)
         if stays:
@@ -275,11 +274,7 @@ def test_file_system_without_locks_is_refused(cache, monkeypatch):
 
 def test_waiting_program_says_so(tmp_path, cache, caplog):
     caplog.set_level(logging.INFO)
-    for number in range(3):
-        (tmp_path / f"here_{number}").touch()
-    program = start_making(tmp_path, "here_3")
-    while not (tmp_path / "made").exists():
-        time.sleep(0.01)
+    program = start_alone(tmp_path)
     maker = Maker()
     assert (get(cache, maker=maker).array == 7).all()
     assert maker.made == 0

@@ -278,7 +278,7 @@ def free_port():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_missing_processes_are_reported(variables, monkeypatch, free_port, rank):
-    monkeypatch.setattr(distributed, "_PATIENCE", 0.5)
+    monkeypatch.setattr(distributed, "_TIMEOUT", 0.5)
     variables(**{**TORCHRUN, "RANK": rank, "LOCAL_RANK": 0, "MASTER_PORT": free_port})
     message = r"^the 2 processes do not meet at localhost:\d+ \([^\n]*\): start them"
     with pytest.raises(UserError, match=message) as error, joined_processes():
