@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 def main() -> int:
     arguments = _parse()
     # torch and FiftyOne take seconds to import: --help and errors do not wait for them
-    from pipeline.exploration import find_images, test_again
+    from pipeline.exploration import find_run_images, test_again
     from pipeline.prediction import load_run
 
     run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
     run = load_run(run_dir, checkpoint)
-    folders = find_images(run_dir, run.classes, arguments.test_dir, arguments.side)
+    folders = find_run_images(run_dir, run.classes, arguments.test_dir, arguments.side)
     results = sys.stdout
     with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints messages
         _start_fiftyone()

@@ -20,7 +20,7 @@ from dataset.reading import read_image, upright_rgb
 from helpers import REPOSITORY, imported_for_help, save_untrained_run
 from models import build_model
 from pipeline.explain import class_activation_maps
-from pipeline.exploration import find_heatmaps, find_images, test_again
+from pipeline.exploration import find_heatmaps, find_run_images, test_again
 from pipeline.hardware import Hardware
 from pipeline.prediction import TrainedRun, load_run, predict_files
 
@@ -60,7 +60,7 @@ def explored(place, tmp_path, monkeypatch):
     """The run, and its tested images."""
     monkeypatch.chdir(place)
     run = load_run(Path("run"), "best_val_acc")
-    return run, test_again(run, find_images(Path("run"), run.classes), tmp_path)
+    return run, test_again(run, find_run_images(Path("run"), run.classes), tmp_path)
 
 
 def test_predictions_equal_those_of_predict_py(explored):
@@ -81,7 +81,7 @@ def test_an_unreadable_cache_of_another_user_is_not_needed(place, become_another
     run = load_run(Path("run"), "best_val_acc")
 
     def explore(pictures):
-        tested = test_again(run, find_images(Path("run"), run.classes), pictures)
+        tested = test_again(run, find_run_images(Path("run"), run.classes), pictures)
         return [(each.path, each.confidence) for each in tested]
 
     for name in ("first", "second"):
@@ -130,13 +130,13 @@ def test_test_images_may_have_moved(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = load_run(place / "run", "best_val_acc")
     moved = shutil.copytree(place / "pictures", tmp_path / "moved" / "pictures")
-    (folder,) = find_images(place / "run", run.classes, [moved])
+    (folder,) = find_run_images(place / "run", run.classes, [moved])
     assert len(folder.paths) == 13
     assert folder.paths[0].parents[1] == moved
     with pytest.raises(UserError, match="there is no folder elsewhere"):
-        find_images(place / "run", run.classes, [Path("elsewhere")])
+        find_run_images(place / "run", run.classes, [Path("elsewhere")])
     with pytest.raises(UserError, match="moved has"):
-        find_images(place / "run", run.classes, [tmp_path / "moved"])
+        find_run_images(place / "run", run.classes, [tmp_path / "moved"])
 
 
 def test_near_duplicates_share_a_group_number_within_their_set(tiny_model, make_folder, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_near_duplicates_share_a_group_number_within_their_set(tiny_model, make_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.json").write_text('{"test_dir": ["first", "second"]}')
     (tmp_path / "pictures").mkdir()
-    tested = test_again(run, find_images(Path("run"), run.classes), tmp_path / "pictures")
+    tested = test_again(run, find_run_images(Path("run"), run.classes), tmp_path / "pictures")
     groups = {str(each.path): each.group for each in tested if each.group}
     same = ("A/1.png", "B/small.jpg", "A/copy.jpg")
     assert groups == {f"{name}/{file}": number for number, name in ((1, "first"), (2, "second")) for file in same}

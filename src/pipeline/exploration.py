@@ -51,7 +51,7 @@ class TestedImage:
         return self.prediction != self.truth
 
 
-def find_images(
+def find_run_images(
     run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = (), side: str = TEST
 ) -> list[ImageFolder]:
     """List a run's test images, or another side of its split; by default the test sets are those in `settings.json`.

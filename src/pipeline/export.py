@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common import UserError, write_whole
 from dataset.reading import UnreadableImage, upright_rgb
 from pipeline.checkpoints import read_json
-from pipeline.exploration import find_images
+from pipeline.exploration import find_run_images
 from pipeline.hardware import Hardware
 from pipeline.images import fit_image
 from pipeline.novelty import Novelty, novelty_file
@@ -163,7 +163,7 @@ def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
     named = read_json(run_dir / "settings.json").get("test_dir")
     for names in [[Path(name)] for name in named] if named else [[]]:
         try:
-            [folder] = find_images(run_dir, run.classes, names)
+            [folder] = find_run_images(run_dir, run.classes, names)
         except UserError:  # the folder is gone or empty
             continue
         folder = replace(folder, white=run.white)

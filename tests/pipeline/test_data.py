@@ -83,11 +83,11 @@ def test_balanced_batches_draw_every_class_equally_often():
         drawn.append(np.concatenate(list(order)))
     assert np.array_equal(drawn[0], drawn[2])
     assert not np.array_equal(drawn[0], drawn[1])
-    for places in drawn:
-        assert sorted(np.bincount(labels[places]).tolist()) == [36, 37, 37]
-        of_large = places[labels[places] == 1]
+    for indices in drawn:
+        assert sorted(np.bincount(labels[indices]).tolist()) == [36, 37, 37]
+        of_large = indices[labels[indices] == 1]
         assert len(set(of_large.tolist())) == len(of_large), "no image twice before all were drawn"
-        of_small, counts = np.unique(places[labels[places] == 0], return_counts=True)
+        of_small, counts = np.unique(indices[labels[indices] == 0], return_counts=True)
         assert of_small.tolist() == [0, 1, 2]
         assert counts.max() - counts.min() <= 1
 

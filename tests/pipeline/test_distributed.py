@@ -36,11 +36,11 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     generator = np.random.default_rng(0)
     for name, count in (("dataset", 19), ("dataset_testing", 5)):
-        for place, label in enumerate("AB"):
+        for brightness, label in enumerate("AB"):
             (folder / name / label).mkdir(parents=True)
             for number in range(count):
                 pixels = generator.random((28, 28), np.float32)
-                pixels[:14] *= 0.7 + 0.3 * place
+                pixels[:14] *= 0.7 + 0.3 * brightness
                 np.save(folder / name / label / f"{number:02d}.npy", pixels)
     return folder
 
