@@ -131,7 +131,7 @@ def read_batches(images: int = 4000) -> float:
     with tempfile.TemporaryDirectory() as place:
         array = np.lib.format.open_memmap(Path(place) / "x.npy", "w+", np.uint8, (images, 224, 224, 3))
         batches = np.random.default_rng(0).permutation(images).reshape(-1, BATCH_SIZE)
-        return seconds_of(lambda: [cache.take(array, batch).sum() for batch in batches])
+        return seconds_of(lambda: [cache.copy_rows(array, batch).sum() for batch in batches])
 
 
 TUNINGS = {
@@ -156,7 +156,7 @@ TUNINGS = {
         plain_average,
     ),
     "release": Tuning(
-        "pages of the image cache are released: an epoch of batches", read_batches, cache, "release",
+        "pages of the image cache are released: an epoch of batches", read_batches, cache, "drop_pages",
         lambda array: None,
     ),
 }  # fmt: skip

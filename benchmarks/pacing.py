@@ -179,7 +179,7 @@ def _save(trainer: Any) -> None:
 
 def _cut(data: TrainingData, count: int) -> TrainingData:
     def some(batches: ImageBatches) -> ImageBatches:
-        return ImageBatches(batches.decoded, batches.labels.numpy(), batches.places[:count])
+        return batches.select(batches.indices[:count])
 
     return replace(data, train=some(data.train), validation=some(data.validation))
 

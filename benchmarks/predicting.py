@@ -32,7 +32,7 @@ def measure_rates(model_type: str, files: list[Path], turns: int) -> dict[str, A
 
     from dataset.reading import read_image
     from models import build_model
-    from pipeline.data import rows_to_maps
+    from pipeline.data import to_nchw
     from pipeline.hardware import Hardware, set_up_torch
     from pipeline.images import fit_image
     from pipeline.inference import BATCH, compute_logits
@@ -42,8 +42,8 @@ def measure_rates(model_type: str, files: list[Path], turns: int) -> dict[str, A
     hardware = Hardware.choose("auto")
     model = hardware.place(build_model(model_type, 3).eval())
     run = TrainedRun(model, ("a", "b", "c"), hardware)
-    pixels = np.stack([fit_image(read_image(file), is_array=False, input_size=model.input_size) for file in files])
-    batches = rows_to_maps(torch.from_numpy(pixels)).split(BATCH)
+    pixels = np.stack([fit_image(read_image(file), model.input_size) for file in files])
+    batches = to_nchw(torch.from_numpy(pixels)).split(BATCH)
 
     @torch.inference_mode()
     def run_model() -> None:

@@ -69,7 +69,7 @@ def write_images(directory: Path, numbers: range, count: int) -> None:
 def prepare(place: str) -> dict[str, Any]:
     """Run the steps of `main.py` before the first epoch."""
     from pipeline.cache import SHARED
-    from pipeline.data import find_range, load_test_set, load_training_data, read_folders
+    from pipeline.data import load_test_set, load_training_data, read_folders, set_white_level
     from pipeline.splits import describe_data, load_groups
 
     os.chdir(place)
@@ -77,7 +77,7 @@ def prepare(place: str) -> dict[str, Any]:
     with _step(steps, "list"):
         folders = read_folders(Path("dataset"), (Path("dataset_testing"),), with_augmented=False)
     with _step(steps, "look for 16-bit values"):
-        folders = find_range(folders)
+        folders = set_white_level(folders)
     with _step(steps, "group"):
         groups = load_groups(folders[:1]).numbers[0]
     with _step(steps, "group with the test images, and digest"):

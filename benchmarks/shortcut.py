@@ -101,7 +101,7 @@ def probe(settings: Any) -> tuple[float, float]:
             changed.append(Image.open(stream))
 
     def probability(images: list[Image.Image]) -> float:
-        pixels = np.stack([fit_image(image, False, run.model.input_size) for image in images])
+        pixels = np.stack([fit_image(image, run.model.input_size) for image in images])
         with torch.inference_mode():
             logits = compute_logits(run.model, torch.from_numpy(pixels).permute(0, 3, 1, 2), run.hardware)
         return fmean(logits.softmax(dim=1)[:, label].tolist())

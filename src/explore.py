@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common import ArgumentParser, UserError, run_program
-from pipeline.settings import add_run_arguments, find_run
+from pipeline.settings import SIDES, TEST, add_run_arguments, find_run
 
 _log = logging.getLogger(__name__)
 
@@ -19,13 +19,13 @@ _log = logging.getLogger(__name__)
 def main() -> int:
     arguments = _parse()
     # torch and FiftyOne take seconds to import: --help and errors do not wait for them
-    from pipeline.exploration import find_images, test_again
+    from pipeline.exploration import find_run_images, test_again
     from pipeline.fiftyone_app import add_images, new_dataset, serve, start_fiftyone, write_start_page
     from pipeline.prediction import load_run
 
     run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
     run = load_run(run_dir, checkpoint)
-    folders = find_images(run_dir, run.classes, arguments.test_dir, arguments.side)
+    folders = find_run_images(run_dir, run.classes, arguments.test_dir, arguments.side)
     results = sys.stdout
     with redirect_stdout(sys.stderr), TemporaryDirectory(prefix="explore-") as pictures:  # FiftyOne prints messages
         start_fiftyone()
@@ -51,13 +51,13 @@ def _parse() -> argparse.Namespace:
     # fmt: off
     parser.add_argument("-t", "--test-dir", type=Path, nargs="+", default=[], metavar="DIR",
         help="test images: folders with one sub-folder per class, or .npz files (default: the run's own test images)")
-    parser.add_argument("--side", choices=("test", "validation", "train"), default="test",
+    parser.add_argument("--side", choices=SIDES, default=TEST,
         help="which of the run's images to show; augmented images are left out (default: %(default)s)")
     parser.add_argument("--no-browser", dest="browser", action="store_false",
         help="print the App's address without opening a browser")
     # fmt: on
     arguments = parser.parse_args()
-    if arguments.test_dir and arguments.side != "test":
+    if arguments.test_dir and arguments.side != TEST:
         raise UserError(f"--test-dir and --side {arguments.side} exclude each other")
     return arguments
 

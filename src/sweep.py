@@ -237,9 +237,9 @@ def describe_state(settings: Settings) -> str:
 
 def _is_stale(settings: Settings, metrics: dict[str, Any]) -> bool:
     from pipeline.cache import Cache
-    from pipeline.run import is_of_other_images
+    from pipeline.run import images_have_changed
 
-    return is_of_other_images(metrics, _folders_of(settings), Cache.of(settings))
+    return images_have_changed(metrics, _folders_of(settings), Cache.of(settings))
 
 
 def _read_reason(record: Path) -> str:

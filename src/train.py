@@ -8,6 +8,7 @@ datasets.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ def main() -> int:
     for folder in layout.unused:
         say("split", f"{folder} is not one of train, val and test: it is not used")
     folders = _divide(layout, folders)
+    logging.getLogger("pipeline.data").setLevel(logging.WARNING)  # the audit has described the range of 16-bit values
     with joined_processes():
         metrics = run(settings, folders)
     if metrics is not None:
@@ -132,11 +134,12 @@ def _count(counts: Mapping[str, int]) -> str:
 
 def _divide(layout: Layout, folders: list[ImageFolder]) -> list[ImageFolder]:
     """Divide the images into a part for training and validation, and a test part that shares no group with it."""
-    from pipeline.splits import hold_out, leave_out_leaks
+    from pipeline.splits import find_readable, hold_out, leave_out_leaks
 
     if not layout.testing:
+        total = find_readable(folders[0]).sum()
         folders = hold_out(folders[0])
-        count, total = len(folders[1].paths), sum(len(folder.paths) for folder in folders)
+        count = len(folders[1].paths)
         say("split", f"{count} of {total} images are held out for testing; near-duplicates stay together")
         return folders
     if layout.validation:

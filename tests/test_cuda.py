@@ -25,7 +25,7 @@ from helpers import REPOSITORY, start, write_images
 from models import MODELS, build_model
 from pipeline import distributed
 from pipeline.checkpoints import Checkpoint
-from pipeline.data import ResidentBatches, bring_near, load_training_data
+from pipeline.data import ResidentBatches, load_training_data, preload_to_gpu
 from pipeline.explain import class_activation_maps
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
@@ -159,7 +159,7 @@ def test_interrupted_run_resumes_with_identical_results(
 def test_images_on_the_gpu_equal_those_of_the_host(make, deterministic, tiny_model, monkeypatch):
     resident = make(tiny_model, name="resident")
     batches = resident.data.train
-    (near,) = bring_near([batches], GPU)
+    (near,) = preload_to_gpu([batches], GPU)
     assert isinstance(near, ResidentBatches)
     for indices in ([0], [32, 5, 5], list(range(33)), []):
         (images, labels), (others, other_labels) = near.__getitems__(indices), batches.__getitems__(indices)
@@ -168,7 +168,7 @@ def test_images_on_the_gpu_equal_those_of_the_host(make, deterministic, tiny_mod
         assert torch.equal(labels.cpu(), other_labels)
         assert not indices or images.stride()[1:] == others.stride()[1:]
     assert isinstance(resident.train_loader.dataset, ResidentBatches)
-    monkeypatch.setattr("pipeline.trainer.bring_near", lambda parts, device: parts)
+    monkeypatch.setattr("pipeline.trainer.preload_to_gpu", lambda parts, device: parts)
     host = make(tiny_model, name="host")
     assert not isinstance(host.train_loader.dataset, ResidentBatches)
     for run in (resident, host):
@@ -181,7 +181,7 @@ def test_images_on_the_gpu_equal_those_of_the_host(make, deterministic, tiny_mod
 def test_batches_do_not_synchronise(make, monkeypatch, recipe, near):
     """Nor does the progress bar."""
     if not near:
-        monkeypatch.setattr("pipeline.trainer.bring_near", lambda parts, device: parts)
+        monkeypatch.setattr("pipeline.trainer.preload_to_gpu", lambda parts, device: parts)
     monkeypatch.setattr("pipeline.trainer.tqdm", lambda **options: tqdm(**{**options, "mininterval": 0}))
     monkeypatch.setattr(distributed, "bar_hidden", lambda: False)
     run = make("ResNet18", precision="bf16", recipe=recipe)

@@ -21,7 +21,7 @@ from helpers import REPOSITORY, save_untrained_run
 from models import build_model
 from pipeline import fiftyone_app
 from pipeline.explain import class_activation_maps
-from pipeline.exploration import find_heatmaps, find_images, test_again
+from pipeline.exploration import find_heatmaps, find_run_images, test_again
 from pipeline.hardware import Hardware
 from pipeline.prediction import TrainedRun, load_run, predict_files
 
@@ -61,7 +61,7 @@ def explored(place, tmp_path, monkeypatch):
     """The run, and its tested images."""
     monkeypatch.chdir(place)
     run = load_run(Path("run"), "best_val_acc")
-    return run, test_again(run, find_images(Path("run"), run.classes), tmp_path)
+    return run, test_again(run, find_run_images(Path("run"), run.classes), tmp_path)
 
 
 def test_predictions_equal_those_of_predict_py(explored):
@@ -82,7 +82,7 @@ def test_an_unreadable_cache_of_another_user_is_not_needed(place, become_another
     run = load_run(Path("run"), "best_val_acc")
 
     def explore(pictures):
-        tested = test_again(run, find_images(Path("run"), run.classes), pictures)
+        tested = test_again(run, find_run_images(Path("run"), run.classes), pictures)
         return [(each.path, each.confidence) for each in tested]
 
     for name in ("first", "second"):
@@ -107,10 +107,10 @@ def test_images_are_sorted_by_mistake_and_confidence(explored):
 def test_browsers_can_show_every_picture(explored, tmp_path):
     _, tested = explored
     for each in tested:
-        made = tmp_path in each.picture.file.parents
+        made = tmp_path in each.picture.path.parents
         assert made == (each.path.suffix in (".npy", ".tif") or each.path.name == NO_TEXT)
-        assert made or each.picture.file == each.path
-        shown = upright_rgb(read_image(each.picture.file))
+        assert made or each.picture.path == each.path
+        shown = upright_rgb(read_image(each.picture.path))
         assert each.picture.size == shown.size
         assert np.array_equal(shown, upright_rgb(read_image(each.path)))
 
@@ -118,7 +118,7 @@ def test_browsers_can_show_every_picture(explored, tmp_path):
 def test_heatmaps_cover_the_picture_without_padding(explored):
     run, tested = explored
     for each, heatmap in zip(tested, find_heatmaps(run, tested), strict=True):
-        image, _ = each.images.__getitems__([each.place])
+        image, _ = each.images.__getitems__([each.index])
         (whole,) = class_activation_maps(run.model, image, [run.classes.index(each.prediction)])
         width, height = (round(28 * side / max(each.picture.size)) for side in each.picture.size)
         upper, left = (28 - height) // 2, (28 - width) // 2
@@ -131,13 +131,13 @@ def test_test_images_may_have_moved(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = load_run(place / "run", "best_val_acc")
     moved = shutil.copytree(place / "pictures", tmp_path / "moved" / "pictures")
-    (folder,) = find_images(place / "run", run.classes, [moved])
+    (folder,) = find_run_images(place / "run", run.classes, [moved])
     assert len(folder.paths) == 13
     assert folder.paths[0].parents[1] == moved
     with pytest.raises(UserError, match="there is no folder elsewhere"):
-        find_images(place / "run", run.classes, [Path("elsewhere")])
+        find_run_images(place / "run", run.classes, [Path("elsewhere")])
     with pytest.raises(UserError, match="moved has"):
-        find_images(place / "run", run.classes, [tmp_path / "moved"])
+        find_run_images(place / "run", run.classes, [tmp_path / "moved"])
 
 
 def test_near_duplicates_share_a_group_number_within_their_set(tiny_model, make_folder, tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_near_duplicates_share_a_group_number_within_their_set(tiny_model, make_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.json").write_text('{"test_dir": ["first", "second"]}')
     (tmp_path / "pictures").mkdir()
-    tested = test_again(run, find_images(Path("run"), run.classes), tmp_path / "pictures")
+    tested = test_again(run, find_run_images(Path("run"), run.classes), tmp_path / "pictures")
     groups = {str(each.path): each.group for each in tested if each.group}
     same = ("A/1.png", "B/small.jpg", "A/copy.jpg")
     assert groups == {f"{name}/{file}": number for number, name in ((1, "first"), (2, "second")) for file in same}
@@ -211,7 +211,7 @@ def test_the_fiftyone_dataset_is_complete_and_deleted_afterwards(database, explo
             )
             for each in tested
         ]  # fmt: skip
-        assert dataset.values("filepath") == [os.path.abspath(each.picture.file) for each in tested]
+        assert dataset.values("filepath") == [os.path.abspath(each.picture.path) for each in tested]
         for heatmap, expected in zip(dataset.values("heatmap.map"), find_heatmaps(run, tested), strict=True):
             assert np.array_equal(heatmap, expected)
 

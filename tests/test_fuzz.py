@@ -401,7 +401,7 @@ def test_damaged_cache_files(tmp_path_factory, data, of):
     file.write_bytes(damage(file.read_bytes(), data.draw(damages)))
     kept = cache.get("images/a", (4, 5), np.uint8, fill)
     assert (kept.array == 7).all()
-    assert kept.notes == notes
+    assert kept.metadata == notes
 
 
 @fuzz(50)

@@ -17,7 +17,7 @@ from common import run_program
 from dataset.folders import read_folder
 from dataset.tables import read_rows
 from helpers import REPOSITORY, digests, start, write_images
-from pipeline.exploration import find_images
+from pipeline.exploration import find_run_images
 from pipeline.settings import find_run
 
 
@@ -76,7 +76,7 @@ def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
     assert {file.split("/")[0] for file in sides["test"]} == {"cat", "dog"}
     assert sum({"dog/twin_0.jpg", "dog/twin_1.jpg"} <= files for files in sides.values()) == 1
     assert (
-        f"split    {len(sides['test'])} of 23 images are held out for testing; near-duplicates stay together" in lines
+        f"split    {len(sides['test'])} of 22 images are held out for testing; near-duplicates stay together" in lines
     )
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["checkpoints"]["best_val_acc"]["test"]["test"]["images"] == len(sides["test"])
@@ -86,6 +86,19 @@ def test_training_leaves_the_photographs_unchanged(make_folder, tmp_path):
     assert any(line.startswith("most frequent confusions on test: ") for line in lines)
     reported = [shlex.split(line)[1] for line in lines[lines.index("next:") + 1 :]]
     assert reported == [str(REPOSITORY / "src" / f"{name}.py") for name in ("predict", "explore", "evaluate")]
+
+
+def test_range_of_16_bit_values_is_described_once(train):
+    for label in "AB":
+        Path("photos", label).mkdir(parents=True)
+        for number in range(6):
+            values = np.random.default_rng(number).integers(0, 4096, (20, 24), dtype=np.uint16)
+            Image.fromarray(values).save(f"photos/{label}/{number}.png")
+    status, lines, notes = train("photos")
+    assert status == 0
+    assert [line for line in (*lines, *notes) if "12-bit" in line] == [
+        "audit    16-bit files of photos hold 12-bit values: 4095 is white, not 65535"
+    ]
 
 
 def test_finished_run_is_reported(train, make_folder):
@@ -104,17 +117,17 @@ def test_held_out_images_are_found_again(train, make_folder):
     make_folder("photos", {"A": 12, "B": 8})
     assert train("photos", "-o", "out")[0] == 0
     run_dir, _ = find_run(Path("out"))
-    (folder,) = find_images(run_dir, ("A", "B"))
+    (folder,) = find_run_images(run_dir, ("A", "B"))
     assert folder.name == "test"
     assert {folder.name_of(place) for place in range(len(folder.paths))} == read_sides(run_dir)["test"]
     for side in ("train", "validation"):
-        (images,) = find_images(run_dir, ("A", "B"), side=side)
+        (images,) = find_run_images(run_dir, ("A", "B"), side=side)
         assert {images.name_of(place) for place in range(len(images.paths))} == read_sides(run_dir)[side]
     predicted = read_rows(run_dir / "predictions_best_val_acc.csv", ("file",))
     assert {row["file"] for row in predicted} == read_sides(run_dir)["test"]
     os.remove(folder.paths[0])
     with pytest.raises(Exception, match=r"photos holds \d of the \d test images of out/\S+: restore them"):
-        find_images(run_dir, ("A", "B"))
+        find_run_images(run_dir, ("A", "B"))
 
 
 def test_seeds_and_models_share_the_test_images(train, make_folder):
@@ -184,7 +197,7 @@ def test_npz_file_is_accepted(train, tmp_path):
     assert "audit    mine.npz: 20 one, 20 zero" in lines
     run_dir, _ = find_run(Path("saved_models/mine"))
     assert len(read_sides(run_dir)["test"]) == 8
-    (folder,) = find_images(run_dir, ("one", "zero"))
+    (folder,) = find_run_images(run_dir, ("one", "zero"))
     assert np.array_equal(folder.arrays, read_folder(Path("mine.npz")).arrays[[int(p.name) for p in folder.paths]])
 
 

@@ -15,11 +15,16 @@ _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
 def on_all_cores(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], title: str, unit: str = "image"
+    function: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    title: str,
+    unit: str = "image",
+    threads: int | None = None,
 ) -> list[_Result]:
     """Apply a function to each item in threads, with a progress bar, and return the results in order.
 
-    Runs in parallel if the function spends its time in Pillow, OpenCV or NumPy, which release the interpreter lock.
+    Threads, by default one per core, run in parallel if the function spends its time in Pillow, OpenCV or NumPy, which
+    release the interpreter lock.
     """
 
     def work(start: int) -> list[_Result]:
@@ -27,7 +32,7 @@ def on_all_cores(
 
     results: list[_Result] = []
     with (
-        ThreadPoolExecutor(available_cores()) as pool,
+        ThreadPoolExecutor(threads or available_cores()) as pool,
         tqdm(desc=title, total=len(items), unit=unit, delay=1, disable=None) as bar,
     ):
         for block in pool.map(work, range(0, len(items), _BLOCK)):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad, unfold
 
-from pipeline.cache import Cache, NoRoom, Notes
-from pipeline.data import ImageBatches, TestSet, TrainingData, rows_to_maps
+from pipeline.cache import Cache, Metadata
+from pipeline.data import ImageBatches, TestSet, TrainingData, sample
 from pipeline.head import fit_head
 from pipeline.measures import mcnemar_test, mean_over_classes
 
@@ -61,37 +61,27 @@ def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.nd
 
     It is fitted to at most 5,000 training images, none of them augmented.
     """
-    train = _originals(data)
-    if len(train) > _MOST_IMAGES:
-        train = np.sort(np.random.default_rng(0).choice(train, _MOST_IMAGES, replace=False))
-    digest = hashlib.sha256(f"{_FORM} {data.train.decoded.key} {test_set.images.decoded.key}".encode())
-    for places in (train, data.validation.places, test_set.images.places):
-        digest.update(b"\0" + places.tobytes())
+    train, labels = data.train.select(sample(data.originals, _MOST_IMAGES)), data.folder.labels
+    validation, test = data.validation, test_set.images
+    digest = hashlib.sha256(f"{_FORM} {train.decoded.key} {test.decoded.key}".encode())
+    for images in (train, validation, test):
+        digest.update(b"\0" + images.indices.tobytes())
 
-    def fill(predictions: np.memmap) -> Notes:
-        training, validation = (_describe(data.train, places) for places in (train, data.validation.places))
-        labels = data.folder.labels
-        head = fit_head(training, labels[train], validation, labels[data.validation.places])
-        predictions[:] = head.logits(_describe(test_set.images, test_set.images.places)).argmax(axis=1)
+    def fill(predictions: np.memmap) -> Metadata:
+        head = fit_head(
+            _compute_features(train), labels[train.indices],
+            _compute_features(validation), labels[validation.indices],
+        )  # fmt: skip
+        predictions[:] = head.logits(_compute_features(test)).argmax(axis=1)
         return {}
 
-    name, shape = f"baseline/{digest.hexdigest()[:32]}", (len(test_set.labels),)
-    try:
-        return np.array(cache.get(name, shape, np.int64, fill).array)
-    except NoRoom:
-        return np.array(Cache(directory=None).get(name, shape, np.int64, fill).array)
+    name = f"baseline/{digest.hexdigest()[:32]}"
+    return np.array(cache.get_or_unnamed(name, (len(test),), np.int64, fill).array)
 
 
-def _originals(data: TrainingData) -> np.ndarray:
-    """Return the indices of the training images that are not augmented."""
-    return data.train.places[~data.folder.augmented[data.train.places]]
-
-
-def _describe(images: ImageBatches, places: np.ndarray) -> np.ndarray:
-    parts = [
-        simple_features(rows_to_maps(torch.from_numpy(images.decoded[places[start : start + _BATCH]]))).numpy()
-        for start in range(0, len(places), _BATCH)
-    ]
+def _compute_features(images: ImageBatches) -> np.ndarray:
+    starts = range(0, len(images), _BATCH)
+    parts = [simple_features(images.read(images.indices[start : start + _BATCH])).numpy() for start in starts]
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
@@ -103,7 +93,7 @@ def score_baseline(data: TrainingData, test_set: TestSet, predictions: np.ndarra
     between this regression and the network's predictions (N,) int.
     """
     simple, labels = predict_simply(data, test_set, cache), test_set.labels
-    largest = np.bincount(data.folder.labels[_originals(data)]).argmax()
+    largest = np.bincount(data.folder.labels[data.originals]).argmax()
     network_right, simple_right = predictions == labels, simple == labels
     return {
         "chance": 1 / len(data.classes),

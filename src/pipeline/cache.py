@@ -5,14 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import mmap
 import os
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +21,26 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from common import UserError, readable_size, write_whole
+from dataset.examining import STORE
 from pipeline.settings import Settings
 
 _KINDS = ("images", "features", "groups", "baseline")  # folders of arrays; `.cache/` also holds other files
-_PAUSE = 0.1  # seconds between two looks at an array that another program is computing
+_POLL_INTERVAL = 0.1  # seconds between two looks at an array that another program is computing
 _log = logging.getLogger(__name__)
 
-Notes = dict[str, Any]  # JSON-compatible metadata of an array
+Metadata = dict[str, Any]  # of an array; JSON types
+Fill = Callable[[np.memmap], Metadata]  # writes the values into an array of zeros and returns the metadata
 
 
-class NoRoom(UserError):
+class CacheError(UserError):
     """An array cannot be cached; the message says why."""
 
 
-class Kept(NamedTuple):
+class CachedArray(NamedTuple):
     """A memory-mapped array and its metadata."""
 
     array: np.memmap
-    notes: Notes
+    metadata: Metadata
 
 
 @dataclass(frozen=True)
@@ -65,94 +66,113 @@ class Cache:
         """Return the cache for a run."""
         return cls(None if settings.no_cache else cls.directory, settings.cache_limit * 1e9)
 
-    def find(self, name: str) -> Kept | None:
-        """Return a cached array, or None if it has to be computed; raise NoRoom if it cannot be read."""
+    @property
+    def examined(self) -> Path | None:
+        """The store of `dataset.examining`; None if nothing is to be stored."""
+        return None if self.directory is None else STORE
+
+    def find(self, name: str) -> CachedArray | None:
+        """Return a cached array, or None if it has to be computed; raise CacheError if it cannot be read."""
         if self.directory is None:
             return None
-        with _as_no_room(self._file(name)):
+        with _as_cache_error(self._file(name)):
             return _open(self._file(name))
 
-    def get(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]) -> Kept:
+    def get(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Fill) -> CachedArray:
         """Return a cached array; compute it if necessary.
 
         Args:
             name: kind and key. The key must identify everything that shape, dtype and values depend on.
             shape, dtype: of the array.
-            fill: writes the values into an array of zeros and returns the metadata.
+            fill: computes the array.
 
         Raises:
-            NoRoom: the array exceeds the limit or the free disk space, or the folder cannot be read or written or does
-                not support file locking.
+            CacheError: the array exceeds the limit or the free disk space, or the folder cannot be read or written or
+                does not support file locking.
         """
         if self.directory is None:
-            with _as_no_room(Path(tempfile.gettempdir())):
-                return _make_unnamed(shape, dtype, fill)
+            return _compute_unnamed(shape, dtype, fill)
         file, waiting = self._file(name), False
-        with _as_no_room(file):
-            while not (kept := _open(file)):
+        with _as_cache_error(file):
+            while not (cached := _open(file)):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with os.fdopen(os.open(_partial_of(file), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
-                    if _lock(stream) and _is_named(stream, _partial_of(file)):
-                        return self._make(file, stream, shape, dtype, fill)
+                with os.fdopen(os.open(_partial_path(file), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
+                    if _try_lock(stream) and _has_path(stream, _partial_path(file)):
+                        return self._compute(file, stream, shape, dtype, fill)
                 if not waiting:
                     _log.info("waiting for another program that is computing %s", file)
                 waiting = True
-                time.sleep(_PAUSE)
-            return kept
+                time.sleep(_POLL_INTERVAL)
+            return cached
 
-    def _make(
-        self, file: Path, stream: IO[bytes], shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[..., Notes]
-    ) -> Kept:
-        """Compute an array in the locked partial file, unless another program has just finished it."""
-        partial, size = _partial_of(file), _count_bytes(shape, dtype)
+    def get_or_unnamed(
+        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Fill, warning: str = ""
+    ) -> CachedArray:
+        """Return a cached array like `get`; if it cannot be cached, log a warning and use an unnamed temporary file."""
         try:
-            if kept := _open(file):
+            return self.get(name, shape, dtype, fill)
+        except CacheError as reason:
+            if self.directory is None:
+                raise
+            if warning:
+                _log.warning("%s: %s", warning, reason)
+            return _compute_unnamed(shape, dtype, fill)
+
+    def _compute(
+        self, file: Path, stream: IO[bytes], shape: tuple[int, ...], dtype: DTypeLike, fill: Fill
+    ) -> CachedArray:
+        """Compute an array in the locked partial file, unless another program has just finished it."""
+        partial = _partial_path(file)
+        try:
+            if cached := _open(file):
                 partial.unlink()
-                return kept
+                return cached
             if file.exists():
                 _log.warning("%s is damaged: it is rebuilt", file)
-            stream.truncate(0)  # what a killed program wrote
             with _locked_folder(self.directory):
-                self._make_room(size, (file, partial))
                 array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-                _allocate(stream, array.offset + size)
-            notes = fill(array)
+                self._free_space(array.nbytes, (file, partial))
+                _allocate(stream, array.offset + array.nbytes)
+            metadata = fill(array)
             array.flush()
-            _write_record(file, stream, notes)  # before the array appears
+            with write_whole(_record_path(file)) as partial_record:  # before the array appears
+                partial_record.write_text(json.dumps(_make_record(stream, metadata)))
             os.replace(partial, file)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _share(stream)
-        return Kept(_map(stream), notes)
+        _lock_shared(stream)
+        return CachedArray(_map(stream), metadata)
 
-    def _make_room(self, size: int, replaced: tuple[Path, Path]) -> None:
+    def _free_space(self, size: int, replaced: Collection[Path]) -> None:
         """Delete partial files of killed programs, and as many unused arrays as the limit requires.
 
-        Nothing is deleted, and NoRoom raised, if that would not free enough space.
+        Nothing is deleted, and CacheError raised, if that would not free enough space.
         """
         found = []
         for kind in _KINDS:
             for other in (self.directory / kind).glob("*.npy"):  # hidden files included
                 with suppress(OSError):  # deleted, or in another user's folder
-                    found.append((_last_used(other), other.stat().st_size, other))
-        found = sorted(entry for entry in found if entry[-1] not in replaced)
+                    record = _record_path(other)  # which partial files do not have
+                    used = record.stat().st_mtime_ns if record.exists() else 0
+                    if other not in replaced:
+                        found.append((used, other.stat().st_size, other))
         excess = sum(taken for _, taken, _ in found) + size - self.limit
         deleted = []
         with ExitStack() as locks:
-            for used, taken, other in found:
+            for used, taken, other in sorted(found):
                 if excess > 0 or not used:
                     with suppress(OSError):  # another user's
-                        if _lock(locks.enter_context(other.open("r+b"))):  # NFS cannot lock read-only files
+                        if _try_lock(locks.enter_context(other.open("r+b"))):  # NFS cannot lock read-only files
                             deleted.append(other)
                             excess -= taken
             if excess > 0:
-                raise NoRoom(
+                raise CacheError(
                     f"{readable_size(size)} is more than is left of {readable_size(self.limit)} (--cache-limit)"
                 )
             for other in deleted:
                 other.unlink(missing_ok=True)
-                _record_of(other).unlink(missing_ok=True)
+                _record_path(other).unlink(missing_ok=True)
         _check_disk(self.directory, size)
 
     def _file(self, name: str) -> Path:
@@ -162,46 +182,49 @@ class Cache:
 SHARED = Cache()
 
 
-def take(array: np.memmap, places: np.ndarray) -> np.ndarray:
+def copy_rows(array: np.memmap, rows: np.ndarray) -> np.ndarray:
     """Return a copy of the rows at these indices.
 
     The pages that were read stay in the system's cache, but leave this process, whose memory would otherwise grow to
     the size of the whole file in the first epoch.
     """
-    rows = np.asarray(array[places])
-    release(array)
-    return rows
+    copied = np.asarray(array[rows])
+    drop_pages(array)
+    return copied
 
 
-def release(array: np.memmap) -> None:
+def drop_pages(array: np.memmap) -> None:
     """Drop a mapped file's pages from this process's memory; changes are written to the file."""
     array.base.madvise(mmap.MADV_DONTNEED)
 
 
-def _make_unnamed(shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[np.memmap], Notes]) -> Kept:
-    size = _count_bytes(shape, dtype)
-    _check_disk(Path(tempfile.gettempdir()), size)
-    with tempfile.TemporaryFile() as stream:
-        _allocate(stream, size)
-        array = np.memmap(stream, dtype, "r+", shape=shape)
-    return Kept(array, fill(array))
-
-
-def _count_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
-    return math.prod(shape) * np.dtype(dtype).itemsize
-
-
-def _partial_of(file: Path) -> Path:
-    return file.with_name(f".{file.stem}.partial.npy")
+def _compute_unnamed(shape: tuple[int, ...], dtype: DTypeLike, fill: Fill) -> CachedArray:
+    """Compute an array in a temporary file, which disappears with the array."""
+    folder = Path(tempfile.gettempdir())
+    with _as_cache_error(folder):
+        with tempfile.TemporaryFile() as stream:
+            array = np.memmap(stream, dtype, "r+", shape=shape)
+            _check_disk(folder, array.nbytes)
+            _allocate(stream, array.nbytes)
+        return CachedArray(array, fill(array))
 
 
 @contextmanager
-def _as_no_room(path: Path) -> Iterator[None]:
-    """Convert OSError to NoRoom: programs can run without the cache."""
+def _as_cache_error(path: Path) -> Iterator[None]:
+    """Convert OSError to CacheError: programs can run without the cache."""
     try:
         yield
     except OSError as error:
-        raise NoRoom(f"{error.filename or path}: {error.strerror or error}") from error
+        raise CacheError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def _check_disk(folder: Path, size: int) -> None:
+    """Raise CacheError if an array takes more than half of the free space: a run also writes checkpoints."""
+    free = shutil.disk_usage(folder).free
+    if size > free / 2:
+        raise CacheError(
+            f"{readable_size(size)} is more than half of the free space in {folder} ({readable_size(free)})"
+        )
 
 
 def _allocate(stream: IO[bytes], size: int) -> None:
@@ -209,22 +232,52 @@ def _allocate(stream: IO[bytes], size: int) -> None:
     os.posix_fallocate(stream.fileno(), 0, size)
 
 
-def _open(file: Path) -> Kept | None:
+def _open(file: Path) -> CachedArray | None:
     """Open an array; return None if it is missing or damaged."""
     try:
         with file.open("rb") as stream:
-            _share(stream)
-            record = json.loads(_record_of(file).read_text())
-            if record.pop("own") == _checksum(record) and _version(stream).items() <= record.items():
+            _lock_shared(stream)
+            record = json.loads(_record_path(file).read_text())
+            if record == _make_record(stream, record["notes"]):
                 with suppress(OSError):  # a read-only cache
-                    os.utime(_record_of(file))  # time of last use
-                return Kept(_map(stream), record["notes"])
+                    os.utime(_record_path(file))  # time of last use
+                return CachedArray(_map(stream), record["notes"])
     except (FileNotFoundError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
         pass  # missing, or not a record
     return None
 
 
-def _lock(stream: IO[bytes]) -> bool:
+def _map(stream: IO[bytes]) -> np.memmap:
+    """Map an .npy file. The mapping duplicates the file descriptor, and so keeps the lock while it exists."""
+    stream.seek(0)
+    np.lib.format.read_magic(stream)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    return np.memmap(stream, dtype, "r", stream.tell(), shape)
+
+
+def _make_record(stream: IO[bytes], metadata: Metadata) -> dict[str, Any]:
+    """Return what an array's JSON file holds: any later write to the array changes its modification time."""
+    status = os.fstat(stream.fileno())
+    record = {"size": status.st_size, "modified": status.st_mtime_ns, "notes": metadata}
+    return {**record, "own": zlib.crc32(json.dumps(record).encode())}
+
+
+def _partial_path(file: Path) -> Path:
+    return file.with_name(f".{file.stem}.partial.npy")
+
+
+def _record_path(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _has_path(stream: IO[bytes], path: Path) -> bool:
+    """Return whether an open file still has this path, and was not renamed or deleted."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(stream.fileno()))
+    return False
+
+
+def _try_lock(stream: IO[bytes]) -> bool:
     """Lock a file exclusively; return False if another program has locked it."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,7 +286,7 @@ def _lock(stream: IO[bytes]) -> bool:
     return True
 
 
-def _share(stream: IO[bytes]) -> None:
+def _lock_shared(stream: IO[bytes]) -> None:
     with suppress(OSError):  # file systems without locks: nothing is created or deleted there
         fcntl.flock(stream, fcntl.LOCK_SH)
 
@@ -247,53 +300,3 @@ def _locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _is_named(stream: IO[bytes], path: Path) -> bool:
-    """Return whether an open file still has this path, and was not renamed or deleted."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path), os.fstat(stream.fileno()))
-    return False
-
-
-def _map(stream: IO[bytes]) -> np.memmap:
-    """Map an .npy file. The mapping duplicates the file descriptor, and so keeps the lock while it exists."""
-    stream.seek(0)
-    np.lib.format.read_magic(stream)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    return np.memmap(stream, dtype, "r", stream.tell(), shape)
-
-
-def _write_record(file: Path, stream: IO[bytes], notes: Notes) -> None:
-    record = {**_version(stream), "notes": notes}
-    with write_whole(_record_of(file)) as partial:
-        partial.write_text(json.dumps({**record, "own": _checksum(record)}))
-
-
-def _version(stream: IO[bytes]) -> dict[str, int]:
-    """Size and modification time: any later write to the file changes them."""
-    status = os.fstat(stream.fileno())
-    return {"size": status.st_size, "modified": status.st_mtime_ns}
-
-
-def _checksum(record: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(record).encode())
-
-
-def _record_of(file: Path) -> Path:
-    return file.with_suffix(".json")
-
-
-def _last_used(file: Path) -> int:
-    """Time in nanoseconds; 0 for partial files."""
-    if file.name.startswith("."):
-        return 0
-    record = _record_of(file)
-    return (record if record.exists() else file).stat().st_mtime_ns
-
-
-def _check_disk(folder: Path, size: int) -> None:
-    """Raise NoRoom if an array takes more than half of the free space: a run also writes checkpoints."""
-    free = shutil.disk_usage(folder).free
-    if size > free / 2:
-        raise NoRoom(f"{readable_size(size)} is more than half of the free space in {folder} ({readable_size(free)})")

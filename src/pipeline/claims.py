@@ -23,10 +23,10 @@ from common import UserError, guard_writes
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
-_PAUSE = 5.0  # seconds between two looks at runs that other programs have claimed
+_POLL_INTERVAL = 5.0  # seconds between two looks at runs that other programs have claimed
 _HEARTBEAT = 60  # seconds between two updates of a claim's modification time
-_WRITING = 10  # seconds after which a claim without content belongs to a program that was killed while writing it
-_SILENCE = 600  # seconds without a heartbeat after which a program on another machine is considered dead
+_EMPTY_TIMEOUT = 10  # seconds after which a claim without content belongs to a program that was killed while writing it
+_TIMEOUT = 600  # seconds without a heartbeat after which a program on another machine is considered dead
 
 
 class ClaimLost(UserError):
@@ -51,7 +51,7 @@ class Claim:
         """Raise `ClaimLost` if another program has taken over the claim."""
         if not self.is_held():
             raise ClaimLost(
-                f"{self.file} no longer belongs to this program, which sent no heartbeat for {_SILENCE // 60} minutes: "
+                f"{self.file} no longer belongs to this program, which sent no heartbeat for {_TIMEOUT // 60} minutes: "
                 "another program may be training the run, and this one writes nothing more to it"
             )
 
@@ -84,17 +84,17 @@ def claim_runs(runs: Sequence[Settings], has_finished: Callable[[Settings], obje
                 if not waiting:
                     _log.info(
                         "waiting for %d runs of other programs; a program without a heartbeat for %d minutes loses its "
-                        "run", len(elsewhere), _SILENCE // 60,
+                        "run", len(elsewhere), _TIMEOUT // 60,
                     )  # fmt: skip
                 waiting = True
-                time.sleep(_PAUSE)
+                time.sleep(_POLL_INTERVAL)
             pending = elsewhere
 
 
 @contextmanager
 def claim_alone(settings: Settings) -> Iterator[None]:
     """Claim a single run, or raise UserError. If another machine holds it, wait for its heartbeat or its timeout."""
-    file = _file_of(settings.run_dir)
+    file = _claim_file(settings.run_dir)
     last_beat = None
     while True:
         with claim(settings.run_dir) as held:
@@ -108,10 +108,10 @@ def claim_alone(settings: Settings) -> Iterator[None]:
             if last_beat is None:
                 _log.info(
                     "%s is claimed by a program on another machine: waiting up to %d minutes for a heartbeat",
-                    settings.run_dir, _SILENCE // 60,
+                    settings.run_dir, _TIMEOUT // 60,
                 )  # fmt: skip
             last_beat = beat
-        time.sleep(_PAUSE)
+        time.sleep(_POLL_INTERVAL)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def claim(run_dir: Path) -> Iterator[Claim | None]:
     machine notice immediately when it dies. Other machines may not see the lock: they take over a claim without a
     heartbeat for ten minutes. `write_whole` checks the claim before each write to the run's folder.
     """
-    file = _file_of(run_dir)
+    file = _claim_file(run_dir)
     file.parent.mkdir(parents=True, exist_ok=True)
     held = _create(file) if _is_free(file, clear=True) else None
     if held is None:
@@ -144,10 +144,10 @@ def claim(run_dir: Path) -> Iterator[Claim | None]:
 
 def is_claimed(run_dir: Path) -> bool:
     """Return whether a live program has claimed a run."""
-    return not _is_free(_file_of(run_dir))
+    return not _is_free(_claim_file(run_dir))
 
 
-def _file_of(run_dir: Path) -> Path:
+def _claim_file(run_dir: Path) -> Path:
     return run_dir.parent / ".claims" / run_dir.name
 
 
@@ -160,13 +160,9 @@ def _create(file: Path) -> Claim | None:
     with suppress(OSError):  # file systems without locks
         fcntl.flock(stream, fcntl.LOCK_EX)
     owner = json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "id": secrets.token_hex(8)})
-    try:
-        stream.write(owner)
-        stream.flush()
-        os.fsync(stream.fileno())  # so that other machines can read it
-    except OSError:  # disk full
-        file.unlink()
-        raise
+    stream.write(owner)
+    stream.flush()
+    os.fsync(stream.fileno())  # so that other machines can read it
     return Claim(file, stream, owner)
 
 
@@ -188,7 +184,7 @@ def _is_free(file: Path, clear: bool = False) -> bool:
         except OSError:  # file systems without locks
             locked = False
         boot = _boot_of(stream.read())
-        free = (locked and boot == _boot()) or _age(file, stream) > (_SILENCE if boot else _WRITING)
+        free = (locked and boot == _boot()) or _age(file, stream) > (_TIMEOUT if boot else _EMPTY_TIMEOUT)
         if free and clear:
             with suppress(FileNotFoundError):
                 if os.path.samestat(file.stat(), os.fstat(stream.fileno())):  # no other program has just taken it over

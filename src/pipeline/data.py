@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import UserError
-from dataset.examining import STORE, find_highest, with_white_level
+from dataset.examining import find_highest, with_white_level
 from dataset.folders import ImageFolder, check_apart, read_folder
 from dataset.reading import WHITE
 from pipeline import distributed
@@ -27,59 +27,80 @@ _log = logging.getLogger(__name__)
 
 
 class ImageBatches(Dataset):
-    """Batches of `places`, (M,) int, in the N images of a folder or their features, with labels (N,) int64."""
+    """Batches of M of the N images of a folder, or of their features.
 
-    def __init__(self, decoded: DecodedImages | np.memmap, labels: np.ndarray, places: np.ndarray) -> None:
-        self.decoded, self.labels, self.places = decoded, torch.from_numpy(labels), places
+    Attributes:
+        decoded: the N images, or their features as rows of a memory-mapped array.
+        labels: (N,) int64.
+        indices: (M,) int, of the images to use.
+    """
+
+    def __init__(self, decoded: DecodedImages | np.memmap, labels: np.ndarray, indices: np.ndarray) -> None:
+        self.decoded, self.labels, self.indices = decoded, torch.from_numpy(labels), indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, batch: list[int]) -> tuple[Tensor, Tensor]:
         """Return images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
-        places = self.places[np.array(indices, dtype=np.int64)]
-        return rows_to_maps(torch.from_numpy(self.decoded[places])), self.labels[places]
+        indices = self.indices[np.array(batch, dtype=np.int64)]
+        return self.read(indices), self.labels[indices]
+
+    def read(self, indices: np.ndarray) -> Tensor:
+        """Return the images (B, C, H, W) at B of the N indices."""
+        return to_nchw(torch.from_numpy(self.decoded[indices]))
+
+    def select(self, indices: np.ndarray) -> ImageBatches:
+        """Return batches of the images at other indices of the N images."""
+        return type(self)(self.decoded, self.labels.numpy(), indices)
 
 
 class ResidentBatches(ImageBatches):
     """The same batches, with all images stored on a device."""
 
     def __init__(self, batches: ImageBatches, device: torch.device) -> None:
-        super().__init__(batches.decoded, batches.labels.numpy(), batches.places)
-        self._labels = self.labels[batches.places].to(device)
-        first = maps_to_rows(batches.__getitems__([0])[0])
-        self._rows = torch.empty((len(batches), *first.shape[1:]), dtype=first.dtype, device=device)
+        super().__init__(batches.decoded, batches.labels.numpy(), batches.indices)
+        self._labels = self.labels[batches.indices].to(device)
+        first = to_nhwc(batches.read(batches.indices[:1]))
+        self._rows = first.new_empty((len(batches), *first.shape[1:]), device=device)
         for start in range(0, len(batches), _COPIED_AT_ONCE):
-            some = list(range(start, min(start + _COPIED_AT_ONCE, len(batches))))
-            self._rows[some[0] : some[-1] + 1] = maps_to_rows(batches.__getitems__(some)[0])
+            some = slice(start, start + _COPIED_AT_ONCE)
+            self._rows[some] = to_nhwc(batches.read(batches.indices[some]))
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, batch: list[int]) -> tuple[Tensor, Tensor]:
         """Return the same batch, on the device."""
         # From pinned memory: any other copy would synchronise with the GPU.
-        places = torch.tensor(indices, dtype=torch.int64, pin_memory=self._rows.is_cuda)
-        places = places.to(self._rows.device, non_blocking=True)
-        return rows_to_maps(self._rows[places]), self._labels[places]
+        rows = torch.tensor(batch, dtype=torch.int64, pin_memory=self._rows.is_cuda)
+        rows = rows.to(self._rows.device, non_blocking=True)
+        return to_nchw(self._rows[rows]), self._labels[rows]
 
 
-def rows_to_maps(rows: Tensor) -> Tensor:
-    """Convert images and maps from (N, H, W, C) to (N, C, H, W); leave vectors unchanged."""
-    return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
+def to_nchw(images: Tensor) -> Tensor:
+    """Convert images and feature maps from (N, H, W, C) to (N, C, H, W); leave vectors unchanged."""
+    return images.permute(0, 3, 1, 2) if images.dim() == 4 else images
 
 
-def maps_to_rows(maps: Tensor) -> Tensor:
-    """Reverse `rows_to_maps`."""
-    return maps.permute(0, 2, 3, 1) if maps.dim() == 4 else maps
+def to_nhwc(images: Tensor) -> Tensor:
+    """Convert images and feature maps from (N, C, H, W) to (N, H, W, C); leave vectors unchanged."""
+    return images.permute(0, 2, 3, 1) if images.dim() == 4 else images
 
 
-def bring_near(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[ImageBatches]:
-    """Copy all images to a GPU if they fit in half of its free memory."""
+def preload_to_gpu(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[ImageBatches]:
+    """Copy all images to the device if it is a GPU and they fit in half of its free memory."""
     if device.type != "cuda":
         return parts
-    size = sum(len(batches) * batches.__getitems__([0])[0].nbytes for batches in parts if len(batches))
+    size = sum(len(batches) * batches.read(batches.indices[:1]).nbytes for batches in parts)
     free, _ = torch.cuda.mem_get_info(device)
     if size > free / 2:
         return parts
     return [ResidentBatches(batches, device) if len(batches) else batches for batches in parts]
+
+
+def sample(indices: np.ndarray, most: int) -> np.ndarray:
+    """Return the indices, or a sorted random sample of `most` of them if they are more."""
+    if len(indices) <= most:
+        return indices
+    return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -127,7 +148,7 @@ def _draw_balanced(labels: np.ndarray, generator: np.random.Generator) -> np.nda
         members = np.flatnonzero(labels == label)
         count = len(labels) // len(classes) + (number < len(labels) % len(classes))
         rounds = [generator.permutation(members) for _ in range(-(-count // len(members)))]
-        drawn.append(np.concatenate(rounds)[:count] if rounds else members[:0])
+        drawn.append(np.concatenate(rounds)[:count])
     return np.concatenate(drawn)
 
 
@@ -159,9 +180,9 @@ class TrainingData:
         return self.folder.classes
 
     @property
-    def validation_set(self) -> TestSet:
-        """The validation images as a `TestSet`."""
-        return _test_set("validation", self.folder, self.validation)
+    def originals(self) -> np.ndarray:
+        """The indices of the training images that are not augmented."""
+        return self.train.indices[~self.folder.augmented[self.train.indices]]
 
 
 @dataclass(frozen=True)
@@ -173,6 +194,16 @@ class TestSet:
     files: tuple[str, ...]  # names from `ImageFolder.name_of`
     labels: np.ndarray  # (N,) int64
     images: ImageBatches
+
+    @classmethod
+    def of(cls, folder: ImageFolder, images: ImageBatches, name: str) -> TestSet:
+        return cls(
+            name,
+            tuple(folder.paths[index] for index in images.indices),
+            tuple(folder.name_of(index) for index in images.indices),
+            folder.labels[images.indices],
+            images,
+        )
 
 
 def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bool) -> list[ImageFolder]:
@@ -189,18 +220,17 @@ def read_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: bo
     return [training, *testing]
 
 
-def find_range(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
-    """Return the training folder and the test folders with the range of values that the training images use.
+def set_white_level(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
+    """Return the training folder and the test folders with the white level of the training images.
 
-    The range scales 16-bit images, which may use only 12 bits, for example.
+    It scales 16-bit images, which may use only 12 bits, for example.
     """
-    store = None if cache.directory is None else STORE
-    training = with_white_level(folders[0], store)
+    training = with_white_level(folders[0], cache.examined)
     if training.white_level != WHITE:
         bits = training.white_level.bit_length()
         _log.info("%s has %d-bit values in 16-bit files: %d is white", training.directory, bits, training.white_level)
         for folder in folders[1:]:
-            highest = max(find_highest(folder.paths, store), default=0) if folder.arrays is None else 0
+            highest = max(find_highest(folder.paths, cache.examined), default=0) if folder.arrays is None else 0
             if highest > training.white_level:
                 _log.warning(
                     "%s has values up to %d, which become white: %s uses %d bits", folder.directory, highest,
@@ -224,29 +254,13 @@ def load_training_data(
     decoded = decode_images(folder, input_size, cache)
     if groups is None:
         [groups] = load_groups([folder], cache).numbers
-    split = split_folder(folder, _readable(folder, decoded.unreadable), groups, folds, fold, cache)
-    train, validation = (ImageBatches(decoded, folder.labels, places) for places in (split.train, split.validation))
+    split = split_folder(folder, decoded.readable, groups, folds, fold, cache)
+    train, validation = (ImageBatches(decoded, folder.labels, side) for side in (split.train, split.validation))
     return TrainingData(folder, split, train, validation, digest_split(folder, split, cache))
 
 
 def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TestSet:
     """Decode a test folder for a model with this input (channels, height, width)."""
     decoded = decode_images(folder, input_size, cache)
-    places = np.flatnonzero(_readable(folder, decoded.unreadable))
-    return _test_set(folder.name, folder, ImageBatches(decoded, folder.labels, places))
-
-
-def _test_set(name: str, folder: ImageFolder, images: ImageBatches) -> TestSet:
-    return TestSet(
-        name,
-        tuple(folder.paths[place] for place in images.places),
-        tuple(folder.name_of(place) for place in images.places),
-        folder.labels[images.places],
-        images,
-    )
-
-
-def _readable(folder: ImageFolder, unreadable: dict[int, str]) -> np.ndarray:
-    readable = np.ones(len(folder.paths), dtype=bool)
-    readable[list(unreadable)] = False
-    return readable
+    images = ImageBatches(decoded, folder.labels, np.flatnonzero(decoded.readable))
+    return TestSet.of(folder, images, folder.name)

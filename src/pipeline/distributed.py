@@ -31,15 +31,15 @@ from torch.nn.parallel import DistributedDataParallel
 from common import UserError, first_line
 
 _log = logging.getLogger(__name__)
-_PATIENCE = 50  # seconds within which all processes must connect
-_PAUSE = 0.1  # seconds between two attempts
+_TIMEOUT = 50  # seconds within which all processes must connect
+_POLL_INTERVAL = 0.1  # seconds between two attempts
 _GRACE = 30  # seconds within which a process may end by itself after a signal
 _waiting: dist.ProcessGroup | None = None  # for `wait_for_all`
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A process among those that were started together."""
+class _Process:
+    """This process among those that were started together."""
 
     rank: int = 0  # number of the process
     size: int = 1  # number of processes
@@ -51,39 +51,39 @@ class _Place:
 @contextmanager
 def joined_processes() -> Iterator[None]:
     """Connect the processes that were started together, or raise UserError."""
-    place = _find_place()
-    if place.rank > 0:
+    process = _find_process()
+    if process.rank > 0:
         logging.disable(logging.WARNING)
-    with nullcontext() if place.size == 1 else _ended_by_signals():
+    with nullcontext() if process.size == 1 else _ended_by_signals():
         try:
-            if place.size > 1:
-                _join(place)
+            if process.size > 1:
+                _join(process)
             yield
         except UserError:
-            if place.local_rank == 0:  # the error may concern a single machine
+            if process.local_rank == 0:  # the error may concern a single machine
                 raise
             sys.exit(2)
         _disconnect()  # not after an error: NCCL would wait for the other processes
 
 
-def _find_place() -> _Place:
+def _find_process() -> _Process:
     """Read the environment variables of torchrun or srun; raise UserError if they are incomplete or wrong."""
     if _is_set("WORLD_SIZE") or _is_set("RANK") or _number("SLURM_STEP_NUM_TASKS", 1, least=1) == 1:
         size = _number("WORLD_SIZE", 1, least=1)
         if size == 1:
-            return _Place()
+            return _Process()
         rank = _number("RANK", most=size - 1)
         port = _number("MASTER_PORT", most=65535)
-        return _Place(rank, size, _number("LOCAL_RANK", 0), _require("MASTER_ADDR"), port)
+        return _Process(rank, size, _number("LOCAL_RANK", 0), _require("MASTER_ADDR"), port)
     if sys.stdin is not None and sys.stdin.isatty():  # an interactive shell, started by `srun --pty`
         _log.info("interactive Slurm step: this is one process; use srun to start several")
-        return _Place()
+        return _Process()
     size = _number("SLURM_STEP_NUM_TASKS")
     # The first node of gpu[03-05,9],cpu1 is gpu03.
     first_node = re.sub(r"\[(\d+)[^]]*\]", r"\1", _require("SLURM_STEP_NODELIST")).split(",")[0]
     job = _number("SLURM_JOB_ID") * 100 + _number("SLURM_STEP_ID")
     port = 20000 + job % 10000  # the same in all processes
-    return _Place(_number("SLURM_PROCID", most=size - 1), size, _number("SLURM_LOCALID"), first_node, port)
+    return _Process(_number("SLURM_PROCID", most=size - 1), size, _number("SLURM_LOCALID"), first_node, port)
 
 
 def _is_set(name: str) -> bool:
@@ -104,8 +104,6 @@ def _require(name: str) -> str:
 def _number(name: str, default: int | None = None, least: int = 0, most: int = 2**31) -> int:
     """Read a number from the environment; raise UserError if it is invalid, or not set and without a default."""
     if default is not None and not _is_set(name):
-        if name in os.environ:
-            _log.warning("the environment variable %s is empty, and counts as not set", name)
         return default
     text = _require(name)
     if not text.isdecimal() or not least <= int(text) <= most:
@@ -113,60 +111,62 @@ def _number(name: str, default: int | None = None, least: int = 0, most: int = 2
     return int(text)
 
 
-def _join(place: _Place) -> None:
+def _join(process: _Process) -> None:
     """Connect to the other processes; raise UserError if they do not connect, or if there are too few GPUs."""
     global _waiting
     try:
-        store = _meet(place)
+        store = _meet(process)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for network errors
         raise UserError(
-            f"the {place.size} processes do not meet at {place.address}:{place.port} ({first_line(error)}): "
+            f"the {process.size} processes do not meet at {process.address}:{process.port} ({first_line(error)}): "
             "start them together, with torchrun or srun, or start a single one with "
             "env -u WORLD_SIZE -u SLURM_STEP_NUM_TASKS before the command"
         ) from error
     backend = "gloo"
     if torch.cuda.is_available():
-        backend, gpu = "nccl", place.local_rank % torch.cuda.device_count()
+        backend, gpu = "nccl", process.local_rank % torch.cuda.device_count()
         torch.cuda.set_device(gpu)
-        _check_gpus(store, place, str(torch.cuda.get_device_properties(gpu).uuid))
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size)
+        _check_gpus(store, process, str(torch.cuda.get_device_properties(gpu).uuid))
+    dist.init_process_group(backend, store=store, rank=process.rank, world_size=process.size)
     # The first process may decode images for longer than NCCL would wait; and gloo notices when a process dies.
     _waiting = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
-def _meet(place: _Place) -> dist.Store:
+def _meet(process: _Process) -> dist.Store:
     """Wait until all processes have connected. torch would wait too, but without handling Ctrl-C and SIGTERM."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     # Either the first process or torchrun is the server.
-    serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    socket.getaddrinfo(place.address, place.port)
+    serves = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    socket.getaddrinfo(process.address, process.port)
     while not serves:
         try:
-            socket.create_connection((place.address, place.port), timeout=_PATIENCE).close()
+            socket.create_connection((process.address, process.port), timeout=_TIMEOUT).close()
             break
         except OSError:  # the server has not started yet
             if time.monotonic() > deadline:
                 raise
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_INTERVAL)
     # multi_tenant, as in torch: reuses a server that this process started earlier.
-    store = dist.TCPStore(place.address, place.port, place.size, serves, wait_for_workers=False, multi_tenant=True)
+    store = dist.TCPStore(
+        process.address, process.port, process.size, serves, wait_for_workers=False, multi_tenant=True
+    )
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     store.add("here", 1)
-    while (here := store.add("here", 0)) < place.size:
+    while (here := store.add("here", 0)) < process.size:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{here} connected within {_PATIENCE} s")
-        time.sleep(_PAUSE)
+            raise TimeoutError(f"{here} connected within {_TIMEOUT} s")
+        time.sleep(_POLL_INTERVAL)
     store.set_timeout(timedelta(minutes=30))  # torch's default
     return store
 
 
-def _check_gpus(store: dist.Store, place: _Place, gpu: str) -> None:
+def _check_gpus(store: dist.Store, process: _Process, gpu: str) -> None:
     """Raise UserError if two processes have the same GPU; `gpu` identifies that of this process."""
-    store.set(f"gpu {place.rank}", gpu)
-    gpus = {store.get(f"gpu {rank}") for rank in range(place.size)}
-    if len(gpus) < place.size:
+    store.set(f"gpu {process.rank}", gpu)
+    gpus = {store.get(f"gpu {rank}") for rank in range(process.size)}
+    if len(gpus) < process.size:
         raise UserError(
-            f"{place.size} processes were started, but they have {len(gpus)} GPU(s) between them, and each needs its "
+            f"{process.size} processes were started, but they have {len(gpus)} GPU(s) between them, and each needs its "
             "own: start fewer, or request more GPUs"
         )
 

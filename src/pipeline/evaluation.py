@@ -25,7 +25,7 @@ from pipeline.inference import BATCH, predict_logits
 from pipeline.measures import Calibration, percent_with_interval, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.prediction import TrainedRun
-from pipeline.settings import SETTINGS_FILE, SPLIT_FILE
+from pipeline.settings import SETTINGS_FILE, SPLIT_FILE, TRAIN, VALIDATION
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,5 +158,5 @@ def count_trained(folder: ImageFolder, run_dir: Path) -> int:
     if not isinstance(data_dir, str):
         return 0
     rows = read_rows(run_dir / SPLIT_FILE, ("file", "side"))
-    trained = {os.path.realpath(Path(data_dir, row["file"])) for row in rows if row["side"] in ("train", "validation")}
+    trained = {os.path.realpath(Path(data_dir, row["file"])) for row in rows if row["side"] in (TRAIN, VALIDATION)}
     return sum(os.path.realpath(path) in trained for path in folder.paths)

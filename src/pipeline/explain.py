@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from models.base import Classifier
-from pipeline.data import maps_to_rows
+from pipeline.data import to_nhwc
 from pipeline.figures import HeatmapFigure
 from pipeline.inference import BATCH
 
@@ -74,5 +74,5 @@ def draw_heatmaps(
     """Write one heatmap figure for each of N images (N, C, H, W) uint8."""
     figure = HeatmapFigure(*images.shape[2:])
     heatmaps = class_activation_maps(model, images, targets)
-    for image, *described in zip(maps_to_rows(images).numpy(), heatmaps, titles, paths, strict=True):
+    for image, *described in zip(to_nhwc(images).numpy(), heatmaps, titles, paths, strict=True):
         figure.save(image, *described)

@@ -24,25 +24,12 @@ from pipeline.evaluation import evaluate_folder
 from pipeline.explain import class_activation_maps
 from pipeline.inference import BATCH
 from pipeline.prediction import TrainedRun
+from pipeline.settings import TEST
 from pipeline.splits import find_side
 
 _log = logging.getLogger(__name__)
-SIDES = ("test", "validation", "train")  # of a run's images
 _SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
 _SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image, or a PNG copy if browsers cannot show it."""
-
-    file: Path
-    examined: Examined
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, upright."""
-        return self.examined.size
 
 
 @dataclass(frozen=True)
@@ -51,21 +38,21 @@ class TestedImage:
 
     test_set: str
     path: Path  # FILE/<label>/<index> for an image of an .npz file
-    picture: Picture
+    picture: Examined  # of the image, or of a PNG copy if browsers cannot show it
     truth: str
     prediction: str
     confidence: float
     group: int | None  # the number of its group of near-duplicates in the test set
     images: ImageBatches  # the test set's model inputs
-    place: int  # its index in `images`
+    index: int  # of this image in `images`
 
     @property
     def mistaken(self) -> bool:
         return self.prediction != self.truth
 
 
-def find_images(
-    run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = (), side: str = SIDES[0]
+def find_run_images(
+    run_dir: Path, classes: Sequence[str], test_dirs: Sequence[Path] = (), side: str = TEST
 ) -> list[ImageFolder]:
     """List a run's test images, or another side of its split; by default the test sets are those in `settings.json`.
 
@@ -74,7 +61,7 @@ def find_images(
     """
     settings = read_json(run_dir / "settings.json")
     names = [*test_dirs] or settings.get("test_dir")
-    divided = side != SIDES[0] or names == []  # the side is a part of the training folder, listed in split.csv
+    divided = side != TEST or names == []  # the side is a part of the training folder, listed in split.csv
     if divided and isinstance(settings.get("data_dir"), str):
         names = [settings["data_dir"]]
     if not isinstance(names, list) or not names:
@@ -82,7 +69,7 @@ def find_images(
     folders = []
     for directory in map(Path, map(str, names)):
         if not test_dirs and not directory.exists():
-            remedy = "name the test images with --test-dir, or " if side == SIDES[0] else ""
+            remedy = "name the test images with --test-dir, or " if side == TEST else ""
             raise UserError(
                 f"there is no {directory} with the {side} images of {run_dir}: {remedy}run this in the folder that "
                 "the training was started in"
@@ -114,34 +101,34 @@ def test_again(run: TrainedRun, folders: Iterable[ImageFolder], pictures: Path) 
     for number, folder in enumerate(replace(folder, white_level=run.white) for folder in folders):
         found = evaluate_folder(run, folder)
         images = found.test_set.images
-        shown = _make_pictures(folder, images.places, pictures / str(number))
+        shown = _examine(folder, images.indices, pictures / str(number))
         truths, predictions = (
-            [run.classes[index] for index in part] for part in (found.test_set.labels, found.predicted)
+            [run.classes[label] for label in labels] for labels in (found.test_set.labels, found.predicted)
         )
         last = max((each.group or 0 for each in tested), default=0)
-        groups = _group([picture.examined for picture in shown], truths, last + 1)
+        groups = _number_near_duplicates(shown, truths, last + 1)
         tested += [
             TestedImage(
-                found.test_set.name, path, shown[place], truths[place], predictions[place],
-                float(found.probabilities[place].max()), groups.get(place), images, place,
+                found.test_set.name, path, shown[index], truths[index], predictions[index],
+                float(found.probabilities[index].max()), groups.get(index), images, index,
             )
-            for place, path in enumerate(found.test_set.paths)
+            for index, path in enumerate(found.test_set.paths)
         ]  # fmt: skip
     return sorted(tested, key=lambda each: (not each.mistaken, -each.confidence if each.mistaken else each.confidence))
 
 
-def _make_pictures(folder: ImageFolder, places: Sequence[int], directory: Path) -> list[Picture]:
+def _examine(folder: ImageFolder, indices: Sequence[int], directory: Path) -> list[Examined]:
+    """Examine images; those that browsers cannot show are copied into a new folder and have the path of the copy."""
     directory.mkdir()
 
-    def make(place: int) -> Picture:
-        path, image = folder.paths[place], folder.read(place)
-        shown = image.format in _SHOWN_FORMATS and path.suffix.lower() in _SHOWN_BY_BROWSERS and _is_text(path)
-        if not shown:
-            path = directory / f"{place}.png"
+    def examine(index: int) -> Examined:
+        path, image = folder.paths[index], folder.read(index)
+        if image.format not in _SHOWN_FORMATS or path.suffix.lower() not in _SHOWN_BY_BROWSERS or not _is_text(path):
+            path = directory / f"{index}.png"
             upright_rgb(image).save(path)
-        return Picture(path, examine_image(path, image))
+        return examine_image(path, image)
 
-    return on_all_cores(make, places, "examining")
+    return on_all_cores(examine, indices, "examining")
 
 
 def _is_text(path: Path) -> bool:
@@ -149,23 +136,22 @@ def _is_text(path: Path) -> bool:
     return not any("\ud800" <= sign <= "\udfff" for sign in str(path))
 
 
-def _group(images: Sequence[Examined], labels: Sequence[str], first: int) -> dict[int, int]:
-    """Return the group number of each image that has near-duplicates, counted from `first`."""
+def _number_near_duplicates(images: Sequence[Examined], labels: Sequence[str], first: int) -> dict[int, int]:
+    """Return the group of each image that has near-duplicates. Groups are numbered from `first`."""
     found = find_links(images, labels)
     for note in found.notes:
         _log.info("%s", note)
     groups = number_groups(len(images), found.links)
-    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    shared = np.flatnonzero(counts[inverse] > 1).tolist()
-    numbers = {group: first + place for place, group in enumerate(dict.fromkeys(groups[shared].tolist()))}
-    return {place: numbers[groups[place]] for place in shared}
+    shared = np.bincount(groups) > 1
+    numbers = first + np.cumsum(shared) - 1
+    return {index: int(numbers[group]) for index, group in enumerate(groups) if shared[group]}
 
 
 def find_heatmaps(run: TrainedRun, tested: Iterable[TestedImage]) -> Iterator[np.ndarray]:
     """Yield the heatmap (h, w) uint8 of each image's prediction, without the part that lies on the padding."""
     tested = iter(tested)
     while batch := list(islice(tested, BATCH)):
-        images = torch.cat([each.images.__getitems__([each.place])[0] for each in batch])
+        images = torch.cat([each.images.__getitems__([each.index])[0] for each in batch])
         targets = [run.classes.index(each.prediction) for each in batch]
         for each, heatmap in zip(batch, class_activation_maps(run.model, images, targets), strict=True):
             left, upper, right, lower = place_in_square(each.picture.size, images.shape[-1])

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common import UserError, write_whole
 from dataset.reading import UnreadableImage, upright_rgb
 from pipeline.checkpoints import read_json
-from pipeline.exploration import find_images
+from pipeline.exploration import find_run_images
 from pipeline.hardware import Hardware
 from pipeline.images import fit_image
 from pipeline.novelty import Novelty, novelty_file
@@ -164,14 +164,14 @@ def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
     named = read_json(run_dir / SETTINGS_FILE).get("test_dir")
     for names in [[Path(name)] for name in named] if named else [[]]:
         try:
-            [folder] = find_images(run_dir, run.classes, names)
+            [folder] = find_run_images(run_dir, run.classes, names)
         except UserError:  # the folder is gone or empty
             continue
         folder = replace(folder, white_level=run.white)
         for index in range(len(folder.paths)):
             with suppress(UnreadableImage):
                 image = folder.read(index)
-                fit_image(image, image.format is None, run.model.input_size)  # arrays of another size are unreadable
+                fit_image(image, run.model.input_size)  # arrays of another size are unreadable
                 yield image
 
 
@@ -183,7 +183,7 @@ def _random_image(height: int, width: int) -> Image.Image:
 
 def _difference(exported: Exported, run: TrainedRun, image: Image.Image, file: Path) -> float:
     """Return the largest difference between the outputs and this project's answer; raise UserError if it is large."""
-    fitted = fit_image(image, image.format is None, run.model.input_size)
+    fitted = fit_image(image, run.model.input_size)
     [answer] = answer_images(run, [Answer(file, fitted)])
     outputs = exported(np.array(upright_rgb(image)))
     difference = float(np.abs(outputs["probabilities"] - answer.probabilities).max())

@@ -1,4 +1,4 @@
-"""Computes the output of frozen layers once per image, so that the layers behind them train on cached features."""
+"""Computes the output of frozen layers once per image, so that the layers after them train on cached features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common import readable_size
 from models.base import Classifier
 from pipeline import distributed
-from pipeline.cache import Cache, NoRoom, Notes, release, take
-from pipeline.data import ImageBatches, maps_to_rows, rows_to_maps
+from pipeline.cache import Cache, CacheError, Metadata, copy_rows, drop_pages
+from pipeline.data import ImageBatches, to_nchw, to_nhwc
 from pipeline.hardware import Hardware
 from pipeline.images import DecodedImages
 
@@ -24,8 +25,8 @@ _FORM = 2  # part of the cache key; raise it when the same layers and images giv
 _log = logging.getLogger(__name__)
 
 
-class BehindFrozen(nn.Module):
-    """The layers of a model behind its frozen layers. It maps features to logits and shares the model's weights."""
+class UnfrozenLayers(nn.Module):
+    """The layers of a model after its frozen layers. It maps features to logits and shares the model's weights."""
 
     def __init__(self, model: Classifier, freeze_point: str) -> None:
         super().__init__()
@@ -43,10 +44,12 @@ class BehindFrozen(nn.Module):
 class FeatureBatches(ImageBatches):
     """Batches of cached features in place of decoded images."""
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return features (B, ...), maps (B, K, h, w) in channels-last memory format, and labels (B,) int64."""
-        places = self.places[np.array(indices, dtype=np.int64)]
-        return _from_rows(take(self.decoded, places)), self.labels[places]
+    def read(self, indices: np.ndarray) -> Tensor:
+        """Return features (B, ...), maps (B, K, h, w) in channels-last memory format."""
+        features = torch.from_numpy(copy_rows(self.decoded, indices))
+        if features.dtype == torch.int16:
+            features = features.view(torch.bfloat16)
+        return to_nchw(features)
 
 
 def compute_features(
@@ -57,33 +60,33 @@ def compute_features(
     In distributed training, the first process computes and the others load. All batches are of one folder.
 
     Returns:
-        The same batches with features in place of images, for `BehindFrozen`; None if they do not fit on the disk.
+        The same batches with features in place of images, for `UnfrozenLayers`; None if they do not fit on the disk.
     """
-    frozen = _Frozen(model, freeze_point, batches[0].decoded, hardware)
+    frozen = _FrozenLayers(model, freeze_point, batches[0].decoded, hardware)
     rows, reason = None, "another process has no features"
     with distributed.first_alone():
         try:
             rows = frozen.find_or_compute(cache)
-        except NoRoom as error:
+        except CacheError as error:
             reason = f"the features do not fit: {error}"
     missing = torch.tensor(float(rows is None), device=hardware.device)
     if distributed.sum_over_processes(missing).item():
         _log.info("features are not cached, so the frozen layers run for every batch: %s", reason)
         return None
-    return [FeatureBatches(rows, part.labels.numpy(), part.places) for part in batches]
+    return [FeatureBatches(rows, part.labels.numpy(), part.indices) for part in batches]
 
 
 def skip_frozen(
     model: Classifier, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
 ) -> tuple[nn.Module, Sequence[ImageBatches]]:
-    """Return the layers behind the frozen ones and their features, or the whole model and its images."""
+    """Return the layers after the frozen ones and their features, or the whole model and its images."""
     point = model.frozen_to
     if point and (features := compute_features(model, point, batches, hardware, cache)):
-        return BehindFrozen(model, point), features
+        return UnfrozenLayers(model, point), features
     return model, batches
 
 
-class _Frozen:
+class _FrozenLayers:
     """The layers up to a freeze point, and their input images."""
 
     def __init__(self, model: Classifier, freeze_point: str, images: DecodedImages, hardware: Hardware) -> None:
@@ -94,13 +97,13 @@ class _Frozen:
         """Return the features of all images, as rows."""
         self.layers.eval()
         name = f"features/{self._key()}"
-        if kept := cache.find(name):
-            return kept.array
+        if cached := cache.find(name):
+            return cached.array
         rows = _to_rows(self._run(np.arange(2)))
         features = cache.get(name, (len(self.images.pixels), *rows.shape[1:]), rows.dtype, self._fill).array
         _log.info(
-            "features: the output of the layers up to %s for %d images, %.2f GB",
-            self.freeze_point, len(features), features.nbytes / 1e9,
+            "features: the output of the layers up to %s for %d images, %s",
+            self.freeze_point, len(features), readable_size(features.nbytes),
         )  # fmt: skip
         return features
 
@@ -116,29 +119,22 @@ class _Frozen:
         return digest.hexdigest()[:32]
 
     @torch.inference_mode()
-    def _run(self, places: np.ndarray) -> Tensor:
-        images = rows_to_maps(torch.from_numpy(self.images[places])).to(self.hardware.device)
+    def _run(self, indices: np.ndarray) -> Tensor:
+        images = to_nchw(torch.from_numpy(self.images[indices])).to(self.hardware.device)
         with self.hardware.autocast():
             return self.layers(self.model.normalise(images))
 
-    def _fill(self, rows: np.memmap) -> Notes:
+    def _fill(self, rows: np.memmap) -> Metadata:
         with tqdm(desc="computing features", total=len(rows), unit="image", disable=distributed.bar_hidden()) as bar:
             for start in range(0, len(rows), _BATCH):
-                places = np.arange(start, min(start + _BATCH, len(rows)))
-                rows[start : start + len(places)] = _to_rows(self._run(places))
-                release(rows)
-                bar.update(len(places))
+                indices = np.arange(start, min(start + _BATCH, len(rows)))
+                rows[start : start + len(indices)] = _to_rows(self._run(indices))
+                drop_pages(rows)
+                bar.update(len(indices))
         return {}
 
 
 def _to_rows(features: Tensor) -> np.ndarray:
     """Return features (N, ...) as a numpy array: maps as (N, h, w, K), and bf16, which numpy lacks, as int16."""
-    rows = maps_to_rows(features).contiguous().cpu()
+    rows = to_nhwc(features).contiguous().cpu()
     return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
-
-
-def _from_rows(rows: np.ndarray) -> Tensor:
-    features = torch.from_numpy(rows)
-    if features.dtype == torch.int16:
-        features = features.view(torch.bfloat16)
-    return rows_to_maps(features)

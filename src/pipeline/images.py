@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from common import UserError, available_cores
+from common import UserError
 from dataset.folders import ImageFolder, tell_left_out
+from dataset.parallel import on_all_cores
 from dataset.reading import WHITE, UnreadableImage, resize_or_pad_image
-from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes, release, take
+from pipeline.cache import SHARED, Cache, CacheError, Metadata, copy_rows, drop_pages
 
-_BLOCK = 16  # images per task of a thread: a task's overhead equals the time to read a small array
+_DROPPED_AT_ONCE = 16  # images whose memory pages are dropped together
 _FORM = 4  # part of the cache key; raise it when the same files give other bytes
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,9 +28,14 @@ class DecodedImages:
     unreadable: dict[int, str]  # the indices of unreadable images, with the reasons
     key: str  # a digest of everything that the pixels depend on
 
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+    @property
+    def readable(self) -> np.ndarray:
+        """(N,) bool: whether each image could be read."""
+        return ~np.isin(np.arange(len(self.pixels)), list(self.unreadable))
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """Return a copy (B, H, W, C) of the images at B indices."""
-        return take(self.pixels, places)
+        return copy_rows(self.pixels, indices)
 
 
 def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> DecodedImages:
@@ -49,32 +51,26 @@ def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
         UserError: no image can be read, the images do not fit on the disk, or files change while they are read.
     """
     key = _key(folder, input_size)
-    pixels, notes = _decode_or_find(key, folder, input_size, cache)
-    unreadable = {int(place): reason for place, reason in notes.items()}
-    if len(unreadable) == len(folder.paths):
-        raise UserError(f"{folder.directory} has no readable image: {folder.paths[0]}: {unreadable[0]}")
-    faults = {folder.paths[place]: reason for place, reason in unreadable.items()}
-    tell_left_out(folder.directory, {**folder.passed_over, **faults})
-    return DecodedImages(pixels, unreadable, key)
-
-
-def _decode_or_find(key: str, folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache) -> Kept:
     channels, height, width = input_size
-    shape = (len(folder.paths), height, width, channels)
 
-    def fill(pixels: np.memmap) -> Notes:
-        notes = _decode_into(pixels, folder, input_size)
+    def fill(pixels: np.memmap) -> Metadata:
+        reasons = _decode_into(pixels, folder, input_size)
         if _key(folder, input_size) != key:
             raise UserError(f"{folder.directory} changed while it was read: start again when no program writes to it")
-        return notes
+        return {str(index): reason for index, reason in sorted(reasons.items())}
 
+    shape = (len(folder.paths), height, width, channels)
+    warning = f"cannot cache the images of {folder.directory}, which are decoded for this run only"
     try:
-        return cache.get(f"images/{key}", shape, np.uint8, fill)
-    except NoRoom as reason:
-        if cache.directory is None:
-            raise UserError(f"the decoded images of {folder.directory} do not fit on the disk: {reason}") from None
-        _log.warning("cannot cache the images of %s, which are decoded for this run only: %s", folder.directory, reason)
-        return _decode_or_find(key, folder, input_size, Cache(directory=None))
+        pixels, metadata = cache.get_or_unnamed(f"images/{key}", shape, np.uint8, fill, warning)
+    except CacheError as reason:
+        raise UserError(f"the decoded images of {folder.directory} do not fit on the disk: {reason}") from None
+    unreadable = {int(index): reason for index, reason in metadata.items()}
+    if len(unreadable) == len(folder.paths):
+        raise UserError(f"{folder.directory} has no readable image: {folder.paths[0]}: {unreadable[0]}")
+    faults = {folder.paths[index]: reason for index, reason in unreadable.items()}
+    tell_left_out(folder.directory, {**folder.passed_over, **faults})
+    return DecodedImages(pixels, unreadable, key)
 
 
 def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
@@ -102,35 +98,27 @@ def _version(file: Path) -> str:
     return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
 
 
-def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, int, int]) -> Notes:
-    """Fill `pixels`; return the indices of unreadable images, as text, with the reasons."""
-    count = len(folder.paths)
+def _decode_into(pixels: np.memmap, folder: ImageFolder, input_size: tuple[int, int, int]) -> dict[int, str]:
+    """Fill `pixels`; return the indices of unreadable images with the reasons."""
     unreadable: dict[int, str] = {}
 
-    def decode(places: range) -> int:
-        for place in places:
-            try:
-                image = folder.read(place)
-                pixels[place] = fit_image(image, image.format is None, input_size)
-            except UnreadableImage as error:
-                unreadable[place] = str(error)
-        return len(places)
+    def decode(index: int) -> None:
+        try:
+            pixels[index] = fit_image(folder.read(index), input_size)
+        except UnreadableImage as error:
+            unreadable[index] = str(error)
+        if index % _DROPPED_AT_ONCE == 0:
+            drop_pages(pixels)
 
-    # Pillow releases the interpreter lock while it decodes and resizes, so threads use all cores. Reading small arrays
-    # holds the lock, so several threads take longer than one.
-    threads = 1 if folder.is_array(0) else available_cores()
-    blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-    with ThreadPoolExecutor(threads) as pool, tqdm(desc="decoding", total=count, unit="image", disable=None) as bar:
-        for decoded in pool.map(decode, blocks):
-            release(pixels)
-            bar.update(decoded)
-    return {str(place): unreadable[place] for place in sorted(unreadable)}
+    # Reading small arrays holds the interpreter lock, so several threads take longer than one.
+    on_all_cores(decode, range(len(folder.paths)), "decoding", threads=1 if folder.is_array(0) else None)
+    return unreadable
 
 
-def fit_image(image: Image.Image, is_array: bool, input_size: tuple[int, int, int]) -> np.ndarray:
+def fit_image(image: Image.Image, input_size: tuple[int, int, int]) -> np.ndarray:
     """Convert an image as it was read to a model's input: resize, pad and convert to the right number of channels.
 
-    An array (`is_array`, rather than a picture) for a model with one channel is not resized.
+    An array, which has no `format`, is not resized for a model with one channel.
 
     Returns:
         (H, W, C) uint8.
@@ -139,7 +127,7 @@ def fit_image(image: Image.Image, is_array: bool, input_size: tuple[int, int, in
         UnreadableImage: such an array has not the model's size.
     """
     channels, height, width = input_size
-    if channels == 1 and is_array:
+    if channels == 1 and image.format is None:
         if image.size != (width, height):
             raise UnreadableImage(
                 f"an array of {image.height}x{image.width} pixels, but the model takes {height}x{width}"

@@ -77,7 +77,7 @@ def note_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
             )
     counts = np.bincount(data.folder.labels[train], minlength=len(data.classes))
     if counts.max() > _MOST_IMBALANCE * counts.min() and not (settings.balance or RECIPES[settings.recipe].balance):
-        largest, smallest = (data.classes[place] for place in (counts.argmax(), counts.argmin()))
+        largest, smallest = data.classes[counts.argmax()], data.classes[counts.argmin()]
         yield (
             f"class imbalance: {counts.max()} training images of {largest}, {counts.min()} of {smallest}; "
             "--balance draws every class equally often"

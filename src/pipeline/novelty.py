@@ -20,7 +20,7 @@ from common import UserError
 from models.base import Classifier
 from pipeline.cache import Cache
 from pipeline.checkpoints import load_state, save_state
-from pipeline.data import ImageBatches, TrainingData, make_loader
+from pipeline.data import ImageBatches, TrainingData, make_loader, sample
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, predict_logits, record_features
@@ -100,7 +100,7 @@ def novelty_file(run_dir: Path, checkpoint: str) -> Path:
 class LearnedImages:
     """Training and validation images of a run, or their features, as input of a network."""
 
-    network: nn.Module  # the model, or its layers behind the frozen ones
+    network: nn.Module  # the model, or its layers after the frozen ones
     training: ImageBatches
     validation: ImageBatches
 
@@ -108,8 +108,8 @@ class LearnedImages:
     def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> LearnedImages:
         """Draw at most 1,000 images of each side at random, none of them augmented."""
         network, (training, validation) = skip_frozen(model, (data.train, data.validation), hardware, cache)
-        originals = data.train.places[~data.folder.augmented[data.train.places]]
-        return cls(network, _draw(training, originals), _draw(validation, data.validation.places))
+        training = training.select(sample(data.originals, _MOST_IMAGES))
+        return cls(network, training, validation.select(sample(validation.indices, _MOST_IMAGES)))
 
     def fit_novelty(self, model: Classifier, hardware: Hardware) -> Novelty:
         """Fit a detector to the features that the model computes with its current weights."""
@@ -119,10 +119,3 @@ class LearnedImages:
                 predict_logits(self.network, make_loader(batches, BATCH), hardware, "describing images")
             described.append(torch.cat(features))
         return Novelty.fit(*described)
-
-
-def _draw(batches: ImageBatches, places: np.ndarray) -> ImageBatches:
-    """Return the images at these indices, or a sample of them if they are many."""
-    if len(places) > _MOST_IMAGES:
-        places = np.sort(np.random.default_rng(0).choice(places, _MOST_IMAGES, replace=False))
-    return type(batches)(batches.decoded, batches.labels.numpy(), places)

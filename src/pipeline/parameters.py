@@ -53,7 +53,7 @@ def read_parameters(path: Path, others: Mapping[str, Any]) -> list[Settings]:
 
 def _read_line(line: str, where: str, others: Mapping[str, Any]) -> Settings:
     texts = line.split()
-    count = next((place for place, text in enumerate(texts) if text.startswith("--")), len(texts))
+    count = next((index for index, text in enumerate(texts) if text.startswith("--")), len(texts))
     if count != len(FIELDS):
         raise UserError(f"{where}: {count} fields instead of {len(FIELDS)}, separated by spaces: {' '.join(FIELDS)}")
     values = {}

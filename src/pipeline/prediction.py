@@ -20,7 +20,7 @@ from dataset.reading import WHITE, UnreadableImage, read_image
 from models import build_model, is_model
 from models.base import Classifier
 from pipeline.checkpoints import Checkpoint, read_json
-from pipeline.data import rows_to_maps
+from pipeline.data import to_nchw
 from pipeline.explain import draw_heatmaps
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.images import fit_image
@@ -131,8 +131,7 @@ def _decode(file: Path, input_size: tuple[int, int, int], white: int) -> Answer:
     if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's methods, these do not raise
         return Answer(file, fault="not a regular file")  # reading from a pipe could block
     try:
-        image = read_image(file, white)
-        return Answer(file, fit_image(image, image.format is None, input_size))
+        return Answer(file, fit_image(read_image(file, white), input_size))
     except UnreadableImage as error:
         return Answer(file, fault=str(error))
 
@@ -152,7 +151,7 @@ def answer_images(run: TrainedRun, batch: Sequence[Answer]) -> list[Answer]:
 
 def _stack(answers: Iterable[Answer]) -> Tensor:
     """Return the images of answers, (N, C, H, W) uint8."""
-    return rows_to_maps(torch.from_numpy(np.stack([answer.image for answer in answers])))
+    return to_nchw(torch.from_numpy(np.stack([answer.image for answer in answers])))
 
 
 def _complete(

@@ -18,14 +18,14 @@ from pipeline import distributed
 from pipeline.baseline import score_baseline
 from pipeline.cache import Cache
 from pipeline.claims import claim_alone
-from pipeline.data import TestSet, TrainingData, find_range, load_test_set, load_training_data, read_folders
+from pipeline.data import TestSet, TrainingData, load_test_set, load_training_data, read_folders, set_white_level
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.notes import check_overlap, describe_start, note_classes
 from pipeline.novelty import LearnedImages
 from pipeline.results import gather
 from pipeline.run_folder import choose_hardware, describe, finished_results, open_folder, record_epochs
-from pipeline.settings import SPLIT_FILE, Settings
+from pipeline.settings import SPLIT_FILE, VALIDATION, Settings
 from pipeline.splits import describe_data, digest_all, load_groups
 from pipeline.tester import Tester
 from pipeline.trainer import Trainer
@@ -77,7 +77,7 @@ def run(
     folders = folders or read_folders(settings.data_dir, settings.test_dir, settings.data_augmentation)
     cache = Cache.of(settings)
     if finished := finished_results(settings, folders):
-        stale = ", but the images have changed since" if is_of_other_images(finished, folders, cache) else ""
+        stale = ", but the images have changed since" if images_have_changed(finished, folders, cache) else ""
         _log.info("%s has finished already%s; --restart starts over", settings.run_dir, stale)
         return finished if distributed.is_first() else None
     set_up_torch()
@@ -91,7 +91,7 @@ def run(
     with nullcontext() if claimed else claim_alone(settings):
         run_id = open_folder(settings, {**prepared.described, "white": prepared.folders[0].white_level})
         distributed.wait_for_all()
-        _tell_start(settings, prepared, test_sets)
+        _log_start(settings, prepared, test_sets)
         logger = Logger(settings, prepared.described, prepared.model.group, run_id)
         try:
             trainer = _train(settings, prepared, logger, until, keep_state)
@@ -100,9 +100,10 @@ def run(
             logger.finish()
 
 
-def is_of_other_images(metrics: dict[str, Any], folders: Sequence[ImageFolder], cache: Cache) -> bool:
+def images_have_changed(metrics: dict[str, Any], folders: Sequence[ImageFolder], cache: Cache) -> bool:
     """Return whether the images of a finished run have changed since."""
-    return metrics.get("images_digest", digest := digest_all(folders, cache)) != digest
+    digest = digest_all(folders, cache)
+    return metrics.get("images_digest", digest) != digest
 
 
 def _prepare(settings: Settings, folders: Sequence[ImageFolder], cache: Cache) -> _Prepared:
@@ -114,7 +115,7 @@ def _prepare(settings: Settings, folders: Sequence[ImageFolder], cache: Cache) -
             settings.model_type, len(folders[0].classes), settings.pretrained, settings.weights, settings.freeze_to,
             settings.image_size,
         )  # fmt: skip
-        folders = find_range(folders, cache)
+        folders = set_white_level(folders, cache)
         # The folds must not depend on test folders, except on a part of the same folder that is held out.
         held_out = next((folder for folder in folders[1:] if folder.part), None)
         groups = load_groups(folders if held_out else folders[:1], cache)
@@ -124,7 +125,7 @@ def _prepare(settings: Settings, folders: Sequence[ImageFolder], cache: Cache) -
     return _Prepared(folders, held_out, groups, images, described, hardware, model, data)
 
 
-def _tell_start(settings: Settings, prepared: _Prepared, test_sets: Sequence[TestSet]) -> None:
+def _log_start(settings: Settings, prepared: _Prepared, test_sets: Sequence[TestSet]) -> None:
     for line in describe_start(settings, prepared.hardware, prepared.model, prepared.data, test_sets):
         _log.info("%s", line)
     for note in (*prepared.groups.notes, *note_classes(settings, prepared.data)):
@@ -147,7 +148,7 @@ def _test(
     data, settings = trainer.data, trainer.settings
     validation = learned = None
     if trainer.validates:  # otherwise there is nothing to calibrate on
-        validation = data.validation_set
+        validation = TestSet.of(data.folder, data.validation, VALIDATION)
         learned = LearnedImages.of(trainer.model, data, trainer.hardware, cache)
     tester = Tester(trainer.model, data.classes, test_sets, settings, trainer.hardware, validation, learned)
     metrics = gather(trainer, tester.test(), prepared.described, prepared.images)

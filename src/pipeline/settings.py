@@ -17,6 +17,8 @@ from pipeline.recipes import DEFAULTS, RECIPES
 
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
 FOLDS = 5
+TEST, VALIDATION, TRAIN = "test", "validation", "train"
+SIDES = (TEST, VALIDATION, TRAIN)  # of a run's images
 REPLACED = "replaced"  # subfolder of the output folder for runs that --restart moved aside
 # Files in the folder of a run.
 SETTINGS_FILE, SPLIT_FILE, HISTORY_FILE = "settings.json", "split.csv", "history.csv"

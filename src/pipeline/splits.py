@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from common import UserError
-from dataset.examining import STORE, content_digests, find_unreadable, with_white_level
+from dataset.examining import content_digests, find_unreadable, with_white_level
 from dataset.folders import ImageFolder
 from dataset.groups import Groups, find_groups
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows, write_rows
-from pipeline.cache import SHARED, Cache, Kept, NoRoom, Notes
+from pipeline.cache import SHARED, Cache, Metadata
 from pipeline.images import file_versions
-from pipeline.settings import FOLDS
+from pipeline.settings import FOLDS, TEST, TRAIN, VALIDATION
 
+_LEFT_OUT, _UNREADABLE = "left out", "unreadable"  # entries of the column `side`, besides `SIDES`
 _SPLIT_SEED = 42  # not the seed of the run: all runs are compared on the same validation images
 _FORM = 1  # increase when the same images get other groups or folds
-_SIDES = ("unreadable", "left out", "train", "validation")
-_TEST = "test"  # side of images that are held out
 _NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # uses of the groups of a class
 _log = logging.getLogger(__name__)
 
@@ -46,23 +45,21 @@ class Split:
     def write(
         self, folder: ImageFolder, path: Path, held_out: ImageFolder | None = None, groups: np.ndarray | None = None
     ) -> None:
-        """Write a CSV file with the columns `file`, `side` (one of `_SIDES`, or test) and `group`.
+        """Write a CSV file with the columns `file`, `side` and `group`.
 
         `held_out` are M test images from the same folder, and `groups` (M,) their groups.
         """
-        sides = np.zeros(len(folder.paths), dtype=int)
-        for side, places in enumerate((self.left_out, self.train, self.validation), start=1):
-            sides[places] = side
-        rows = [
-            {"file": folder.name_of(place), "side": _SIDES[side], "group": str(group)}
-            for place, (side, group) in enumerate(zip(sides.tolist(), self.groups.tolist(), strict=True))
-        ]
+        sides = np.full(len(folder.paths), _UNREADABLE, dtype=object)
+        sides[self.left_out], sides[self.train], sides[self.validation] = _LEFT_OUT, TRAIN, VALIDATION
+        rows = [*_rows(folder, sides, self.groups)]
         if held_out is not None:
-            rows += [
-                {"file": held_out.name_of(place), "side": _TEST, "group": str(group)}
-                for place, group in enumerate(groups.tolist())
-            ]
+            rows += _rows(held_out, [TEST] * len(groups), groups)
         write_rows(path, ("file", "side", "group"), rows)
+
+
+def _rows(folder: ImageFolder, sides: Iterable[str], groups: np.ndarray) -> Iterator[dict[str, str]]:
+    for index, (side, group) in enumerate(zip(sides, groups.tolist(), strict=True)):
+        yield {"file": folder.name_of(index), "side": side, "group": str(group)}
 
 
 def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups:
@@ -75,23 +72,14 @@ def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups
             path = folder.directory / table
             digest.update(b"\0" + (path.read_bytes() if path.is_file() else b""))
     key = digest.hexdigest()[:32]
-    store = None if cache.directory is None else STORE
 
-    def fill(numbers: np.memmap) -> Notes:
-        groups = find_groups(folders, store)
+    def fill(numbers: np.memmap) -> Metadata:
+        groups = find_groups(folders, cache.examined)
         numbers[:] = np.concatenate(groups.numbers)
         return {"notes": list(groups.notes)}
 
-    kept = _keep(cache, f"groups/{key}", sum(counts), fill)
-    numbers = np.split(np.array(kept.array), np.cumsum(counts)[:-1])
-    return Groups(numbers, tuple(kept.notes["notes"]))
-
-
-def _keep(cache: Cache, name: str, count: int, fill: Callable[[np.memmap], Notes]) -> Kept:
-    try:
-        return cache.get(name, (count,), np.int64, fill)
-    except NoRoom:
-        return Cache(directory=None).get(name, (count,), np.int64, fill)
+    array, metadata = cache.get_or_unnamed(f"groups/{key}", (sum(counts),), np.int64, fill)
+    return Groups(np.split(np.array(array), np.cumsum(counts)[:-1]), tuple(metadata["notes"]))
 
 
 def split_folder(
@@ -135,7 +123,7 @@ def split_folder(
     train = originals[~np.isin(groups[originals], groups[validation])]
     if folder.validates is not None:
         _check_classes(folder, validation, groups, least=1)
-        _check_left(folder, train, "validation")
+        _check_left(folder, train, VALIDATION)
     augmented = np.flatnonzero(readable & folder.augmented)
     train = np.sort(np.concatenate([train, augmented[np.isin(groups[augmented], groups[train])]]))
     left_out = np.setdiff1d(np.flatnonzero(readable), np.concatenate([train, validation]))
@@ -147,61 +135,64 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
 
     A class with fewer than three groups raises UserError.
     """
-    originals, groups = _group_originals(folder, cache)
+    originals, groups = _originals_and_groups(folder, cache)
     numbers, _ = _find_folds(folder, originals, groups, FOLDS, cache, least=3)
     testing = originals[numbers == 0]
     training = np.setdiff1d(np.arange(len(folder.paths)), testing)
-    return [folder.subset(training), replace(folder.subset(testing), part=_TEST, passed_over={})]
+    return [folder.subset(training), replace(folder.subset(testing), part=TEST, passed_over={})]
 
 
 def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
     """Return the images of a folder on one side of a run's `split.csv`; raise UserError if some are missing."""
     rows = read_rows(run_dir / "split.csv", ("file", "side"))
     names = {row["file"] for row in rows if row["side"] == side}
-    places = [place for place in range(len(folder.paths)) if folder.name_of(place) in names]
+    indices = [index for index in range(len(folder.paths)) if folder.name_of(index) in names]
     if not names:
         raise UserError(f"{run_dir} has no {side} images in its split.csv")
-    if len(places) < len(names):
-        remedy = ", or name test images with --test-dir" if side == _TEST else ""
+    if len(indices) < len(names):
+        remedy = ", or name test images with --test-dir" if side == TEST else ""
         raise UserError(
-            f"{folder.directory} holds {len(places)} of the {len(names)} {side} images of {run_dir}: "
+            f"{folder.directory} holds {len(indices)} of the {len(names)} {side} images of {run_dir}: "
             f"restore them{remedy}"
         )
-    return replace(folder.subset(places), part=side)
+    return replace(folder.subset(indices), part=side)
 
 
 def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> list[ImageFolder]:
     """Remove training images that share a group with test images; raise UserError if no image of a class is left."""
-    training = with_white_level(folders[0], None if cache.directory is None else STORE)
+    training = with_white_level(folders[0], cache.examined)
     others = [replace(folder, white_level=training.white_level) for folder in folders[1:]]
     numbers, *tested = load_groups([training, *others], cache).numbers
     kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
     training = folders[0].subset(kept)
     trains = np.full(len(kept), True) if training.validates is None else ~training.validates
-    _check_left(training, np.flatnonzero(trains), "test")
+    _check_left(training, np.flatnonzero(trains), TEST)
     return [training, *folders[1:]]
 
 
-def _check_left(folder: ImageFolder, places: np.ndarray, side: str) -> None:
+def _check_left(folder: ImageFolder, indices: np.ndarray, side: str) -> None:
     """Raise UserError if a class has no image at these indices."""
     for label, name in enumerate(folder.classes):
-        if label not in folder.labels[places]:
+        if label not in folder.labels[indices]:
             raise UserError(f"{folder.directory}: all images of {name} to train on share a group with {side} images")
 
 
 def count_folds(folder: ImageFolder, folds: int, cache: Cache = SHARED) -> int:
     """Return the number of folds that a folder divides into: `folds`, or fewer if a class has fewer groups."""
-    originals, groups = _group_originals(folder, cache)
+    originals, groups = _originals_and_groups(folder, cache)
     return _find_folds(folder, originals, groups, folds, cache)[1]
 
 
-def _group_originals(folder: ImageFolder, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+def _originals_and_groups(folder: ImageFolder, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the readable images that are not augmented, and the group numbers (N,) of all images."""
-    store = None if cache.directory is None else STORE
-    unreadable = find_unreadable(folder.paths, store) if folder.arrays is None else {}
-    readable = np.array([path not in unreadable for path in folder.paths], dtype=bool)
-    [groups] = load_groups([with_white_level(folder, store)], cache).numbers
-    return np.flatnonzero(readable & ~folder.augmented), groups
+    [groups] = load_groups([with_white_level(folder, cache.examined)], cache).numbers
+    return np.flatnonzero(find_readable(folder, cache) & ~folder.augmented), groups
+
+
+def find_readable(folder: ImageFolder, cache: Cache = SHARED) -> np.ndarray:
+    """Return whether each image can be read, (N,) bool."""
+    unreadable = find_unreadable(folder.paths, cache.examined) if folder.arrays is None else {}
+    return np.array([path not in unreadable for path in folder.paths], dtype=bool)
 
 
 def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarray, least: int) -> None:
@@ -235,7 +226,7 @@ def _find_folds(
     parts = (labels.tobytes(), groups.tobytes(), f"{_FORM} {folds}".encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
-    def fill(numbers: np.memmap) -> Notes:
+    def fill(numbers: np.memmap) -> Metadata:
         from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
 
         classes = np.unique(labels)
@@ -248,8 +239,8 @@ def _find_folds(
                 return {"folds": count}
         raise UserError("the classes share too many groups of images: no split has every class on both sides")
 
-    kept = _keep(cache, f"groups/{key}", len(labels), fill)
-    return np.array(kept.array), kept.notes["folds"]
+    array, metadata = cache.get_or_unnamed(f"groups/{key}", (len(labels),), np.int64, fill)
+    return np.array(array), metadata["folds"]
 
 
 def describe_data(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> dict[str, Any]:
@@ -299,9 +290,9 @@ def digest_split(folder: ImageFolder, split: Split, cache: Cache = SHARED) -> st
     """Compute a digest of the contents and the order of all training and validation images."""
     contents = _contents(folder, cache)
     digest = hashlib.sha256()
-    for places in (split.train, split.validation):
-        for place in places.tolist():
-            digest.update(b"%d " % folder.labels[place] + contents[place])
+    for side in (split.train, split.validation):
+        for index in side.tolist():
+            digest.update(b"%d " % folder.labels[index] + contents[index])
         digest.update(b"\0")
     return digest.hexdigest()
 
@@ -313,7 +304,7 @@ def _contents(folder: ImageFolder, cache: Cache) -> list[bytes]:
     """Return a digest of each image."""
     if folder not in _known:
         if folder.arrays is None:
-            contents = content_digests(folder.paths, None if cache.directory is None else STORE)
+            contents = content_digests(folder.paths, cache.examined)
         else:
             arrays = map(np.ascontiguousarray, folder.arrays)
             contents = [hashlib.blake2b(array, digest_size=16).digest() for array in arrays]

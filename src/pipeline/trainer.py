@@ -24,8 +24,8 @@ from pipeline.augmentation import augment_batch
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
-from pipeline.data import BatchOrder, ImageBatches, TrainingData, bring_near, make_loader
-from pipeline.features import BehindFrozen, compute_features
+from pipeline.data import BatchOrder, ImageBatches, TrainingData, make_loader, preload_to_gpu
+from pipeline.features import UnfrozenLayers, compute_features
 from pipeline.hardware import Hardware, choose_threads
 from pipeline.head import fit_head
 from pipeline.inference import compute_logits, evaluate
@@ -110,10 +110,10 @@ class Trainer:
         frozen_to = None if self.recipe.augmentation else self.model.frozen_to
         if frozen_to and (features := self._compute_features(frozen_to)):
             sides = features
-            self.network = BehindFrozen(self.model, frozen_to)
-            self.validation_network = BehindFrozen(self.saved_model, frozen_to)
-        train, validation = bring_near(sides, self.hardware.device)
-        balanced = train.labels.numpy()[train.places] if settings.balance or self.recipe.balance else None
+            self.network = UnfrozenLayers(self.model, frozen_to)
+            self.validation_network = UnfrozenLayers(self.saved_model, frozen_to)
+        train, validation = preload_to_gpu(sides, self.hardware.device)
+        balanced = train.labels.numpy()[train.indices] if settings.balance or self.recipe.balance else None
         self.train_loader = make_loader(train, settings.batch_size, shuffle=True, balanced=balanced)
         self.validation_loader = make_loader(validation, settings.batch_size)
         self.network = distributed.join_gradients(self.network)

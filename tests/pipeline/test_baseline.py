@@ -18,8 +18,8 @@ def write(folder, draw, counts, seed=0):
     generator = np.random.default_rng(seed)
     for number, (label, count) in enumerate(counts.items()):
         (folder / label).mkdir(parents=True)
-        for place in range(count):
-            Image.fromarray(draw(number, generator)).save(folder / label / f"{place}.png")
+        for copy in range(count):
+            Image.fromarray(draw(number, generator)).save(folder / label / f"{copy}.png")
     return folder
 
 

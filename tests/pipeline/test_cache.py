@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import REPOSITORY
-from pipeline.cache import Cache, NoRoom
+from pipeline.cache import Cache, CacheError
 
 SIZE = 1128  # bytes of a file of 1000 bytes
 
@@ -48,10 +48,10 @@ def files(cache):
 def test_array_is_computed_once(cache):
     maker = Maker()
     for _ in range(2):
-        array, notes = get(cache, maker=maker)
+        array, metadata = get(cache, maker=maker)
         assert array.shape == (10, 100)
         assert (array == 7).all()
-        assert notes == {"number": 7}
+        assert metadata == {"number": 7}
         assert not array.flags.writeable
     assert maker.made == 1
     assert files(cache) == ["a.json", "a.npy"]
@@ -76,13 +76,23 @@ def fill(array):
 Path(sys.argv[2]).touch()
 while len(list(Path().glob("here_*"))) < 4:
     time.sleep(0.01)
-array, notes = Cache(Path("cache")).get("images/a", (10, 100), np.uint8, fill)
-assert (array == 7).all() and notes == {"whole": True}
+array, metadata = Cache(Path("cache")).get("images/a", (10, 100), np.uint8, fill)
+assert (array == 7).all() and metadata == {"whole": True}
 """
 
 
 def start_making(folder, name):
     return subprocess.Popen([sys.executable, "-c", MAKE_SLOWLY, str(REPOSITORY / "src"), name], cwd=folder)
+
+
+def start_alone(folder):
+    """Start a program and wait until it is computing the array."""
+    for number in range(3):
+        (folder / f"here_{number}").touch()
+    program = start_making(folder, "here_3")
+    while not (folder / "made").exists():
+        time.sleep(0.01)
+    return program
 
 
 def test_one_of_several_concurrent_programs_computes_it(tmp_path):
@@ -94,11 +104,7 @@ def test_one_of_several_concurrent_programs_computes_it(tmp_path):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_partial_file_of_a_killed_program_is_removed(tmp_path, cache, same):
-    for number in range(3):
-        (tmp_path / f"here_{number}").touch()
-    program = start_making(tmp_path, "here_3")
-    while not (tmp_path / "made").exists():
-        time.sleep(0.01)
+    program = start_alone(tmp_path)
     program.send_signal(signal.SIGKILL)
     program.wait()
     assert files(cache) == [".a.partial.npy"]
@@ -122,6 +128,7 @@ DAMAGES = {
     "other bytes": lambda file, record: file.write_bytes(file.read_bytes()[:-1] + b"\0"),
     "other header": lambda file, record: file.write_bytes(b"\0" * 64 + file.read_bytes()[64:]),
     "other shape": lambda file, record: np.save(file, np.zeros((20, 50), np.uint8)),
+    "no record": lambda file, record: record.unlink(),
     "record cut": lambda file, record: record.write_text(record.read_text()[:-1]),
     "other record": lambda file, record: record.write_text("[]"),
     "record of another form": lambda file, record: record.write_text("{}"),
@@ -141,21 +148,13 @@ def test_damaged_array_is_rebuilt(cache, caplog, damage):
     assert maker.made == 1
 
 
-def test_array_without_metadata_is_rebuilt(cache):
-    maker = Maker()
-    get(cache)
-    (cache.directory / "images/a.json").unlink()
-    get(cache, maker=maker)
-    assert maker.made == 1
-
-
 def test_without_folder_nothing_is_stored(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     nowhere, maker = Cache(directory=None), Maker()
     for made in (1, 2):
-        array, notes = get(nowhere, maker=maker)
+        array, metadata = get(nowhere, maker=maker)
         assert (array == 7).all()
-        assert (notes, maker.made) == ({"number": 7}, made)
+        assert (metadata, maker.made) == ({"number": 7}, made)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,7 +181,7 @@ def test_nothing_is_deleted_for_an_array_that_does_not_fit(tmp_path):
     cache = Cache(tmp_path, limit=2 * SIZE)
     held = get(cache, "a").array
     get(cache, "b")
-    with pytest.raises(NoRoom, match=r"[0-9.]+ kB is more than is left of [0-9.]+ kB \(--cache-limit\)"):
+    with pytest.raises(CacheError, match=r"[0-9.]+ kB is more than is left of [0-9.]+ kB \(--cache-limit\)"):
         get(cache, "c", shape=(20, 100))
     assert files(cache) == ["a.json", "a.npy", "b.json", "b.npy"]
     assert (held == 7).all()
@@ -192,7 +191,7 @@ def test_nothing_is_deleted_for_an_array_that_does_not_fit(tmp_path):
 def test_at_most_half_of_the_free_disk_space_is_used(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 1999, 1999))
     cache = Cache(tmp_path if kept else None)
-    with pytest.raises(NoRoom, match=r"^[1-9][0-9.]* kB is more than half of the free space in .* \(2\.00 kB\)$"):
+    with pytest.raises(CacheError, match=r"^[1-9][0-9.]* kB is more than half of the free space in .* \(2\.00 kB\)$"):
         get(cache)
 
 
@@ -205,13 +204,13 @@ def test_limit_holds_and_arrays_in_use_are_kept(tmp_path_factory, requests, coun
     for name, stays in requests:
         maker = Maker(ord(name))
         try:
-            array, notes = get(cache, name, maker)
-        except NoRoom:
+            array, metadata = get(cache, name, maker)
+        except CacheError:
             assert name not in used
             assert len(used) == count
             continue
         assert (array == ord(name)).all()
-        assert notes == {"number": ord(name)}
+        assert metadata == {"number": ord(name)}
         assert not (maker.made and name in used)
         ever.add(name)
         if stays:
@@ -231,7 +230,7 @@ def test_unreadable_cache_of_another_user_is_refused(become_another_user, file_m
     before = files(cache)
     become_another_user()
     for look in (get, lambda cache: cache.find("images/a")):
-        with pytest.raises(NoRoom, match=r"^\.cache/images/a\.npy: Permission denied$"):
+        with pytest.raises(CacheError, match=r"^\.cache/images/a\.npy: Permission denied$"):
             look(cache)
     os.seteuid(0)
     assert files(cache) == before
@@ -248,7 +247,7 @@ def test_shared_cache_of_another_user_is_used_but_not_deleted(become_another_use
     assert (get(limited, maker=maker).array == 7).all()
     assert maker.made == 0
     assert (get(limited, "c").array == 7).all()
-    with pytest.raises(NoRoom, match="--cache-limit"):
+    with pytest.raises(CacheError, match="--cache-limit"):
         get(limited, "d", shape=(20, 100))
     assert files(limited) == [".b.partial.npy", "a.json", "a.npy", "c.json", "c.npy"]
 
@@ -259,7 +258,7 @@ def test_full_disk_is_refused(tmp_path, monkeypatch, kept):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(NoRoom, match="No space left on device"):
+    with pytest.raises(CacheError, match="No space left on device"):
         get(Cache(tmp_path if kept else None))
     assert not list(tmp_path.rglob("*.npy"))
 
@@ -269,17 +268,13 @@ def test_file_system_without_locks_is_refused(cache, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(NoRoom, match="No locks available"):
+    with pytest.raises(CacheError, match="No locks available"):
         get(cache)
 
 
 def test_waiting_program_says_so(tmp_path, cache, caplog):
     caplog.set_level(logging.INFO)
-    for number in range(3):
-        (tmp_path / f"here_{number}").touch()
-    program = start_making(tmp_path, "here_3")
-    while not (tmp_path / "made").exists():
-        time.sleep(0.01)
+    program = start_alone(tmp_path)
     maker = Maker()
     assert (get(cache, maker=maker).array == 7).all()
     assert maker.made == 0

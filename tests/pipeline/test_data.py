@@ -15,11 +15,11 @@ from pipeline.data import (
     BatchOrder,
     ImageBatches,
     ResidentBatches,
-    find_range,
     load_test_set,
     load_training_data,
     make_loader,
     read_folders,
+    set_white_level,
 )
 from pipeline.features import FeatureBatches
 
@@ -49,7 +49,7 @@ def test_resident_batches_are_identical(batches, monkeypatch, kind):
         shape = (40, 4, 4, 5) if kind == "maps" else (40, 9)
         rows = np.random.default_rng(0).random(shape).astype(np.float32)
         batches = FeatureBatches(rows, np.arange(40), np.arange(3, 36))
-        monkeypatch.setattr("pipeline.features.take", lambda array, places: array[places])
+        monkeypatch.setattr("pipeline.features.copy_rows", lambda array, rows: array[rows])
     resident = ResidentBatches(batches, torch.device("cpu"))
     assert len(resident) == len(batches)
     for indices in ([0], [32, 5, 5], list(range(33)), []):  # a process may have no share of a batch
@@ -83,11 +83,11 @@ def test_balanced_batches_draw_every_class_equally_often():
         drawn.append(np.concatenate(list(order)))
     assert np.array_equal(drawn[0], drawn[2])
     assert not np.array_equal(drawn[0], drawn[1])
-    for places in drawn:
-        assert sorted(np.bincount(labels[places]).tolist()) == [36, 37, 37]
-        of_large = places[labels[places] == 1]
+    for indices in drawn:
+        assert sorted(np.bincount(labels[indices]).tolist()) == [36, 37, 37]
+        of_large = indices[labels[indices] == 1]
         assert len(set(of_large.tolist())) == len(of_large), "no image twice before all were drawn"
-        of_small, counts = np.unique(places[labels[places] == 0], return_counts=True)
+        of_small, counts = np.unique(indices[labels[indices] == 0], return_counts=True)
         assert of_small.tolist() == [0, 1, 2]
         assert counts.max() - counts.min() <= 1
 
@@ -166,13 +166,13 @@ def write_stripes(directory, depth, count=8, brightest=0):
 @pytest.mark.parametrize("cached", [True, False])
 def test_16_bit_images_are_scaled_by_the_range_of_the_training_images(tmp_path, monkeypatch, caplog, cached):
     monkeypatch.chdir(tmp_path)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "pipeline.data")
     training, testing = write_stripes(tmp_path / "train", 12), write_stripes(tmp_path / "test", 12, brightest=5000)
     deep = write_stripes(tmp_path / "deep", 16)
     cache = Cache() if cached else Cache(directory=None)
     for _ in range(2):
         caplog.clear()
-        folders = find_range(read_folders(training, (testing, deep), with_augmented=False), cache)
+        folders = set_white_level(read_folders(training, (testing, deep), with_augmented=False), cache)
         assert [folder.white_level for folder in folders] == [4095] * 3
         assert caplog.messages[:2] == [
             f"{training} has 12-bit values in 16-bit files: 4095 is white",
@@ -182,7 +182,7 @@ def test_16_bit_images_are_scaled_by_the_range_of_the_training_images(tmp_path, 
     stripes = images[0, 0].float().mean(dim=1)
     assert stripes[4:8].mean() - stripes[:4].mean() == pytest.approx(128 * 255 / 4095, abs=1)
     plain = read_folders(deep, (tmp_path / "train",), with_augmented=False)
-    assert [folder.white_level for folder in find_range(plain, cache)] == [65535] * 2
+    assert [folder.white_level for folder in set_white_level(plain, cache)] == [65535] * 2
     assert (tmp_path / ".cache").exists() == cached
 
 

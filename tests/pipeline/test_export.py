@@ -24,7 +24,9 @@ def differences(whole, height, width, seed):
     """Differences of the graph's pixels from this project's, (C, H, W), of 255."""
     model, input_size = whole
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    expected = fit_image(Image.fromarray(pixels), False, input_size).transpose(2, 0, 1)
+    image = Image.fromarray(pixels)
+    image.format = "PNG"  # arrays have none
+    expected = fit_image(image, input_size).transpose(2, 0, 1)
     return np.abs(model.fit(torch.from_numpy(pixels))[0].numpy() - expected)
 
 

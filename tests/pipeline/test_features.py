@@ -18,7 +18,7 @@ from pipeline import recipes
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_training_data, make_loader
-from pipeline.features import BehindFrozen, compute_features
+from pipeline.features import UnfrozenLayers, compute_features
 from pipeline.hardware import Hardware
 from pipeline.inference import evaluate
 from pipeline.settings import CHECKPOINTS, Settings
@@ -73,7 +73,7 @@ def plainly(monkeypatch):
 
 
 def trains_on_features(trainer):
-    return isinstance(trainer.network, BehindFrozen)
+    return isinstance(trainer.network, UnfrozenLayers)
 
 
 def numbers(history):

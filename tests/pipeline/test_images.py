@@ -67,8 +67,8 @@ def test_decoded_images_do_not_stay_in_memory(folder, cache, kept):
     result = decode_images(many, (3, 224, 224), cache if kept else Cache(directory=None))
     assert process.memory_info().rss - before < 20e6
     for start in range(0, 320, 32):
-        places = np.arange(start, start + 32)
-        assert np.array_equal(result[places], expected[places % 8])
+        indices = np.arange(start, start + 32)
+        assert np.array_equal(result[indices], expected[indices % 8])
     assert process.memory_info().rss - before < 20e6
 
 
@@ -118,8 +118,8 @@ def test_swapped_files_of_equal_size_and_time_are_decoded_again(directory, cache
     paths[0].rename(directory / "away")
     paths[1].rename(paths[0])
     (directory / "away").rename(paths[1])
-    places = [read_folder(directory).paths.index(path) for path in paths]
-    after = decode_images(read_folder(directory), COLOUR, cache).pixels[places]
+    indices = [read_folder(directory).paths.index(path) for path in paths]
+    after = decode_images(read_folder(directory), COLOUR, cache).pixels[indices]
     assert (after[0, 16, 16] == (0, 0, 255)).all()
     assert (after[1, 16, 16] == (255, 0, 0)).all()
 
@@ -243,7 +243,7 @@ def test_inverted_images(save_arrays, cache, archive):
     arrays = np.random.default_rng(2).random((4, 1, 28, 28), dtype=np.float32)
     folder = save_arrays(arrays, archive)
     folder.inverted[[1, 2]] = True
-    plain, mixed = (decode_images(folder.subset(places), GREY, cache).pixels for places in ([0, 3], [1, 0, 2, 3]))
+    plain, mixed = (decode_images(folder.subset(indices), GREY, cache).pixels for indices in ([0, 3], [1, 0, 2, 3]))
     assert np.array_equal(mixed[[1, 3]], plain)
     assert np.array_equal(mixed[[0, 2], ..., 0], 255 - np.round(arrays[[1, 2], 0] * 255).astype(np.uint8))
 
@@ -262,7 +262,7 @@ def test_inversion_applies_the_orientation_once(tmp_path):
         Image.new("RGB", (40, 20)).save(tmp_path / label / "0.jpg", exif=exif)
     folder = read_folder(tmp_path)
     folder.inverted[0] = True
-    assert [upright_rgb(folder.read(place)).size for place in (0, 1)] == [(20, 40), (20, 40)]
+    assert [upright_rgb(folder.read(index)).size for index in (0, 1)] == [(20, 40), (20, 40)]
 
 
 def test_photographs_are_converted_to_grey_for_one_channel(folder, cache):

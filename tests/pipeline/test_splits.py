@@ -33,7 +33,7 @@ def grouped_folders(draw):
     folder = ImageFolder(
         directory=Path("data"),
         classes=tuple("ABCD"[:classes]),
-        paths=tuple(Path(f"data/{place}") for place in range(total)),
+        paths=tuple(Path(f"data/{index}") for index in range(total)),
         labels=np.concatenate([labels, labels[sources], np.zeros(unknown, dtype=int)]),
         augmented=np.arange(total) >= count,
         sources=(None,) * total,
@@ -53,17 +53,17 @@ def test_no_group_is_on_both_sides(drawn, folds, data):
         return  # too few groups
     train, validation = set(split.train.tolist()), set(split.validation.tolist())
     assert not set(groups[split.train].tolist()) & set(groups[split.validation].tolist())
-    for places in (split.train, split.validation):
-        assert set(folder.labels[places].tolist()) == set(range(len(folder.classes)))
-        assert readable[places].all()
-        assert (np.diff(places) > 0).all()
+    for indices in (split.train, split.validation):
+        assert set(folder.labels[indices].tolist()) == set(range(len(folder.classes)))
+        assert readable[indices].all()
+        assert (np.diff(indices) > 0).all()
     assert not folder.augmented[split.validation].any()
     originals = set(np.flatnonzero(readable & ~folder.augmented).tolist())
     assert originals <= train | validation
     trained_groups = set(groups[sorted(train & originals)].tolist())
-    for place in np.flatnonzero(readable & folder.augmented).tolist():
-        assert (place in train) == (groups[place] in trained_groups)
-        assert (place in split.left_out) == (place not in train)
+    for index in np.flatnonzero(readable & folder.augmented).tolist():
+        assert (index in train) == (groups[index] in trained_groups)
+        assert (index in split.left_out) == (index not in train)
 
 
 @given(grouped_folders(), st.integers(2, 5))
@@ -128,14 +128,14 @@ def test_augmented_images_do_not_change_the_validation_images(make_folder):
     plain = read_folder(folder)
     [groups] = load_groups([plain], NO_CACHE).numbers
     split = split_folder(plain, np.ones(20, dtype=bool), groups, cache=NO_CACHE)
-    before = {plain.paths[place] for place in split.validation}
+    before = {plain.paths[index] for index in split.validation}
     for number in range(10):
         source = folder / "A" / f"{number:04d}.png"
         (folder / "A_augmented" / augmented_name(source, number)).write_bytes(source.read_bytes())
     more = read_folder(folder, with_augmented=True)
     [groups] = load_groups([more], NO_CACHE).numbers
     split = split_folder(more, np.ones(30, dtype=bool), groups, cache=NO_CACHE)
-    assert {more.paths[place] for place in split.validation} == before
+    assert {more.paths[index] for index in split.validation} == before
     assert len(split.left_out) == 2
     assert len(split.train) == 16 + 8
 
@@ -196,8 +196,8 @@ def test_split_is_written_as_a_table(make_folder, tmp_path):
     rows = read_rows(tmp_path / "split.csv", ["file", "side", "group"])
     assert [row["file"] for row in rows] == [f"{label}/{n:04d}.png" for label in "AB" for n in range(4)]
     assert rows[0]["side"] == "unreadable"
-    assert [place for place, row in enumerate(rows) if row["side"] == "validation"] == split.validation.tolist()
-    assert [place for place, row in enumerate(rows) if row["side"] == "train"] == split.train.tolist()
+    assert [index for index, row in enumerate(rows) if row["side"] == "validation"] == split.validation.tolist()
+    assert [index for index, row in enumerate(rows) if row["side"] == "train"] == split.train.tolist()
     assert [row["group"] for row in rows][:3] == ["9", "1", "1"]
 
 
