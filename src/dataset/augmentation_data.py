@@ -10,7 +10,7 @@ import re
 import shutil
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -64,7 +64,7 @@ def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) 
 
 
 def _find_surplus(dataset_dir: Path, name: str, max_per_class: int, seed: int) -> list[Path]:
-    return _in_random_order(class_images(dataset_dir, name), seed, "reduce")[max_per_class:]
+    return sorted(class_images(dataset_dir, name), key=partial(_rank, seed, "reduce"))[max_per_class:]
 
 
 def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 30, seed: int = 0) -> dict[str, int]:
@@ -150,9 +150,8 @@ def _draw_groups(groups: Sequence[Sequence[Path]], count: int, most: int, seed: 
 
     Groups of one image come first, in random order. Returns None if it takes more than `most` groups.
     """
-    ordered = [_in_random_order(group, seed, "test") for group in groups]
-    rank = {path: i for i, path in enumerate(_in_random_order([group[0] for group in ordered], seed, "test"))}
-    ordered.sort(key=lambda group: (len(group) > 1, rank[group[0]]))
+    rank = partial(_rank, seed, "test")
+    ordered = sorted((sorted(group, key=rank) for group in groups), key=lambda group: (len(group) > 1, rank(group[0])))
     drawn: dict[tuple[int, int], list[Path]] = {(0, 0): []}  # by number of images and of groups; the first choice stays
     for group in ordered:
         for size, number in sorted(drawn, reverse=True):
@@ -363,11 +362,7 @@ def _transforms() -> tuple[v2.Transform, ...]:
     )
 
 
-def _in_random_order(paths: Iterable[Path], seed: int, purpose: str) -> list[Path]:
-    """Sort files by a hash of seed, purpose, class and name, so that the order does not depend on the other files."""
-
-    def key(path: Path) -> bytes:
-        text = f"{seed}/{purpose}/{canonical(path.parent.name)}/{path.name}"
-        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-
-    return sorted(paths, key=key)
+def _rank(seed: int, purpose: str, path: Path) -> bytes:
+    """Return a sort key of an image that is random, but does not depend on the other images."""
+    text = f"{seed}/{purpose}/{canonical(path.parent.name)}/{path.name}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
