@@ -98,22 +98,22 @@ def derive_sets(data_dir: Path) -> dict[str, ImageFolder]:
     """
     from pipeline.data import read_folders
 
-    places = [_find_set(data_dir, name) for name in SETS]
-    train, test, test2 = read_folders(places[0], tuple(places[1:]), with_augmented=False)
+    training, *testing = [_find_set(data_dir, name) for name in SETS]
+    train, test, test2 = read_folders(training, tuple(testing), with_augmented=False)
     white = white_background(test)
     whites = set(white.paths)
-    black = test.subset([place for place, path in enumerate(test.paths) if path not in whites])
+    black = test.subset([i for i, path in enumerate(test.paths) if path not in whites])
     if not black.paths:
-        raise UserError(f"{places[1]} has no image with a black background: the study needs both halves of it")
+        raise UserError(f"{test.directory} has no image with a black background: the study needs both halves of it")
     sets = {"TRAIN": train, "TRAIN2": with_inversions(train), "TRAIN3": white, "TEST": test, "TEST2": test2}
     sets |= dict(zip(HALVES["TEST"], (black, white), strict=True))
     return {name: replace(folder, directory=data_dir / name) for name, folder in sets.items()}
 
 
 def _find_set(data_dir: Path, name: str) -> Path:
-    for place in (data_dir / name, data_dir / f"{name}.npz"):
-        if place.exists():
-            return place
+    for path in (data_dir / name, data_dir / f"{name}.npz"):
+        if path.exists():
+            return path
     raise UserError(f"there is no {data_dir / name}, nor {name}.npz: the study needs the sets TRAIN, TEST and TEST2")
 
 
@@ -156,7 +156,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     for settings in runs:
         tested = results(settings)["checkpoints"][_CHECKPOINT]["test"]
-        confusions = {place.name: np.array(tested[place.name]["confusion_matrix"]) for place in settings.test_dir}
+        confusions = {name: np.array(scores["confusion_matrix"]) for name, scores in tested.items()}
         of_model = outcomes.setdefault((settings.data_dir.name, settings.model_type), [])
         of_model.append(Outcome(settings.run_dir, confusions))
     return Study(sets["TRAIN"].classes, outcomes, sum(read_processor_time(settings.run_dir) for settings in runs))

@@ -27,7 +27,7 @@ from dataset.tables import OPEN_IMAGES, read_rows, write_rows
 CLASSES = ("Axe", "Book", "Hammer")
 MAX_SAMPLES = 1000
 MIN_SIZE = 32
-_ROUND = 2000  # boxes of all classes that are loaded, cropped and recorded at once
+_BATCH_SIZE = 2000  # boxes of all classes that are loaded, cropped and recorded at once
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ class Patches:
         self._folder = folder
         rows = read_rows(folder / OPEN_IMAGES, ("file", *Box._fields))
         self._boxes = {row["file"]: Box(*(row[name] for name in Box._fields)) for row in rows}  # by Axe/0001.jpg
-        self.settle()
+        self.recover()
 
     @property
     def boxes(self) -> set[Box]:
@@ -70,9 +70,9 @@ class Patches:
             rows = [{"file": file, **box._asdict()} for file, box in sorted(boxes.items())]
             write_rows(self._folder / OPEN_IMAGES, ("file", *Box._fields), rows)
             self._boxes = boxes
-        self.settle()
+        self.recover()
 
-    def settle(self) -> None:
+    def recover(self) -> None:
         """Make the hidden images visible that the table lists, and delete the others."""
         for hidden in self._folder.glob("*/.*.partial.jpg"):
             if match := re.fullmatch(r"\.(\d+)\.partial\.jpg", hidden.name):
@@ -156,11 +156,11 @@ def fetch(
     small: Counter[str] = Counter()
     with alone_in(dataset_dir), TemporaryDirectory(prefix="open-images-") as folder, ExitStack() as at_end:
         patches = Patches(dataset_dir)
-        at_end.callback(patches.settle)
+        at_end.callback(patches.recover)
         present = {name: patches.count(name) for name in label_ids}
         if min(present.values()) < max_samples:
             selection = Selection(Path(folder), zoo, splits, label_ids.values())
-            for candidates in _rounds(selection, label_ids, patches, max_samples, seed):
+            for candidates in _batches(selection, label_ids, patches, max_samples, seed):
                 detections = sorted(zoo.load(candidates, list(label_ids)), key=lambda each: each.box.rank(seed))
                 patches.add(_crop_all(detections, patches.boxes, min_size, padding, small))
         added = {name: patches.count(name) - present[name] for name in label_ids}
@@ -171,7 +171,7 @@ def fetch(
     return added
 
 
-def _rounds(
+def _batches(
     selection: Selection, label_ids: Mapping[str, str], patches: Patches, max_samples: int, seed: int
 ) -> Iterator[list[Candidate]]:
     """Yield candidates for the missing patches until none is missing or no candidate is left."""
@@ -179,7 +179,7 @@ def _rounds(
     while True:
         missing = {name: max_samples - patches.count(name) for name in label_ids}
         missing = {name: count for name, count in missing.items() if count > 0}
-        share = _ROUND // max(1, len(missing))
+        share = _BATCH_SIZE // max(1, len(missing))
         candidates: list[Candidate] = []
         for name, count in missing.items():
             candidates += selection.choose(label_ids[name], min(count, max(1, share)), patches.boxes | tried, seed)
@@ -222,16 +222,12 @@ def main() -> int:
         "--zoo-dir", type=Path, metavar="DIR",
         help="Open Images' tables and images; missing files are downloaded to it (default: FiftyOne's own folder)",
     )  # fmt: skip
-    for flag, default, metavar, purpose in (
-        ("--dataset-dir", Path("dataset"), "DIR", "where <Class>/NNNN.jpg are written"),
-        ("--max-samples", MAX_SAMPLES, "N", "patches of each class in all"),
-        ("--seed", 0, "N", "decides which boxes are taken"),
-        ("--min-size", MIN_SIZE, "PIXELS", "leave out patches with a shorter side than this"),
-        ("--padding", 0.0, "FRACTION", "context on each side of a box, as a fraction of its width and height"),
-    ):
-        parser.add_argument(
-            flag, type=type(default), default=default, metavar=metavar, help=f"{purpose} (default: %(default)s)"
-        )
+    parser.add_setting("--dataset-dir", Path("dataset"), "DIR", "where <Class>/NNNN.jpg are written")
+    parser.add_setting("--max-samples", MAX_SAMPLES, "N", "patches of each class in all")
+    parser.add_setting("--seed", 0, "N", "decides which boxes are taken")
+    parser.add_setting("--min-size", MIN_SIZE, "PIXELS", "leave out patches with a shorter side than this")
+    padding = "context on each side of a box, as a fraction of its width and height"
+    parser.add_setting("--padding", 0.0, "FRACTION", padding)
     arguments = parser.parse_args()
     check_least(arguments, max_samples=1, seed=0, min_size=1)
     if not 0 <= arguments.padding < math.inf:

@@ -183,7 +183,7 @@ def test_second_run_changes_nothing(go, tmp_path):
 
 
 def test_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "_ROUND", 4)  # several rounds
+    monkeypatch.setattr(program, "_BATCH_SIZE", 4)  # several rounds
     go(3)
     before = contents(tmp_path / "dataset")
     (tmp_path / "dataset" / "Axe" / "0002.jpg").unlink()
@@ -207,7 +207,7 @@ def test_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
 
 def test_rounds_do_not_change_the_result(go, tmp_path, monkeypatch):
     go(7, "at once")
-    monkeypatch.setattr(program, "_ROUND", 5)
+    monkeypatch.setattr(program, "_BATCH_SIZE", 5)
     go(7, "in rounds")
     go(4, "in two runs")
     go(7, "in two runs")
@@ -343,7 +343,7 @@ def test_killed_batch_counts_completely_or_not_at_all(monkeypatch, tmp_path, tar
 
 
 def test_interrupted_fetch_gives_identical_results(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "_ROUND", 6)
+    monkeypatch.setattr(program, "_BATCH_SIZE", 6)
     go(7, "undisturbed")
     with monkeypatch.context() as patch:
         kill_in(patch, program, "write_rows", after=False, calls=2)
