@@ -66,8 +66,7 @@ def main() -> int:
         "scikit-learn, written to .cache/)")
     parser.add_argument("--recipe", choices=tuple(PLANS), default="published",
         help="training recipe: published follows the publication, best is more accurate (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N",
-        help="runs of each model on each set, with seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_setting("--seeds", 3, "N", "runs of each model on each set, with seeds 0 to N - 1")
     parser.add_argument("--published", action="store_true",
         help="show the published accuracies next to those of this study")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")

@@ -312,10 +312,8 @@ def _parse() -> argparse.Namespace:
         help="train each run once per seed, in seed_N/ of the output folder; report.py averages over the seeds")
     parser.add_argument("--halving", action="store_true",
         help="successive halving: stop most runs early, and continue those with the highest validation accuracy")
-    parser.add_argument("--eta", type=int, default=3, metavar="N",
-        help="with --halving: continue one run in N, for N times as many epochs (default: %(default)s)")
-    parser.add_argument("--min-epochs", type=int, default=3, metavar="N",
-        help="with --halving: epochs before the runs are first compared (default: %(default)s)")
+    parser.add_setting("--eta", 3, "N", "with --halving: continue one run in N, for N times as many epochs")
+    parser.add_setting("--min-epochs", 3, "N", "with --halving: epochs before the runs are first compared")
     # fmt: on
     add_verbose(parser)
     Settings.add_flags(parser, FLAGS)

@@ -258,16 +258,11 @@ def main() -> int:
     for command in (inverted, whites):
         command.add_argument("set", type=Path, metavar="SET", help="folder of class folders, or an .npz file")
         command.add_argument("out", type=Path, metavar="OUT", help="new folder")
-    whites.add_argument(
-        "--dark-share", type=float, default=DARK_SHARE, metavar="S",
-        help=f"largest share of dark pixels (below {DARK} of 255) on a white background (default: %(default)s)",
-    )  # fmt: skip
+    purpose = f"largest share of dark pixels (below {DARK} of 255) on a white background"
+    whites.add_setting("--dark-share", DARK_SHARE, "S", purpose)
     look = commands.add_parser("inspect", help="draw sets side by side and describe how they differ")
     look.add_argument("sets", type=Path, nargs="+", metavar="SET", help="folder of class folders, or an .npz file")
-    look.add_argument(
-        "--out", type=Path, default=Path("saved_models/figures/arrays"), metavar="DIR",
-        help="folder for the figures (default: %(default)s)",
-    )  # fmt: skip
+    look.add_setting("--out", Path("saved_models/figures/arrays"), "DIR", "folder for the figures")
     arguments = parser.parse_args()
     if arguments.command == "digits":
         write_digits(arguments.directory)
