@@ -7,8 +7,10 @@ is the images of TEST with a white background. Without a folder of sets, scikit-
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +123,6 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
 
     `common` are settings that all runs share.
     """
-    from pipeline.run import run
-    from pipeline.run_folder import finished_results
-
-    def folders(settings: Settings) -> list[ImageFolder]:
-        return [sets[directory.name] for directory in (settings.data_dir, *settings.test_dir)]
-
-    def results(settings: Settings) -> dict[str, Any] | None:
-        return finished_results(settings, folders(settings))
-
     runs = [
         _make_settings(
             sets, plan, trained, model_type=model, seed=seed, output_dir=folder / trained / f"seed_{seed}", **common
@@ -138,27 +131,39 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         for trained in plan.recipes
         for model in STUDIED
     ]
-    for settings in claim_runs(runs, results, "study"):
-        try:
-            with processor_time(settings.run_dir):
-                metrics = run(settings, folders(settings), claimed=True, keep_state=False)
-        except ClaimLost as error:
-            _log.warning("%s", error)
-            continue  # `claim_runs` waits for the program that has it now
-        tested = metrics["checkpoints"][_CHECKPOINT]["test"]
-        _log.info(
-            "run %d of %d: %s on %s, seed %d: %s",
-            runs.index(settings) + 1, len(runs), settings.model_type, settings.data_dir.name,
-            settings.seed, ", ".join(f"{name} {scores['accuracy']:.1%}" for name, scores in tested.items()),
-        )  # fmt: skip
+    for settings in claim_runs(runs, partial(_finished_results, sets), "study"):
+        _train_and_test(sets, settings, f"run {runs.index(settings) + 1} of {len(runs)}")
 
-    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+    outcomes: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for settings in runs:
-        tested = results(settings)["checkpoints"][_CHECKPOINT]["test"]
+        tested = _finished_results(sets, settings)["checkpoints"][_CHECKPOINT]["test"]
         confusions = {name: np.array(scores["confusion_matrix"]) for name, scores in tested.items()}
-        of_model = outcomes.setdefault((settings.data_dir.name, settings.model_type), [])
-        of_model.append(Outcome(settings.run_dir, confusions))
+        outcomes[settings.data_dir.name, settings.model_type].append(Outcome(settings.run_dir, confusions))
     return Study(sets["TRAIN"].classes, outcomes, sum(read_processor_time(settings.run_dir) for settings in runs))
+
+
+def _finished_results(sets: Mapping[str, ImageFolder], settings: Settings) -> dict[str, Any] | None:
+    from pipeline.run_folder import finished_results
+
+    return finished_results(settings, _folders_of(sets, settings))
+
+
+def _folders_of(sets: Mapping[str, ImageFolder], settings: Settings) -> list[ImageFolder]:
+    return [sets[directory.name] for directory in (settings.data_dir, *settings.test_dir)]
+
+
+def _train_and_test(sets: Mapping[str, ImageFolder], settings: Settings, number: str) -> None:
+    from pipeline.run import run
+
+    try:
+        with processor_time(settings.run_dir):
+            metrics = run(settings, _folders_of(sets, settings), claimed=True, keep_state=False)
+    except ClaimLost as error:
+        _log.warning("%s", error)
+        return  # `claim_runs` waits for the program that has it now
+    tested = metrics["checkpoints"][_CHECKPOINT]["test"]
+    scores = ", ".join(f"{name} {scores['accuracy']:.1%}" for name, scores in tested.items())
+    _log.info("%s: %s on %s, seed %d: %s", number, settings.model_type, settings.data_dir.name, settings.seed, scores)
 
 
 def _make_settings(

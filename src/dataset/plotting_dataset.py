@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common import printable
-from dataset.examining import examine, find_white
+from dataset.examining import Examined, examine, find_white
 from dataset.folders import AUGMENTED, class_images, class_names, source_stem, stem_of
 from dataset.reading import WHITE, read_image, resize_or_pad_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, legible, name_ticks, new_figure, save_figure, short_label
@@ -68,19 +68,17 @@ class ArraySet:
 
 def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir: Path) -> list[Path]:
     """Draw all figures of a dataset, which has one folder per class, and return the PNG files."""
-    names = class_names(dataset_dir)
-    files = {name: class_images(dataset_dir, name) for name in names}
+    files = {name: class_images(dataset_dir, name) for name in class_names(dataset_dir)}
     white = find_white([path for paths in files.values() for path in paths])
-    images = {name: examine(files[name], white=white)[0] for name in names}
-    forms = {name: [image.size for image in members] for name, members in images.items()}
+    images = {name: examine(paths, white=white)[0] for name, paths in files.items()}
+    augmented = {name: paths for name in files if (paths := class_images(dataset_dir, name + AUGMENTED))}
     figures = {
         "class_sizes": draw_class_sizes(sizes),
-        "image_formats": draw_formats(forms, {name: Counter(i.form for i in images[name]) for name in names}),
-        "original_padded_images": draw_padded({name: [i.path for i in images[name]] for name in names}, white),
+        "image_formats": draw_formats(images),
+        "original_padded_images": draw_padded(images, white),
     }
-    augmented = {name: class_images(dataset_dir, name + AUGMENTED) for name in names}
-    if any(augmented.values()):
-        figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a}, white)
+    if augmented:
+        figures["augmented_images"] = draw_augmented(dataset_dir, augmented, white)
     else:
         (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # from an earlier run
     return _save_all(figures, figures_dir)
@@ -130,51 +128,58 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
     return figure
 
 
-def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[str, Counter[str]]) -> Figure:
+def draw_formats(images: Mapping[str, Sequence[Examined]]) -> Figure:
     """Draw a dot at each width and height of the images of the first classes, and count sizes and file formats."""
-    from matplotlib.ticker import LogLocator
-
-    count = len(sizes)
-    sizes = dict(list(sizes.items())[:_FORMATS_SHOWN])
-    columns = min(3, len(sizes))
-    rows = -(-len(sizes) // columns)
+    names = list(images)[:_FORMATS_SHOWN]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
     figure = new_figure(3.7 * columns + 0.6, 4.1 * rows + 0.7)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    sides = [side for members in sizes.values() for size in members for side in size]
-    limits = (min(sides) / 1.3, max(sides) * 1.3)
-    for axes, (name, members) in zip(grid.flat, sizes.items(), strict=False):
-        counted = Counter(members)
-        areas = [12 * count for count in counted.values()]
-        axes.plot(limits, limits, color=GREY, linewidth=0.8, zorder=0)
-        axes.scatter(*zip(*counted, strict=True), areas, BLUE, alpha=0.35 if len(counted) > 200 else 0.6, linewidths=0)
-        files = ", ".join(f"{count} {form}" for form, count in forms[name].most_common(3))
-        many = "s" * (len(counted) > 1)
-        axes.set_title(f"{short_label(name)}: {len(members)} images, {len(counted)} size{many}\n{files}", fontsize=10)
-        axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
-        axes.grid(alpha=0.3)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
-        if max(sides) < 2 * min(sides):  # otherwise there may be no tick near the dots
-            axes.set(xticks=sorted({min(sides), max(sides)}), yticks=sorted({min(sides), max(sides)}))
-    for axes in grid.flat[len(sizes) :]:
+    sides = [side for name in names for image in images[name] for side in image.size]
+    for axes, name in zip(grid.flat, names, strict=False):
+        sizes = Counter(image.size for image in images[name])
+        _draw_sizes(axes, sizes, min(sides), max(sides))
+        many = "s" * (len(sizes) > 1)
+        forms = Counter(image.form for image in images[name]).most_common(3)
+        files = ", ".join(f"{count} {form}" for form, count in forms)
+        title = f"{short_label(name)}: {len(images[name])} images, {len(sizes)} size{many}\n{files}"
+        axes.set_title(title, fontsize=10)
+    for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("width in pixels, logarithmic")
     figure.supylabel("height in pixels, logarithmic")
-    some = f" ({len(sizes)} of {count} classes)" if count > len(sizes) else ""
+    some = f" ({len(names)} of {len(images)} classes)" if len(images) > len(names) else ""
     figure.suptitle(f"Image sizes{some}: one dot per size, larger for several images; the line marks squares")
     return figure
 
 
-def draw_padded(paths: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
+def _draw_sizes(axes: Axes, counted: Counter[tuple[int, int]], least: int, most: int) -> None:
+    """Draw a dot for each size of a class on logarithmic axes, which show sides from `least` to `most`."""
+    from matplotlib.ticker import LogLocator
+
+    limits = (least / 1.3, most * 1.3)
+    areas = [12 * count for count in counted.values()]
+    axes.plot(limits, limits, color=GREY, linewidth=0.8, zorder=0)
+    axes.scatter(*zip(*counted, strict=True), areas, BLUE, alpha=0.35 if len(counted) > 200 else 0.6, linewidths=0)
+    axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
+    axes.grid(alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+        if most < 2 * least:  # otherwise there may be no tick near the dots
+            axis.set_ticks(sorted({least, most}))
+
+
+def draw_padded(images: Mapping[str, Sequence[Examined]], white: int = WHITE) -> Figure:
     """Draw images of the first classes, each beside its resized and padded copy."""
-    names = list(paths)[:_CLASSES_SHOWN]
+    names = list(images)[:_CLASSES_SHOWN]
     figure, grid = _picture_grid(names, 2 * _EXAMPLES)
     for row, name in zip(grid, names, strict=True):
-        spread = np.linspace(0, len(paths[name]) - 1, min(_EXAMPLES, len(paths[name]))).round().astype(int)
+        members = images[name]
+        spread = np.linspace(0, len(members) - 1, min(_EXAMPLES, len(members))).round().astype(int)
         for column, index in enumerate(spread):
-            image = upright_rgb(read_image(paths[name][index], white))
+            image = upright_rgb(read_image(members[index].path, white))
             # Matplotlib needs many times the memory of an image, and a figure cannot show more pixels than this.
             shown = image.reduce(max(1, max(image.size) // _LARGEST_SHOWN))
             _show(row[2 * column], shown, f"{image.width}x{image.height}")

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,7 +200,7 @@ def test_figures_of_many_classes_stay_small(count, tmp_path):
     array_set = ArraySet("TRAIN", np.array(names), np.zeros((count, 28, 28), np.uint8))
     for figure in (
         draw_class_sizes(dict.fromkeys(names, ClassSizes(9, 5, 3, 1))),
-        draw_formats({name: [(28, 28)] for name in names}, {name: Counter(["PNG L"]) for name in names}),
+        draw_formats(dict.fromkeys(names, (SimpleNamespace(size=(28, 28), form="PNG L"),))),
         draw_array_examples([array_set]),
         draw_means([array_set]),
     ):

@@ -183,7 +183,7 @@ def test_second_run_changes_nothing(go, tmp_path):
 
 
 def test_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "_BATCH_SIZE", 4)  # several rounds
+    monkeypatch.setattr(program, "_BATCH_SIZE", 4)  # several batches
     go(3)
     before = contents(tmp_path / "dataset")
     (tmp_path / "dataset" / "Axe" / "0002.jpg").unlink()
@@ -205,13 +205,13 @@ def test_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
         assert_patch(tmp_path / "dataset", lines[name], staged)
 
 
-def test_rounds_do_not_change_the_result(go, tmp_path, monkeypatch):
+def test_batches_do_not_change_the_result(go, tmp_path, monkeypatch):
     go(7, "at once")
     monkeypatch.setattr(program, "_BATCH_SIZE", 5)
-    go(7, "in rounds")
+    go(7, "in batches")
     go(4, "in two runs")
     go(7, "in two runs")
-    assert contents(tmp_path / "at once") == contents(tmp_path / "in rounds") == contents(tmp_path / "in two runs")
+    assert contents(tmp_path / "at once") == contents(tmp_path / "in batches") == contents(tmp_path / "in two runs")
     go(7, "other seed", seed=1)
     assert contents(tmp_path / "other seed") != contents(tmp_path / "at once")
 
