@@ -370,22 +370,23 @@ def read_folder(directory: Path, with_augmented: bool = False, classes: Sequence
     if directory.suffix.lower() == ".npz" and not directory.is_dir():
         return _read_archive(directory, classes)
     names = class_names(directory, classes)
-    classes = names if classes is None else classes
+    classes = tuple(classes or names)
+    folders = _class_folders(directory)
     others = passed_over_beside(directory)
     listed: list[tuple[Path, int, bool]] = []  # file, label, whether it is augmented
     for name in names:
-        for augmented in (False, True) if with_augmented else (False,):
-            folder = class_folder(directory, name + AUGMENTED * augmented)
+        for suffix in ("", AUGMENTED) if with_augmented else ("",):
+            folder = folders.get(name + suffix, directory / (name + suffix))  # missing if there are none
             images, unused = _sort_out(folder)
-            if not images and not augmented:
+            if not images and not suffix:
                 why = next((f": {path}: {reason}" for path, reason in unused.items()), "")
                 raise UserError(f"{folder} has no images{why}")
             others |= unused
-            listed += [(path, classes.index(name), augmented) for path in images]
+            listed += [(path, classes.index(name), bool(suffix)) for path in images]
     paths, labels, is_augmented = zip(*listed, strict=True)
     return ImageFolder(
         directory=directory,
-        classes=tuple(classes),
+        classes=classes,
         paths=paths,
         labels=np.array(labels, dtype=np.int64),
         augmented=np.array(is_augmented),
@@ -407,11 +408,11 @@ def _read_archive(file: Path, classes: Sequence[str] | None) -> ImageFolder:
     _check_names(file, names, classes)
     if unfit := [name for name in names if not name or name.startswith(".") or "/" in name or "\0" in name]:
         raise UserError(f"{file} has a label {unfit[0]!r}, which cannot be a file name: rename it")
-    classes = names if classes is None else classes
+    classes = tuple(classes or names)
     count = len(images)
     return ImageFolder(
         directory=file,
-        classes=tuple(classes),
+        classes=classes,
         paths=tuple(file / of_images[text] / str(number) for number, text in enumerate(text_indices)),
         labels=np.array([classes.index(name) for name in of_images], dtype=np.int64)[text_indices],
         augmented=np.zeros(count, dtype=bool),
