@@ -274,15 +274,12 @@ class TestHalving:
         for name in ("metrics.json", "history.csv", "predictions_best_val_acc.csv"):
             assert (alone.run_dir / name).read_text() == (winner.run_dir / name).read_text()
 
-    def test_repeated_halving_does_nothing(self, four, trained):
+    def test_states_and_repetition(self, four, trained):
         program.sweep_by_halving(four, self.HALVING)
         assert len(trained) == 4 + 2 + 1
         after = digests(four[0].output_dir)
         program.sweep_by_halving(four, self.HALVING)
         assert (len(trained), digests(four[0].output_dir)) == (7, after)
-
-    def test_states(self, four):
-        program.sweep_by_halving(four, self.HALVING)
         stopped = program._stopped_by_halving(four, self.HALVING)
         assert sorted(stopped.values()) == [1, 1, 2]
         (winner,) = set(four) - set(stopped)

@@ -17,7 +17,6 @@ from dataset.folders import (
     image_files,
     read_folder,
     source_stem,
-    stem_of,
 )
 from dataset.moving import set_aside
 
@@ -135,6 +134,14 @@ def test_name_of_an_augmented_image_holds_its_source(stem, number):
     assert source_stem(Path(augmented_name(source, number))) == source.stem
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"), [("scan.001_aug_0007.jpg", "scan.001"), ("0001.jpg", None), ("_aug_3.jpg", None)]
+)
+def test_stem_of_the_source(name, stem):
+    assert source_stem(Path(name)) == stem
+    assert stem is None or augmented_name(Path(stem), 7) == name  # a numeric suffix belongs to the stem
+
+
 @pytest.mark.parametrize("length", [1, 200, 225, 251])
 def test_names_of_augmented_images_with_long_sources_are_unique(tmp_path, length):
     folder = tmp_path / "data"
@@ -150,11 +157,6 @@ def test_names_of_augmented_images_with_long_sources_are_unique(tmp_path, length
     listed = read_folder(folder, with_augmented=True)
     assert sorted(listed.sources[:2]) == sorted(listed.sources[2:4])
     assert len(set(listed.sources)) == 2
-
-
-def test_numeric_suffix_belongs_to_the_stem():
-    assert stem_of(Path("scan.001")) == "scan.001"
-    assert source_stem(Path(augmented_name(Path("scan.001"), 7))) == "scan.001"
 
 
 COMPOSED, DECOMPOSED = "K\u00e4se", "Ka\u0308se"
@@ -217,11 +219,6 @@ def test_labels_of_an_archive_are_canonical(tmp_path):
     assert listed.classes == ("Brot", COMPOSED)
     assert listed.labels.tolist() == [1, 0, 1, 0]
     assert listed.paths[2] == file / COMPOSED / "2"
-
-
-def test_names_without_source():
-    assert source_stem(Path("0001.jpg")) is None
-    assert source_stem(Path("_aug_3.jpg")) is None
 
 
 def test_images_of_an_archive_are_listed(tmp_path):
