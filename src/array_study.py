@@ -7,8 +7,10 @@ is the images of TEST with a white background. Without a folder of sets, scikit-
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +68,7 @@ def main() -> int:
         "scikit-learn, written to .cache/)")
     parser.add_argument("--recipe", choices=tuple(PLANS), default="published",
         help="training recipe: published follows the publication, best is more accurate (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N",
-        help="runs of each model on each set, with seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_setting("--seeds", 3, "N", "runs of each model on each set, with seeds 0 to N - 1")
     parser.add_argument("--published", action="store_true",
         help="show the published accuracies next to those of this study")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
@@ -98,22 +99,22 @@ def derive_sets(data_dir: Path) -> dict[str, ImageFolder]:
     """
     from pipeline.data import read_folders
 
-    places = [_find_set(data_dir, name) for name in SETS]
-    train, test, test2 = read_folders(places[0], tuple(places[1:]), with_augmented=False)
+    training, *testing = [_find_set(data_dir, name) for name in SETS]
+    train, test, test2 = read_folders(training, tuple(testing), with_augmented=False)
     white = white_background(test)
     whites = set(white.paths)
-    black = test.subset([place for place, path in enumerate(test.paths) if path not in whites])
+    black = test.subset([i for i, path in enumerate(test.paths) if path not in whites])
     if not black.paths:
-        raise UserError(f"{places[1]} has no image with a black background: the study needs both halves of it")
+        raise UserError(f"{test.directory} has no image with a black background: the study needs both halves of it")
     sets = {"TRAIN": train, "TRAIN2": with_inversions(train), "TRAIN3": white, "TEST": test, "TEST2": test2}
     sets |= dict(zip(HALVES["TEST"], (black, white), strict=True))
     return {name: replace(folder, directory=data_dir / name) for name, folder in sets.items()}
 
 
 def _find_set(data_dir: Path, name: str) -> Path:
-    for place in (data_dir / name, data_dir / f"{name}.npz"):
-        if place.exists():
-            return place
+    for path in (data_dir / name, data_dir / f"{name}.npz"):
+        if path.exists():
+            return path
     raise UserError(f"there is no {data_dir / name}, nor {name}.npz: the study needs the sets TRAIN, TEST and TEST2")
 
 
@@ -122,15 +123,6 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
 
     `common` are settings that all runs share.
     """
-    from pipeline.run import run
-    from pipeline.run_folder import finished_results
-
-    def folders(settings: Settings) -> list[ImageFolder]:
-        return [sets[directory.name] for directory in (settings.data_dir, *settings.test_dir)]
-
-    def results(settings: Settings) -> dict[str, Any] | None:
-        return finished_results(settings, folders(settings))
-
     runs = [
         _make_settings(
             sets, plan, trained, model_type=model, seed=seed, output_dir=folder / trained / f"seed_{seed}", **common
@@ -139,27 +131,39 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
         for trained in plan.recipes
         for model in STUDIED
     ]
-    for settings in claim_runs(runs, results, "study"):
-        try:
-            with processor_time(settings.run_dir):
-                metrics = run(settings, folders(settings), claimed=True, keep_state=False)
-        except ClaimLost as error:
-            _log.warning("%s", error)
-            continue  # `claim_runs` waits for the program that has it now
-        tested = metrics["checkpoints"][_CHECKPOINT]["test"]
-        _log.info(
-            "run %d of %d: %s on %s, seed %d: %s",
-            runs.index(settings) + 1, len(runs), settings.model_type, settings.data_dir.name,
-            settings.seed, ", ".join(f"{name} {scores['accuracy']:.1%}" for name, scores in tested.items()),
-        )  # fmt: skip
+    for settings in claim_runs(runs, partial(_finished_results, sets), "study"):
+        _train_and_test(sets, settings, f"run {runs.index(settings) + 1} of {len(runs)}")
 
-    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+    outcomes: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for settings in runs:
-        tested = results(settings)["checkpoints"][_CHECKPOINT]["test"]
-        confusions = {place.name: np.array(tested[place.name]["confusion_matrix"]) for place in settings.test_dir}
-        of_model = outcomes.setdefault((settings.data_dir.name, settings.model_type), [])
-        of_model.append(Outcome(settings.run_dir, confusions))
+        tested = _finished_results(sets, settings)["checkpoints"][_CHECKPOINT]["test"]
+        confusions = {name: np.array(scores["confusion_matrix"]) for name, scores in tested.items()}
+        outcomes[settings.data_dir.name, settings.model_type].append(Outcome(settings.run_dir, confusions))
     return Study(sets["TRAIN"].classes, outcomes, sum(read_processor_time(settings.run_dir) for settings in runs))
+
+
+def _finished_results(sets: Mapping[str, ImageFolder], settings: Settings) -> dict[str, Any] | None:
+    from pipeline.run_folder import finished_results
+
+    return finished_results(settings, _folders_of(sets, settings))
+
+
+def _folders_of(sets: Mapping[str, ImageFolder], settings: Settings) -> list[ImageFolder]:
+    return [sets[directory.name] for directory in (settings.data_dir, *settings.test_dir)]
+
+
+def _train_and_test(sets: Mapping[str, ImageFolder], settings: Settings, number: str) -> None:
+    from pipeline.run import run
+
+    try:
+        with processor_time(settings.run_dir):
+            metrics = run(settings, _folders_of(sets, settings), claimed=True, keep_state=False)
+    except ClaimLost as error:
+        _log.warning("%s", error)
+        return  # `claim_runs` waits for the program that has it now
+    tested = metrics["checkpoints"][_CHECKPOINT]["test"]
+    scores = ", ".join(f"{name} {scores['accuracy']:.1%}" for name, scores in tested.items())
+    _log.info("%s: %s on %s, seed %d: %s", number, settings.model_type, settings.data_dir.name, settings.seed, scores)
 
 
 def _make_settings(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import ArgumentParser, UserError, align, own_name, printable, run_program
-from dataset.folders import canonical, read_labelled
+from dataset.folders import canonical, read_folder
 from pipeline.settings import add_run_arguments, find_run
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def main() -> int:
     from pipeline.prediction import load_run
 
     run = load_run(run_dir, checkpoint)
-    folders = [read_labelled(directory, tuple(map(canonical, run.classes))) for directory in arguments.folders]
+    folders = [read_folder(directory, classes=tuple(map(canonical, run.classes))) for directory in arguments.folders]
     for folder in folders:
         if count := count_trained(folder, run_dir):
             _log.warning(

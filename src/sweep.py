@@ -58,10 +58,10 @@ def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
     with closing(claim_runs(runs, partial(_has_reached, until=until), title)) as claimed:
         failed = 0
         for settings in claimed:
-            outcome = _try(settings, until)
+            outcome = _train_and_test(settings, until)
             failed += outcome is None
-            place = f"run {runs.index(settings) + 1} of {len(runs)}"
-            _log.info("%s: %s: %s", place, _shown(settings, runs), outcome or "failed")
+            number = runs.index(settings) + 1
+            _log.info("run %d of %d: %s: %s", number, len(runs), _short_path(settings, runs), outcome or "failed")
     if failed:
         _log.warning("%d runs failed; the reason is in failed.json in the folder of each", failed)
     return not failed
@@ -126,12 +126,12 @@ def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
     return tuple(read_folders(data_dir, test_dirs, with_augmented))
 
 
-def _shown(settings: Settings, runs: Sequence[Settings]) -> str:
+def _short_path(settings: Settings, runs: Sequence[Settings]) -> str:
     """Return a run's folder, relative to the folder that all runs are in."""
     return os.path.relpath(settings.run_dir, os.path.commonpath([run.output_dir for run in runs]))
 
 
-def _try(settings: Settings, until: int | None) -> str | None:
+def _train_and_test(settings: Settings, until: int | None) -> str | None:
     """Train and test a run; return its scores in one phrase, or None if it fails, and record the reason.
 
     Raises:
@@ -182,17 +182,16 @@ def _scores(metrics: dict[str, Any]) -> tuple[str, int, float | None, float]:
 
 def final_table(runs: Sequence[Settings]) -> str:
     """Return a table of the finished runs, sorted by validation accuracy; if there are many, only the best."""
-    found = []
+    rows = []
     for settings in runs:
         with suppress(UserError):
             if metrics := _results(settings):
                 *_, validated, tested = _scores(metrics)
-                found.append((-(validated or 0), _shown(settings, runs), validated, tested))
-    rows = [("run", "validation per class", "test accuracy")]
-    for _, name, validated, tested in sorted(found)[:_MOST_ROWS]:
-        rows.append((name, "-" if validated is None else f"{validated:.1%}", f"{tested:.1%}"))
-    rest = len(found) - _MOST_ROWS
-    return align(rows) + (f"\nand {rest} more: src/report.py compares them all" if rest > 0 else "")
+                shown = "-" if validated is None else f"{validated:.1%}"
+                rows.append((-(validated or 0), _short_path(settings, runs), shown, f"{tested:.1%}"))
+    best = [row[1:] for row in sorted(rows)[:_MOST_ROWS]]
+    more = f"\nand {len(rows) - len(best)} more: src/report.py compares them all" if len(rows) > len(best) else ""
+    return align([("run", "validation per class", "test accuracy"), *best]) + more
 
 
 def _record_of(settings: Settings) -> Path:
@@ -262,18 +261,16 @@ def _read_all(arguments: argparse.Namespace) -> list[Settings]:
     return list(runs.values())
 
 
-def _fold_all(runs: Sequence[Settings]) -> list[Settings]:
-    """Return each run once for each fold that its images can be divided into."""
+def _each_fold(settings: Settings) -> list[Settings]:
+    """Return a run once for each fold that its images can be divided into."""
     from pipeline.cache import Cache
     from pipeline.splits import count_folds
 
-    folded = []
-    for settings in runs:
-        folds = count_folds(_folders_of(settings)[0], settings.folds, Cache.of(settings))
-        for fold in range(folds):
-            output_dir = settings.output_dir / f"fold_{fold}"
-            folded.append(replace(settings, folds=folds, fold=fold, output_dir=output_dir))
-    return folded
+    folds = count_folds(_folders_of(settings)[0], settings.folds, Cache.of(settings))
+    return [
+        replace(settings, folds=folds, fold=fold, output_dir=settings.output_dir / f"fold_{fold}")
+        for fold in range(folds)
+    ]
 
 
 def main() -> int:
@@ -315,10 +312,8 @@ def _parse() -> argparse.Namespace:
         help="train each run once per seed, in seed_N/ of the output folder; report.py averages over the seeds")
     parser.add_argument("--halving", action="store_true",
         help="successive halving: stop most runs early, and continue those with the highest validation accuracy")
-    parser.add_argument("--eta", type=int, default=3, metavar="N",
-        help="with --halving: continue one run in N, for N times as many epochs (default: %(default)s)")
-    parser.add_argument("--min-epochs", type=int, default=3, metavar="N",
-        help="with --halving: epochs before the runs are first compared (default: %(default)s)")
+    parser.add_setting("--eta", 3, "N", "with --halving: continue one run in N, for N times as many epochs")
+    parser.add_setting("--min-epochs", 3, "N", "with --halving: epochs before the runs are first compared")
     # fmt: on
     add_verbose(parser)
     Settings.add_flags(parser, FLAGS)
@@ -338,7 +333,7 @@ def _vary(runs: Sequence[Settings], arguments: argparse.Namespace) -> Sequence[S
             for settings in runs
             for seed in dict.fromkeys(arguments.seeds)
         ]
-    return _fold_all(runs) if arguments.all_folds else runs
+    return [fold for settings in runs for fold in _each_fold(settings)] if arguments.all_folds else runs
 
 
 if __name__ == "__main__":

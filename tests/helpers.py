@@ -39,12 +39,12 @@ def start(program: str, *arguments: object, cwd: Path, **environment: str) -> su
 def write_images(directory: Path, counts: Mapping[str, int]) -> Path:
     """Write images of each class in a colour of its own, which is easy to learn; `counts` are by class."""
     generator = np.random.default_rng(len(directory.name))
-    for place, (label, count) in enumerate(counts.items()):
+    for index, (label, count) in enumerate(counts.items()):
         folder = directory / label
         folder.mkdir(parents=True)
         for number in range(count):
             pixels = generator.integers(0, 100, (24, 20, 3))
-            pixels[..., place % 3] += 120
+            pixels[..., index % 3] += 120
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:04d}.png")
     return directory
 

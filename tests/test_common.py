@@ -30,20 +30,12 @@ from common import (
 )
 from helpers import REPOSITORY
 
-STOPPABLE = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from common import run_program
 
-def main():
-    try:
-        print("ready", flush=True)
-        time.sleep(60)
-    finally:
-        print("put back")
-
-run_program(main)
-"""
+def run_code(code, stream=subprocess.PIPE, cwd=None, **environment):
+    """Run Python code that imports from `src/`."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=environment, stdout=stream, stderr=stream, check=False)
 
 
 def test_lock_excludes_other_programs(tmp_path):
@@ -63,15 +55,10 @@ def test_lock_opens_files_for_writing_for_nfs(tmp_path, monkeypatch):
         assert modes == [os.O_RDWR]
 
 
-def test_closed_pipe_ends_a_program_quietly(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r})\n"
-        "from common import run_program\n"
-        "def main():\n    print(*range(100_000), sep='\\n')\n    return 0\nrun_program(main)\n"
-    )
-    command = f"set -o pipefail; {sys.executable} {program} | head -1"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+def test_closed_pipe_ends_a_program_quietly():
+    code = "from common import run_program; run_program(lambda: print(*range(100_000), sep=chr(10)) or 0)"
+    command = f"set -o pipefail; {sys.executable} -c '{code}' | head -1"
+    result = subprocess.run(["bash", "-c", command], cwd=REPOSITORY / "src", capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "0\n", "")
 
 
@@ -134,8 +121,6 @@ def test_guard_prevents_writes_below_its_folder(tmp_path):
 
 
 PRINTS = r"""
-import sys
-sys.path.insert(0, sys.argv[1])
 import logging
 from common import UserError, run_program
 
@@ -152,8 +137,7 @@ LOCALES = [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii:strict"}
 
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
 def test_pipes_get_utf_8_in_any_locale(locale):
-    command = [sys.executable, "-c", PRINTS, REPOSITORY / "src"]
-    ended = subprocess.run(command, env={**os.environ, **locale}, capture_output=True, check=False)
+    ended = run_code(PRINTS, **locale)
     assert ended.returncode == 2
     assert ended.stdout.decode() == "Käse 猫 ?\n"
     assert ended.stderr.decode() == "猫\nerror: no 猫\n"
@@ -161,9 +145,7 @@ def test_pipes_get_utf_8_in_any_locale(locale):
 
 def test_terminal_gets_question_marks_for_unknown_characters():
     ours, its = os.openpty()
-    command = [sys.executable, "-c", PRINTS, REPOSITORY / "src"]
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    ended = subprocess.run(command, env=environment, stdout=its, stderr=its, check=False)
+    ended = run_code(PRINTS, stream=its, PYTHONIOENCODING="latin-1")
     os.close(its)
     assert ended.returncode == 2
     assert os.read(ours, 1000).decode("latin-1").splitlines() == ["Käse ? ?", "?", "error: no ?"]
@@ -223,10 +205,20 @@ def test_first_of_many_are_listed(most, noun, text):
     assert list_first("abc", most, noun) == text
 
 
+def test_gpu_out_of_memory_is_one_line(tmp_path):
+    code = (
+        "import torch\nfrom common import run_program\n"
+        "def main():\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\\nmore')\n"
+        "run_program(main)\n"
+    )
+    ended = run_code(code)
+    assert ended.returncode == 2
+    assert ended.stderr == b"error: the GPU has too little memory: CUDA out of memory. Tried to allocate 2 GiB.\n"
+
+
 WRITE_AND_DIE = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from common import write_whole
 
 with write_whole(Path("last.pt")) as partial:
@@ -235,19 +227,8 @@ with write_whole(Path("last.pt")) as partial:
 """
 
 
-def test_gpu_out_of_memory_is_one_line(tmp_path):
-    code = (
-        "import torch\nfrom common import run_program\n"
-        "def main():\n    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\\nmore')\n"
-        "run_program(main)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "src", capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr == "error: the GPU has too little memory: CUDA out of memory. Tried to allocate 2 GiB.\n"
-
-
 def test_remove_partial_deletes_only_files_of_killed_programs(tmp_path):
-    subprocess.run([sys.executable, "-c", WRITE_AND_DIE, REPOSITORY / "src"], cwd=tmp_path, check=False)
+    run_code(WRITE_AND_DIE, cwd=tmp_path)
     with write_whole(tmp_path / "mine.pt") as partial:
         partial.touch()
         (tmp_path / "terminal.pt").touch()
@@ -269,10 +250,27 @@ def test_link_replaces_files_and_falls_back_to_copying(tmp_path, monkeypatch, li
     assert sorted(tmp_path.rglob("*")) == [first, other.parent, other]
 
 
+STOPPABLE = """
+import time
+from common import run_program
+
+def main():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("put back")
+
+run_program(main)
+"""
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_program_cleans_up_and_says_how_to_resume(number, status):
-    command = [sys.executable, "-c", STOPPABLE, REPOSITORY / "src"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+    command = [sys.executable, "-c", STOPPABLE]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY / "src", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
         assert program.stdout.readline() == "ready\n"
         program.send_signal(number)
         stdout, stderr = program.communicate(timeout=20)

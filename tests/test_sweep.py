@@ -55,13 +55,8 @@ def trained(monkeypatch):
 
 def finish(settings):
     """Write the files of a finished run without training it."""
-    scores = {
-        "images": 4,
-        "loss": 1.0,
-        "accuracy": 1.0,
-        "per_class_accuracy": 1.0,
-        "confusion_matrix": [[2, 0], [0, 2]],
-    }
+    scores = {"images": 4, "confusion_matrix": [[2, 0], [0, 2]]}
+    scores |= dict.fromkeys(("loss", "accuracy", "per_class_accuracy"), 1.0)
     checkpoints = {name: {"epoch": 1, "test": {"test": scores}} for name in CHECKPOINTS}
     metrics = {"plots": False, "settings": {"classes": ["A", "B"]}, "checkpoints": checkpoints}
     settings.run_dir.mkdir(parents=True)
@@ -135,7 +130,7 @@ def test_interrupted_run_is_resumed(runs, trained, monkeypatch):
     states = [program.describe_state(settings) for settings in runs]
     assert states == ["finished", "interrupted after epoch 1", "to do", "to do"]
     assert program.sweep(runs)
-    assert trained == [runs[place].run_name for place in (0, 1, 1, 2, 3)]
+    assert trained == [runs[i].run_name for i in (0, 1, 1, 2, 3)]
 
 
 def test_run_stopped_in_its_first_epoch_has_no_epochs(runs):
@@ -237,6 +232,14 @@ def test_run_released_by_another_program_is_trained_at_the_end(runs, monkeypatch
     assert done == [*runs[1:], runs[0]]
 
 
+def at_the_same_time(function, *calls):
+    threads = [threading.Thread(target=function, args=arguments) for arguments in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_two_sweeps_share_the_work(runs, monkeypatch):
     done = []
 
@@ -246,11 +249,7 @@ def test_two_sweeps_share_the_work(runs, monkeypatch):
         finish(settings)
 
     monkeypatch.setattr(pipeline.run, "run", run)
-    sweeps = [threading.Thread(target=program.sweep, args=(order,)) for order in (runs, runs[::-1])]
-    for thread in sweeps:
-        thread.start()
-    for thread in sweeps:
-        thread.join()
+    at_the_same_time(program.sweep, (runs,), (runs[::-1],))
     assert sorted(done) == sorted(settings.run_name for settings in runs)
 
 
@@ -275,15 +274,12 @@ class TestHalving:
         for name in ("metrics.json", "history.csv", "predictions_best_val_acc.csv"):
             assert (alone.run_dir / name).read_text() == (winner.run_dir / name).read_text()
 
-    def test_repeated_halving_does_nothing(self, four, trained):
+    def test_states_and_repetition(self, four, trained):
         program.sweep_by_halving(four, self.HALVING)
         assert len(trained) == 4 + 2 + 1
         after = digests(four[0].output_dir)
         program.sweep_by_halving(four, self.HALVING)
         assert (len(trained), digests(four[0].output_dir)) == (7, after)
-
-    def test_states(self, four):
-        program.sweep_by_halving(four, self.HALVING)
         stopped = program._stopped_by_halving(four, self.HALVING)
         assert sorted(stopped.values()) == [1, 1, 2]
         (winner,) = set(four) - set(stopped)
@@ -324,49 +320,69 @@ class TestHalving:
         assert self.epochs(some) == [0, 1, 4]
 
     def test_two_programs_share_a_halving_sweep(self, four):
-        sweeps = [
-            threading.Thread(target=program.sweep_by_halving, args=(order, self.HALVING))
-            for order in (four, four[::-1])
-        ]
-        for thread in sweeps:
-            thread.start()
-        for thread in sweeps:
-            thread.join()
+        at_the_same_time(program.sweep_by_halving, (four, self.HALVING), (four[::-1], self.HALVING))
         assert self.epochs(four) == [1, 1, 2, 4]
 
 
-def test_each_seed_is_a_separate_run(runs, tmp_path):
+@pytest.fixture
+def sweep_one(runs, tmp_path):
+    """Runs the program for one run, with more flags; returns its status, and its stdout and stderr."""
     parameters = tmp_path / "parameters.txt"
     parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
-    data = ("-d", runs[0].data_dir, "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
-    command = ("sweep.py", parameters, *data, "--seeds", 1, 2, 1)
-    result = start(*command, "--all-folds", "--folds", 2, "--dry-run", cwd=tmp_path)
-    places = [Path(line).parent.relative_to(tmp_path / "saved").as_posix() for line in result.stdout.splitlines()]
-    assert places == ["seed_1/fold_0", "seed_1/fold_1", "seed_2/fold_0", "seed_2/fold_1"]
-    assert start(*command, "--wandb", "disabled", cwd=tmp_path).returncode == 0
+    flags = ("-d", runs[0].data_dir, "-t", *runs[0].test_dir, "-o", tmp_path / "saved", "--wandb", "disabled")
+
+    def sweep_one(*more):
+        ended = start("sweep.py", parameters, *flags, *more, cwd=tmp_path)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    return sweep_one
+
+
+def test_each_seed_is_a_separate_run(sweep_one, tmp_path):
+    seeds = ("--seeds", 1, 2, 1)
+    _, output, _ = sweep_one(*seeds, "--all-folds", "--folds", 2, "--dry-run")
+    folders = [Path(line).parent.relative_to(tmp_path / "saved").as_posix() for line in output.splitlines()]
+    assert folders == ["seed_1/fold_0", "seed_1/fold_1", "seed_2/fold_0", "seed_2/fold_1"]
+    assert sweep_one(*seeds)[0] == 0
     files = (tmp_path / "saved").glob("seed_*/*/settings.json")
     assert sorted(json.loads(file.read_text())["seed"] for file in files) == [1, 2]
-    result = start(*command, "--seed", 3, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (2, "error: --seed and --seeds exclude each other\n")
+    assert sweep_one(*seeds, "--seed", 3) == (2, "", "error: --seed and --seeds exclude each other\n")
+
+
+def test_all_folds_validate_each_image_once(sweep_one, tmp_path):
+    folds = ("--all-folds", "--folds", 3)
+    assert sweep_one(*folds)[0] == 0
+    lines = sweep_one(*folds, "--dry-run")[1].splitlines()
+    assert [Path(line).parent.name for line in lines if line.endswith(": finished")] == ["fold_0", "fold_1", "fold_2"]
+    tables = (tmp_path / "saved").glob("fold_*/*/split.csv")
+    rows = [row for table in tables for row in read_rows(table, ["file"])]
+    validated = [row["file"] for row in rows if row["side"] == "validation"]
+    assert sorted(validated) == [f"{label}/{number:04d}.png" for label in "AB" for number in range(6)]
+    assert sweep_one(*folds, "--fold", 1) == (2, "", "error: --fold and --all-folds exclude each other\n")
+
+
+def test_small_class_reduces_the_number_of_folds(sweep_one, make_folder):
+    lines = sweep_one("--all-folds", "--dry-run", "-d", make_folder("small", {"A": 3, "B": 6}))[1].splitlines()
+    assert [Path(line).parent.name for line in lines] == ["fold_0", "fold_1", "fold_2"]
 
 
 class TestProgram:
     @pytest.fixture
-    def place(self, make_folder, tmp_path):
+    def folder(self, make_folder, tmp_path):
         make_folder("dataset", {"A": 6, "B": 6})
         make_folder("dataset_testing", {"A": 2, "B": 2})
         (tmp_path / "runs.txt").write_text("ResNet False 1 4 0.001 0.01 0.95 0 0\nCNNBasic 0 1 4 0.001 0.01 1 0 0\n")
         return tmp_path
 
-    def test_dry_run_lists_the_runs(self, place):
-        before = digests(place)
-        result = start("sweep.py", "runs.txt", "--dry-run", cwd=place)
+    def test_dry_run_lists_the_runs(self, folder):
+        before = digests(folder)
+        result = start("sweep.py", "runs.txt", "--dry-run", cwd=folder)
         assert result.returncode == 0, result.stderr
         assert result.stdout.splitlines() == [
             "saved_models/ResNet18_pretrained_False_aug_False_lr_0.001_wd_0.01_g_0.95: to do",
             "saved_models/CNNBasic_pretrained_False_aug_False_lr_0.001_wd_0.01_g_1.0: to do",
         ]
-        assert digests(place) == before
+        assert digests(folder) == before
 
     def test_write_parameters_gives_the_files_of_the_repository(self, tmp_path):
         result = start("sweep.py", "--write-parameters", "parameters", cwd=tmp_path)
@@ -385,15 +401,15 @@ class TestProgram:
             (("runs.txt", "other.txt"), "other.txt: two lines for ResNet18_pretrained_False_aug_False_lr_0.001"),
         ],
     )
-    def test_invalid_input(self, place, arguments, message):
-        (place / "bad.txt").write_text("VGG 1 2 4 0.1 0.1 1 0 0\nVGG 1 2 4 0.1 0.1 2 0 0\n")
-        (place / "other.txt").write_text("ResNet False 2 4 0.001 0.01 0.95 0 0\n")
-        before = digests(place)
-        result = start("sweep.py", *arguments, cwd=place)
+    def test_invalid_input(self, folder, arguments, message):
+        (folder / "bad.txt").write_text("VGG 1 2 4 0.1 0.1 1 0 0\nVGG 1 2 4 0.1 0.1 2 0 0\n")
+        (folder / "other.txt").write_text("ResNet False 2 4 0.001 0.01 0.95 0 0\n")
+        before = digests(folder)
+        result = start("sweep.py", *arguments, cwd=folder)
         assert result.returncode == 2
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
-        assert digests(place) == before
+        assert digests(folder) == before
 
 
 def test_prints_one_line_per_run_and_a_final_table(make_folder, tmp_path):
@@ -420,31 +436,6 @@ def test_parameter_line_and_flags_cover_all_settings():
     assert write_line(Settings(model_type="ResNet18")) == "ResNet False 30 32 0.0001 0.0001 0.99 False False"
     with pytest.raises(UserError):
         Settings.from_flags({"model_type": "VGG", "gamma": 2.0, "test_dir": ["a"]})
-
-
-def test_all_folds_validate_each_image_once(runs, tmp_path):
-    parameters = tmp_path / "parameters.txt"
-    parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
-    data = ("-d", runs[0].data_dir, "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
-    command = ("sweep.py", parameters, "--all-folds", "--folds", 3, *data)
-    assert start(*command, cwd=tmp_path).returncode == 0
-    result = start(*command, "--dry-run", cwd=tmp_path)
-    names = [Path(line).parent.name for line in result.stdout.splitlines() if line.endswith(": finished")]
-    assert names == ["fold_0", "fold_1", "fold_2"]
-    tables = (tmp_path / "saved").glob("fold_*/*/split.csv")
-    rows = [row for table in tables for row in read_rows(table, ["file"])]
-    validated = [row["file"] for row in rows if row["side"] == "validation"]
-    assert sorted(validated) == [f"{label}/{number:04d}.png" for label in "AB" for number in range(6)]
-    result = start(*command, "--fold", 1, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (2, "error: --fold and --all-folds exclude each other\n")
-
-
-def test_small_class_reduces_the_number_of_folds(runs, make_folder, tmp_path):
-    parameters = tmp_path / "parameters.txt"
-    parameters.write_text(write_line(dataclasses.replace(runs[0], model_type="SmallVGG")) + "\n")
-    data = ("-d", make_folder("small", {"A": 3, "B": 6}), "-t", *runs[0].test_dir, "-o", tmp_path / "saved")
-    result = start("sweep.py", parameters, "--all-folds", "--dry-run", *data, cwd=tmp_path)
-    assert [Path(line).parent.name for line in result.stdout.splitlines()] == ["fold_0", "fold_1", "fold_2"]
 
 
 def test_finished_runs_on_changed_images_are_reported(runs, caplog):

@@ -39,6 +39,11 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
+    def add_setting(self, flag: str, default: Any, metavar: str, purpose: str) -> None:
+        """Add a flag whose value has the type of its default, which the help shows."""
+        text = f"{purpose} (default: %(default)s)"
+        self.add_argument(flag, type=type(default), default=default, metavar=metavar, help=text)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the flags)")
 

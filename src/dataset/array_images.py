@@ -57,15 +57,15 @@ def white_background(folder: ImageFolder, dark_share: float = DARK_SHARE) -> Ima
     Raises:
         UserError: a class has none.
     """
-    shares = {p: float((np.asarray(_to_grey(image)) < DARK).mean()) for p, image in _read_all(folder).items()}
-    white = [place for place, share in shares.items() if share <= dark_share]
+    shares = {i: float((np.asarray(_to_grey(image)) < DARK).mean()) for i, image in _read_all(folder).items()}
+    white = [i for i, share in shares.items() if share <= dark_share]
     chosen = folder.subset(white)
     if missing := set(range(len(folder.classes))) - set(chosen.labels.tolist()):
         raise UserError(
             f"{folder.directory / folder.classes[min(missing)]} has no image with a white background: "
             f"more than {dark_share:g} of the pixels are dark in all of them"
         )
-    nearest = [max(shares[place] for place in white), *sorted(s for s in shares.values() if s > dark_share)[:1]]
+    nearest = [max(shares[i] for i in white), *sorted(s for s in shares.values() if s > dark_share)[:1]]
     _log.info(
         "%s: %d of %d images have a white background: at most %g of their pixels are dark (closest: %s)",
         folder.directory, len(white), len(shares), dark_share, " and ".join(f"{share:.3f}" for share in nearest),
@@ -78,19 +78,18 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 
 def _read_all(folder: ImageFolder) -> dict[int, Image.Image]:
-    """Read all images; the readable ones are returned by place, the others are logged."""
+    """Read all images; return the readable ones by index, and log the others."""
 
-    def read(place: int) -> Image.Image | str:
+    def read(index: int) -> Image.Image | str:
         try:
-            return folder.read(place)
+            return folder.read(index)
         except UnreadableImage as error:
             return str(error)
 
-    count = len(folder.paths)
-    images = dict(enumerate(on_all_cores(read, range(count), f"reading {folder.directory.name}")))
-    faults = {folder.paths[place]: image for place, image in images.items() if isinstance(image, str)}
+    images = on_all_cores(read, range(len(folder.paths)), f"reading {folder.directory.name}")
+    faults = {path: image for path, image in zip(folder.paths, images, strict=True) if isinstance(image, str)}
     tell_left_out(folder.directory, {**folder.passed_over, **faults})
-    return {place: image for place, image in images.items() if isinstance(image, Image.Image)}
+    return {i: image for i, image in enumerate(images) if isinstance(image, Image.Image)}
 
 
 def write_digits(directory: Path) -> None:
@@ -144,18 +143,18 @@ def write_set(folder: ImageFolder, directory: Path) -> None:
         UserError: no image is readable, or the folder contains other files or lies in that of the images.
     """
     check_apart([folder.directory, directory])
-    arrays = {_file_name(folder, place): _to_array(image) for place, image in _read_all(folder).items()}
+    arrays = {_file_name(folder, i): _to_array(image) for i, image in _read_all(folder).items()}
     if not arrays:
         raise UserError(f"{folder.directory} has no readable image")
     _write_set(directory, arrays)
 
 
-def _file_name(folder: ImageFolder, place: int) -> str:
-    label = folder.classes[folder.labels[place]]
-    name = folder.paths[place].name.removesuffix(".npy") + ".npy"  # 1.png becomes 1.png.npy, distinct from 1.npy
-    if folder.inverted[place]:
+def _file_name(folder: ImageFolder, index: int) -> str:
+    label = folder.classes[folder.labels[index]]
+    name = folder.paths[index].name.removesuffix(".npy") + ".npy"  # 1.png becomes 1.png.npy, distinct from 1.npy
+    if folder.inverted[index]:
         name = str(Path(augmented_name(Path(name), 1)).with_suffix(".npy"))
-    return f"{label}{AUGMENTED if folder.augmented[place] else ''}/{short_name(name)}"
+    return f"{label}{AUGMENTED if folder.augmented[index] else ''}/{short_name(name)}"
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
@@ -208,16 +207,16 @@ def load_set(source: Path) -> ArraySet:
         UserError: as `read_folder`, or no image is readable.
     """
     folder = with_white_level(read_folder(source))
-    images = {place: np.asarray(_to_grey(image)) for place, image in _read_all(folder).items()}
+    images = {i: np.asarray(_to_grey(image)) for i, image in _read_all(folder).items()}
     if not images:
         raise UserError(f"{source} has no readable image")
     [(shape, _)] = Counter(image.shape for image in images.values()).most_common(1)
-    places = [place for place, image in images.items() if image.shape == shape]
-    others = {folder.paths[other]: image.shape for other, image in images.items() if image.shape != shape}
+    usual_size = [i for i, image in images.items() if image.shape == shape]
+    others = {folder.paths[i]: image.shape for i, image in images.items() if image.shape != shape}
     usual = f"pixels, while most images have {shape[1]}x{shape[0]}"
     tell_left_out(source, {path: f"{width}x{height} {usual}" for path, (height, width) in others.items()})
-    name, labels = own_name(source).removesuffix(".npz"), np.array(folder.classes)[folder.labels[places]]
-    return ArraySet(name, labels, np.stack([images[place] for place in places]))
+    name, labels = own_name(source).removesuffix(".npz"), np.array(folder.classes)[folder.labels[usual_size]]
+    return ArraySet(name, labels, np.stack([images[i] for i in usual_size]))
 
 
 def inspect(sources: Sequence[Path], figures_dir: Path) -> None:
@@ -244,9 +243,9 @@ def _examine_some(array_set: ArraySet) -> tuple[list[Examined], np.ndarray]:
     """Examine random images of each class; also return their labels (N,)."""
     generator = np.random.default_rng(0)
     of_classes = [np.flatnonzero(array_set.labels == name) for name in np.unique(array_set.labels)]
-    places = np.concatenate([generator.permutation(of_class)[:_COMPARED] for of_class in of_classes])
-    images = (Image.fromarray(array_set.pixels[place]) for place in places)
-    return [examine_image(Path(array_set.name), image) for image in images], array_set.labels[places]
+    chosen = np.concatenate([generator.permutation(of_class)[:_COMPARED] for of_class in of_classes])
+    images = map(Image.fromarray, array_set.pixels[chosen])
+    return [examine_image(Path(array_set.name), image) for image in images], array_set.labels[chosen]
 
 
 def main() -> int:
@@ -259,16 +258,11 @@ def main() -> int:
     for command in (inverted, whites):
         command.add_argument("set", type=Path, metavar="SET", help="folder of class folders, or an .npz file")
         command.add_argument("out", type=Path, metavar="OUT", help="new folder")
-    whites.add_argument(
-        "--dark-share", type=float, default=DARK_SHARE, metavar="S",
-        help=f"largest share of dark pixels (below {DARK} of 255) on a white background (default: %(default)s)",
-    )  # fmt: skip
+    purpose = f"largest share of dark pixels (below {DARK} of 255) on a white background"
+    whites.add_setting("--dark-share", DARK_SHARE, "S", purpose)
     look = commands.add_parser("inspect", help="draw sets side by side and describe how they differ")
     look.add_argument("sets", type=Path, nargs="+", metavar="SET", help="folder of class folders, or an .npz file")
-    look.add_argument(
-        "--out", type=Path, default=Path("saved_models/figures/arrays"), metavar="DIR",
-        help="folder for the figures (default: %(default)s)",
-    )  # fmt: skip
+    look.add_setting("--out", Path("saved_models/figures/arrays"), "DIR", "folder for the figures")
     arguments = parser.parse_args()
     if arguments.command == "digits":
         write_digits(arguments.directory)

@@ -10,9 +10,8 @@ import re
 import shutil
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from dataset.folders import (
     augmented_name,
     canonical,
     class_folder,
+    class_images,
     class_names,
     image_files,
     own_class_names,
@@ -64,7 +64,7 @@ def reduce_classes(dataset_dir: Path, max_per_class: int = 1500, seed: int = 0) 
 
 
 def _find_surplus(dataset_dir: Path, name: str, max_per_class: int, seed: int) -> list[Path]:
-    return _in_random_order(image_files(class_folder(dataset_dir, name)), seed, "reduce")[max_per_class:]
+    return sorted(class_images(dataset_dir, name), key=partial(_rank, seed, "reduce"))[max_per_class:]
 
 
 def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 30, seed: int = 0) -> dict[str, int]:
@@ -82,8 +82,9 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
     if rows != (served := read_rows(table, ("class", "file"))):
         write_rows(table, ("class", "file"), rows)
     drawn = Counter(canonical(row["class"]) for row in rows if row not in served)
-    for name in (name for name, count in drawn.items() if count < per_class):
-        _log.warning("%s gets %d test images: groups of near-duplicates are not split", name, drawn[name])
+    for name, count in drawn.items():
+        if count < per_class:
+            _log.warning("%s gets %d test images: groups of near-duplicates are not split", name, count)
     moved = dict.fromkeys(class_names(dataset_dir), 0)
     for row in rows:
         name = canonical(row["class"])
@@ -92,7 +93,7 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
             move_file(source, target)
             moved[name] += 1
     for name in sorted({canonical(row["class"]) for row in served}):
-        if not image_files(class_folder(testing_dir, name)):
+        if not class_images(testing_dir, name):
             _log.warning("%s has none of its test images left; delete its lines in %s to draw new ones", name, table)
     return moved
 
@@ -104,7 +105,7 @@ def draw_testing_batch(
     rows = read_rows(testing_dir / TESTING_BATCH, ("class", "file"))
     served = {canonical(row["class"]) for row in rows}
     folders = {name: class_folder(dataset_dir, name) for name in class_names(dataset_dir)}
-    lacking = [name for name in folders if name not in served and not image_files(class_folder(testing_dir, name))]
+    lacking = [name for name in folders if name not in served and not class_images(testing_dir, name)]
     if not lacking or not per_class:
         return rows
     images = [path for folder in folders.values() for path in image_files(folder)]
@@ -141,9 +142,8 @@ def _draw_groups(groups: Sequence[Sequence[Path]], count: int, most: int, seed: 
 
     Groups of one image come first, in random order. Returns None if it takes more than `most` groups.
     """
-    ordered = [_in_random_order(group, seed, "test") for group in groups]
-    first = {path: place for place, path in enumerate(_in_random_order([g[0] for g in ordered], seed, "test"))}
-    ordered.sort(key=lambda group: (len(group) > 1, first[group[0]]))
+    rank = partial(_rank, seed, "test")
+    ordered = sorted((sorted(group, key=rank) for group in groups), key=lambda group: (len(group) > 1, rank(group[0])))
     drawn: dict[tuple[int, int], list[Path]] = {(0, 0): []}  # by number of images and of groups; the first choice stays
     for group in ordered:
         for size, number in sorted(drawn, reverse=True):
@@ -167,7 +167,7 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
     for name in own_class_names(extra_dir):
         copied[name] = 0
         folder = class_folder(testing_dir, name)
-        files = image_files(class_folder(extra_dir, name))
+        files = class_images(extra_dir, name)
         unreadable = find_unreadable(files)
         for path in (path for path in files if path not in unreadable):
             target = folder / short_name(f"extra_{path.name}")
@@ -208,7 +208,7 @@ def check_augmentation(
     surplus = {path for name in names for path in _find_surplus(dataset_dir, name, max_per_class, seed)}
     rows = draw_testing_batch(dataset_dir, testing_dir, per_class, seed, surplus)
     moved = {class_folder(dataset_dir, canonical(row["class"])) / row["file"] for row in rows}
-    files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
+    files = {name: class_images(dataset_dir, name) for name in names}
     gone = surplus | moved
     gone |= find_unreadable([path for paths in files.values() for path in paths if path not in gone]).keys()
     _check_target({name: sum(path not in gone for path in paths) for name, paths in files.items()}, mode, target)
@@ -227,28 +227,23 @@ def _check_target(sizes: Mapping[str, int], mode: str, target: int | None) -> No
         raise UserError(f"{flag}: must be at most {_LARGEST_FACTOR} times {limit}")
 
 
-def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | None = None) -> bool:
-    """Start importing torch in a background process, from which the augmenting processes are forked.
+def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | None = None) -> None:
+    """If many images are missing, start to import torch in the process from which the augmenting ones are forked.
 
-    `create_augmented_data` does this itself. Calling it earlier overlaps the seconds that the import takes. Returns
-    whether several processes are worth it: there are several cores, and enough images are missing.
+    `create_augmented_data` does this itself. Calling it earlier overlaps the seconds that the import takes.
     """
     from multiprocessing import forkserver
 
     names = class_names(dataset_dir)
-    sizes = {name: len(image_files(class_folder(dataset_dir, name))) for name in names}
-    there = sum(len(image_files(class_folder(dataset_dir, name + AUGMENTED))) for name in names)
-    if available_cores() == 1 or not any(sizes.values()):
-        return False
-    if sum(plan_augmentation(sizes, mode, target).values()) - there < _WORTH_PROCESSES:
-        return False
-    forkserver.set_forkserver_preload(["torchvision.transforms.v2"])
-    forkserver.ensure_running()
-    return True
+    sizes = {name: len(class_images(dataset_dir, name)) for name in names}
+    there = sum(len(class_images(dataset_dir, name + AUGMENTED)) for name in names)
+    if any(sizes.values()) and sum(plan_augmentation(sizes, mode, target).values()) - there >= _WORTH_PROCESSES:
+        forkserver.set_forkserver_preload(["torchvision.transforms.v2"])
+        forkserver.ensure_running()
 
 
 def create_augmented_data(
-    dataset_dir: Path, seed: int = 0, cores: int | None = None, mode: str = MINORITY, target: int | None = None
+    dataset_dir: Path, seed: int = 0, mode: str = MINORITY, target: int | None = None
 ) -> dict[str, int]:
     """Write 224 x 224 images to `<class>_augmented/`, as many as `plan_augmentation` gives for the readable images.
 
@@ -259,39 +254,44 @@ def create_augmented_data(
     Returns the number of images written, by class; UserError if a class has no readable image, or the target does not
     fit the class sizes.
     """
-    names = class_names(dataset_dir)
-    cores = cores or (available_cores() if prepare_to_augment(dataset_dir, mode, target) else 1)
-    files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
-    unreadable = find_unreadable([path for name in names for path in files[name]])
-    sources = {name: [path for path in files[name] if path not in unreadable] for name in names}
-    if empty := [name for name in names if not sources[name]]:
-        raise UserError(f"{class_folder(dataset_dir, empty[0])} has no readable image to augment")
-    sizes = {name: len(sources[name]) for name in names}
+    prepare_to_augment(dataset_dir, mode, target)
+    sources = _find_sources(dataset_dir)
+    sizes = {name: len(paths) for name, paths in sources.items()}
     _check_target(sizes, mode, target)
     counts = plan_augmentation(sizes, mode, target)
-    missing = {name: _missing_numbers(dataset_dir, name, sources[name], counts[name]) for name in names}
+    missing = {name: _missing_numbers(dataset_dir, name, paths, counts[name]) for name, paths in sources.items()}
     of_source: dict[tuple[str, Path], list[int]] = defaultdict(list)
-    for name in names:
-        for number in missing[name]:
+    for name, numbers in missing.items():
+        for number in numbers:
             source = _generator(seed, name, number, "source").choice(sources[name])
             of_source[name, source].append(number)
-    white = find_white_level([path for name in names for path in sources[name]])
+    total = sum(map(len, missing.values()))
+    white = find_white_level([path for paths in sources.values() for path in paths])
     write = partial(_write_augmented, dataset_dir, seed, white)
-    forkserver = multiprocessing.get_context("forkserver")
     with (
-        ProcessPoolExecutor(cores, forkserver, _use_one_thread) if cores > 1 else nullcontext() as pool,
-        tqdm(desc="augmenting", total=sum(map(len, missing.values())), unit="image", disable=None) as bar,
+        ProcessPoolExecutor(available_cores(), multiprocessing.get_context("forkserver"), _use_one_thread) as pool,
+        tqdm(desc="augmenting", total=total, unit="image", disable=None) as bar,
     ):
-        for count in (pool.map if pool else map)(write, of_source.items()):
+        for count in (pool.map if total >= _WORTH_PROCESSES else map)(write, of_source.items()):
             bar.update(count)
     return {name: len(numbers) for name, numbers in missing.items()}
+
+
+def _find_sources(dataset_dir: Path) -> dict[str, list[Path]]:
+    """Return the readable images of each class; UserError if a class has none."""
+    files = {name: class_images(dataset_dir, name) for name in class_names(dataset_dir)}
+    unreadable = find_unreadable([path for paths in files.values() for path in paths])
+    sources = {name: [path for path in paths if path not in unreadable] for name, paths in files.items()}
+    if empty := [name for name, paths in sources.items() if not paths]:
+        raise UserError(f"{class_folder(dataset_dir, empty[0])} has no readable image to augment")
+    return sources
 
 
 def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
     """Return the numbers from 1 to `count` without an augmented image; set those aside that do not belong."""
     stems = {stem_of(path) for path in sources}
     there, aside = set(), {}
-    for path in image_files(class_folder(dataset_dir, name + AUGMENTED)):
+    for path in class_images(dataset_dir, name + AUGMENTED):
         number = int(re.search(r"\d+$", path.stem)[0]) if source_stem(path) else 0
         if source_stem(path) not in stems:
             aside[path] = f"the image that it was made from is not in {name}"
@@ -354,11 +354,7 @@ def _transforms() -> tuple[v2.Transform, ...]:
     )
 
 
-def _in_random_order(paths: Iterable[Path], seed: int, purpose: str) -> list[Path]:
-    """Sort files by a hash of seed, purpose, class and name, so that the order does not depend on the other files."""
-
-    def key(path: Path) -> bytes:
-        text = f"{seed}/{purpose}/{canonical(path.parent.name)}/{path.name}"
-        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-
-    return sorted(paths, key=key)
+def _rank(seed: int, purpose: str, path: Path) -> bytes:
+    """Return a sort key of an image that is random, but does not depend on the other images."""
+    text = f"{seed}/{purpose}/{canonical(path.parent.name)}/{path.name}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()

@@ -31,9 +31,8 @@ from dataset.folders import (
     canonical,
     check_apart,
     check_known_classes,
-    class_folder,
+    class_images,
     class_names,
-    image_files,
     own_class_names,
     tell_left_out,
 )
@@ -50,8 +49,8 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     testing_dirs = [testing_dir, *filter(None, [arguments.extra_testing])]
     check_apart([dataset_dir, *testing_dirs])
     has_classes = dataset_dir.is_dir() and bool(own_class_names(dataset_dir))
-    if arguments.source == "openimages" and has_classes:
-        _check_classes(arguments)  # before the download
+    if has_classes:
+        _check_classes(arguments)  # before a download
     _get_images(arguments, has_classes)
     _check_classes(arguments)
     testing_dir.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ def _get_images(arguments: argparse.Namespace, has_classes: bool) -> None:
         say("fetch", f"{list_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
         say("sample", f"{write_sample(dataset_dir, arguments.testing_dir, arguments.seed)} images drawn")
-    elif not own_class_names(dataset_dir):
+    elif not has_classes:
         raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
 
 
@@ -117,19 +116,16 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
 
 def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassSizes]:
     """Count the images of each class, including those that were moved away."""
-    batch = Counter(canonical(row["class"]) for row in read_rows(testing_dir / TESTING_BATCH, ["class"]))
-
-    def count(folder: Path, name: str) -> int:
-        return len(image_files(class_folder(folder, name)))
-
+    moved = Counter(canonical(row["class"]) for row in read_rows(testing_dir / TESTING_BATCH, ["class"]))
     sizes = {}
     for name in class_names(dataset_dir):
-        kept = count(dataset_dir, name)
+        kept = len(class_images(dataset_dir, name))
+        aside = sum(len(class_images(dataset_dir / folder, name)) for folder in (LEFT_OUT, REJECTED))
         sizes[name] = ClassSizes(
-            found=kept + batch[name] + sum(count(dataset_dir / place, name) for place in (LEFT_OUT, REJECTED)),
+            found=kept + moved[name] + aside,
             kept=kept,
-            augmented=count(dataset_dir, name + AUGMENTED),
-            testing=count(testing_dir, name),
+            augmented=len(class_images(dataset_dir, name + AUGMENTED)),
+            testing=len(class_images(testing_dir, name)),
         )
     return sizes
 
@@ -140,17 +136,13 @@ def main() -> int:
         "--source", choices=("openimages", "sample", "existing"), default="existing",
         help="download images, draw them, or use those in the folder (default: %(default)s)",
     )  # fmt: skip
-    for flag, default, metavar, purpose in (
-        ("--dataset-dir", Path("dataset"), "DIR", "training images, one folder per class"),
-        ("--testing-dir", Path("dataset_testing"), "DIR", "test images; a class that has some keeps them as they are"),
-        ("--figures-dir", Path("saved_models/figures/dataset"), "DIR", "where figures are written"),
-        ("--max-per-class", 1500, "N", "images of each class; more are moved to left_out/"),
-        ("--testing-per-class", 30, "N", "images of each class to move to the test folders"),
-        ("--seed", 0, "N", "seed of all random choices"),
-    ):
-        parser.add_argument(
-            flag, type=type(default), default=default, metavar=metavar, help=f"{purpose} (default: %(default)s)"
-        )
+    parser.add_setting("--dataset-dir", Path("dataset"), "DIR", "training images, one folder per class")
+    testing = "test images; a class that has some keeps them as they are"
+    parser.add_setting("--testing-dir", Path("dataset_testing"), "DIR", testing)
+    parser.add_setting("--figures-dir", Path("saved_models/figures/dataset"), "DIR", "where figures are written")
+    parser.add_setting("--max-per-class", 1500, "N", "images of each class; more are moved to left_out/")
+    parser.add_setting("--testing-per-class", 30, "N", "images of each class to move to the test folders")
+    parser.add_setting("--seed", 0, "N", "seed of all random choices")
     parser.add_argument(
         "--extra-testing", type=Path, metavar="DIR",
         help="more test images, one folder per class, which are copied to the test folders",

@@ -74,14 +74,14 @@ class ImageFolder:
     part: str | None = None
     validates: np.ndarray | None = None
 
-    def read(self, place: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image:
         """Read one image as it is stored, inverted if it should be; UnreadableImage if it cannot be read."""
         image = (
-            read_image(self.paths[place], self.white_level)
+            read_image(self.paths[index], self.white_level)
             if self.arrays is None
-            else image_of_array(self.arrays[place])
+            else image_of_array(self.arrays[index])
         )
-        if not self.inverted[place]:
+        if not self.inverted[index]:
             return image
         inverted = ImageOps.invert(image if image.mode == "L" else upright_rgb(image))
         inverted.format = image.format
@@ -92,26 +92,26 @@ class ImageFolder:
         """The name of the part or the folder, as test results show it."""
         return self.part or own_name(self.directory)
 
-    def name_of(self, place: int) -> str:
+    def name_of(self, index: int) -> str:
         """Return `cat/0001.jpg`; `<label>/<index>` for an `.npz` file; `train/cat/0001.jpg` for joined folders."""
-        return "/".join(self.paths[place].parts[-2 if self.validates is None else -3 :])
+        return "/".join(self.paths[index].parts[-2 if self.validates is None else -3 :])
 
-    def is_array(self, place: int) -> bool:
+    def is_array(self, index: int) -> bool:
         """Whether an image is stored as an array."""
-        return self.arrays is not None or is_array(self.paths[place])
+        return self.arrays is not None or is_array(self.paths[index])
 
-    def subset(self, places: Sequence[int] | np.ndarray) -> ImageFolder:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageFolder:
         """Return the images at these indices, in this order."""
-        places = np.asarray(places, dtype=np.int64)
+        indices = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
-            paths=tuple(self.paths[place] for place in places),
-            labels=self.labels[places],
-            augmented=self.augmented[places],
-            sources=tuple(self.sources[place] for place in places),
-            inverted=self.inverted[places],
-            arrays=None if self.arrays is None else self.arrays[places],
-            validates=None if self.validates is None else self.validates[places],
+            paths=tuple(self.paths[i] for i in indices),
+            labels=self.labels[indices],
+            augmented=self.augmented[indices],
+            sources=tuple(self.sources[i] for i in indices),
+            inverted=self.inverted[indices],
+            arrays=None if self.arrays is None else self.arrays[indices],
+            validates=None if self.validates is None else self.validates[indices],
         )
 
 
@@ -144,11 +144,16 @@ def canonical(name: str) -> str:
 def class_folder(directory: Path, name: str) -> Path:
     """Return the folder with this canonical name, or `<directory>/<name>` if there is none."""
     folder = directory / name
-    if folder.is_dir() or not directory.is_dir():
-        return folder
-    wanted = canonical(name)
-    others = [directory / other for other in sorted(os.listdir(directory)) if canonical(other) == wanted]
-    return next((other for other in others if other.is_dir()), folder)
+    if not folder.is_dir() and directory.is_dir():
+        for other in sorted(directory.iterdir()):
+            if canonical(other.name) == canonical(name) and other.is_dir():
+                return other
+    return folder
+
+
+def class_images(directory: Path, name: str) -> list[Path]:
+    """Return the image files of a class, sorted by name."""
+    return image_files(class_folder(directory, name))
 
 
 def check_known_classes(training_dir: Path, testing_dir: Path, remedy: str) -> None:
@@ -168,16 +173,15 @@ def check_apart(directories: Sequence[Path]) -> None:
             raise UserError(f"{first} and {second} must be separate folders, neither inside the other")
 
 
-def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
+def class_names(directory: Path, known: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return the canonical names of the class folders in a directory, sorted.
 
-    UserError if it is missing or has fewer than `least` classes, two folders of one, or `_augmented` without its class.
+    UserError if it is missing, has a class that is not known, or fewer than two if none are given, two folders of one
+    class, or `_augmented` without its class.
     """
-    if not directory.is_dir():
-        raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
     folders = _class_folders(directory)
     names = own_class_names(directory)
-    if orphans := sorted(set(folders) - set(names) - {name + AUGMENTED for name in names}):
+    if orphans := [name for name in folders if name.removesuffix(AUGMENTED) not in names]:
         raise UserError(f"{folders[orphans[0]]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
     if not names and _has_images(directory):
         raise UserError(
@@ -188,29 +192,35 @@ def class_names(directory: Path, least: int = 2) -> tuple[str, ...]:
         raise UserError(f"{directory} is empty: it needs a sub-folder of images for each class")
     if "" in names:
         raise UserError(f"{directory} has a folder {folders[''].name!a}, whose name is only white space: rename it")
-    _check_names(directory, names, least)
+    _check_names(directory, names, known)
     return tuple(names)
 
 
 def own_class_names(directory: Path) -> list[str]:
     """Return the canonical names of all class folders in a directory, sorted; UserError if it is missing."""
-    if not directory.is_dir():
-        raise UserError(f"there is no folder {directory}")
-    return sorted(name for name in _class_folders(directory) if not name.endswith(AUGMENTED))
+    return [name for name in _class_folders(directory) if not name.endswith(AUGMENTED)]
 
 
-def _check_names(directory: Path, names: Sequence[str], least: int) -> None:
-    if len(names) < least:
-        raise UserError(f"{directory} has a single class, {names[0]}: at least {least} are needed")
+def _check_names(directory: Path, names: Sequence[str], known: Sequence[str] | None) -> None:
+    if known is None and len(names) < 2:
+        raise UserError(f"{directory} has a single class, {names[0]}: at least 2 are needed")
     if odd := [name for name in names if not name.isprintable()]:
         raise UserError(f"{directory} has a class {odd[0]!a}, which tables and figures cannot show: rename it")
+    if known is not None and (unknown := [name for name in names if name not in known]):
+        listed = ", ".join(known[:_MOST_LISTED]) + ", ..." * (len(known) > _MOST_LISTED)
+        raise UserError(
+            f"{directory} has a class {unknown[0]}, which is none of {listed}: name a folder with these classes"
+        )
 
 
 def _class_folders(directory: Path) -> dict[str, Path]:
-    """Return the class folders and `_augmented` folders in a directory, by canonical name.
+    """Return the class folders and `_augmented` folders in a directory by canonical name, sorted.
 
-    UserError if two have the same name, or a link is broken, since the disk of a class may not be mounted.
+    UserError if the directory is missing, two folders have the same name, or a link is broken, since the disk of a
+    class may not be mounted.
     """
+    if not directory.is_dir():
+        raise UserError(f"there is no folder {directory}: name one with a sub-folder of images for each class")
     folders: dict[str, Path] = {}
     for folder in sorted(directory.iterdir()):
         if folder.is_symlink() and not folder.exists() and not folder.name.startswith("."):
@@ -226,7 +236,7 @@ def _class_folders(directory: Path) -> dict[str, Path]:
                 f"{directory} has two folders of one class, {other.name!a} and {folder.name!a}: put their images into "
                 "one of them, or rename one"
             )
-    return folders
+    return dict(sorted(folders.items()))
 
 
 def _why_no_class(folder: Path) -> str | None:
@@ -274,15 +284,13 @@ def passed_over(directory: Path) -> dict[Path, str]:
 
 
 def _sort_out(directory: Path) -> tuple[list[Path], dict[Path, str]]:
-    if not directory.is_dir():
-        return [], {}
-    images, folders, others = _list(directory)
+    images, folders, others = _scan(directory) if directory.is_dir() else ([], [], {})
     for folder in folders:
         others[folder] = _LINK if folder.is_symlink() else "a folder inside a class folder, which is not searched"
     return images, dict(sorted(others.items()))
 
 
-def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
+def _scan(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
     """Return images, visible folders and links to folders, and the rest with reasons; hidden files only if images."""
     images: list[Path] = []
     folders: list[Path] = []
@@ -297,19 +305,15 @@ def _list(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
                 continue
             elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(path)):
                 folders.append(path)
-            elif reason := _why_passed_over(path, entry):
+            elif entry.is_symlink():
+                others[path] = _LINK
+            elif not entry.is_file():
+                others[path] = "not a regular file"
+            elif not has_image_name(path) and (reason := why_no_image(path)):
                 others[path] = reason
             else:
                 images.append(path)
     return images, folders, others
-
-
-def _why_passed_over(path: Path, entry: os.DirEntry[str]) -> str | None:
-    if entry.is_symlink():
-        return _LINK
-    if not entry.is_file():
-        return "not a regular file"
-    return None if has_image_name(path) else why_no_image(path)
 
 
 def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
@@ -341,101 +345,80 @@ def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) 
     while waiting:
         folder = waiting.pop()
         try:
-            images, folders, others = _list(folder)
+            images, folders, others = _scan(folder)
         except OSError as error:
             on_passed_over(folder, error.strerror)
             continue
+        for path in filter(Path.is_symlink, folders):
+            target = Path(os.path.realpath(path))
+            if target in searched or root in target.parents or target in root.parents:
+                others[path] = "a link to a folder that is already searched, or that contains it"
+            searched.add(target)
         for path, reason in others.items():
             on_passed_over(path, reason)
         yield from images
-        inner = []
-        for path in folders:
-            target = Path(os.path.realpath(path))
-            if path.is_symlink() and (target in searched or root in target.parents or target in root.parents):
-                on_passed_over(path, "a link to a folder that is already searched, or that contains it")
-                continue
-            if path.is_symlink():
-                searched.add(target)
-            inner.append(path)
-        waiting += reversed(inner)
+        waiting += [path for path in reversed(folders) if path not in others]
 
 
-def read_labelled(directory: Path, classes: Sequence[str]) -> ImageFolder:
-    """Read a folder that has some of these classes; labels are indices into them; UserError if it has another class."""
-    folder = None if directory.is_dir() else read_folder(directory, least_classes=1)
-    names = folder.classes if folder else class_names(directory, 1)
-    if unknown := [name for name in names if name not in classes]:
-        known = ", ".join(classes[:_MOST_LISTED]) + ", ..." * (len(classes) > _MOST_LISTED)
-        raise UserError(
-            f"{directory} has a class {unknown[0]}, which is none of {known}: name a folder with these classes"
-        )
-    folder = folder or read_folder(directory, least_classes=1)
-    places = np.array([classes.index(name) for name in folder.classes], dtype=np.int64)
-    return replace(folder, classes=tuple(classes), labels=places[folder.labels])
-
-
-def read_folder(directory: Path, with_augmented: bool = False, least_classes: int = 2) -> ImageFolder:
+def read_folder(directory: Path, with_augmented: bool = False, classes: Sequence[str] | None = None) -> ImageFolder:
     """List the images of every class without opening them, or read an `.npz` file.
 
     Args:
         directory: one folder per class, or an `.npz` file.
         with_augmented: list the `<Class>_augmented` folders too.
-        least_classes: the least number of classes.
+        classes: the classes that may occur, into which the labels are indices; by default those that do, at least two.
 
     Raises:
         UserError: as `class_names` or `load_archive`, or a class has no images.
     """
     if directory.suffix.lower() == ".npz" and not directory.is_dir():
-        return _read_archive(directory, least_classes)
-    classes = class_names(directory, least_classes)
+        return _read_archive(directory, classes)
+    names = class_names(directory, classes)
+    classes = tuple(classes or names)
     folders = _class_folders(directory)
-    paths: list[Path] = []
-    labels: list[int] = []
-    augmented: list[bool] = []
     others = passed_over_beside(directory)
-    for label, name in enumerate(classes):
-        originals, unused = _sort_out(folders[name])
-        if not originals:
-            why = next((f": {path}: {reason}" for path, reason in unused.items()), "")
-            raise UserError(f"{folders[name]} has no images{why}")
-        augmented_folder = folders.get(name + AUGMENTED)
-        made, unused_too = _sort_out(augmented_folder) if with_augmented and augmented_folder else ([], {})
-        others |= unused | unused_too
-        paths += originals + made
-        labels += [label] * len(originals + made)
-        augmented += [False] * len(originals) + [True] * len(made)
+    listed: list[tuple[Path, int, bool]] = []  # file, label, whether it is augmented
+    for name in names:
+        for suffix in ("", AUGMENTED) if with_augmented else ("",):
+            folder = folders.get(name + suffix, directory / (name + suffix))  # missing if there are none
+            images, unused = _sort_out(folder)
+            if not images and not suffix:
+                why = next((f": {path}: {reason}" for path, reason in unused.items()), "")
+                raise UserError(f"{folder} has no images{why}")
+            others |= unused
+            listed += [(path, classes.index(name), bool(suffix)) for path in images]
+    paths, labels, is_augmented = zip(*listed, strict=True)
     return ImageFolder(
         directory=directory,
         classes=classes,
-        paths=tuple(paths),
+        paths=paths,
         labels=np.array(labels, dtype=np.int64),
-        augmented=np.array(augmented, dtype=bool),
-        sources=tuple(
-            source_stem(path) if made else stem_of(path) for path, made in zip(paths, augmented, strict=True)
-        ),
+        augmented=np.array(is_augmented),
+        sources=tuple(source_stem(path) if augmented else stem_of(path) for path, _, augmented in listed),
         inverted=np.zeros(len(paths), dtype=bool),
         passed_over=others,
     )
 
 
-def _read_archive(file: Path, least_classes: int) -> ImageFolder:
+def _read_archive(file: Path, classes: Sequence[str] | None) -> ImageFolder:
     if not file.exists():
         raise UserError(f"there is no file {file}: name one with the arrays `images` and `labels`, or a folder")
     images, labels = load_archive(file)
-    spelled, spellings = np.unique(labels.astype(str), return_inverse=True)
-    texts = np.array([canonical(text) for text in spelled.tolist()], dtype=str)[spellings]
-    classes, places = np.unique(texts, return_inverse=True)
-    if not len(classes):
+    texts, text_indices = np.unique(labels.astype(str), return_inverse=True)
+    of_images = [canonical(text) for text in texts.tolist()]
+    names = sorted(set(of_images))
+    if not names:
         raise UserError(f"{file} is empty: it needs images of each class")
-    _check_names(file, classes.tolist(), least_classes)
-    if unfit := [name for name in classes if not name or name.startswith(".") or "/" in name or "\0" in name]:
-        raise UserError(f"{file} has a label {str(unfit[0])!r}, which cannot be a file name: rename it")
+    _check_names(file, names, classes)
+    if unfit := [name for name in names if not name or name.startswith(".") or "/" in name or "\0" in name]:
+        raise UserError(f"{file} has a label {unfit[0]!r}, which cannot be a file name: rename it")
+    classes = tuple(classes or names)
     count = len(images)
     return ImageFolder(
         directory=file,
-        classes=tuple(classes.tolist()),
-        paths=tuple(file / text / str(number) for number, text in enumerate(texts.tolist())),
-        labels=places.astype(np.int64),
+        classes=classes,
+        paths=tuple(file / of_images[text] / str(number) for number, text in enumerate(text_indices)),
+        labels=np.array([classes.index(name) for name in of_images], dtype=np.int64)[text_indices],
         augmented=np.zeros(count, dtype=bool),
         sources=tuple(map(str, range(count))),
         inverted=np.zeros(count, dtype=bool),

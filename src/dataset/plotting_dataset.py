@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from common import list_counts, printable
-from dataset.examining import examine, find_white_level
-from dataset.folders import AUGMENTED, class_folder, class_names, image_files, source_stem, stem_of
+from common import list_counts, pluralise, printable
+from dataset.examining import Examined, examine, find_white_level
+from dataset.folders import AUGMENTED, class_images, class_names, source_stem, stem_of
 from dataset.reading import WHITE, read_image, resize_or_pad_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, legible, name_ticks, new_figure, save_figure, short_label
 
@@ -68,19 +68,17 @@ class ArraySet:
 
 def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir: Path) -> list[Path]:
     """Draw all figures of a dataset, which has one folder per class, and return the PNG files."""
-    names = class_names(dataset_dir)
-    files = {name: image_files(class_folder(dataset_dir, name)) for name in names}
+    files = {name: class_images(dataset_dir, name) for name in class_names(dataset_dir)}
     white = find_white_level([path for paths in files.values() for path in paths])
-    images = {name: examine(files[name], white_level=white)[0] for name in names}
-    forms = {name: [image.size for image in members] for name, members in images.items()}
+    images = {name: examine(paths, white_level=white)[0] for name, paths in files.items()}
+    augmented = {name: paths for name in files if (paths := class_images(dataset_dir, name + AUGMENTED))}
     figures = {
         "class_sizes": draw_class_sizes(sizes),
-        "image_formats": draw_formats(forms, {name: Counter(i.form for i in images[name]) for name in names}),
-        "original_padded_images": draw_padded({name: [i.path for i in images[name]] for name in names}, white),
+        "image_formats": draw_formats(images),
+        "original_padded_images": draw_padded(images, white),
     }
-    augmented = {name: image_files(class_folder(dataset_dir, name + AUGMENTED)) for name in names}
-    if any(augmented.values()):
-        figures["augmented_images"] = draw_augmented(dataset_dir, {n: a for n, a in augmented.items() if a}, white)
+    if augmented:
+        figures["augmented_images"] = draw_augmented(dataset_dir, augmented, white)
     else:
         (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # from an earlier run
     return _save_all(figures, figures_dir)
@@ -105,23 +103,23 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
     many = len(sizes) > _CLASSES_NUMBERED
     figure = new_figure(_WIDEST if many else max(6.5, 1.6 * len(sizes) + 2), 4.5)
     axes = figure.subplots()
-    places = np.arange(len(sizes))
     width = 0.27
-    stacks = (
-        (-width, (("found", "as found", GREY),)),
-        (0, (("kept", "training", BLUE), ("augmented", "training, augmented", ORANGE))),
-        (width, (("testing", "test", GREEN),)),
-    )
-    edge = None if many else "white"
-    for offset, parts in stacks:
+    for offset, *stack in (
+        (-width, ("found", "as found", GREY)),
+        (0, ("kept", "training", BLUE), ("augmented", "training, augmented", ORANGE)),
+        (width, ("testing", "test", GREEN)),
+    ):
         bottom = np.zeros(len(sizes), dtype=int)
-        for field, text, colour in parts:
+        for field, text, colour in stack:
             heights = np.array([getattr(size, field) for size in sizes.values()])
-            axes.bar(places + offset, heights, width, bottom, color=colour, label=text, edgecolor=edge)
+            style = {"color": colour, "label": text, "edgecolor": None if many else "white"}
+            bars = axes.bar(np.arange(len(sizes)) + offset, heights, width, bottom, **style)
             bottom += heights
-        for place, total, size in zip(places, bottom, sizes.values(), strict=True) if not many else ():
-            text = f"{size.kept}+{size.augmented}" if len(parts) > 1 and size.augmented else f"{total}"
-            axes.text(place + offset, total, text, ha="center", va="bottom", fontsize=9 if len(sizes) <= 8 else 7)
+        if not many:
+            numbers = [str(total) for total in bottom]
+            if offset == 0:
+                numbers = [f"{size.kept}+{size.augmented}".removesuffix("+0") for size in sizes.values()]
+            axes.bar_label(bars, numbers, fontsize=9 if len(sizes) <= 8 else 7)
     name_ticks(axes.xaxis, list(sizes), rotation=90 if many else 0, fontsize=7 if many else None)
     axes.set(ylabel="images", title="Class sizes before and after preparation")
     axes.set_ylim(0, 1.08 * max(max(size.found, size.kept + size.augmented) for size in sizes.values()))
@@ -130,51 +128,56 @@ def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:
     return figure
 
 
-def draw_formats(sizes: Mapping[str, Sequence[tuple[int, int]]], forms: Mapping[str, Counter[str]]) -> Figure:
+def draw_formats(images: Mapping[str, Sequence[Examined]]) -> Figure:
     """Draw a dot at each width and height of the images of the first classes, and count sizes and file formats."""
-    from matplotlib.ticker import LogLocator
-
-    count = len(sizes)
-    sizes = dict(list(sizes.items())[:_FORMATS_SHOWN])
-    columns = min(3, len(sizes))
-    rows = -(-len(sizes) // columns)
+    names = list(images)[:_FORMATS_SHOWN]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
     figure = new_figure(3.7 * columns + 0.6, 4.1 * rows + 0.7)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    sides = [side for members in sizes.values() for size in members for side in size]
-    limits = (min(sides) / 1.3, max(sides) * 1.3)
-    for axes, (name, members) in zip(grid.flat, sizes.items(), strict=False):
-        counted = Counter(members)
-        areas = [12 * count for count in counted.values()]
-        axes.plot(limits, limits, color=GREY, linewidth=0.8, zorder=0)
-        axes.scatter(*zip(*counted, strict=True), areas, BLUE, alpha=0.35 if len(counted) > 200 else 0.6, linewidths=0)
-        files = list_counts(dict(forms[name].most_common(3)))
-        many = "s" * (len(counted) > 1)
-        axes.set_title(f"{short_label(name)}: {len(members)} images, {len(counted)} size{many}\n{files}", fontsize=10)
-        axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
-        axes.grid(alpha=0.3)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
-        if max(sides) < 2 * min(sides):  # otherwise there may be no tick near the dots
-            axes.set(xticks=sorted({min(sides), max(sides)}), yticks=sorted({min(sides), max(sides)}))
-    for axes in grid.flat[len(sizes) :]:
+    sides = [side for name in names for image in images[name] for side in image.size]
+    for axes, name in zip(grid.flat, names, strict=False):
+        sizes = Counter(image.size for image in images[name])
+        _draw_sizes(axes, sizes, min(sides), max(sides))
+        counts = f"{pluralise(len(images[name]), 'image')}, {pluralise(len(sizes), 'size')}"
+        forms = list_counts(dict(Counter(image.form for image in images[name]).most_common(3)))
+        axes.set_title(f"{short_label(name)}: {counts}\n{forms}", fontsize=10)
+    for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("width in pixels, logarithmic")
     figure.supylabel("height in pixels, logarithmic")
-    some = f" ({len(sizes)} of {count} classes)" if count > len(sizes) else ""
+    some = f" ({len(names)} of {len(images)} classes)" if len(images) > len(names) else ""
     figure.suptitle(f"Image sizes{some}: one dot per size, larger for several images; the line marks squares")
     return figure
 
 
-def draw_padded(paths: Mapping[str, Sequence[Path]], white: int = WHITE) -> Figure:
+def _draw_sizes(axes: Axes, counted: Counter[tuple[int, int]], least: int, most: int) -> None:
+    """Draw a dot for each size of a class on logarithmic axes, which show sides from `least` to `most`."""
+    from matplotlib.ticker import LogLocator
+
+    limits = (least / 1.3, most * 1.3)
+    areas = [12 * count for count in counted.values()]
+    axes.plot(limits, limits, color=GREY, linewidth=0.8, zorder=0)
+    axes.scatter(*zip(*counted, strict=True), areas, BLUE, alpha=0.35 if len(counted) > 200 else 0.6, linewidths=0)
+    axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
+    axes.grid(alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(10, (1, 2, 3, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+        if most < 2 * least:  # otherwise there may be no tick near the dots
+            axis.set_ticks(sorted({least, most}))
+
+
+def draw_padded(images: Mapping[str, Sequence[Examined]], white: int = WHITE) -> Figure:
     """Draw images of the first classes, each beside its resized and padded copy."""
-    names = list(paths)[:_CLASSES_SHOWN]
+    names = list(images)[:_CLASSES_SHOWN]
     figure, grid = _picture_grid(names, 2 * _EXAMPLES)
     for row, name in zip(grid, names, strict=True):
-        spread = np.linspace(0, len(paths[name]) - 1, min(_EXAMPLES, len(paths[name]))).round().astype(int)
-        for column, place in enumerate(spread):
-            image = upright_rgb(read_image(paths[name][place], white))
+        members = images[name]
+        spread = np.linspace(0, len(members) - 1, min(_EXAMPLES, len(members))).round().astype(int)
+        for column, index in enumerate(spread):
+            image = upright_rgb(read_image(members[index].path, white))
             # Matplotlib needs many times the memory of an image, and a figure cannot show more pixels than this.
             shown = image.reduce(max(1, max(image.size) // _LARGEST_SHOWN))
             _show(row[2 * column], shown, f"{image.width}x{image.height}")
@@ -188,7 +191,7 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]], w
     """Draw images of the first augmented classes, each beside images that were made from it."""
     rows = []
     for name in list(augmented)[:_CLASSES_SHOWN]:
-        files = {stem_of(path): path for path in image_files(class_folder(dataset_dir, name))}
+        files = {stem_of(path): path for path in class_images(dataset_dir, name)}
         made = Counter(source for path in augmented[name] if (source := source_stem(path)) in files)
         for source, _ in sorted(made.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]:
             of_source = [path for path in augmented[name] if source_stem(path) == source]
@@ -198,8 +201,8 @@ def draw_augmented(dataset_dir: Path, augmented: Mapping[str, Sequence[Path]], w
         stem = legible(printable(source.stem))
         short = stem if len(stem) <= _LONGEST_TITLE else f"{stem[:4]}\u2026{stem[5 - _LONGEST_TITLE :]}"
         _show(axes[0], resize_or_pad_image(read_image(source, white)), f"source {short}")
-        for place, path in enumerate(made):
-            _show(axes[1 + place], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
+        for column, path in enumerate(made, 1):
+            _show(axes[column], read_image(path), f"augmented {path.stem.rpartition('_')[2]}")
     figure.suptitle("Images, and augmented images made from them")
     return figure
 
@@ -230,8 +233,8 @@ def draw_array_examples(sets: Sequence[ArraySet]) -> Figure:
     for column, array_set in zip(grid.T, sets, strict=True):
         thirds = [np.array_split(array_set.of_class(name), 3) for name in names]
         for part, axes in enumerate(column):
-            tiles = [_choose_part(third[part], part) for third in thirds]
-            _show_tiles(axes, tiles, array_set.pixels.shape[1:], "gray", 255)
+            tiles = np.stack([_choose_part(third[part], part) for third in thirds])
+            _show_tiles(axes, tiles, "gray", 255)
         column[0].set_title(f"{array_set.name}\n{len(array_set.pixels):,} images", fontsize=11)
     for axes, title in zip(grid[:, 0], ("first", "middle", "last"), strict=True):
         name_ticks(axes.yaxis, names, np.arange(len(names)) + 0.5)
@@ -279,13 +282,13 @@ def draw_means(sets: Sequence[ArraySet]) -> Figure:
     grid = figure.subplots(len(sets) + 1, 2, height_ratios=[1] * len(sets) + [0.1])
     for row, array_set in zip(grid[:-1], sets, strict=True):
         members = [array_set.of_class(name) for name in names]
-        shape = array_set.pixels.shape[1:]
-        means = [images.mean(axis=0) / 255 if len(images) else None for images in members]
-        variances = [images.var(axis=0) / 255**2 if len(images) else None for images in members]
-        shown = [_show_tiles(row[0], [means], shape, "gray", 1), _show_tiles(row[1], [variances], shape, "magma", 0.25)]
+        blank = np.full(array_set.pixels.shape[1:], np.nan)
+        means = np.stack([images.mean(axis=0) / 255 if len(images) else blank for images in members])
+        variances = np.stack([images.var(axis=0) / 255**2 if len(images) else blank for images in members])
+        shown = _show_tiles(row[0], means[None], "gray", 1), _show_tiles(row[1], variances[None], "magma", 0.25)
         row[0].set_ylabel(array_set.name, fontsize=11, rotation=0, ha="right", va="center")
-        for place, images in enumerate(members):
-            row[0].text(place + 0.5, 1.04, f"{len(images):,}", ha="center", va="top", fontsize=8)
+        for column, images in enumerate(members):
+            row[0].text(column + 0.5, 1.04, f"{len(images):,}", ha="center", va="top", fontsize=8)
     titles = ("Mean (below: number of images)", "Variance")
     scales = ("0 is black, 1 is white", "0.25: half black, half white")
     for column, image, title, scale in zip(grid.T, shown, titles, scales, strict=True):
@@ -304,29 +307,26 @@ def _first_classes(sets: Sequence[ArraySet]) -> tuple[list[str], int]:
     return names, max(len(short_label(name)) for name in names)
 
 
-def _choose_part(images: np.ndarray, part: int) -> list[np.ndarray | None]:
-    """Return the first, middle or last five images (part 0, 1 or 2), filled up with None."""
+def _choose_part(images: np.ndarray, part: int) -> np.ndarray:
+    """Return the first, middle or last images (part 0, 1 or 2), (5, H, W); if there are fewer, the others are NaN."""
     spare = max(0, len(images) - _IN_A_ROW)
     chosen = images[part * spare // 2 :][:_IN_A_ROW]
-    return [*chosen, *[None] * (_IN_A_ROW - len(chosen))]
+    tiles = np.full((_IN_A_ROW, *images.shape[1:]), np.nan, np.float32)
+    tiles[: len(chosen)] = chosen
+    return tiles
 
 
-def _show_tiles(
-    axes: Axes, rows: Sequence[Sequence[np.ndarray | None]], shape: tuple[int, int], colours: str, white: float
-) -> AxesImage:
-    """Show rows of images of one shape, separated by gaps, each on one unit square of the axes."""
+def _show_tiles(axes: Axes, tiles: np.ndarray, colours: str, white: float) -> AxesImage:
+    """Show images (rows, columns, H, W), separated by gaps, each on one unit square of the axes; NaN as gaps."""
     import matplotlib
 
-    (height, width), gap = shape, max(1, shape[0] // 14)
-    blank = np.full(shape, np.nan)
-
-    def frame(image: np.ndarray | None) -> np.ndarray:
-        return np.pad(np.asarray(blank if image is None else image, np.float32), gap, constant_values=np.nan)
-
-    tiles = np.block([[frame(image) for image in images] for images in rows])
+    rows, columns, height, width = tiles.shape
+    gap = max(1, height // 14)
+    framed = np.pad(tiles.astype(np.float32), ((0, 0), (0, 0), (gap, gap), (gap, gap)), constant_values=np.nan)
+    picture = framed.swapaxes(1, 2).reshape(rows * (height + 2 * gap), columns * (width + 2 * gap))
     axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     shades = matplotlib.colormaps[colours].resampled(64).with_extremes(bad=_GAP)  # more shades enlarge the file
-    extent = (0, len(rows[0]), len(rows), 0)
-    return axes.imshow(tiles, shades, vmin=0, vmax=white, interpolation="nearest", extent=extent, aspect=height / width)
+    style = {"interpolation": "nearest", "extent": (0, columns, rows, 0), "aspect": height / width}
+    return axes.imshow(picture, shades, vmin=0, vmax=white, **style)

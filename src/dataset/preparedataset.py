@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +27,7 @@ from dataset.tables import OPEN_IMAGES, read_rows, write_rows
 CLASSES = ("Axe", "Book", "Hammer")
 MAX_SAMPLES = 1000
 MIN_SIZE = 32
-_ROUND = 2000  # boxes of all classes that are loaded, cropped and recorded at once
+_BATCH_SIZE = 2000  # boxes of all classes that are loaded, cropped and recorded at once
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ class Patches:
         self._folder = folder
         rows = read_rows(folder / OPEN_IMAGES, ("file", *Box._fields))
         self._boxes = {row["file"]: Box(*(row[name] for name in Box._fields)) for row in rows}  # by Axe/0001.jpg
-        self.settle()
+        self.recover()
 
     @property
     def boxes(self) -> set[Box]:
@@ -54,29 +54,26 @@ class Patches:
         """Return how many patches of a class were ever put here."""
         return sum(os.path.dirname(file) == _folder_name(label) for file in self._boxes)
 
-    def stage(self, label: str, box: Box, image: Image.Image) -> None:
-        """Write a patch under the next number of its class, hidden until `commit`."""
-        folder = _folder_name(label)
-        number = self._last_number(folder) + 1
-        path = self._folder / folder / f".{number:04d}.partial.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=95)
-        self._staged[f"{folder}/{number:04d}.jpg"] = box
-        self._last_numbers[folder] = number
-
-    def commit(self) -> None:
-        """Record the staged patches and make them visible."""
-        if self._staged:
-            boxes = self._boxes | self._staged
+    def add(self, patches: Iterable[tuple[str, Box, Image.Image]]) -> None:
+        """Write patches, each with its class, under the next numbers, and record them: all of them or none."""
+        added: dict[str, Box] = {}
+        numbers: dict[str, int] = {}
+        for label, box, image in patches:
+            folder = _folder_name(label)
+            number = numbers[folder] = (numbers.get(folder) or self._last_number(folder)) + 1
+            hidden = self._folder / folder / f".{number:04d}.partial.jpg"
+            hidden.parent.mkdir(parents=True, exist_ok=True)
+            image.save(hidden, quality=95)
+            added[f"{folder}/{number:04d}.jpg"] = box
+        if added:
+            boxes = self._boxes | added
             rows = [{"file": file, **box._asdict()} for file, box in sorted(boxes.items())]
             write_rows(self._folder / OPEN_IMAGES, ("file", *Box._fields), rows)
             self._boxes = boxes
-        self.settle()
+        self.recover()
 
-    def settle(self) -> None:
+    def recover(self) -> None:
         """Make the hidden images visible that the table lists, and delete the others."""
-        self._staged: dict[str, Box] = {}
-        self._last_numbers: dict[str, int] = {}
         for hidden in self._folder.glob("*/.*.partial.jpg"):
             if match := re.fullmatch(r"\.(\d+)\.partial\.jpg", hidden.name):
                 path = hidden.with_name(f"{match[1]}.jpg")
@@ -87,11 +84,9 @@ class Patches:
 
     def _last_number(self, folder: str) -> int:
         """Return the highest number in the table or among the files, which may be the user's own."""
-        if folder not in self._last_numbers:
-            recorded = (Path(file) for file in self._boxes if os.path.dirname(file) == folder)
-            stems = [path.stem for path in (*recorded, *(self._folder / folder).glob("*"))]
-            self._last_numbers[folder] = max((int(stem) for stem in stems if re.fullmatch("[0-9]+", stem)), default=0)
-        return self._last_numbers[folder]
+        recorded = (Path(file) for file in self._boxes if os.path.dirname(file) == folder)
+        stems = [path.stem for path in (*recorded, *(self._folder / folder).glob("*"))]
+        return max((int(stem) for stem in stems if re.fullmatch("[0-9]+", stem)), default=0)
 
 
 def _folder_name(label: str) -> str:
@@ -104,24 +99,13 @@ def _check_spelling(dataset_dir: Path, labels: Iterable[str]) -> None:
     for folder in dataset_dir.iterdir() if dataset_dir.is_dir() else ():
         name = names.get(canonical(folder.name).casefold(), folder.name)
         if folder.is_dir() and name != folder.name:
-            same = canonical(name) == canonical(folder.name)  # both may look alike
-            shown, wanted = (f"{dataset_dir}/{folder.name!a}", ascii(name)) if same else (folder, name)
-            raise UserError(f"{shown} is called {wanted} in Open Images: rename it, or there would be two classes")
+            raise UserError(
+                f"{dataset_dir} has a folder {folder.name!a}, which is called {name!a} in Open Images: rename it, or "
+                "there would be two classes"
+            )
 
 
-@contextmanager
-def _open_patches(folder: Path) -> Iterator[Patches]:
-    """Lock a folder and open its patches; remove unfinished ones at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock_dataset(folder):
-        patches = Patches(folder)
-        try:
-            yield patches
-        finally:
-            patches.settle()
-
-
-def cut_out(image: Image.Image, box: Box, padding: float) -> Image.Image:
+def crop(image: Image.Image, box: Box, padding: float) -> Image.Image:
     """Crop a box, with `padding` times its width and height on each side as far as the image extends."""
     left, right = _widen(float(box.x_min), float(box.x_max), padding, image.width)
     upper, lower = _widen(float(box.y_min), float(box.y_max), padding, image.height)
@@ -168,64 +152,60 @@ def fetch(
     zoo = Zoo(zoo_dir or default_zoo_dir())
     label_ids = zoo.class_ids(classes)
     _check_spelling(dataset_dir, label_ids)
-    added: Counter[str] = Counter()
+    dataset_dir.mkdir(parents=True, exist_ok=True)
     small: Counter[str] = Counter()
-    with _open_patches(dataset_dir) as patches, TemporaryDirectory(prefix="open-images-") as folder:
+    with lock_dataset(dataset_dir), TemporaryDirectory(prefix="open-images-") as folder, ExitStack() as at_end:
+        patches = Patches(dataset_dir)
+        at_end.callback(patches.recover)
         present = {name: patches.count(name) for name in label_ids}
         if min(present.values()) < max_samples:
             selection = Selection(Path(folder), zoo, splits, label_ids.values())
-            for candidates in _rounds(selection, label_ids, patches, max_samples, seed):
+            for candidates in _batches(selection, label_ids, patches, max_samples, seed):
                 detections = sorted(zoo.load(candidates, list(label_ids)), key=lambda each: each.box.rank(seed))
-                for counts, more in zip((added, small), _add(patches, detections, min_size, padding), strict=True):
-                    counts.update(more)
-    for name in label_ids:
+                patches.add(_crop_all(detections, patches.boxes, min_size, padding, small))
+        added = {name: patches.count(name) - present[name] for name in label_ids}
+    for name, count in added.items():
         skipped = f", {small[name]} left out as too small" if small[name] else ""
-        end = f"; no more in {', '.join(splits)}" if present[name] + added[name] < max_samples else ""
-        _log.info("%s: %d patches were there, %d added%s%s", name, present[name], added[name], skipped, end)
-    return {name: added[name] for name in label_ids}
+        end = f"; no more in {', '.join(splits)}" if present[name] + count < max_samples else ""
+        _log.info("%s: %d patches were there, %d added%s%s", name, present[name], count, skipped, end)
+    return added
 
 
-def _rounds(
+def _batches(
     selection: Selection, label_ids: Mapping[str, str], patches: Patches, max_samples: int, seed: int
 ) -> Iterator[list[Candidate]]:
     """Yield candidates for the missing patches until none is missing or no candidate is left."""
     tried: set[Box] = set()
     while True:
         missing = {name: max_samples - patches.count(name) for name in label_ids}
-        lacking = [name for name in label_ids if missing[name] > 0]
-        seen = patches.boxes | tried
+        missing = {name: count for name, count in missing.items() if count > 0}
+        share = _BATCH_SIZE // max(1, len(missing))
         candidates: list[Candidate] = []
-        for name in lacking:
-            share = min(missing[name], max(1, _ROUND // len(lacking)))
-            candidates += selection.choose(label_ids[name], share, seen, seed)
+        for name, count in missing.items():
+            candidates += selection.choose(label_ids[name], min(count, max(1, share)), patches.boxes | tried, seed)
         if not candidates:
             return
         yield candidates
         tried |= {candidate.box for candidate in candidates}
 
 
-def _add(
-    patches: Patches, detections: Sequence[Detection], min_size: int, padding: float
-) -> tuple[list[str], list[str]]:
-    """Crop and record the detections that are large enough; return the classes of those and of the too small ones."""
-    added, small = [], []
-    present = patches.boxes
-    for detection in tqdm(detections, "cropping", unit="patch", disable=None):
-        if detection.box in present:
+def _crop_all(
+    detections: Sequence[Detection], present: set[Box], min_size: int, padding: float, small: Counter[str]
+) -> Iterator[tuple[str, Box, Image.Image]]:
+    """Yield the new patches that are large enough, each with its class and box; count the too small ones in `small`."""
+    for label, box, file in tqdm(detections, "cropping", unit="patch", disable=None):
+        if box in present:
             continue  # of another class
         try:
-            patch = cut_out(read_image(detection.image), detection.box, padding)
+            patch = crop(read_image(file), box, padding)
         except UnreadableImage as error:
-            _log.warning("left out: %s: %s", detection.image, error)
+            _log.warning("left out: %s: %s", file, error)
             continue
         if min(patch.size) < min_size:
-            small.append(detection.label)
+            small[label] += 1
             continue
-        patches.stage(detection.label, detection.box, patch)
-        present.add(detection.box)
-        added.append(detection.label)
-    patches.commit()
-    return added, small
+        present.add(box)
+        yield label, box, patch
 
 
 def main() -> int:
@@ -242,16 +222,12 @@ def main() -> int:
         "--zoo-dir", type=Path, metavar="DIR",
         help="Open Images' tables and images; missing files are downloaded to it (default: FiftyOne's own folder)",
     )  # fmt: skip
-    for flag, default, metavar, purpose in (
-        ("--dataset-dir", Path("dataset"), "DIR", "where <Class>/NNNN.jpg are written"),
-        ("--max-samples", MAX_SAMPLES, "N", "patches of each class in all"),
-        ("--seed", 0, "N", "decides which boxes are taken"),
-        ("--min-size", MIN_SIZE, "PIXELS", "leave out patches with a shorter side than this"),
-        ("--padding", 0.0, "FRACTION", "context on each side of a box, as a fraction of its width and height"),
-    ):
-        parser.add_argument(
-            flag, type=type(default), default=default, metavar=metavar, help=f"{purpose} (default: %(default)s)"
-        )
+    parser.add_setting("--dataset-dir", Path("dataset"), "DIR", "where <Class>/NNNN.jpg are written")
+    parser.add_setting("--max-samples", MAX_SAMPLES, "N", "patches of each class in all")
+    parser.add_setting("--seed", 0, "N", "decides which boxes are taken")
+    parser.add_setting("--min-size", MIN_SIZE, "PIXELS", "leave out patches with a shorter side than this")
+    padding = "context on each side of a box, as a fraction of its width and height"
+    parser.add_setting("--padding", 0.0, "FRACTION", padding)
     arguments = parser.parse_args()
     check_least(arguments, max_samples=1, seed=0, min_size=1)
     if not 0 <= arguments.padding < math.inf:

@@ -44,7 +44,7 @@ def parse_table(text: str, columns: Collection[str]) -> tuple[list[str], list[tu
         csv.Error: it is not a table.
     """
     lines = list(io.StringIO(text, newline=""))
-    first = next((place for place, line in enumerate(lines) if not re.match(r"\s*(#|sep=.\s*$|$)", line)), len(lines))
+    first = next((i for i, line in enumerate(lines) if not re.match(r"\s*(#|sep=.\s*$|$)", line)), len(lines))
     separated = {separator: next(csv.reader(lines[first:], delimiter=separator), []) for separator in ",;\t"}
     separator = max(separated, key=lambda separator: len(set(columns) & set(separated[separator])))
     reader = csv.DictReader(lines[first:], delimiter=separator)

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from common import UserError, run_program
+from common import UserError
 from dataset import array_images
 from dataset.array_images import inspect, load_set, white_background, with_inversions, write_digits, write_set
 from dataset.folders import read_folder
@@ -68,7 +68,7 @@ def noise(count, side=28):
 
 
 def pixels(folder):
-    return np.stack([np.asarray(folder.read(place)) for place in range(len(folder.paths))])
+    return np.stack([np.asarray(folder.read(i)) for i in range(len(folder.paths))])
 
 
 # The embedded digits
@@ -229,7 +229,7 @@ def test_splits_keep_an_image_and_its_inversion_together(make_set, tmp_path, wri
         both = read_folder(tmp_path / "out", with_augmented=True)
     [groups] = find_groups([both], store=None).numbers
     split = split_folder(both, np.ones(len(both.paths), dtype=bool), groups, cache=Cache(directory=None))
-    sides = [{(both.labels[p], both.sources[p]) for p in places} for places in (split.train, split.validation)]
+    sides = [{(both.labels[i], both.sources[i]) for i in side} for side in (split.train, split.validation)]
     assert not sides[0] & sides[1]
     assert len(split.train) == 2 * len(sides[0])
     assert not both.augmented[split.validation].any()
@@ -298,10 +298,9 @@ def test_white_digits_as_files(digits, tmp_path):
 # Comparison
 
 
-def test_inspecting_the_digits(digits, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, "inspect", *(digits / name for name in array_images.SETS), "--out", tmp_path)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
+def test_inspecting_the_digits(digits, tmp_path, call):
+    _, output, _ = call(array_images, "inspect", *(digits / name for name in array_images.SETS), "--out", tmp_path)
+    assert output.splitlines() == [
         "set      TRAIN: 500 images of 28x28 pixels: 100 of 1, 100 of 2, 100 of 3, 100 of 4, 100 of 5",
         "set      TEST: 700 images of 28x28 pixels: 140 of 1, 140 of 2, 140 of 3, 140 of 4, 140 of 5",
         "set      TEST2: 500 images of 28x28 pixels: 100 of 1, 100 of 2, 100 of 3, 100 of 4, 100 of 5",
@@ -328,8 +327,8 @@ def many(tmp_path_factory):
     directory = tmp_path_factory.mktemp("many")
     labels = np.array([f"class_number_{number:02d}" for number in range(12)])
     sets = []
-    for place, name in enumerate(("TRAINING_SET_NUMBER_ONE", "B", "C", "D", "E")):
-        chosen = np.resize(labels[:-1] if name == "C" else labels, 120 if place else 600)
+    for name, count in (("TRAINING_SET_NUMBER_ONE", 600), *((name, 120) for name in "BCDE")):
+        chosen = np.resize(labels[:-1] if name == "C" else labels, count)
         np.savez(directory / f"{name}.npz", images=noise(len(chosen)), labels=chosen)
         sets.append(load_set(directory / f"{name}.npz"))
     return sets
@@ -340,10 +339,7 @@ def three(digits):
     return [load_set(digits / name) for name in array_images.SETS]
 
 
-DRAWN = [draw_array_examples, draw_intensities, draw_means]
-
-
-@pytest.mark.parametrize("draw", DRAWN)
+@pytest.mark.parametrize("draw", [draw_array_examples, draw_intensities, draw_means])
 @pytest.mark.parametrize("sets", ["one", "three", "many"])
 def test_texts_do_not_overlap_or_leave_the_figure(draw, sets, request, monkeypatch):
     figure = draw(request.getfixturevalue("three")[:1] if sets == "one" else request.getfixturevalue(sets))
@@ -361,20 +357,16 @@ def test_texts_do_not_overlap_or_leave_the_figure(draw, sets, request, monkeypat
         assert not box.overlaps(other_box.padded(-1)), (text, other)
 
 
-def test_examples_are_the_first_middle_and_last_images(make_set):
-    """The images have the grey values 10, 11 and so on."""
-    images = {label: [np.full((4, 4), 10 + number, np.uint8) for number in range(25)] for label in "AB"}
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(25, [range(5), range(10, 15), range(20, 25)]), (7, [range(3), range(3, 5), range(5, 7)])],
+)
+def test_examples_are_the_first_middle_and_last_images(make_set, count, shown):
+    """The images have the grey values 0, 1 and so on."""
+    images = {label: [np.full((4, 4), number, np.uint8) for number in range(count)] for label in "AB"}
     figure = draw_array_examples([load_set(make_set("data", images))])
-    shown = [axes.images[0].get_array() for axes in figure.axes]
-    values = [np.unique(panel.compressed()).astype(int).tolist() for panel in shown]
-    assert values == [list(range(10, 15)), list(range(20, 25)), list(range(30, 35))]
-
-
-def test_examples_of_small_classes_are_not_repeated(make_set):
-    images = {label: [np.full((4, 4), 10 + number, np.uint8) for number in range(7)] for label in "AB"}
-    figure = draw_array_examples([load_set(make_set("data", images))])
-    values = [value for axes in figure.axes for value in np.unique(axes.images[0].get_array().compressed())]
-    assert sorted(values) == list(range(10, 17))
+    panels = [np.unique(axes.images[0].get_array().compressed()) for axes in figure.axes]
+    assert [panel.tolist() for panel in panels] == [list(numbers) for numbers in shown]
 
 
 def test_means_and_variances_per_class(make_set):
@@ -397,18 +389,11 @@ def test_histograms_sum_to_one(three):
 # The program
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["array_images.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        run_program(array_images.main)
-    return stop.value.code
-
-
-def test_program_writes_sets(digits, tmp_path, monkeypatch):
-    assert run(monkeypatch, "digits", tmp_path) == 0
-    assert run(monkeypatch, "invert", tmp_path / "TRAIN", tmp_path / "TRAIN2") == 0
-    for _ in range(2):
-        assert run(monkeypatch, "white", tmp_path / "TEST", tmp_path / "TRAIN3", "--dark-share", "0.4") == 0
+def test_program_writes_sets(digits, tmp_path, call):
+    white = ("white", tmp_path / "TEST", tmp_path / "TRAIN3", "--dark-share", 0.4)
+    for arguments in (("digits", tmp_path), ("invert", tmp_path / "TRAIN", tmp_path / "TRAIN2"), white, white):
+        status, *_ = call(array_images, *arguments)
+        assert status == 0
     assert digests(tmp_path / "TEST2") == digests(digits / "TEST2")
     inverted = read_folder(tmp_path / "TRAIN2", with_augmented=True)
     assert Counter(inverted.augmented.tolist()) == {False: 500, True: 500}
@@ -436,18 +421,17 @@ def test_help_imports_nothing_heavy(tmp_path):
         (("inspect", "broken"), "broken has no readable image"),
     ],
 )
-def test_errors_are_one_line(make_set, monkeypatch, capsys, tmp_path, arguments, message):
+def test_errors_are_one_line(make_set, monkeypatch, call, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     for name in ("data", "other", "x/data"):
         make_set(name, {label: noise(2 + len(name)) for label in "AB"})
     make_set("broken", {label: [np.zeros(3)] for label in "AB"})
     (tmp_path / "file").write_text("precious")
     before = digests(tmp_path)
-    assert run(monkeypatch, *arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert message in line
+    status, output, lines = call(array_images, *arguments)
+    assert (status, output) == (2, "")
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
     assert digests(tmp_path) == before
 
 

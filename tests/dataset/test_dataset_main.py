@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,23 +29,23 @@ def fill(directory, counts=COUNTS, testing=False):
             image.save(directory / label / f"{number:04d}.jpg")
 
 
-def run(place, *arguments):
-    return start("dataset/dataset_main.py", *ARGUMENTS, *arguments, cwd=place)
+def run(folder, *arguments):
+    return start("dataset/dataset_main.py", *ARGUMENTS, *arguments, cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Return the folder of a finished run, and what the run printed."""
-    place = tmp_path_factory.mktemp("finished")
-    fill(place / "dataset")
-    (place / "dataset_testing").mkdir()
-    result = run(place)
+    folder = tmp_path_factory.mktemp("finished")
+    fill(folder / "dataset")
+    (folder / "dataset_testing").mkdir()
+    result = run(folder)
     assert result.returncode == 0, result.stderr
-    return place, result.stdout
+    return folder, result.stdout
 
 
 def test_steps_run_in_order(finished):
-    place, output = finished
+    folder, output = finished
     steps = [line.split()[0] for line in output.splitlines()]
     assert list(dict.fromkeys(steps)) == ["audit", "reduce", "split", "augment", "draw", "now"]
     assert "reduce   to 12 per class: 0 Axe, 4 Book, 0 Hammer moved to dataset/left_out" in output
@@ -53,25 +53,25 @@ def test_steps_run_in_order(finished):
     assert "augment  5 Axe, 0 Book, 6 Hammer written" in output
     assert "now      Book: 9 to train on, 0 augmented, 3 to test on" in output
     for name, count in {"Axe": 4, "Book": 9, "Hammer": 3, "Axe_augmented": 5, "Hammer_augmented": 6}.items():
-        assert len(image_files(place / "dataset" / name)) == count
+        assert len(image_files(folder / "dataset" / name)) == count
 
 
 def test_figures_can_be_opened(finished):
-    place, _ = finished
+    folder, _ = finished
     names = {"class_sizes", "image_formats", "original_padded_images", "augmented_images"}
-    assert {path.stem for path in (place / "figures").iterdir()} == names
-    for path in (place / "figures").iterdir():
+    assert {path.stem for path in (folder / "figures").iterdir()} == names
+    for path in (folder / "figures").iterdir():
         with Image.open(path) as image:
             image.load()
             assert image.width > 600
 
 
 def test_second_run_changes_no_file(finished):
-    place, first = finished
-    before = digests(place)
-    result = run(place)
+    folder, first = finished
+    before = digests(folder)
+    result = run(folder)
     assert result.returncode == 0, result.stderr
-    assert digests(place) == before
+    assert digests(folder) == before
     assert "augment  0 Axe, 0 Book, 0 Hammer written" in result.stdout
     assert result.stdout.splitlines()[-3:] == first.splitlines()[-3:]
 
@@ -200,7 +200,7 @@ def test_figures_of_many_classes_stay_small(count, tmp_path):
     array_set = ArraySet("TRAIN", np.array(names), np.zeros((count, 28, 28), np.uint8))
     for figure in (
         draw_class_sizes(dict.fromkeys(names, ClassSizes(9, 5, 3, 1))),
-        draw_formats({name: [(28, 28)] for name in names}, {name: Counter(["PNG L"]) for name in names}),
+        draw_formats(dict.fromkeys(names, (SimpleNamespace(size=(28, 28), form="PNG L"),))),
         draw_array_examples([array_set]),
         draw_means([array_set]),
     ):

@@ -16,9 +16,7 @@ from dataset.folders import (
     class_folder,
     image_files,
     read_folder,
-    read_labelled,
     source_stem,
-    stem_of,
 )
 from dataset.moving import set_aside
 
@@ -33,14 +31,14 @@ def test_classes_and_images_are_sorted(make_folder):
     assert listed.labels.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_read_labelled_uses_the_indices_of_the_given_classes(make_folder):
+def test_labels_are_indices_into_the_given_classes(make_folder):
     folder = make_folder("data", {"Book": 2, "Axe": 1})
-    listed = read_labelled(folder, ("Axe", "Bear", "Book"))
+    listed = read_folder(folder, classes=("Axe", "Bear", "Book"))
     assert listed.classes == ("Axe", "Bear", "Book")
     assert listed.labels.tolist() == [0, 2, 2]
-    assert read_labelled(make_folder("single", {"Book": 1}), ("Axe", "Book")).labels.tolist() == [1]
+    assert read_folder(make_folder("single", {"Book": 1}), classes=("Axe", "Book")).labels.tolist() == [1]
     with pytest.raises(UserError, match="data has a class Axe, which is none of Bear, Book: name a folder with"):
-        read_labelled(folder, ("Bear", "Book"))
+        read_folder(folder, classes=("Bear", "Book"))
 
 
 def test_images_without_class_folders_are_an_error(tmp_path):
@@ -76,8 +74,8 @@ def test_content_decides_what_is_an_image(make_folder, name):
     (directory / "A/array.npy").rename(directory / "A/array")
     listed = read_folder(directory)
     assert listed.paths[-1] == path
-    assert [listed.is_array(place) for place in range(4)] == [False, False, True, False]
-    assert [listed.read(place).format for place in range(4)] == ["PNG", "PNG", None, "PNG"]
+    assert [listed.is_array(i) for i in range(4)] == [False, False, True, False]
+    assert [listed.read(i).format for i in range(4)] == ["PNG", "PNG", None, "PNG"]
     assert listed.passed_over == {}
 
 
@@ -136,6 +134,14 @@ def test_name_of_an_augmented_image_holds_its_source(stem, number):
     assert source_stem(Path(augmented_name(source, number))) == source.stem
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"), [("scan.001_aug_0007.jpg", "scan.001"), ("0001.jpg", None), ("_aug_3.jpg", None)]
+)
+def test_stem_of_the_source(name, stem):
+    assert source_stem(Path(name)) == stem
+    assert stem is None or augmented_name(Path(stem), 7) == name  # a numeric suffix belongs to the stem
+
+
 @pytest.mark.parametrize("length", [1, 200, 225, 251])
 def test_names_of_augmented_images_with_long_sources_are_unique(tmp_path, length):
     folder = tmp_path / "data"
@@ -151,11 +157,6 @@ def test_names_of_augmented_images_with_long_sources_are_unique(tmp_path, length
     listed = read_folder(folder, with_augmented=True)
     assert sorted(listed.sources[:2]) == sorted(listed.sources[2:4])
     assert len(set(listed.sources)) == 2
-
-
-def test_numeric_suffix_belongs_to_the_stem():
-    assert stem_of(Path("scan.001")) == "scan.001"
-    assert source_stem(Path(augmented_name(Path("scan.001"), 7))) == "scan.001"
 
 
 COMPOSED, DECOMPOSED = "K\u00e4se", "Ka\u0308se"
@@ -189,7 +190,7 @@ def test_class_folder_is_found_by_canonical_name(make_folder):
         f"{COMPOSED}_augmented",
     ]
     assert listed.augmented.tolist() == [False] * 5 + [True]
-    assert all(listed.read(place).size == (20, 24) for place in range(6))
+    assert all(listed.read(i).size == (20, 24) for i in range(6))
     assert class_folder(folder, "Brot") == folder / "Brot "
     assert class_folder(folder, f"{DECOMPOSED}_augmented") == folder / f"{COMPOSED}_augmented"
     (folder / "Axe ").touch()
@@ -220,11 +221,6 @@ def test_labels_of_an_archive_are_canonical(tmp_path):
     assert listed.paths[2] == file / COMPOSED / "2"
 
 
-def test_names_without_source():
-    assert source_stem(Path("0001.jpg")) is None
-    assert source_stem(Path("_aug_3.jpg")) is None
-
-
 def test_images_of_an_archive_are_listed(tmp_path):
     file = tmp_path / "TRAIN.npz"
     images = np.arange(5 * 16, dtype=np.uint8).reshape(5, 4, 4)
@@ -235,7 +231,7 @@ def test_images_of_an_archive_are_listed(tmp_path):
     assert listed.paths[3] == file / "2" / "3"
     assert not listed.augmented.any()
     assert listed.sources == ("0", "1", "2", "3", "4")
-    assert all(np.array_equal(listed.read(place), images[place]) for place in range(5))
+    assert all(np.array_equal(listed.read(i), images[i]) for i in range(5))
 
 
 @pytest.mark.parametrize("archive", [False, True])
@@ -247,10 +243,10 @@ def test_subset_keeps_all_attributes(make_folder, tmp_path, archive):
     else:
         folder = read_folder(make_folder("set", {"A": 2, "A_augmented": 1, "B": 3}), with_augmented=True)
     folder.inverted[4] = True
-    places = [4, 0, 2]
-    subset = folder.subset(places)
+    indices = [4, 0, 2]
+    subset = folder.subset(indices)
     assert subset.classes == folder.classes
-    for new, old in enumerate(places):
+    for new, old in enumerate(indices):
         assert subset.paths[new] == folder.paths[old]
         assert subset.sources[new] == folder.sources[old]
         assert subset.is_array(new) == archive

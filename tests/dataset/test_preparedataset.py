@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dataset.preparedataset as program
-from common import UserError, run_program
+from common import UserError, lock
 from dataset import open_images
 from dataset.download import download
+from dataset.moving import lock_dataset
 from dataset.open_images import Box, wanted_rows
-from dataset.preparedataset import Patches, cut_out, fetch
-from helpers import REPOSITORY
+from dataset.preparedataset import Patches, crop, fetch
+from helpers import REPOSITORY, imported_for_help
 
 CLASS_IDS = {
     "Axe": "/m/03bk1", "Book": "/m/0bt_c3", "Hammer": "/m/03l9g", "Person": "/m/01g317", "Table": "/m/04bcr3",
@@ -68,7 +69,7 @@ def staged(tmp_path_factory):
 
 
 def draw_image(path, generator):
-    """Draw a smooth image in which every place looks different; one in four is grey."""
+    """Draw a smooth image in which every part looks different; one in four is grey."""
     channels = 1 if generator.random() < 0.25 else 3
     small = generator.integers(0, 256, (5, 6, channels), dtype=np.uint8)
     Image.fromarray(small.squeeze()).resize((240, 200), Image.Resampling.BICUBIC).save(path, quality=95)
@@ -78,6 +79,21 @@ def row(image_id, label, generator):
     low = generator.random(2) * 0.6
     high = low + 0.1 + generator.random(2) * 0.3
     return f"{image_id},xclick,{CLASS_IDS[label]},1,{low[0]:.6f},{high[0]:.6f},{low[1]:.6f},{high[1]:.6f},0,1,0,0,0"
+
+
+@pytest.fixture
+def zoo(staged, tmp_path):
+    """A copy of the validation split, to be damaged."""
+    shutil.copytree(staged / "validation", tmp_path / "zoo" / "validation")
+    return tmp_path / "zoo"
+
+
+def first_image(zoo):
+    return next((zoo / "validation" / "data").iterdir())
+
+
+def write_detections(zoo, *lines):
+    (zoo / "validation" / "labels" / "detections.csv").write_text("\n".join([HEADER, *lines]))
 
 
 @pytest.fixture
@@ -105,27 +121,21 @@ def table(folder):
         return {line["file"]: line for line in csv.DictReader(file)}
 
 
-def test_folder_with_the_drawn_sample_is_an_error(go, tmp_path):
-    (tmp_path / "dataset" / "Axe").mkdir(parents=True)
-    (tmp_path / "dataset" / "Axe" / "sample_0001.jpg").write_bytes(b"")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Axe/sample_0001.jpg", "Axe/sample_0001.jpg belongs to the drawn sample"),
+        ("axe/1.jpg", "dataset has a folder 'axe', which is called 'Axe' in Open Images: rename it"),
+        ("Axe /1.jpg", "dataset has a folder 'Axe ', which is called 'Axe' in Open Images: rename it"),
+    ],
+)
+def test_unsuitable_folders_are_errors(go, tmp_path, name, message):
+    (tmp_path / "dataset" / name).parent.mkdir(parents=True)
+    (tmp_path / "dataset" / name).write_bytes(b"")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"sample_0001.jpg belongs to the drawn sample"):
+    with pytest.raises(UserError, match=message):
         go(3)
     assert contents(tmp_path) == before
-
-
-def test_class_folder_in_another_case_is_an_error(go, tmp_path):
-    (tmp_path / "dataset" / "axe").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"dataset/axe is called Axe in Open Images: rename it"):
-        go(3)
-    assert contents(tmp_path) == {}
-
-
-def test_class_folder_that_looks_the_same_is_an_error(go, tmp_path):
-    (tmp_path / "dataset" / "Axe ").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"dataset/'Axe ' is called 'Axe' in Open Images: rename it"):
-        go(3)
-    assert contents(tmp_path) == {}
 
 
 def pixels(image):
@@ -165,7 +175,7 @@ def test_each_class_has_its_own_quota(go, staged, tmp_path):
         assert (line["image_id"], CLASS_IDS[file.split("/")[0]], *box) in rows
 
 
-def test_second_run_changes_nothing(go, tmp_path, monkeypatch):
+def test_second_run_changes_nothing(go, tmp_path):
     go(5)
     before = contents(tmp_path / "dataset")
     assert go(5, seed=1, padding=0.2) == dict.fromkeys(WANTED, 0)
@@ -173,7 +183,7 @@ def test_second_run_changes_nothing(go, tmp_path, monkeypatch):
 
 
 def test_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "_ROUND", 4)  # several rounds
+    monkeypatch.setattr(program, "_BATCH_SIZE", 4)  # several batches
     go(3)
     before = contents(tmp_path / "dataset")
     (tmp_path / "dataset" / "Axe" / "0002.jpg").unlink()
@@ -195,13 +205,13 @@ def test_larger_quota_only_adds(go, staged, tmp_path, monkeypatch):
         assert_patch(tmp_path / "dataset", lines[name], staged)
 
 
-def test_rounds_do_not_change_the_result(go, tmp_path, monkeypatch):
+def test_batches_do_not_change_the_result(go, tmp_path, monkeypatch):
     go(7, "at once")
-    monkeypatch.setattr(program, "_ROUND", 5)
-    go(7, "in rounds")
+    monkeypatch.setattr(program, "_BATCH_SIZE", 5)
+    go(7, "in batches")
     go(4, "in two runs")
     go(7, "in two runs")
-    assert contents(tmp_path / "at once") == contents(tmp_path / "in rounds") == contents(tmp_path / "in two runs")
+    assert contents(tmp_path / "at once") == contents(tmp_path / "in batches") == contents(tmp_path / "in two runs")
     go(7, "other seed", seed=1)
     assert contents(tmp_path / "other seed") != contents(tmp_path / "at once")
 
@@ -228,32 +238,7 @@ def test_padding_adds_context_within_the_image(go, staged, tmp_path):
 
 def test_modes_without_jpeg_support_become_rgb():
     box = Box.from_edges("train", "1", 0, 0.5, 0, 0.5)
-    assert cut_out(Image.new("P", (8, 8)), box, 0).mode == "RGB"
-    assert cut_out(Image.new("RGBA", (8, 8)), box, 0).mode == "RGB"
-
-
-def test_boxes_are_those_of_fiftyones_loader(go, staged, tmp_path, monkeypatch):
-    """Patches and table follow when the loader shifts its boxes."""
-    from fiftyone.utils import openimages
-
-    create = openimages._create_detections
-
-    def shifted(*arguments):
-        made = create(*arguments)
-        for detection in made.detections:
-            detection.bounding_box[0] += 0.01
-        return made
-
-    go(4, "as they are")
-    monkeypatch.setattr(openimages, "_create_detections", shifted)
-    go(4, "shifted")
-    lines, shifted_lines = table(tmp_path / "as they are"), table(tmp_path / "shifted")
-    edges = {tuple(line[name] for name in ("image_id", "x_min", "y_min")) for line in lines.values()}
-    assert edges == {
-        (line["image_id"], f"{float(line['x_min']) - 0.01:.6f}", line["y_min"]) for line in shifted_lines.values()
-    }
-    for line in shifted_lines.values():
-        assert_patch(tmp_path / "shifted", line, staged)
+    assert [crop(Image.new(mode, (8, 8)), box, 0).mode for mode in ("P", "RGBA", "L")] == ["RGB", "RGB", "L"]
 
 
 def test_fiftyone_reads_only_the_chosen_rows(go, staged, monkeypatch):
@@ -276,30 +261,24 @@ def test_fiftyone_reads_only_the_chosen_rows(go, staged, monkeypatch):
     assert not [name for name in fiftyone.list_datasets() if name.startswith("open-images-")]
 
 
-def test_ids_of_digits_are_not_read_as_numbers(staged, tmp_path):
-    zoo = tmp_path / "zoo"
-    shutil.copytree(staged / "validation", zoo / "validation")
-    image = next((zoo / "validation" / "data").iterdir())
+def test_ids_of_digits_are_not_read_as_numbers(zoo, tmp_path):
+    image = first_image(zoo)
     image.rename(image.with_name("0000000000000017.jpg"))
     line = f"0000000000000017,xclick,{CLASS_IDS['Tool']},1,0.0,0.55,0.022673031,0.9642005,0,0,0,0,0"
-    (zoo / "validation" / "labels" / "detections.csv").write_text(f"{HEADER}\n{line}\n{line}")
+    write_detections(zoo, line, line)
     assert fetch(["tool"], tmp_path / "dataset", zoo, ["validation"]) == {"Tool": 1}
     (line,) = table(tmp_path / "dataset").values()
     assert list(line.values())[2:] == ["0000000000000017", "0.000000", "0.550000", "0.022673", "0.964201"]
 
 
-def test_box_of_two_classes_is_used_once(staged, tmp_path):
-    zoo = tmp_path / "zoo"
-    shutil.copytree(staged / "validation", zoo / "validation")
-    image = next((zoo / "validation" / "data").iterdir())
-    lines = [f"{image.stem},xclick,{CLASS_IDS[name]},1,0,0.5,0,0.5,0,0,0,0,0" for name in ("Axe", "Tool")]
-    (zoo / "validation" / "labels" / "detections.csv").write_text("\n".join([HEADER, *lines]))
+def test_box_of_two_classes_is_used_once(zoo, tmp_path):
+    ids = CLASS_IDS["Axe"], CLASS_IDS["Tool"]
+    write_detections(zoo, *(f"{first_image(zoo).stem},xclick,{id_},1,0,0.5,0,0.5,0,0,0,0,0" for id_ in ids))
     assert sum(fetch(["Axe", "Tool"], tmp_path / "dataset", zoo, ["validation"]).values()) == 1
 
 
-def test_unreadable_images_are_left_out(staged, tmp_path, caplog):
-    zoo = tmp_path / "zoo"
-    shutil.copytree(staged, zoo)
+def test_unreadable_images_are_left_out(staged, zoo, tmp_path, caplog):
+    shutil.copytree(staged / "train", zoo / "train")
     for image in (zoo / "train" / "data").iterdir():
         image.write_bytes(image.read_bytes()[:700])
     assert fetch(["Axe"], tmp_path / "dataset", zoo, tuple(COUNTS), min_size=1) == {"Axe": 3}
@@ -310,12 +289,17 @@ class Killed(BaseException):
     """Stands for SIGKILL: no handler of the program catches it."""
 
 
-def stage_all(patches):
+def some_patches(known=()):
+    """Yield three axes and three books, except those with known boxes."""
     for number in range(3):
-        for label in ("Axe", "Book"):
-            box = Box.from_edges("train", f"{number}", 0, 1, 0, 1 if label == "Axe" else 0.5)
-            if box not in patches.boxes:
-                patches.stage(label, box, Image.new("RGB", (9, 9), (60 * number, 0, 90)))
+        for label, edge in (("Axe", 1), ("Book", 0.5)):
+            box = Box.from_edges("train", f"{number}", 0, 1, 0, edge)
+            if box not in known:
+                yield label, box, Image.new("RGB", (9, 9), (60 * number, 0, 90))
+
+
+def one_more(size=9):
+    return [("Axe", Box.from_edges("test", "9", 0, 1, 0, 1), Image.new("RGB", (size, size)))]
 
 
 def kill_in(monkeypatch, target, name, after, calls):
@@ -344,28 +328,22 @@ def kill_in(monkeypatch, target, name, after, calls):
 def test_killed_batch_counts_completely_or_not_at_all(monkeypatch, tmp_path, target, name, calls, after):
     for folder in ("undisturbed", "killed"):
         (tmp_path / folder).mkdir()
-        patches = Patches(tmp_path / folder)
-        patches.stage("Axe", Box.from_edges("test", "9", 0, 1, 0, 1), Image.new("RGB", (9, 9)))
-        patches.commit()
-    patches = Patches(tmp_path / "undisturbed")
-    stage_all(patches)
-    patches.commit()
+        Patches(tmp_path / folder).add(one_more())
+    Patches(tmp_path / "undisturbed").add(some_patches())
     first = contents(tmp_path / "killed")
+    patches = Patches(tmp_path / "killed")
     with monkeypatch.context() as patch:
         kill_in(patch, target, name, after, calls)
-        with pytest.raises(Killed):  # noqa: PT012  each statement may raise
-            patches = Patches(tmp_path / "killed")
-            stage_all(patches)
-            patches.commit()
+        with pytest.raises(Killed):
+            patches.add(some_patches())
     patches = Patches(tmp_path / "killed")
     assert contents(tmp_path / "killed") in (first, contents(tmp_path / "undisturbed"))
-    stage_all(patches)
-    patches.commit()
+    patches.add(some_patches(patches.boxes))
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
 def test_interrupted_fetch_gives_identical_results(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "_ROUND", 6)
+    monkeypatch.setattr(program, "_BATCH_SIZE", 6)
     go(7, "undisturbed")
     with monkeypatch.context() as patch:
         kill_in(patch, program, "write_rows", after=False, calls=2)
@@ -378,26 +356,22 @@ def test_interrupted_fetch_gives_identical_results(go, tmp_path, monkeypatch):
 
 
 def test_full_disk_leaves_existing_patches(tmp_path):
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    patches = Patches(folder)
-    stage_all(patches)
-    patches.commit()
-    before = contents(folder)
-    (folder / "Axe" / ".0004.partial.jpg").symlink_to("/dev/full")
+    patches = Patches(tmp_path)
+    patches.add(some_patches())
+    before = contents(tmp_path)
+    (tmp_path / "Axe" / ".0004.partial.jpg").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        patches.stage("Axe", Box.from_edges("train", "9", 0, 1, 0, 1), Image.new("RGB", (99, 99)))
-    Patches(folder)
-    assert contents(folder) == before
+        patches.add(one_more(99))
+    Patches(tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_user_files_are_not_overwritten(tmp_path, monkeypatch):
     patches = Patches(tmp_path)
-    stage_all(patches)
     with monkeypatch.context() as patch:
         kill_in(patch, os, "replace", after=True, calls=1)  # of the table
         with pytest.raises(Killed):
-            patches.commit()
+            patches.add(some_patches())
     (tmp_path / "Axe" / "0001.jpg").write_bytes(b"precious")
     Patches(tmp_path)
     assert (tmp_path / "Axe" / "0001.jpg").read_bytes() == b"precious"
@@ -406,10 +380,7 @@ def test_user_files_are_not_overwritten(tmp_path, monkeypatch):
 
 def test_locked_folder_is_an_error(go, tmp_path):
     (tmp_path / "dataset").mkdir()
-    with (
-        program._open_patches(tmp_path / "dataset"),
-        pytest.raises(UserError, match=r"another program is using .*/dataset"),
-    ):
+    with lock_dataset(tmp_path / "dataset"), pytest.raises(UserError, match=r"another program is using .*/dataset"):
         go(3)
 
 
@@ -474,17 +445,12 @@ def test_filter_keeps_the_rows_that_a_csv_reader_keeps(tmp_path_factory, lines, 
         "1,0.6,0.2,0.1,0.2,0,0,0,0,0",
     ],
 )
-def test_damaged_row_is_an_error(staged, tmp_path, rest):
-    zoo = tmp_path / "zoo"
-    shutil.copytree(staged / "validation", zoo / "validation")
-    # A truncated last line is found earlier.
-    image = next((zoo / "validation" / "data").iterdir()).stem
-    good = f"{image},xclick,{CLASS_IDS['Tool']},1,0,0.5,0,0.5,0,0,0,0,0"
-    lines = (HEADER, f"{image},xclick,{CLASS_IDS['Axe']},{rest}", good)
-    (zoo / "validation" / "labels" / "detections.csv").write_text("\n".join(lines))
-    with pytest.raises(
-        UserError, match=rf"detections.csv has a damaged row: {image},xclick,/m/.* \(delete the file to"
-    ):
+def test_damaged_row_is_an_error(zoo, tmp_path, rest):
+    image = first_image(zoo).stem
+    good = f"{image},xclick,{CLASS_IDS['Tool']},1,0,0.5,0,0.5,0,0,0,0,0"  # a truncated last line is found earlier
+    write_detections(zoo, f"{image},xclick,{CLASS_IDS['Axe']},{rest}", good)
+    message = rf"detections.csv has a damaged row: {image},xclick,/m/.* \(delete the file to"
+    with pytest.raises(UserError, match=message):
         fetch(["Axe"], tmp_path / "dataset", zoo, ["validation"])
 
 
@@ -522,34 +488,32 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
     def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, with_body):
-        path = self.server.folder / self.path.lstrip("/")
-        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
-        if self.server.fault or not path.is_file():
-            return self.send_error(self.server.fault or 404)
+        server, requested = self.server, self.headers.get("Range")
+        path = server.folder / self.path.lstrip("/")
+        server.requests.append(requested)
+        if server.fault or not path.is_file():
+            return self.send_error(server.fault or 404)
         body = path.read_bytes()
-        first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0]) if self.server.ranges else 0
+        if not server.ranges or not requested:
+            return self.answer(200, body)
+        first = int(requested.removeprefix("bytes=").split("-")[0])
         if first >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        ranged = self.server.ranges and "Range" in self.headers
-        self.send_response(206 if ranged else 200)
-        if ranged:
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - first))
+            return self.answer(416, b"", f"bytes */{len(body)}")
+        self.answer(206, body[first:], f"bytes {first}-{len(body) - 1}/{len(body)}")
+
+    do_HEAD = do_GET
+
+    def answer(self, status, body, content_range=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if content_range:
+            self.send_header("Content-Range", content_range)
         self.end_headers()
-        if with_body:
+        if self.command == "GET" and status != 416:
             drop = self.server.drops > 0
             self.server.drops -= drop
-            self.wfile.write(body[first:][: (len(body) - first) // 2 if drop else None])
+            self.wfile.write(body[: len(body) // 2] if drop else body)
             self.close_connection = True
 
     def log_message(self, *arguments):
@@ -567,52 +531,63 @@ def server(tmp_path):
 
 @pytest.fixture
 def big(server):
-    """Write a file to download."""
-    path = server.folder / "big.csv"
-    path.write_bytes(np.random.default_rng(0).bytes(5_000_000))
-    return path
+    """The content of the file to download, 5 MB."""
+    content = np.random.default_rng(0).bytes(5_000_000)
+    (server.folder / "big.csv").write_bytes(content)
+    return content
+
+
+@pytest.fixture
+def get_big(server, big, tmp_path):
+    """A function that downloads the file to `tmp_path / "got"`."""
+    (tmp_path / "got").mkdir()
+    return lambda: download(f"{server.address}/big.csv", tmp_path / "got" / "big.csv")
+
+
+def assert_complete(folder, big):
+    assert [path.name for path in folder.iterdir()] == ["big.csv"]
+    assert (folder / "big.csv").read_bytes() == big
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_interrupted_download_continues(server, big, tmp_path, ranges):
+def test_interrupted_download_continues(server, big, get_big, tmp_path, ranges):
     server.drops, server.ranges = 1, ranges
-    target = tmp_path / "got" / "big.csv"
     with pytest.raises(UserError, match=r"was interrupted: [\d,]+ bytes are kept in .* to resume"):
-        download(f"{server.address}/big.csv", target)
-    assert not target.exists()
-    kept = (tmp_path / "got" / ".big.csv.partial").stat().st_size
+        get_big()
+    (part,) = (tmp_path / "got").iterdir()
+    kept = part.stat().st_size
+    assert part.name == ".big.csv.partial"
     assert 2_400_000 < kept <= 2_500_000
-    download(f"{server.address}/big.csv", target)
-    assert target.read_bytes() == big.read_bytes()
-    assert server.requests[1][2] == f"bytes={kept}-"
-    assert [path.name for path in target.parent.iterdir()] == ["big.csv"]
+    get_big()
+    assert server.requests[1] == f"bytes={kept}-"
+    assert_complete(tmp_path / "got", big)
 
 
-def test_server_error_keeps_the_partial_download(server, big, tmp_path):
-    part = tmp_path / ".big.csv.partial"
-    part.write_bytes(big.read_bytes()[:3_000_000])
+def test_server_error_keeps_the_partial_download(server, big, get_big, tmp_path):
+    part = tmp_path / "got" / ".big.csv.partial"
+    part.write_bytes(big[:3_000_000])
     server.fault = 503
     with pytest.raises(UserError, match="the server answers 503"):
-        download(f"{server.address}/big.csv", tmp_path / "big.csv")
+        get_big()
     assert part.stat().st_size == 3_000_000
     server.fault = None
-    download(f"{server.address}/big.csv", tmp_path / "big.csv")
-    assert server.requests[-1][2] == "bytes=3000000-"
-    assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
+    get_big()
+    assert server.requests[-1] == "bytes=3000000-"
+    assert_complete(tmp_path / "got", big)
 
 
-def test_complete_partial_download_is_renamed(server, big, tmp_path):
-    shutil.copy(big, tmp_path / ".big.csv.partial")
-    download(f"{server.address}/big.csv", tmp_path / "big.csv")
-    assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
+def test_complete_partial_download_is_renamed(big, get_big, tmp_path):
+    (tmp_path / "got" / ".big.csv.partial").write_bytes(big)
+    get_big()
+    assert_complete(tmp_path / "got", big)
 
 
-def test_partial_download_of_another_file_is_discarded(server, big, tmp_path):
-    (tmp_path / ".big.csv.partial").write_bytes(bytes(6_000_000))
+def test_partial_download_of_another_file_is_discarded(big, get_big, tmp_path):
+    (tmp_path / "got" / ".big.csv.partial").write_bytes(bytes(6_000_000))
     with pytest.raises(UserError, match="the server answers 416"):
-        download(f"{server.address}/big.csv", tmp_path / "big.csv")
-    download(f"{server.address}/big.csv", tmp_path / "big.csv")
-    assert (tmp_path / "big.csv").read_bytes() == big.read_bytes()
+        get_big()
+    get_big()
+    assert_complete(tmp_path / "got", big)
 
 
 def test_missing_file_on_the_server_is_an_error(server, tmp_path):
@@ -621,30 +596,28 @@ def test_missing_file_on_the_server_is_an_error(server, tmp_path):
     assert not (tmp_path / "none.csv").exists()
 
 
-def test_simultaneous_downloads_are_an_error(server, big, tmp_path):
-    import fcntl
-
-    with (tmp_path / ".big.csv.partial").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=r"another program is downloading .*big\.csv"):
-            download(f"{server.address}/big.csv", tmp_path / "big.csv")
-
-
-def ends_with_one_line(monkeypatch, capsys, *arguments):
-    """Run the program in this process, check status and stdout, and return the last line on stderr."""
-    monkeypatch.setattr("sys.argv", ["preparedataset.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        run_program(program.main)
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "Traceback" not in printed.err
-    line = printed.err.splitlines()[-1]
-    assert line.startswith("error: ")
-    return line
+def test_simultaneous_downloads_are_an_error(get_big, tmp_path):
+    (tmp_path / "got" / ".big.csv.partial").touch()
+    with (
+        lock(tmp_path / "got" / ".big.csv.partial", "busy"),
+        pytest.raises(UserError, match=r"another program is downloading .*big\.csv"),
+    ):
+        get_big()
 
 
-def test_missing_tables_and_images_are_downloaded(server, staged, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def fail(call):
+    """Runs the program, which must fail; returns its error message."""
+
+    def run(*arguments):
+        status, output, lines = call(program, *arguments)
+        assert (status, output) == (2, "")
+        return lines[-1]
+
+    return run
+
+
+def test_missing_tables_and_images_are_downloaded(server, staged, tmp_path, monkeypatch, fail):
     """Tables are downloaded by this project, images by FiftyOne, here from a server that drops connections."""
     shutil.copytree(staged / "validation" / "data", server.folder / "open-images-dataset" / "validation")
     shutil.copy(staged / "validation" / "metadata" / "classes.csv", server.folder)
@@ -655,11 +628,11 @@ def test_missing_tables_and_images_are_downloaded(server, staged, tmp_path, monk
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     arguments = ["--zoo-dir", tmp_path / "zoo", "--dataset-dir", tmp_path / "dataset", "--splits", "validation"]
     server.drops = 1
-    assert "cannot download http" in ends_with_one_line(monkeypatch, capsys, *arguments)
+    assert "cannot download http" in fail(*arguments)
     fetch(["Axe"], tmp_path / "dataset", tmp_path / "zoo", ["validation"], min_size=1)
     before = contents(tmp_path / "dataset")
     server.drops = 1000
-    line = ends_with_one_line(monkeypatch, capsys, *arguments, "--classes", "book", "--min-size", 1)
+    line = fail(*arguments, "--classes", "book", "--min-size", 1)
     assert "cannot download images of validation" in line
     assert contents(tmp_path / "dataset") == before
     server.drops = 0
@@ -672,27 +645,27 @@ def test_missing_tables_and_images_are_downloaded(server, staged, tmp_path, monk
     assert {path.name for path in (tmp_path / "zoo" / "validation" / "data").glob("*.jpg")} == {f"{i}.jpg" for i in ids}
 
 
-def test_missing_network_is_an_error(staged, tmp_path, monkeypatch, capsys):
+def test_missing_network_is_an_error(staged, tmp_path, monkeypatch, fail):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # a closed port
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     arguments = ["--dataset-dir", tmp_path / "dataset", "--zoo-dir"]
-    line = ends_with_one_line(monkeypatch, capsys, *arguments, tmp_path / "zoo")
+    line = fail(*arguments, tmp_path / "zoo")
     assert "cannot download https://storage.googleapis.com/openimages/v5/class-descriptions-boxable.csv" in line
     shutil.copytree(staged, tmp_path / "zoo", dirs_exist_ok=True)
-    line = ends_with_one_line(monkeypatch, capsys, *arguments, tmp_path / "zoo")
+    line = fail(*arguments, tmp_path / "zoo")
     assert "cannot download https://storage.googleapis.com/openimages/v5/test-annotations-bbox.csv" in line
     for image in (tmp_path / "zoo" / "train" / "data").iterdir():
         image.unlink()
-    line = ends_with_one_line(monkeypatch, capsys, *arguments, tmp_path / "zoo", "--splits", "train")
+    line = fail(*arguments, tmp_path / "zoo", "--splits", "train")
     assert "cannot download images of train (no network?" in line
     assert contents(tmp_path / "dataset") == {}
 
 
-def test_full_disk_while_downloading(server, big, tmp_path, monkeypatch, capsys):
+def test_full_disk_while_downloading(server, big, tmp_path, monkeypatch, fail):
     monkeypatch.setattr(open_images, "_CLASSES_URL", f"{server.address}/big.csv")
     (tmp_path / "zoo" / "train" / "metadata").mkdir(parents=True)
     (tmp_path / "zoo" / "train" / "metadata" / ".classes.csv.partial").symlink_to("/dev/full")
-    line = ends_with_one_line(monkeypatch, capsys, "--zoo-dir", tmp_path / "zoo", "--dataset-dir", tmp_path / "dataset")
+    line = fail("--zoo-dir", tmp_path / "zoo", "--dataset-dir", tmp_path / "dataset")
     assert line.startswith("error: No space left on device")
     assert not (tmp_path / "zoo" / "train" / "metadata" / "classes.csv").exists()
 
@@ -711,12 +684,12 @@ def test_full_disk_while_downloading(server, big, tmp_path, monkeypatch, capsys)
         (["--min-size", "0"], "--min-size 0: must be at least 1"),
         (["--padding", "-0.1"], "--padding -0.1: must be a finite number of at least 0"),
         (["--padding", "nan"], "--padding nan: must be a finite number of at least 0"),
-        (["--max-samples", "many"], "--max-samples"),
+        (["--max-samples", "many"], "argument --max-samples: invalid int value: 'many'"),
     ],
 )
-def test_invalid_arguments(staged, tmp_path, monkeypatch, capsys, arguments, message):
+def test_invalid_arguments(staged, tmp_path, monkeypatch, fail, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert message in ends_with_one_line(monkeypatch, capsys, "--zoo-dir", staged, *arguments)
+    assert fail("--zoo-dir", staged, *arguments).startswith(f"error: {message}")
     assert not list(tmp_path.iterdir())
 
 
@@ -732,17 +705,10 @@ def test_default_zoo_folder_is_fiftyones(staged, tmp_path, monkeypatch):
     assert fetch(["Axe"], tmp_path / "dataset", splits=["validation"], min_size=1) == {"Axe": 3}
 
 
-def test_help_imports_no_heavy_packages(tmp_path):
-    code = (
-        "import sys; sys.argv[1:] = ['--help']; import dataset.preparedataset as program\n"
-        "try: program.main()\n"
-        "except SystemExit: print(*sorted({'fiftyone', 'pandas', 'requests', 'torch'} & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY / "src", capture_output=True, text=True, check=True
-    )
-    assert all(f"--{name}" in result.stdout for name in FLAGS)
-    assert result.stdout.splitlines()[-1] == ""
+def test_help_imports_no_heavy_packages():
+    text, heavy = imported_for_help("dataset.preparedataset", {"fiftyone", "pandas", "requests", "torch"})
+    assert all(f"--{name}" in text for name in FLAGS)
+    assert not heavy
 
 
 def run_in_shell(code, staged, tmp_path, **environment):
