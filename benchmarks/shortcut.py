@@ -39,8 +39,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each way (default: %(default)s)")
     arguments = parse_with_photographs(parser)
     check_least(arguments, epochs=1, seeds=1)
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
         results = {way: measure_way(way, arguments.data, arguments.epochs, arguments.seeds) for way in WAYS}
     for way, seeds in results.items():
         pairs = ", ".join(f"{seed['before']:.2f} to {seed['after']:.2f}" for seed in seeds)
@@ -69,15 +69,16 @@ def measure_way(way: str, data: Path, epochs: int, seeds: int) -> list[dict[str,
     for seed in range(1, seeds + 1):
         settings = replace(settings, seed=seed, output_dir=Path(way, f"seed_{seed}"))
         metrics = run(settings)
-        before, after = probe(settings)
+        before, after = measure_probability(settings)
         tested = metrics["checkpoints"]["best_val_acc"]["test"][testing_dir.name]
-        scores = {name: three_digits(tested[name]) for name in ("accuracy", "per_class_accuracy")}
-        measured.append({"before": three_digits(before), "after": three_digits(after), **scores})
+        scores = {"before": before, "after": after}
+        scores |= {name: tested[name] for name in ("accuracy", "per_class_accuracy")}
+        measured.append({name: three_digits(score) for name, score in scores.items()})
         print(f"{way}, seed {seed}: {measured[-1]}", flush=True)
     return measured
 
 
-def probe(settings: Any) -> tuple[float, float]:
+def measure_probability(settings: Any) -> tuple[float, float]:
     """Return the mean probability of `LABEL` on held-out images of that class: original, and augmented."""
     import torch
     from PIL import Image
@@ -93,22 +94,20 @@ def probe(settings: Any) -> tuple[float, float]:
     label = run.classes.index(LABEL)
     rows = read_rows(settings.run_dir / "split.csv", ["file", "side"])
     files = [row["file"] for row in rows if row["side"] == "validation" and row["file"].startswith(f"{LABEL}/")]
-    plain, changed = [], []
-    for number, file in enumerate(files):
-        image = resize_or_pad_image(read_image(settings.data_dir / file))
-        plain.append(image)
-        for copy in range(COPIES):
-            stream = io.BytesIO()
-            augment(image, LABEL, COPIES * number + copy, settings.seed).save(stream, "JPEG", quality=QUALITY)
-            changed.append(Image.open(stream))
+    originals = [resize_or_pad_image(read_image(settings.data_dir / file)) for file in files]
+    augmented = []
+    for number in range(COPIES * len(originals)):
+        stream = io.BytesIO()
+        augment(originals[number // COPIES], LABEL, number, settings.seed).save(stream, "JPEG", quality=QUALITY)
+        augmented.append(Image.open(stream))
 
-    def probability(images: list[Image.Image]) -> float:
+    def mean_probability(images: list[Image.Image]) -> float:
         pixels = np.stack([fit_image(image, False, run.model.input_size) for image in images])
         with torch.inference_mode():
             logits = compute_logits(run.model, torch.from_numpy(pixels).permute(0, 3, 1, 2), run.hardware)
         return fmean(logits.softmax(dim=1)[:, label].tolist())
 
-    return probability(plain), probability(changed)
+    return mean_probability(originals), mean_probability(augmented)
 
 
 if __name__ == "__main__":
