@@ -16,7 +16,7 @@ run="$(echo saved_models/EfficientNetLite0_*)"
 cp "$run/curves.png" "$images/results/sample_curves.png"
 cp "$run/confusion_matrices/cm_best_val_acc.png" "$images/results/sample_confusion.png"
 for class in Axe Book Hammer; do
-  cp "$run/heatmaps/best_val_acc/EfficientNetLite0_${class}_1_"* "$images/activation_maps/am_${class,,}.png"
+  cp "$run/heatmaps/best_val_acc/EfficientNetLite0_${class}_3_"* "$images/activation_maps/am_${class,,}.png"
 done
 
 rm -r dataset dataset_testing

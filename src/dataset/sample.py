@@ -31,18 +31,13 @@ _log = logging.getLogger(__name__)
 
 def draw_numbered(label: str, seed: int, testing: bool, number: int) -> tuple[Image.Image, Image.Image]:
     """Draw the image that `write_sample` writes under this number, uncompressed, and the mask of its object."""
-    return draw(label, _generator(label, seed, testing, number))
-
-
-def _generator(label: str, seed: int, testing: bool, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed, CLASSES.index(label), int(testing), number])
+    return draw(label, np.random.default_rng([seed, CLASSES.index(label), int(testing), number]))
 
 
 def _write(path: Path, drawing: tuple[str, int, bool, int]) -> None:
-    generator = _generator(*drawing)
-    image, _ = draw(drawing[0], generator)
+    image, _ = draw_numbered(*drawing)
     with write_whole(path) as partial:
-        image.save(partial, quality=int(generator.integers(60, 93)))
+        image.save(partial, quality=90)
 
 
 def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:

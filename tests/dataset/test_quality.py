@@ -45,7 +45,7 @@ def flaws(image):
         (noise((40, 50), 40), []),
         (drawing(), []),
         (drawing().point(lambda value: value // 4), [DARK]),
-        (drawing().resize((400, 400)).filter(ImageFilter.GaussianBlur(20)), [BLURRED]),
+        (drawing().resize((400, 400)).filter(ImageFilter.GaussianBlur(10)), [BLURRED]),
         (noise((20, 400), 40), [NARROW]),
         (noise((400, 20), 40), [NARROW]),
         (noise((20, 300), 40), []),

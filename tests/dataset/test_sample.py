@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -85,7 +84,6 @@ def test_images_are_small_rgb_jpegs_of_many_sizes(sample):
 
 def test_all_images_are_distinct(sample):
     files = list_files(sample)
-    assert len({hashlib.sha256(path.read_bytes()).digest() for path in files}) == len(files)
     thumbnails = np.array([np.asarray(Image.open(path).resize((16, 16)), dtype=np.float32).ravel() for path in files])
     squares = (thumbnails**2).sum(axis=1)
     distances = squares[:, None] + squares - 2 * thumbnails @ thumbnails.T
@@ -126,14 +124,6 @@ def test_masked_objects_differ_in_colour_from_their_surroundings():
             pixels, inside = np.asarray(image, dtype=np.float32), np.asarray(mask) > 0
             gaps.append(np.linalg.norm(pixels[inside].mean(axis=0) - pixels[~inside].mean(axis=0)))
     assert np.median(gaps) > 40
-
-
-def test_numbered_drawings_equal_the_files(sample):
-    for number in (1, 12):
-        image, _ = draw_numbered("Hammer", 0, True, number)
-        written = Image.open(sample / f"testing/Hammer/sample_{number:04d}.jpg")
-        assert image.size == written.size
-        assert np.abs(np.asarray(image, dtype=np.int16) - np.asarray(written)).mean() < 8  # JPEG artefacts
 
 
 def test_images_depend_on_seed_class_folder_and_number():
