@@ -87,7 +87,7 @@ def _samples(run: TrainedRun, tested: Sequence[TestedImage]) -> Iterator[fiftyon
     for each, heatmap in zip(tested, heatmaps, strict=True):
         width, height = each.picture.size
         yield fiftyone.Sample(
-            filepath=os.path.abspath(each.picture.file),
+            filepath=os.path.abspath(each.picture.path),
             tags=[_valid_text(each.test_set)],
             metadata=fiftyone.ImageMetadata(width=width, height=height),
             file=_valid_text(each.path),
