@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from common import UserError
+from common import UserError, pluralise
 from dataset.examining import content_digests, find_unreadable, with_white_level
 from dataset.folders import ImageFolder
 from dataset.groups import Groups, find_groups
@@ -24,7 +24,7 @@ from pipeline.settings import FOLDS, TEST, TRAIN, VALIDATION
 _LEFT_OUT, _UNREADABLE = "left out", "unreadable"  # entries of the column `side`, besides `SIDES`
 _SPLIT_SEED = 42  # not the seed of the run: all runs are compared on the same validation images
 _FORM = 1  # increase when the same images get other groups or folds
-_NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # uses of the groups of a class
+_NEEDED = {1: "1", 2: "2 groups, for training and validation", 3: "3 groups, for training, validation and test"}
 _log = logging.getLogger(__name__)
 
 
@@ -202,10 +202,9 @@ def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarra
     counts = _count_groups(labels, groups[originals], len(folder.classes)).tolist()
     for name, members, count in zip(folder.classes, images, counts, strict=True):
         if count < least:
-            same = f", all near-duplicates of one another, so they are {count} group" if members > 1 else ""
             raise UserError(
-                f"{folder.directory / name} has {members} readable image(s){same}. It needs at least {least}"
-                + (f" groups, {', '.join(_NEEDED_FOR[: least - 1])} and {_NEEDED_FOR[least - 1]}" if least > 1 else "")
+                f"{folder.directory / name} has {pluralise(members, 'readable image')} in {pluralise(count, 'group')} "
+                f"of near-duplicates; it needs at least {_NEEDED[least]}"
             )
 
 
