@@ -9,6 +9,7 @@ import numpy as np
 
 from common import markdown_table, printable
 from pipeline.measures import newcombe_interval, percent, percent_with_interval, score_classes, top_confusions
+from pipeline.recipes import RECIPES
 
 _MOST_LISTED = 20  # classes; more are only counted
 _CONFUSIONS = 3
@@ -44,7 +45,7 @@ def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     data, used, classes = metrics["data"], metrics["images"], metrics["data"]["classes"]
     yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which are never split"
     yield f"- Digest: `{data['digest']}`" + (f", augmented `{data['augmented']}`" if data["augmented"] else "")
-    separate = data["folds"] == 1  # validation images have a folder of their own; no image is augmented
+    separate = _validates_apart(metrics)
     left_out = f"{used['left_out']} {'that share a group with these' if separate else 'augmented ones'} left out"
     yield f"- {used['train']} training and {used['val']} validation images; {left_out}"
     if unreadable := data["images"] - sum(classes.values()) - separate * used["left_out"]:
@@ -60,16 +61,28 @@ def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
 def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
     settings = metrics["settings"]
     start = "ImageNet weights" if settings["pretrained"] else "random weights"
-    frozen = f", frozen to {settings['freeze_to']}" if settings["freeze_to"] else ""
+    frozen = f", frozen to {metrics['frozen_to']}" if metrics.get("frozen_to") else ""
     yield f"- {settings['model_type']} from {start}{frozen}; recipe {settings['recipe']}, {settings['precision']}"
     if metrics["epochs"]:
         yield f"- {metrics['epochs']} of {settings['num_epochs']} epochs, batches of {settings['batch_size']}"
     else:
         yield "- Only the last layer, by logistic regression"
-    rates = {"learning rate": "learning_rate", "weight decay": "weight_decay", "gamma": "gamma", "seed": "seed"}
-    yield f"- {', '.join(f'{shown} {settings[name]}' for shown, name in rates.items())}"
-    fold = settings["fold"]
-    yield "- No validation fold" if fold is None else f"- Validation fold {fold} of {metrics['data']['folds']}"
+    gamma = "" if RECIPES[settings["recipe"]].one_cycle else f"gamma {settings['gamma']}, "
+    yield (
+        f"- learning rate {settings['learning_rate']}, weight decay {settings['weight_decay']}, {gamma}"
+        f"seed {settings['seed']}"
+    )
+    if _validates_apart(metrics):
+        yield "- The validation images have a folder of their own"
+    elif settings["fold"] is None:
+        yield "- No validation fold"
+    else:
+        yield f"- Validation fold {settings['fold']} of {metrics['data']['folds']}"
+
+
+def _validates_apart(metrics: dict[str, Any]) -> bool:
+    """Return whether the validation images have a folder of their own; then no image is augmented."""
+    return metrics["data"]["folds"] == 1
 
 
 def _describe_results(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:

@@ -48,6 +48,7 @@ def gather(
         "images": {"train": len(data.train), "val": len(data.validation), "left_out": len(split.left_out)},
         "epochs": trainer.epoch,
         "plots": trainer.settings.plots,
+        "frozen_to": trainer.model.frozen_to,
         "checkpoints": tested,
         "data": {
             **images,

@@ -31,6 +31,31 @@ def test_a_run_without_validation():
     assert "| set | dog | 2 | 100.0% | 50.0% (9.5% to 90.5%) |" in card
 
 
+def test_the_validation_fold():
+    metrics = full_metrics()
+    metrics["settings"]["fold"] = 0
+    assert "- Validation fold 0 of 5\n" in describe_run(metrics)
+    metrics["data"]["folds"] = 1
+    assert "- The validation images have a folder of their own\n" in describe_run(metrics)
+
+
+@pytest.mark.parametrize(
+    ("asked", "frozen_to", "said"),
+    [(None, "conv5", ", frozen to conv5; recipe"), (None, None, "weights; recipe"), ("none", None, "weights; recipe")],
+)
+def test_frozen_layers_are_those_of_the_model(asked, frozen_to, said):
+    metrics = full_metrics() | {"frozen_to": frozen_to}
+    metrics["settings"]["freeze_to"] = asked
+    assert said in describe_run(metrics)
+
+
+@pytest.mark.parametrize(("recipe", "said"), [("adam", True), ("finetune", False)])
+def test_gamma_is_that_of_recipes_which_use_it(recipe, said):
+    metrics = full_metrics()
+    metrics["settings"]["recipe"] = recipe
+    assert ("gamma" in describe_run(metrics)) == said
+
+
 def test_a_head_that_is_fitted_without_epochs():
     assert "- Only the last layer, by logistic regression" in describe_run(full_metrics() | {"epochs": 0})
 
