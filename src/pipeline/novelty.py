@@ -82,8 +82,8 @@ class Novelty(nn.Module):
         path = novelty_file(run_dir, checkpoint)
         if not path.exists():
             raise UserError(
-                f"{run_dir} has no {path.name}, which detects unknown images: only the checkpoint {CHECKPOINTS[0]} of "
-                "a run with validation images has one; train without --fold none"
+                f"{run_dir} has no {path.name}, which detects unknown images: in a run with validation "
+                f"images, {CHECKPOINTS[0]} and the checkpoints of the same epoch have one; train without --fold none"
             )
         try:
             return cls(**load_state(path))

@@ -45,7 +45,8 @@ class Tester:
     Writes `predictions_<checkpoint>.csv` with the columns `set`, `file`, `truth`, `predicted` and one probability
     `p_<class>` per class. If the run has validation images, it also writes `validation_<checkpoint>.csv` with the same
     columns except `set`, calibrates the probabilities of each checkpoint with a temperature, and writes
-    `unknown_best_val_acc.pt`, which detects images that are unlike the training images.
+    `unknown_<checkpoint>.pt`, which detects images that are unlike the training images, for `best_val_acc` and other
+    checkpoints of the same epoch.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Tester:
 
     def predictions(self, checkpoint: str, test_set: TestSet) -> np.ndarray:
         """Return the predicted classes (N,) int64 of a test set, after `test`."""
-        return self._tested[checkpoint].tests[test_set.name].logits.argmax(dim=1).cpu().numpy()
+        return self._tested[checkpoint].tests[test_set.name].predicted
 
     def _test_epoch(self, checkpoint: Checkpoint, name: str) -> _TestedEpoch:
         validation, temperature, novelty = None, 1.0, None
