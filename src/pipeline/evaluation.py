@@ -18,12 +18,12 @@ from torch import Tensor
 from common import UserError, printable, write_json
 from dataset.folders import ImageFolder
 from dataset.tables import read_rows, write_rows
-from pipeline.calibration import score_calibration
+from pipeline.calibration import Calibration, calibrate, score_calibration
 from pipeline.checkpoints import read_json
 from pipeline.data import TestSet, load_test_set, make_loader
 from pipeline.figures import plot_confusion, plot_reliability
 from pipeline.inference import BATCH, predict_logits
-from pipeline.measures import Calibration, percent_with_interval, score_classes, wilson_interval
+from pipeline.measures import percent_with_interval, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.prediction import TrainedRun
 from pipeline.settings import SETTINGS_FILE, SPLIT_FILE, TRAIN, VALIDATION
@@ -43,7 +43,7 @@ class Predictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """(N, C) float32, calibrated."""
-        return (self.logits / self.temperature).softmax(dim=1).cpu().numpy()
+        return calibrate(self.logits, self.temperature).cpu().numpy()
 
     @cached_property
     def predicted(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common import UserError, write_whole
 from dataset.reading import UnreadableImage, upright_rgb
+from pipeline.calibration import calibrate
 from pipeline.checkpoints import read_json
 from pipeline.exploration import find_run_images
 from pipeline.hardware import Hardware
@@ -46,13 +47,13 @@ class WholeModel(nn.Module):
         super().__init__()
         self.side, self.grey = run.model.input_size[1], run.model.input_size[0] == 1
         self.temperature, self.novelty = run.temperature, run.novelty
-        self.describing = deepcopy(run.model)
-        self.last = self.describing.get_submodule(run.model.last_layer)
-        self.describing.set_submodule(run.model.last_layer, nn.Identity())
+        self.feature_extractor = deepcopy(run.model)
+        self.last = self.feature_extractor.get_submodule(run.model.last_layer)
+        self.feature_extractor.set_submodule(run.model.last_layer, nn.Identity())
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        features = self.describing(self.describing.normalise(self.fit(image)))
-        outputs = {"probabilities": (self.last(features) / self.temperature).softmax(dim=1)[0]}
+        features = self.feature_extractor(self.feature_extractor.normalise(self.fit(image)))
+        outputs = {"probabilities": calibrate(self.last(features), self.temperature)[0]}
         return outputs | ({"distance": self.novelty(features)[0]} if self.novelty else {})
 
     def fit(self, image: Tensor) -> Tensor:

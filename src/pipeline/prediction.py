@@ -19,6 +19,7 @@ from common import UserError, available_cores
 from dataset.reading import WHITE, UnreadableImage, read_image
 from models import build_model, is_model
 from models.base import Classifier
+from pipeline.calibration import calibrate
 from pipeline.checkpoints import Checkpoint, read_json
 from pipeline.data import to_nchw
 from pipeline.explain import draw_heatmaps
@@ -46,7 +47,7 @@ class TrainedRun:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return calibrated probabilities (N, classes) of logits (N, classes)."""
-        return (logits / self.temperature).softmax(dim=1)
+        return calibrate(logits, self.temperature)
 
 
 @dataclass(frozen=True)
