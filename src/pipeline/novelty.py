@@ -57,10 +57,10 @@ class Novelty(nn.Module):
         """
         from sklearn.utils.extmath import randomized_svd
 
-        described = normalize(training, dim=1)
-        mean = described.mean(dim=0)
+        features = normalize(training, dim=1)
+        mean = features.mean(dim=0)
         count = min(_DIRECTIONS, training.shape[1] // 2, len(training) // 2)
-        *_, found = randomized_svd((described - mean).numpy(), count, random_state=0)
+        *_, found = randomized_svd((features - mean).numpy(), count, random_state=0)
         directions = torch.from_numpy(np.ascontiguousarray(found))
         distances = cls(mean, directions, math.inf, 0.0, 0)(validation).sort().values
         images = len(distances)
@@ -97,15 +97,15 @@ def novelty_file(run_dir: Path, checkpoint: str) -> Path:
 
 
 @dataclass(frozen=True)
-class LearnedImages:
-    """Training and validation images of a run, or their features, as input of a network."""
+class NoveltySample:
+    """The training and validation images, or their features, that a detector of unknown images is fitted to."""
 
     network: nn.Module  # the model, or its layers after the frozen ones
     training: ImageBatches
     validation: ImageBatches
 
     @classmethod
-    def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> LearnedImages:
+    def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> NoveltySample:
         """Draw at most 1,000 images of each side at random, none of them augmented."""
         network, (training, validation) = skip_frozen(model, (data.train, data.validation), hardware, cache)
         training = training.select(sample(data.originals, _MOST_IMAGES))
@@ -113,9 +113,9 @@ class LearnedImages:
 
     def fit_novelty(self, model: Classifier, hardware: Hardware) -> Novelty:
         """Fit a detector to the features that the model computes with its current weights."""
-        described = []
-        for batches in (self.training, self.validation):
-            with record_features(model) as features:
-                predict_logits(self.network, make_loader(batches, BATCH), hardware, "describing images")
-            described.append(torch.cat(features))
-        return Novelty.fit(*described)
+        features = []
+        for images in (self.training, self.validation):
+            with record_features(model) as batches:
+                predict_logits(self.network, make_loader(images, BATCH), hardware, "computing features")
+            features.append(torch.cat(batches))
+        return Novelty.fit(*features)

@@ -24,7 +24,7 @@ from pipeline.explain import choose_examples, draw_heatmaps
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import predict_logits, record_features
-from pipeline.novelty import LearnedImages, Novelty, novelty_file
+from pipeline.novelty import Novelty, NoveltySample, novelty_file
 from pipeline.settings import Settings
 
 
@@ -57,11 +57,11 @@ class Tester:
         settings: Settings,
         hardware: Hardware,
         validation: TestSet | None = None,
-        learned: LearnedImages | None = None,
+        novelty_sample: NoveltySample | None = None,
     ) -> None:
         self.model = hardware.place(model)
         self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
-        self.validation, self.learned = validation, learned
+        self.validation, self.novelty_sample = validation, novelty_sample
         self.folder = settings.run_dir
         self.figures: list[Path] = []
         self._tested: dict[str, _TestedEpoch] = {}  # by checkpoint
@@ -88,14 +88,16 @@ class Tester:
         if self.validation and checkpoint.validation is not None:
             temperature = fit_temperature(checkpoint.validation.numpy(), self.validation.labels)
             validation = Predictions(self.classes, self.validation, checkpoint.validation, temperature)
-        if self.learned and name == self.settings.checkpoints[0]:  # it would take as long again for each of the others
-            novelty = self.learned.fit_novelty(self.model, self.hardware)
-        tests, refused = {}, {}
+        if (
+            self.novelty_sample and name == self.settings.checkpoints[0]
+        ):  # it would take as long again for each of the others
+            novelty = self.novelty_sample.fit_novelty(self.model, self.hardware)
+        tests, rejected = {}, {}
         for test_set in self.test_sets:
             logits, distances = self._run(test_set, novelty, f"testing {name} on {test_set.name}")
             tests[test_set.name] = Predictions(self.classes, test_set, logits, temperature)
             if novelty:
-                refused[test_set.name] = float(np.mean(torch.cat(distances).numpy() > novelty.threshold))
+                rejected[test_set.name] = float(np.mean(torch.cat(distances).numpy() > novelty.threshold))
         results = {"epoch": checkpoint.epoch, "test": {key: test.to_json() for key, test in tests.items()}}
         if validation:
             results["calibration"] = {
@@ -104,7 +106,7 @@ class Tester:
                 "test": {key: test.compare_calibration() for key, test in tests.items()},
             }
         if novelty:
-            results["unknown"] = {"expected_rate": novelty.expected_rate, "images": novelty.images, "test": refused}
+            results["unknown"] = {"expected_rate": novelty.expected_rate, "images": novelty.images, "test": rejected}
         return _TestedEpoch(tests, validation, novelty, results)
 
     def _run(self, test_set: TestSet, novelty: Novelty | None, title: str) -> tuple[Tensor, list[Tensor]]:
