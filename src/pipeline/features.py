@@ -99,7 +99,7 @@ class _FrozenLayers:
         name = f"features/{self._key()}"
         if cached := cache.find(name):
             return cached.array
-        rows = _to_rows(self._run(np.arange(2)))
+        rows = _to_rows(self._run(np.arange(2)))  # two images, to know the shape and type of the features
         features = cache.get(name, (len(self.images.pixels), *rows.shape[1:]), rows.dtype, self._fill).array
         _log.info(
             "features: the output of the layers up to %s for %d images, %s",

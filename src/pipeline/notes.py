@@ -23,9 +23,9 @@ _LEAST_AUGMENTED = 0.1  # share of the original images, below which more augment
 _MOST_NAMED = 30  # classes in one line
 
 
-def check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence[ImageFolder]) -> None:
+def check_overlap(data_record: dict[str, Any], settings: Settings, folders: Sequence[ImageFolder]) -> None:
     """Warn of train/test leakage, training images in a group of test images; raise UserError with `--strict`."""
-    overlaps = {name: of_set["overlap"] for name, of_set in images["test"].items() if of_set["overlap"]}
+    overlaps = {name: of_set["overlap"] for name, of_set in data_record["test"].items() if of_set["overlap"]}
     if not overlaps:
         return
     found = ", ".join(f"{count} with those in {name}" for name, count in overlaps.items())

@@ -25,15 +25,15 @@ _MOST_CONFUSIONS = 3  # in one line
 
 
 def gather(
-    trainer: Trainer, tested: dict[str, dict[str, Any]], described: dict[str, Any], images: dict[str, Any]
+    trainer: Trainer, tested: dict[str, dict[str, Any]], settings_record: dict[str, Any], data_record: dict[str, Any]
 ) -> dict[str, Any]:
     """Collect the contents of `metrics.json`.
 
     Args:
         trainer: the trained run.
         tested: the result of `Tester.test`, to which the training and validation scores of each epoch are added.
-        described: the settings as `settings.json` stores them.
-        images: the result of `describe_data`.
+        settings_record: the settings as `settings.json` stores them.
+        data_record: the result of `describe_data`.
     """
     data, split = trainer.data, trainer.data.split
     by_epoch = {row["epoch"]: row for row in trainer.history}
@@ -44,19 +44,19 @@ def gather(
     return {
         "run": trainer.settings.run_name,
         "group": trainer.model.group,
-        "settings": described,
+        "settings": settings_record,
         "images": {"train": len(data.train), "val": len(data.validation), "left_out": len(split.left_out)},
         "epochs": trainer.epoch,
         "plots": trainer.settings.plots,
         "frozen_to": trainer.model.frozen_to,
         "checkpoints": tested,
         "data": {
-            **images,
+            **data_record,
             "groups": len(split.group_sizes(data.folder)),
             "folds": split.folds,
             "classes": _count_originals(data),
         },
-        "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
+        "test_overlap": {name: of_set["overlap"] for name, of_set in data_record["test"].items()},
     }
 
 
@@ -78,7 +78,8 @@ def read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Sequen
             shapes = {np.array(scores["confusion_matrix"], dtype=np.int64).shape for scores in tested.values()}
             if tested.keys() != names or shapes != {(count, count)}:
                 raise ValueError
-        results_table(metrics), class_tables(metrics)
+        results_table(metrics)  # raises an error if a value is missing or has another type
+        class_tables(metrics)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} is damaged: train again with --restart") from error
     return metrics

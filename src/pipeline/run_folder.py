@@ -50,7 +50,7 @@ def describe(settings: Settings, hardware: Hardware, classes: Sequence[str]) -> 
     return {**settings.to_json(), "precision": hardware.precision, "classes": list(classes)}
 
 
-def open_folder(settings: Settings, described: dict[str, Any]) -> str:
+def open_folder(settings: Settings, record: dict[str, Any]) -> str:
     """Create the run's folder, after moving an earlier one aside for `--restart`; return the run's id in wandb."""
     folder = settings.run_dir
     if settings.restart and folder.exists():
@@ -66,7 +66,7 @@ def open_folder(settings: Settings, described: dict[str, Any]) -> str:
         remove_partial(folder)
         return run_id
     run_id = secrets.token_hex(4)
-    write_json(file, {**described, "wandb_run_id": run_id})
+    write_json(file, {**record, "wandb_run_id": run_id})
     return run_id
 
 
@@ -78,7 +78,7 @@ def record_epochs(settings: Settings) -> None:
         write_json(file, {**earlier, "num_epochs": settings.num_epochs})
 
 
-def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
+def _check_same(run_dir: Path, record: dict[str, Any]) -> None:
     """Raise UserError if a run was started with other settings, unless it can be trained for more epochs."""
     file = run_dir / SETTINGS_FILE
     if not file.exists():
@@ -91,12 +91,12 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
     earlier = default_settings() | earlier
     differing = {
         name: f"{name}: {earlier.get(name)} in the run, {value} now"
-        for name, value in described.items()
+        for name, value in record.items()
         if not _is_same(name, earlier.get(name), value)
     }
     epochs = earlier.get("num_epochs")
-    if differing.keys() == {"num_epochs"} and isinstance(epochs, int) and epochs < described["num_epochs"]:
-        if why := _why_not_longer(epochs, described):
+    if differing.keys() == {"num_epochs"} and isinstance(epochs, int) and epochs < record["num_epochs"]:
+        if why := _why_not_longer(epochs, record):
             raise UserError(f"{run_dir} cannot be trained further: {why}")
     elif differing:
         raise UserError(
@@ -105,14 +105,17 @@ def _check_same(run_dir: Path, described: dict[str, Any]) -> None:
         )
 
 
-def _why_not_longer(epochs: int, described: dict[str, Any]) -> str | None:
-    """Say why continuing would differ from a run that was started with more epochs, and what to do; None if not."""
-    recipe, val_freq = described["recipe"], described["val_freq"]
-    if RECIPES[recipe].fit_head and described["freeze_to"] not in (None, "none"):
+def _why_not_longer(epochs: int, record: dict[str, Any]) -> str | None:
+    """Return why a run cannot be trained for more epochs, and the remedy; None if it can.
+
+    It can if the results would equal those of a run that was started with more epochs.
+    """
+    recipe, val_freq = record["recipe"], record["val_freq"]
+    if RECIPES[recipe].fit_head and record["freeze_to"] not in (None, "none"):
         return f"a frozen head is fitted to convergence and has no more epochs: use -e {epochs}"
     if RECIPES[recipe].one_cycle:
         why = f"the one-cycle learning rate of recipe {recipe} was planned for {epochs} epochs"
-    elif epochs % val_freq and described["fold"] is not None:
+    elif epochs % val_freq and record["fold"] is not None:
         why = f"it validated after epoch {epochs}, its last, which is not a multiple of -f {val_freq}"
     else:
         return None
