@@ -26,7 +26,8 @@ from pipeline.inference import BATCH, predict_logits
 from pipeline.measures import percent_with_interval, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.prediction import TrainedRun
-from pipeline.settings import SETTINGS_FILE, SPLIT_FILE, TRAIN, VALIDATION
+from pipeline.run_folder import read_settings
+from pipeline.settings import SPLIT_FILE, TRAIN, VALIDATION
 
 _log = logging.getLogger(__name__)
 
@@ -157,8 +158,8 @@ def evaluate_folder(run: TrainedRun, folder: ImageFolder) -> Evaluation:
 
 def count_trained(folder: ImageFolder, run_dir: Path) -> int:
     """Count the files of a folder, by path, that a run was trained or validated on. Copies are not recognised."""
-    data_dir = read_json(run_dir / SETTINGS_FILE).get("data_dir")
-    if not isinstance(data_dir, str) or not os.path.exists(data_dir):
+    data_dir = read_settings(run_dir).get("data_dir")
+    if data_dir is None or not os.path.exists(data_dir):
         _log.warning(
             "it cannot be checked whether images of %s were used for training: there is no %s here",
             printable(folder.directory), printable(data_dir or "training folder"),

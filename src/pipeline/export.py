@@ -20,13 +20,12 @@ from tqdm import tqdm
 from common import UserError, write_whole
 from dataset.reading import UnreadableImage, upright_rgb
 from pipeline.calibration import calibrate
-from pipeline.checkpoints import read_json
 from pipeline.exploration import find_run_images
 from pipeline.hardware import Hardware
 from pipeline.images import fit_image
 from pipeline.novelty import Novelty, novelty_file
 from pipeline.prediction import Answer, TrainedRun, answer_images
-from pipeline.settings import SETTINGS_FILE
+from pipeline.run_folder import read_settings
 
 TOLERANCE = 0.01  # for probabilities and distances
 _ONE = 2**22  # 1 in the fixed-point weights of Pillow's filters
@@ -162,7 +161,7 @@ def _load_onnx(file: Path) -> Exported:
 
 def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
     """Yield the test images that are there and that the run can read."""
-    named = read_json(run_dir / SETTINGS_FILE).get("test_dir")
+    named = read_settings(run_dir).get("test_dir")
     for names in [[Path(name)] for name in named] if named else [[]]:
         try:
             [folder] = find_run_images(run_dir, run.classes, names)

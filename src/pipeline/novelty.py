@@ -24,7 +24,7 @@ from pipeline.data import ImageBatches, TrainingData, make_loader, sample
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, predict_logits, record_features
-from pipeline.settings import CHECKPOINTS
+from pipeline.settings import CHECKPOINTS, damaged
 
 _FALSE_REJECTIONS = 0.05  # target rate for images like the training images
 _DIRECTIONS = 32
@@ -88,7 +88,7 @@ class Novelty(nn.Module):
         try:
             return cls(**load_state(path))
         except (TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: train again with --restart") from error
+            raise damaged(path) from error
 
 
 def novelty_file(run_dir: Path, checkpoint: str) -> Path:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import UserError, align, command, own_file
+from common import align, command, own_file
 from dataset.folders import ImageFolder
 from pipeline.baseline import describe_baselines
 from pipeline.checkpoints import read_json
 from pipeline.measures import SCORES, list_confusions, percent, score_classes, top_confusions, wilson_interval
+from pipeline.settings import damaged, first_checkpoint
 
 if TYPE_CHECKING:
     from pipeline.data import TrainingData
@@ -81,7 +82,7 @@ def read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Sequen
         results_table(metrics)  # raises an error if a value is missing or has another type
         class_tables(metrics)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{file} is damaged: train again with --restart") from error
+        raise damaged(file) from error
     return metrics
 
 
@@ -112,10 +113,12 @@ def results_table(metrics: dict[str, Any]) -> str:
 
 def class_tables(metrics: dict[str, Any]) -> str:
     """Format the per-class scores of the first checkpoint, with one table per test set."""
-    checkpoint, tested = _first_checkpoint(metrics)
+    checkpoint, results = first_checkpoint(metrics)
     classes = metrics["settings"]["classes"]
     return "\n\n".join(
-        table for test_set, scores in tested.items() for table in _tables_of_set(checkpoint, test_set, scores, classes)
+        table
+        for test_set, scores in results["test"].items()
+        for table in _tables_of_set(checkpoint, test_set, scores, classes)
     )
 
 
@@ -139,12 +142,6 @@ def _tables_of_set(checkpoint: str, test_set: str, scores: dict[str, Any], class
 def describe_confusions(metrics: dict[str, Any]) -> Iterator[str]:
     """Yield the most frequent confusions of the first checkpoint, one line per test set."""
     classes = metrics["settings"]["classes"]
-    for test_set, scores in _first_checkpoint(metrics)[1].items():
+    for test_set, scores in first_checkpoint(metrics)[1]["test"].items():
         confusions = list_confusions(np.array(scores["confusion_matrix"]), classes, _MOST_CONFUSIONS)
         yield f"most frequent confusions on {test_set}: {', '.join(confusions) or 'none'}"
-
-
-def _first_checkpoint(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return its name, and its scores on each test set."""
-    checkpoint = next(iter(metrics["checkpoints"]))
-    return checkpoint, metrics["checkpoints"][checkpoint]["test"]

@@ -11,13 +11,30 @@ from typing import Any
 
 from common import UserError, first_free, own_name, remove_partial, write_json
 from dataset.folders import ImageFolder
+from dataset.reading import WHITE
 from pipeline.checkpoints import read_json
 from pipeline.hardware import Hardware
 from pipeline.recipes import RECIPES
 from pipeline.results import read_metrics
-from pipeline.settings import METRICS_FILE, REPLACED, SETTINGS_FILE, Settings, default_settings
+from pipeline.settings import METRICS_FILE, REPLACED, SETTINGS_FILE, Settings, damaged, default_settings
 
 _log = logging.getLogger(__name__)
+
+
+def read_settings(run_dir: Path) -> dict[str, Any]:
+    """Read a run's `settings.json`; raise UserError if it is damaged. Runs of earlier versions lack some settings."""
+    file = run_dir / SETTINGS_FILE
+    settings = read_json(file)
+    white, test_dirs = settings.get("white", WHITE), settings.get("test_dir", [])
+    if not (
+        isinstance(settings.get("data_dir", ""), str)
+        and isinstance(test_dirs, list)
+        and all(isinstance(name, str) for name in test_dirs)
+        and isinstance(white, int)
+        and 0 < white <= WHITE
+    ):
+        raise damaged(file)
+    return settings
 
 
 def finished_results(settings: Settings, folders: Sequence[ImageFolder]) -> dict[str, Any] | None:
@@ -40,7 +57,7 @@ def choose_hardware(settings: Settings) -> Hardware:
     """Choose the hardware. A resumed run keeps its precision if the setting is "auto"."""
     precision, file = settings.precision, settings.run_dir / SETTINGS_FILE
     if precision == "auto" and file.exists() and not settings.restart:
-        earlier = read_json(file).get("precision")
+        earlier = read_settings(settings.run_dir).get("precision")
         precision = earlier if earlier in ("fp32", "bf16") else precision
     return Hardware.choose(precision, settings.model_type)
 
@@ -60,9 +77,9 @@ def open_folder(settings: Settings, record: dict[str, Any]) -> str:
         _log.info("the earlier run is now %s", aside)
     file = folder / SETTINGS_FILE
     if file.exists():
-        run_id = read_json(file).get("wandb_run_id")
+        run_id = read_settings(folder).get("wandb_run_id")
         if not isinstance(run_id, str):
-            raise UserError(f"{file} is damaged: train again with --restart")
+            raise damaged(file)
         remove_partial(folder)
         return run_id
     run_id = secrets.token_hex(4)
@@ -72,18 +89,16 @@ def open_folder(settings: Settings, record: dict[str, Any]) -> str:
 
 def record_epochs(settings: Settings) -> None:
     """Update the number of epochs in `settings.json`, for a run that is trained further."""
-    file = settings.run_dir / SETTINGS_FILE
-    earlier = read_json(file)
+    earlier = read_settings(settings.run_dir)
     if earlier["num_epochs"] != settings.num_epochs:
-        write_json(file, {**earlier, "num_epochs": settings.num_epochs})
+        write_json(settings.run_dir / SETTINGS_FILE, {**earlier, "num_epochs": settings.num_epochs})
 
 
 def _check_same(run_dir: Path, record: dict[str, Any]) -> None:
     """Raise UserError if a run was started with other settings, unless it can be trained for more epochs."""
-    file = run_dir / SETTINGS_FILE
-    if not file.exists():
+    if not (run_dir / SETTINGS_FILE).exists():
         return
-    earlier = read_json(file)
+    earlier = read_settings(run_dir)
     if "folds" not in earlier:
         raise UserError(
             f"{run_dir} was trained by an earlier version, on another split: use another --output-dir, or --restart"
