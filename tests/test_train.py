@@ -179,7 +179,7 @@ def test_leaked_images_are_left_out_of_training(train, tmp_path):
     status, lines, notes = train("photos")
     assert status == 0, notes
     assert "split    2 images share a group with test images: they are left out of training" in lines
-    assert "1 images left out of training: they share a group with validation images" in notes
+    assert "1 image left out of training, because of a group shared with validation images" in notes
     found = read_sides(find_run(Path("saved_models"))[0])
     assert found["left out"] == {"train/B/0002.png"}
     assert "val/B/copy.png" in found["validation"]

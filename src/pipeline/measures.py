@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
 SCORES = ("loss", "accuracy", "per_class_loss", "per_class_accuracy")
+_MOST_IMBALANCE = 1.5  # ratio of the largest class to the smallest
 _Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
 
@@ -35,6 +36,11 @@ def percent_with_interval(share: float | None, count: int) -> str:
         return "-"
     low, high = wilson_interval(share, count)
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def are_imbalanced(counts: Collection[int]) -> bool:
+    """Return whether classes with these numbers of images differ so much in size that balancing is recommended."""
+    return max(counts) > _MOST_IMBALANCE * min(counts)
 
 
 def mean_over_classes(sums: np.ndarray, counts: np.ndarray) -> float:

@@ -65,11 +65,11 @@ def test_limitations():
         "- The model was tested only on the test sets above",
         "- Classes are imbalanced: 6 images of cat, 3 of dog",
         "- set has few images of some classes (2 of cat): see the intervals",
-        "- 1 training images share a group with images of set: its scores are too high",
+        "- In a group with images of set, whose scores are therefore too high: 1 training image",
         "- On set the model is no better than logistic regression on colours and gradients",
         "- In set, 1 of 2 images of dog were classified as cat",
         "- On set the expected calibration error is 20.0%",
-        "- 2 training images are near-duplicates of others or crops of the same photographs",
+        "- Near-duplicates of others, or crops of the same photographs: 2 training images",
     ]
 
 
