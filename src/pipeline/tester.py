@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class _TestedEpoch:
     validation: Predictions | None
     novelty: Novelty | None
     results: dict[str, Any]
-    heatmaps: dict[str, list[Path]] = field(default_factory=dict)  # by test set
 
 
 class Tester:
@@ -65,6 +64,7 @@ class Tester:
         self.folder = settings.run_dir
         self.figures: list[Path] = []
         self._tested: dict[str, _TestedEpoch] = {}  # by checkpoint
+        self._heatmaps: dict[tuple[int, str], list[Path]] = {}  # by epoch and test set
 
     def test(self) -> dict[str, dict[str, Any]]:
         """Return the JSON results of each checkpoint: its `epoch`, and in `test` the scores on each test set."""
@@ -129,9 +129,9 @@ class Tester:
         else:
             unknown.unlink(missing_ok=True)  # left over if the run was trained further
         for test in tested.tests.values() if self.settings.plots else ():
-            self._draw(tested, test, name)
+            self._draw(test, tested.results["epoch"], name)
 
-    def _draw(self, tested: _TestedEpoch, test: Predictions, name: str) -> None:
+    def _draw(self, test: Predictions, epoch: int, name: str) -> None:
         test_set = test.test_set
         # Only figures of further test sets have the test set's name in theirs.
         suffix = "" if test_set is self.test_sets[0] else f"_{test_set.name}"
@@ -139,12 +139,12 @@ class Tester:
         reliability = self.folder / "reliability" / short_name(f"{name}{suffix}.png")
         test.draw(f"{self.settings.model_type}, {name} on {test_set.name}", confusion_matrix, reliability)
         folder = self.folder / "heatmaps" / name
-        if drawn := tested.heatmaps.get(test_set.name):
+        if drawn := self._heatmaps.get((epoch, test_set.name)):
             heatmaps = [folder / path.name for path in drawn]
             for path, other in zip(drawn, heatmaps, strict=True):
                 link(path, other)
         else:
-            heatmaps = tested.heatmaps[test_set.name] = self._draw_heatmaps(test, folder, suffix)
+            heatmaps = self._heatmaps[epoch, test_set.name] = self._draw_heatmaps(test, folder, suffix)
         self.figures += [confusion_matrix, reliability, *heatmaps]
 
     def _draw_heatmaps(self, test: Predictions, folder: Path, suffix: str) -> list[Path]:
