@@ -231,7 +231,7 @@ def break_folder(folder, fault):
     [
         ("no folders", "photos holds images but no class folders: put the images of each class into a sub-folder of"),
         ("drawings", "photos/Axe/sample_0001.jpg is part of the drawn sample, but photos/"),
-        ("two images", "It needs at least 3 groups, one to train on, one to validate on and one to test on"),
+        ("two images", "it needs at least 3 groups, for training, validation and test"),
         ("two sides", "photos/train and photos/training are the same side of a split: join them, or rename one"),
     ],
 )
