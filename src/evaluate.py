@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import ArgumentParser, UserError, align, own_name, printable, run_program
+from common import ArgumentParser, UserError, align, own_name, pluralise, printable, run_program
 from dataset.folders import canonical, read_folder
 from pipeline.settings import add_run_arguments, find_run
 
@@ -24,9 +24,9 @@ def main() -> int:
     arguments = _parse()
     run_dir, checkpoint = find_run(arguments.run, arguments.checkpoint)
     # torch takes seconds to import: --help and errors do not wait for it
-    from pipeline.checkpoints import read_json
     from pipeline.evaluation import count_trained, evaluate_folder
     from pipeline.prediction import load_run
+    from pipeline.run_folder import read_settings
 
     run = load_run(run_dir, checkpoint)
     folders = [read_folder(directory, classes=tuple(map(canonical, run.classes))) for directory in arguments.folders]
@@ -37,11 +37,11 @@ def main() -> int:
                 count, len(folder.paths), printable(folder.directory),
             )  # fmt: skip
     output_dir = arguments.output_dir or run_dir / "evaluations"
+    model_type = read_settings(run_dir)["model_type"]
     evaluations, written = {}, {}
     for folder in folders:
         evaluation = evaluations[folder.name] = evaluate_folder(run, folder)
-        title = f"{read_json(run_dir / 'settings.json')['model_type']}, {run.checkpoint} on {folder.name}"
-        written[folder.name] = evaluation.write(output_dir, title)
+        written[folder.name] = evaluation.write(output_dir, f"{model_type}, {run.checkpoint} on {folder.name}")
     metrics = {
         "run": str(run_dir),
         "settings": {"classes": list(run.classes)},
@@ -102,7 +102,7 @@ def _print_mistakes(name: str, mistakes: Sequence[dict[str, str]]) -> None:
         (row["predicted"], f"{float(row['confidence']):.1%}", row["truth"], printable(row["file"])) for row in shown
     ]
     more = f", the first {len(shown)}" if len(shown) < len(mistakes) else ""
-    print(f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)} on {name}, most confident first{more}")
+    print(f"{pluralise(len(mistakes), 'mistake')} on {name}, most confident first{more}")
     print(f"{align(rows)}\n")
 
 

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common import ArgumentParser, UserError, run_program
+from common import ArgumentParser, UserError, pluralise, run_program
 from pipeline.settings import SIDES, TEST, add_run_arguments, find_run
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def main() -> int:
         with new_dataset(f"{run_dir.resolve().name} {run.checkpoint}") as dataset:
             add_images(dataset, run, tested)
             with serve(dataset) as (server, address):
-                counts = f"{len(tested)} {arguments.side} images, {mistakes} mistake{'s' * (mistakes != 1)}"
+                counts = f"{len(tested)} {arguments.side} images, {pluralise(mistakes, 'mistake')}"
                 print(f"{counts}: {address}", file=results, flush=True)
                 _log.info("press Ctrl-C to stop")
                 if arguments.browser:

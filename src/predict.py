@@ -30,7 +30,7 @@ from common import (
 )
 from dataset.folders import canonical, find_images
 from dataset.reading import NOT_AN_IMAGE
-from pipeline.settings import add_run_arguments, find_run
+from pipeline.settings import HISTORY_FILE, SETTINGS_FILE, add_run_arguments, find_run
 
 if TYPE_CHECKING:
     from pipeline.prediction import Answer, TrainedRun
@@ -100,7 +100,7 @@ def _parse() -> argparse.Namespace:
     if arguments.files and not any(map(os.path.lexists, arguments.files)):
         raise UserError(f"there is no file or folder {_list(arguments.files)}: name images, or folders of images")
     for name in arguments.files:
-        if all(os.path.isfile(name / file) for file in ("settings.json", "history.csv")):
+        if all(os.path.isfile(name / file) for file in (SETTINGS_FILE, HISTORY_FILE)):
             raise UserError(f"{printable(name)} is a run, not an image or folder of images: name only one run")
     if arguments.export:
         _check_export(arguments.export)

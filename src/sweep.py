@@ -31,7 +31,7 @@ from pipeline.claims import ClaimLost, claim_runs, is_claimed
 from pipeline.halving import Halving
 from pipeline.logger import read_history
 from pipeline.parameters import FLAGS, read_parameters, write_parameters
-from pipeline.settings import Settings
+from pipeline.settings import STATE_FILE, Settings, first_checkpoint
 from pipeline.timing import processor_time, read_processor_time
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _has_reached(settings: Settings, until: int | None) -> bool:
         finished = _results(settings) is not None
     except UserError:
         return False  # the run itself reports this error
-    return finished or (until is not None and saved_epoch(settings.run_dir / "last.pt") >= until)
+    return finished or (until is not None and saved_epoch(settings.run_dir / STATE_FILE) >= until)
 
 
 def _results(settings: Settings) -> dict[str, Any] | None:
@@ -175,7 +175,7 @@ def _train_and_test(settings: Settings, until: int | None) -> str | None:
 
 def _scores(metrics: dict[str, Any]) -> tuple[str, int, float | None, float]:
     """Return the first checkpoint, its epoch, its per-class validation accuracy if any, and its test accuracy."""
-    checkpoint, results = next(iter(metrics["checkpoints"].items()))
+    checkpoint, results = first_checkpoint(metrics)
     tested = next(iter(results["test"].values()))["accuracy"]
     return checkpoint, results["epoch"], (results.get("val") or {}).get("per_class_accuracy"), tested
 
@@ -225,7 +225,7 @@ def describe_state(settings: Settings) -> str:
         return "running"
     if _has_failed(settings):
         return f"failed: {_read_reason(_record_of(settings))}"
-    if not (settings.run_dir / "last.pt").exists():
+    if not (settings.run_dir / STATE_FILE).exists():
         return "to do"
     try:
         epochs = len(read_history(settings.run_dir))

@@ -109,6 +109,15 @@ def test_images_of_the_training_folder_are_reported(score, tmp_path):
     assert notes == ["60 of the 60 images of train were used for training or validation: the scores are too high"]
 
 
+def test_it_is_said_if_the_training_folder_is_not_here(score, bars, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, (note,) = score(bars / "runs", bars / "train", "-o", tmp_path / "out")
+    assert status == 0
+    assert note == (
+        f"it cannot be checked whether images of {bars / 'train'} were used for training: there is no train here"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -170,7 +170,7 @@ def test_near_duplicates_share_a_group_number_within_their_set(tiny_model, make_
             "there is no nowhere with the test images of run: name the test images with --test-dir",
         ),
         ({}, "settings.json names no test images"),
-        ({"test_dir": "test"}, "settings.json names no test images"),
+        ({"test_dir": "test"}, "settings.json is damaged"),
         ({"test_dir": ["others"]}, "others has the classes one, three, but run was trained on one, two"),
     ],
     ids=["gone", "none", "no list", "other classes"],

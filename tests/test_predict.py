@@ -574,6 +574,9 @@ def test_invalid_input_is_reported_in_one_line(ask, bars, arguments, message):
     [
         ("settings.json", "{", "settings.json is damaged"),
         ("settings.json", "[]", "settings.json is damaged"),
+        ("settings.json", '{"white": 0}', "settings.json is damaged"),
+        ("settings.json", '{"data_dir": 1}', "settings.json is damaged"),
+        ("settings.json", '{"test_dir": [1]}', "settings.json is damaged"),
         ("settings.json", '{"model_type": "VGG20", "precision": "fp32"}', "has an unknown model or precision"),
         ("settings.json", '{"model_type": [], "precision": {}}', "has an unknown model or precision"),
         ("settings.json", '{"model_type": "VGG", "precision": "fp32"}', "is a checkpoint of SmallVGG, not of VGG"),

@@ -179,7 +179,7 @@ def test_leaked_images_are_left_out_of_training(train, tmp_path):
     status, lines, notes = train("photos")
     assert status == 0, notes
     assert "split    2 images share a group with test images: they are left out of training" in lines
-    assert "1 images left out of training: they share a group with validation images" in notes
+    assert "1 image left out of training, because of a group shared with validation images" in notes
     found = read_sides(find_run(Path("saved_models"))[0])
     assert found["left out"] == {"train/B/0002.png"}
     assert "val/B/copy.png" in found["validation"]
@@ -231,7 +231,7 @@ def break_folder(folder, fault):
     [
         ("no folders", "photos holds images but no class folders: put the images of each class into a sub-folder of"),
         ("drawings", "photos/Axe/sample_0001.jpg is part of the drawn sample, but photos/"),
-        ("two images", "It needs at least 3 groups, one to train on, one to validate on and one to test on"),
+        ("two images", "it needs at least 3 groups, for training, validation and test"),
         ("two sides", "photos/train and photos/training are the same side of a split: join them, or rename one"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,17 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad, unfold
 
-from pipeline.cache import Cache, Metadata
+from pipeline.cache import Cache, Metadata, make_key
 from pipeline.data import ImageBatches, TestSet, TrainingData, sample
 from pipeline.head import fit_head
 from pipeline.measures import mcnemar_test, mean_over_classes
+from pipeline.settings import first_checkpoint
 
 _SIDE = 32  # pixels
 _CELL = 8  # pixels
 _ORIENTATIONS = 9  # bins of gradient histograms
 _LEVELS = 4  # bins per channel of the colour histogram
 _MOST_IMAGES = 5000  # training images
-_FORM = 1  # part of the cache key; raise it when the same images get other predictions
+_CACHE_VERSION = 1  # part of the cache key; raise it when the same images get other predictions
 _BATCH = 256
 _SIGNIFICANT = 0.05  # p-value
 _GAP = 0.2  # between training and validation accuracy; more is reported as overfitting
@@ -37,23 +37,34 @@ def simple_features(images: Tensor) -> Tensor:
         Detection", 2005).
     """
     pixels = adaptive_avg_pool2d(images.float() / 255, _SIDE)  # (N, C, 32, 32)
+    return torch.cat([_cell_statistics(pixels), _colour_histogram(pixels), _gradient_histograms(pixels)], 1)
+
+
+def _cell_statistics(pixels: Tensor) -> Tensor:
+    cells = unfold(pixels, _CELL, stride=_CELL).unflatten(1, (pixels.shape[1], -1))  # (N, C, 64, 16)
+    return torch.cat([cells.mean(2).flatten(1), cells.std(2).flatten(1)], 1)
+
+
+def _colour_histogram(pixels: Tensor) -> Tensor:
     count, channels = pixels.shape[:2]
-    cells = unfold(pixels, _CELL, stride=_CELL).unflatten(1, (channels, -1))  # (N, C, 64, 16)
     levels = (pixels * _LEVELS).long().clamp(max=_LEVELS - 1).flatten(2)
-    weights = _LEVELS ** torch.arange(channels, device=images.device)
+    weights = _LEVELS ** torch.arange(channels, device=pixels.device)
     bins = (levels * weights.view(-1, 1)).sum(1)  # (N, 1024)
-    colours = torch.zeros(count, _LEVELS**channels, device=images.device)
+    colours = torch.zeros(count, _LEVELS**channels, device=pixels.device)
     colours.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float32))
+    return colours / _SIDE**2
+
+
+def _gradient_histograms(pixels: Tensor) -> Tensor:
     grey = pad(pixels.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2
     down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
     orientations = (torch.atan2(down, across) % torch.pi * (_ORIENTATIONS / torch.pi)).long() % _ORIENTATIONS
     strength = torch.hypot(down, across)
-    by_orientation = torch.zeros(count, _ORIENTATIONS, _SIDE, _SIDE, device=images.device)
+    by_orientation = torch.zeros(len(pixels), _ORIENTATIONS, _SIDE, _SIDE, device=pixels.device)
     by_orientation.scatter_(1, orientations, strength)
     gradients = adaptive_avg_pool2d(by_orientation, _SIDE // _CELL).flatten(1)
-    gradients = gradients / gradients.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    return torch.cat([cells.mean(2).flatten(1), cells.std(2).flatten(1), colours / _SIDE**2, gradients], 1)
+    return gradients / gradients.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
 def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.ndarray:
@@ -63,9 +74,9 @@ def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.nd
     """
     train, labels = data.train.select(sample(data.originals, _MOST_IMAGES)), data.folder.labels
     validation, test = data.validation, test_set.images
-    digest = hashlib.sha256(f"{_FORM} {train.decoded.key} {test.decoded.key}".encode())
+    parts: list[str | bytes] = [f"{_CACHE_VERSION} {train.decoded.key} {test.decoded.key}"]
     for images in (train, validation, test):
-        digest.update(b"\0" + images.indices.tobytes())
+        parts += ["\0", images.indices.tobytes()]
 
     def fill(predictions: np.memmap) -> Metadata:
         head = fit_head(
@@ -75,8 +86,7 @@ def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.nd
         predictions[:] = head.logits(_compute_features(test)).argmax(axis=1)
         return {}
 
-    name = f"baseline/{digest.hexdigest()[:32]}"
-    return np.array(cache.get_or_unnamed(name, (len(test),), np.int64, fill).array)
+    return np.array(cache.get_or_unnamed(f"baseline/{make_key(parts)}", (len(test),), np.int64, fill).array)
 
 
 def _compute_features(images: ImageBatches) -> np.ndarray:
@@ -106,7 +116,7 @@ def score_baseline(data: TrainingData, test_set: TestSet, predictions: np.ndarra
 
 def describe_baselines(metrics: dict[str, Any]) -> Iterator[str]:
     """Yield lines that compare the contents of `metrics.json` with the baselines and suggest what to try next."""
-    checkpoint, results = next(iter(metrics["checkpoints"].items()))
+    checkpoint, results = first_checkpoint(metrics)
     remedies = _remedies(metrics["settings"])
     for test_set, simple in metrics.get("baseline", {}).items():  # missing in runs of earlier versions
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import mmap
@@ -11,7 +12,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,14 @@ class Cache:
 
 
 SHARED = Cache()
+
+
+def make_key(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    """Return a digest of the joined parts, as the key of an array that depends on them."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()[:32]
 
 
 def copy_rows(array: np.memmap, rows: np.ndarray) -> np.ndarray:

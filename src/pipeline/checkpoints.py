@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common import UserError, first_line, write_whole
+from pipeline.settings import damaged
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: train again with --restart") from error
+        raise damaged(file) from error
     return content
 
 
@@ -93,7 +94,7 @@ def load_state(path: Path) -> dict[str, Any]:
     except PermissionError:
         raise
     except Exception as error:  # damaged files raise arbitrary errors
-        raise UserError(f"{path} is damaged: train again with --restart") from error
+        raise damaged(path) from error
 
 
 def saved_epoch(path: Path) -> int:

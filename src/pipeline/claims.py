@@ -124,7 +124,8 @@ def claim(run_dir: Path) -> Iterator[Claim | None]:
     """
     file = _claim_file(run_dir)
     file.parent.mkdir(parents=True, exist_ok=True)
-    held = _create(file) if _is_free(file, clear=True) else None
+    _delete_if_dead(file)
+    held = _create(file)
     if held is None:
         yield None
         return
@@ -144,7 +145,12 @@ def claim(run_dir: Path) -> Iterator[Claim | None]:
 
 def is_claimed(run_dir: Path) -> bool:
     """Return whether a live program has claimed a run."""
-    return not _is_free(_claim_file(run_dir))
+    file = _claim_file(run_dir)
+    try:
+        with _open(file) as stream:
+            return not _is_dead(file, stream)
+    except FileNotFoundError:
+        return False
 
 
 def _claim_file(run_dir: Path) -> Path:
@@ -166,30 +172,32 @@ def _create(file: Path) -> Claim | None:
     return Claim(file, stream, owner)
 
 
-def _is_free(file: Path, clear: bool = False) -> bool:
-    """Return whether no live program holds a claim; optionally delete the file of a dead program."""
+def _delete_if_dead(file: Path) -> None:
+    """Delete the claim of a dead program."""
+    with suppress(FileNotFoundError), _open(file) as stream:
+        if _is_dead(file, stream) and os.path.samestat(file.stat(), os.fstat(stream.fileno())):
+            file.unlink()  # no other program has just taken it over
+
+
+def _open(file: Path) -> IO[str]:
+    """Open a claim file, if possible for writing: NFS cannot lock read-only files."""
     try:
-        try:
-            stream = file.open("r+", errors="replace")  # NFS cannot lock read-only files
-        except PermissionError:  # another user's
-            stream = file.open(errors="replace")
-    except FileNotFoundError:
-        return True
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            return False
-        except OSError:  # file systems without locks
-            locked = False
-        boot = _boot_of(stream.read())
-        free = (locked and boot == _boot()) or _age(file, stream) > (_TIMEOUT if boot else _EMPTY_TIMEOUT)
-        if free and clear:
-            with suppress(FileNotFoundError):
-                if os.path.samestat(file.stat(), os.fstat(stream.fileno())):  # no other program has just taken it over
-                    file.unlink()
-    return free
+        return file.open("r+", errors="replace")
+    except PermissionError:  # another user's
+        return file.open(errors="replace")
+
+
+def _is_dead(file: Path, stream: IO[str]) -> bool:
+    """Return whether the program that holds an open claim has died. The claim is then locked until it is closed."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except BlockingIOError:
+        return False
+    except OSError:  # file systems without locks
+        locked = False
+    boot = _boot_of(stream.read())
+    return (locked and boot == _boot()) or _age(file, stream) > (_TIMEOUT if boot else _EMPTY_TIMEOUT)
 
 
 def _boot_of(content: str) -> str | None:

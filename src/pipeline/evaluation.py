@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,18 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import UserError, write_json
+from common import UserError, printable, write_json
 from dataset.folders import ImageFolder
 from dataset.tables import read_rows, write_rows
-from pipeline.calibration import score_calibration
+from pipeline.calibration import Calibration, calibrate, score_calibration
 from pipeline.checkpoints import read_json
 from pipeline.data import TestSet, load_test_set, make_loader
 from pipeline.figures import plot_confusion, plot_reliability
 from pipeline.inference import BATCH, predict_logits
-from pipeline.measures import Calibration, percent_with_interval, score_classes, wilson_interval
+from pipeline.measures import percent_with_interval, score_classes, wilson_interval
 from pipeline.metrics import Scores
 from pipeline.prediction import TrainedRun
-from pipeline.settings import SETTINGS_FILE, SPLIT_FILE, TRAIN, VALIDATION
+from pipeline.run_folder import read_settings
+from pipeline.settings import SPLIT_FILE, TRAIN, VALIDATION
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +44,12 @@ class Predictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """(N, C) float32, calibrated."""
-        return (self.logits / self.temperature).softmax(dim=1).cpu().numpy()
+        return calibrate(self.logits, self.temperature).cpu().numpy()
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) int64."""
-        return self.probabilities.argmax(axis=1)
+        """(N,) int64, from the logits: different logits can have probabilities that round to the same number."""
+        return self.logits.argmax(dim=1).cpu().numpy()
 
     @cached_property
     def scores(self) -> Scores:
@@ -154,8 +158,12 @@ def evaluate_folder(run: TrainedRun, folder: ImageFolder) -> Evaluation:
 
 def count_trained(folder: ImageFolder, run_dir: Path) -> int:
     """Count the files of a folder, by path, that a run was trained or validated on. Copies are not recognised."""
-    data_dir = read_json(run_dir / SETTINGS_FILE).get("data_dir")
-    if not isinstance(data_dir, str):
+    data_dir = read_settings(run_dir).get("data_dir")
+    if data_dir is None or not os.path.exists(data_dir):
+        _log.warning(
+            "it cannot be checked whether images of %s were used for training: there is no %s here",
+            printable(folder.directory), printable(data_dir or "training folder"),
+        )  # fmt: skip
         return 0
     rows = read_rows(run_dir / SPLIT_FILE, ("file", "side"))
     trained = {os.path.realpath(Path(data_dir, row["file"])) for row in rows if row["side"] in (TRAIN, VALIDATION)}

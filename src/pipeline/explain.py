@@ -19,9 +19,10 @@ _MOST_CLASSES = 20  # classes to explain
 
 
 def choose_examples(labels: np.ndarray, predictions: np.ndarray, per_class: int = _PER_CLASS) -> list[int]:
-    """Return the indices of images to explain: of each class the first, its first mistake, then others in order.
+    """Return the indices of images to explain.
 
-    If there are more than 20 classes, those with the lowest recall are chosen. Labels and predictions are (N,) int.
+    Per class: its first image, its first misclassified image, then further images. If there are more than 20 classes,
+    those with the lowest recall are chosen. Labels and predictions are (N,) int.
     """
     chosen: list[int] = []
     classes, members = np.unique(labels, return_inverse=True)
@@ -74,5 +75,5 @@ def draw_heatmaps(
     """Write one heatmap figure for each of N images (N, C, H, W) uint8."""
     figure = HeatmapFigure(*images.shape[2:])
     heatmaps = class_activation_maps(model, images, targets)
-    for image, *described in zip(to_nhwc(images).numpy(), heatmaps, titles, paths, strict=True):
-        figure.save(image, *described)
+    for image, heatmap, title, path in zip(to_nhwc(images).numpy(), heatmaps, titles, paths, strict=True):
+        figure.save(image, heatmap, title, path)

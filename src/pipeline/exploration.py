@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,13 +19,13 @@ from dataset.groups import find_links, number_groups
 from dataset.layout import find_layout, join_validation
 from dataset.parallel import on_all_cores
 from dataset.reading import place_in_square, upright_rgb
-from pipeline.checkpoints import read_json
 from pipeline.data import ImageBatches
 from pipeline.evaluation import evaluate_folder
 from pipeline.explain import class_activation_maps
 from pipeline.inference import BATCH
 from pipeline.prediction import TrainedRun
-from pipeline.settings import TEST
+from pipeline.run_folder import read_settings
+from pipeline.settings import SETTINGS_FILE, TEST
 from pipeline.splits import find_side
 
 _log = logging.getLogger(__name__)
@@ -59,29 +60,35 @@ def find_run_images(
     Raises:
         UserError: images are missing or have other classes.
     """
-    settings = read_json(run_dir / "settings.json")
-    names = [*test_dirs] or settings.get("test_dir")
-    divided = side != TEST or names == []  # the side is a part of the training folder, listed in split.csv
-    if divided and isinstance(settings.get("data_dir"), str):
-        names = [settings["data_dir"]]
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{run_dir / 'settings.json'} names no {side} images: train again with --restart")
-    folders = []
-    for directory in map(Path, map(str, names)):
-        if not test_dirs and not directory.exists():
-            remedy = "name the test images with --test-dir, or " if side == TEST else ""
-            raise UserError(
-                f"there is no {directory} with the {side} images of {run_dir}: {remedy}run this in the folder that "
-                "the training was started in"
-            )
-        folder = find_side(_read_training(directory), run_dir, side) if divided else read_folder(directory)
+    folders = list(map(read_folder, test_dirs)) or _read_recorded(run_dir, side)
+    for folder in folders:
         if folder.classes != tuple(map(canonical, classes)):
             raise UserError(
-                f"{directory} has the classes {', '.join(folder.classes)}, but {run_dir} was trained on "
+                f"{folder.directory} has the classes {', '.join(folder.classes)}, but {run_dir} was trained on "
                 f"{', '.join(classes)}"
             )
-        folders.append(folder)
     return folders
+
+
+def _read_recorded(run_dir: Path, side: str) -> list[ImageFolder]:
+    """List the images of a side in the folders that `settings.json` names; raise UserError if some are missing."""
+    settings = read_settings(run_dir)
+    test_dirs = settings.get("test_dir")
+    divided = side != TEST or test_dirs == []  # the side is a part of the training folder, which split.csv lists
+    names = [settings["data_dir"]] if divided and "data_dir" in settings else test_dirs
+    if not names:
+        raise UserError(f"{run_dir / SETTINGS_FILE} names no {side} images: train again with --restart")
+    for name in names:
+        if not os.path.exists(name):
+            remedy = "name the test images with --test-dir, or " if side == TEST else ""
+            raise UserError(
+                f"there is no {name} with the {side} images of {run_dir}: {remedy}run this in the folder that "
+                "the training was started in"
+            )
+    directories = map(Path, names)
+    if divided:
+        return [find_side(_read_training(directory), run_dir, side) for directory in directories]
+    return [read_folder(directory) for directory in directories]
 
 
 def _read_training(directory: Path) -> ImageFolder:

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from common import UserError, write_whole
 from dataset.reading import UnreadableImage, upright_rgb
-from pipeline.checkpoints import read_json
+from pipeline.calibration import calibrate
 from pipeline.exploration import find_run_images
 from pipeline.hardware import Hardware
 from pipeline.images import fit_image
 from pipeline.novelty import Novelty, novelty_file
 from pipeline.prediction import Answer, TrainedRun, answer_images
-from pipeline.settings import SETTINGS_FILE
+from pipeline.run_folder import read_settings
 
 TOLERANCE = 0.01  # for probabilities and distances
 _ONE = 2**22  # 1 in the fixed-point weights of Pillow's filters
@@ -46,13 +46,13 @@ class WholeModel(nn.Module):
         super().__init__()
         self.side, self.grey = run.model.input_size[1], run.model.input_size[0] == 1
         self.temperature, self.novelty = run.temperature, run.novelty
-        self.describing = deepcopy(run.model)
-        self.last = self.describing.get_submodule(run.model.last_layer)
-        self.describing.set_submodule(run.model.last_layer, nn.Identity())
+        self.feature_extractor = deepcopy(run.model)
+        self.last = self.feature_extractor.get_submodule(run.model.last_layer)
+        self.feature_extractor.set_submodule(run.model.last_layer, nn.Identity())
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        features = self.describing(self.describing.normalise(self.fit(image)))
-        outputs = {"probabilities": (self.last(features) / self.temperature).softmax(dim=1)[0]}
+        features = self.feature_extractor(self.feature_extractor.normalise(self.fit(image)))
+        outputs = {"probabilities": calibrate(self.last(features), self.temperature)[0]}
         return outputs | ({"distance": self.novelty(features)[0]} if self.novelty else {})
 
     def fit(self, image: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _load_onnx(file: Path) -> Exported:
 
 def _test_images(run: TrainedRun, run_dir: Path) -> Iterator[Image.Image]:
     """Yield the test images that are there and that the run can read."""
-    named = read_json(run_dir / SETTINGS_FILE).get("test_dir")
+    named = read_settings(run_dir).get("test_dir")
     for names in [[Path(name)] for name in named] if named else [[]]:
         try:
             [folder] = find_run_images(run_dir, run.classes, names)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,13 +14,13 @@ from tqdm import tqdm
 from common import readable_size
 from models.base import Classifier
 from pipeline import distributed
-from pipeline.cache import Cache, CacheError, Metadata, copy_rows, drop_pages
+from pipeline.cache import Cache, CacheError, Metadata, copy_rows, drop_pages, make_key
 from pipeline.data import ImageBatches, to_nchw, to_nhwc
 from pipeline.hardware import Hardware
 from pipeline.images import DecodedImages
 
 _BATCH = 32  # not the run's batch size: the last bits may depend on it, and all runs share the features
-_FORM = 2  # part of the cache key; raise it when the same layers and images give other bytes
+_CACHE_VERSION = 2  # part of the cache key; raise it when the same layers and images give other bytes
 _log = logging.getLogger(__name__)
 
 
@@ -96,10 +95,10 @@ class _FrozenLayers:
     def find_or_compute(self, cache: Cache) -> np.memmap:
         """Return the features of all images, as rows."""
         self.layers.eval()
-        name = f"features/{self._key()}"
+        name = f"features/{make_key(self._key_parts())}"
         if cached := cache.find(name):
             return cached.array
-        rows = _to_rows(self._run(np.arange(2)))
+        rows = _to_rows(self._run(np.arange(2)))  # two images, to know the shape and type of the features
         features = cache.get(name, (len(self.images.pixels), *rows.shape[1:]), rows.dtype, self._fill).array
         _log.info(
             "features: the output of the layers up to %s for %d images, %s",
@@ -107,16 +106,15 @@ class _FrozenLayers:
         )  # fmt: skip
         return features
 
-    def _key(self) -> str:
-        """Return a digest of everything that the features depend on: images, layers, weights, device and precision."""
-        digest = hashlib.sha256(f"{_FORM} {self.images.key} {self.model.mean} {self.model.std}".encode())
-        digest.update(f"{self.hardware.device.type} {self.hardware.precision} channels last".encode())
+    def _key_parts(self) -> Iterator[str | np.ndarray]:
+        """Yield everything that the features depend on: images, layers, weights, device and precision."""
+        yield f"{_CACHE_VERSION} {self.images.key} {self.model.mean} {self.model.std}"
+        yield f"{self.hardware.device.type} {self.hardware.precision} channels last"
         for name, layer in self.layers.named_modules():
-            digest.update(f"\0{name} {type(layer)} {layer.extra_repr()}".encode())
+            yield f"\0{name} {type(layer)} {layer.extra_repr()}"
         for name, tensor in itertools.chain(self.layers.named_parameters(), self.layers.named_buffers()):
-            digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()[:32]
+            yield f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0"
+            yield tensor.detach().cpu().flatten().view(torch.uint8).numpy()
 
     @torch.inference_mode()
     def _run(self, indices: np.ndarray) -> Tensor:

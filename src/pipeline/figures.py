@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.measures import Calibration, list_confusions, wilson_interval
+from pipeline.calibration import Calibration
+from pipeline.measures import list_confusions, wilson_interval
 from plotting import BLUE, GREY, ORANGE, VERMILION, name_ticks, new_figure, save_figure, short_label
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from common import UserError
 from dataset.folders import ImageFolder, tell_left_out
 from dataset.parallel import on_all_cores
 from dataset.reading import WHITE, UnreadableImage, resize_or_pad_image
-from pipeline.cache import SHARED, Cache, CacheError, Metadata, copy_rows, drop_pages
+from pipeline.cache import SHARED, Cache, CacheError, Metadata, copy_rows, drop_pages, make_key
 
 _DROPPED_AT_ONCE = 16  # images whose memory pages are dropped together
-_FORM = 4  # part of the cache key; raise it when the same files give other bytes
+_CACHE_VERSION = 4  # part of the cache key; raise it when the same files give other bytes
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
 
 
 def _key(folder: ImageFolder, input_size: tuple[int, int, int]) -> str:
-    return hashlib.sha256(f"{_FORM} {input_size} {file_versions(folder)}".encode()).hexdigest()[:32]
+    return make_key([f"{_CACHE_VERSION} {input_size} {file_versions(folder)}"])
 
 
 def file_versions(folder: ImageFolder) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
 SCORES = ("loss", "accuracy", "per_class_loss", "per_class_accuracy")
-CALIBRATION_BINS = 15  # as in Guo et al.
+_MOST_IMBALANCE = 1.5  # ratio of the largest class to the smallest
 _Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
 
@@ -36,6 +36,11 @@ def percent_with_interval(share: float | None, count: int) -> str:
         return "-"
     low, high = wilson_interval(share, count)
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def are_imbalanced(counts: Collection[int]) -> bool:
+    """Return whether classes with these numbers of images differ so much in size that balancing is recommended."""
+    return max(counts) > _MOST_IMBALANCE * min(counts)
 
 
 def mean_over_classes(sums: np.ndarray, counts: np.ndarray) -> float:
@@ -173,35 +178,3 @@ def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     from scipy.special import log_softmax
 
     return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Images in M confidence bins of equal width, in increasing order."""
-
-    counts: np.ndarray  # (M,) int, the number of images
-    confidences: np.ndarray  # (M,) the mean confidence, 0 in empty bins
-    accuracies: np.ndarray  # (M,) the accuracy, 0 in empty bins
-
-    @classmethod
-    def of(cls, confidences: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> Calibration:
-        """Sort predictions with confidence (N,) and correctness (N,) bool into bins that include their upper bounds."""
-        indices = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
-        counts = np.bincount(indices, minlength=bins)
-        sums = (np.bincount(indices, weights=values, minlength=bins) for values in (confidences, right))
-        return cls(counts, *(each / np.maximum(counts, 1) for each in sums))
-
-    @property
-    def error(self) -> float:
-        """The expected calibration error, 0 to 1: the mean gap between confidence and accuracy over images.
-
-        Guo et al., "On Calibration of Modern Neural Networks", 2017. It is biased upwards for small samples.
-        """
-        gaps = np.abs(self.confidences - self.accuracies)
-        return float(self.counts @ gaps / self.counts.sum())
-
-    @property
-    def tendency(self) -> str:
-        """Whether the mean confidence differs from the accuracy by a percentage point or more, in words."""
-        gap = self.counts @ (self.confidences - self.accuracies) / self.counts.sum()
-        return "well calibrated on average" if abs(gap) < 0.01 else "overconfident" if gap > 0 else "underconfident"

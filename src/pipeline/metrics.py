@@ -76,7 +76,10 @@ class RunningScores:
         self._glanced = torch.zeros_like(self.sums, device="cpu", pin_memory=device.type == "cuda")
 
     def restore(self, sums: Tensor) -> None:
-        """Continue from the `sums` of a stopped run. In distributed training, the first process counts them for all."""
+        """Continue from the `sums` of a stopped run.
+
+        Only rank 0 keeps the restored sums, because `read` adds up those of all ranks.
+        """
         self.sums.copy_(sums)
         if rank() > 0:
             finite_batches = self.sums[self._num_classes].clone()

@@ -7,20 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from common import markdown_table, printable
-from pipeline.measures import newcombe_interval, percent, percent_with_interval, score_classes, top_confusions
+from common import markdown_table, pluralise, printable
+from pipeline.measures import (
+    are_imbalanced,
+    newcombe_interval,
+    percent,
+    percent_with_interval,
+    score_classes,
+    top_confusions,
+)
+from pipeline.recipes import RECIPES
+from pipeline.settings import first_checkpoint
 
 _MOST_LISTED = 20  # classes; more are only counted
 _CONFUSIONS = 3
 _FEW_TESTED = 30  # test images of a class; with fewer, its recall is uncertain by 20 percentage points or more
-_IMBALANCE = 1.5  # largest class to smallest class
 _CALIBRATION_ERROR = 0.05
 
 
 def describe_run(metrics: dict[str, Any]) -> str:
     """Return the model card, in Markdown, of the first checkpoint in the contents of `metrics.json`."""
     settings = metrics["settings"]
-    checkpoint, results = next(iter(metrics["checkpoints"].items()))
+    checkpoint, results = first_checkpoint(metrics)
     sections = {
         "Data": _describe_data(metrics),
         "Training": _describe_training(metrics),
@@ -44,7 +52,7 @@ def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     data, used, classes = metrics["data"], metrics["images"], metrics["data"]["classes"]
     yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which are never split"
     yield f"- Digest: `{data['digest']}`" + (f", augmented `{data['augmented']}`" if data["augmented"] else "")
-    separate = data["folds"] == 1  # validation images have a folder of their own; no image is augmented
+    separate = _validates_apart(metrics)
     left_out = f"{used['left_out']} {'that share a group with these' if separate else 'augmented ones'} left out"
     yield f"- {used['train']} training and {used['val']} validation images; {left_out}"
     if unreadable := data["images"] - sum(classes.values()) - separate * used["left_out"]:
@@ -60,16 +68,28 @@ def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
 def _describe_training(metrics: dict[str, Any]) -> Iterator[str]:
     settings = metrics["settings"]
     start = "ImageNet weights" if settings["pretrained"] else "random weights"
-    frozen = f", frozen to {settings['freeze_to']}" if settings["freeze_to"] else ""
+    frozen = f", frozen to {metrics['frozen_to']}" if metrics.get("frozen_to") else ""
     yield f"- {settings['model_type']} from {start}{frozen}; recipe {settings['recipe']}, {settings['precision']}"
     if metrics["epochs"]:
         yield f"- {metrics['epochs']} of {settings['num_epochs']} epochs, batches of {settings['batch_size']}"
     else:
         yield "- Only the last layer, by logistic regression"
-    rates = {"learning rate": "learning_rate", "weight decay": "weight_decay", "gamma": "gamma", "seed": "seed"}
-    yield f"- {', '.join(f'{shown} {settings[name]}' for shown, name in rates.items())}"
-    fold = settings["fold"]
-    yield "- No validation fold" if fold is None else f"- Validation fold {fold} of {metrics['data']['folds']}"
+    gamma = "" if RECIPES[settings["recipe"]].one_cycle else f"gamma {settings['gamma']}, "
+    yield (
+        f"- learning rate {settings['learning_rate']}, weight decay {settings['weight_decay']}, {gamma}"
+        f"seed {settings['seed']}"
+    )
+    if _validates_apart(metrics):
+        yield "- The validation images have a folder of their own"
+    elif settings["fold"] is None:
+        yield "- No validation fold"
+    else:
+        yield f"- Validation fold {settings['fold']} of {metrics['data']['folds']}"
+
+
+def _validates_apart(metrics: dict[str, Any]) -> bool:
+    """Return whether the validation images have a folder of their own; then no image is augmented."""
+    return metrics["data"]["folds"] == 1
 
 
 def _describe_results(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
@@ -124,13 +144,14 @@ def _find_limits(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[s
     """Yield the limitations that the metrics show."""
     data, counts = metrics["data"], metrics["data"]["classes"]
     yield "- The model was tested only on the test sets above"
-    if max(counts.values()) > _IMBALANCE * min(counts.values()):
+    if are_imbalanced(counts.values()):
         small, large = (pick(counts, key=counts.get) for pick in (min, max))
         yield f"- Classes are imbalanced: {counts[large]} images of {large}, {counts[small]} of {small}"
     for name in results["test"]:
         yield from _find_limits_on(name, metrics, results)
     if near := data["images"] - data["groups"]:
-        yield f"- {near} training images are near-duplicates of others or crops of the same photographs"
+        images = pluralise(near, "training image")
+        yield f"- Near-duplicates of others, or crops of the same photographs: {images}"
 
 
 def _find_limits_on(name: str, metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[str]:
@@ -141,7 +162,8 @@ def _find_limits_on(name: str, metrics: dict[str, Any], results: dict[str, Any])
     if (fewest := tested.min()) < _FEW_TESTED:
         yield f"- {name} has few images of some classes ({fewest} of {classes[tested.argmin()]}): see the intervals"
     if overlap := metrics["test_overlap"][name]:
-        yield f"- {overlap} training images share a group with images of {name}: its scores are too high"
+        images = pluralise(overlap, "training image")
+        yield f"- In a group with images of {name}, whose scores are therefore too high: {images}"
     if scores["accuracy"] <= metrics["baseline"][name]["accuracy"]:
         yield f"- On {name} the model is no better than logistic regression on colours and gradients"
     for true, predicted in top_confusions(confusion, _CONFUSIONS):

@@ -8,24 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from common import UserError
+from common import UserError, pluralise
 from dataset.audit import audit_command
 from dataset.folders import ImageFolder
 from models.base import Classifier
 from pipeline.data import TestSet, TrainingData
 from pipeline.hardware import Hardware
+from pipeline.measures import are_imbalanced
 from pipeline.recipes import RECIPES
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
-_MOST_IMBALANCE = 1.5  # ratio of the largest class to the smallest, above which --balance is recommended
 _LEAST_AUGMENTED = 0.1  # share of the original images, below which more augmentation is recommended
 _MOST_NAMED = 30  # classes in one line
 
 
-def check_overlap(images: dict[str, Any], settings: Settings, folders: Sequence[ImageFolder]) -> None:
+def check_overlap(data_record: dict[str, Any], settings: Settings, folders: Sequence[ImageFolder]) -> None:
     """Warn of train/test leakage, training images in a group of test images; raise UserError with `--strict`."""
-    overlaps = {name: of_set["overlap"] for name, of_set in images["test"].items() if of_set["overlap"]}
+    overlaps = {name: of_set["overlap"] for name, of_set in data_record["test"].items() if of_set["overlap"]}
     if not overlaps:
         return
     found = ", ".join(f"{count} with those in {name}" for name, count in overlaps.items())
@@ -66,7 +66,7 @@ def note_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
     if settings.data_augmentation and not augmented.any():
         yield f"{settings.data_dir} has no <Class>_augmented folder with images: -a changes nothing"
     elif data.folder.validates is not None and left_out:
-        yield f"{left_out} images left out of training: they share a group with validation images"
+        yield f"{pluralise(left_out, 'image')} left out of training, because of a group shared with validation images"
     elif settings.data_augmentation:
         yield f"{left_out} of {augmented.sum()} augmented images left out: their sources validate or are unknown"
         added, originals = augmented[train].sum(), (~augmented[train]).sum()
@@ -76,7 +76,7 @@ def note_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
                 "dataset_main.py --augment all, or --augment-to N, creates more"
             )
     counts = np.bincount(data.folder.labels[train], minlength=len(data.classes))
-    if counts.max() > _MOST_IMBALANCE * counts.min() and not (settings.balance or RECIPES[settings.recipe].balance):
+    if are_imbalanced(counts) and not (settings.balance or RECIPES[settings.recipe].balance):
         largest, smallest = data.classes[counts.argmax()], data.classes[counts.argmin()]
         yield (
             f"class imbalance: {counts.max()} training images of {largest}, {counts.min()} of {smallest}; "

@@ -24,7 +24,7 @@ from pipeline.data import ImageBatches, TrainingData, make_loader, sample
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, predict_logits, record_features
-from pipeline.settings import CHECKPOINTS
+from pipeline.settings import CHECKPOINTS, damaged
 
 _FALSE_REJECTIONS = 0.05  # target rate for images like the training images
 _DIRECTIONS = 32
@@ -57,10 +57,10 @@ class Novelty(nn.Module):
         """
         from sklearn.utils.extmath import randomized_svd
 
-        described = normalize(training, dim=1)
-        mean = described.mean(dim=0)
+        features = normalize(training, dim=1)
+        mean = features.mean(dim=0)
         count = min(_DIRECTIONS, training.shape[1] // 2, len(training) // 2)
-        *_, found = randomized_svd((described - mean).numpy(), count, random_state=0)
+        *_, found = randomized_svd((features - mean).numpy(), count, random_state=0)
         directions = torch.from_numpy(np.ascontiguousarray(found))
         distances = cls(mean, directions, math.inf, 0.0, 0)(validation).sort().values
         images = len(distances)
@@ -82,13 +82,13 @@ class Novelty(nn.Module):
         path = novelty_file(run_dir, checkpoint)
         if not path.exists():
             raise UserError(
-                f"{run_dir} has no {path.name}, which detects unknown images: only the checkpoint {CHECKPOINTS[0]} of "
-                "a run with validation images has one; train without --fold none"
+                f"{run_dir} has no {path.name}, which detects unknown images: in a run with validation "
+                f"images, {CHECKPOINTS[0]} and the checkpoints of the same epoch have one; train without --fold none"
             )
         try:
             return cls(**load_state(path))
         except (TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: train again with --restart") from error
+            raise damaged(path) from error
 
 
 def novelty_file(run_dir: Path, checkpoint: str) -> Path:
@@ -97,15 +97,15 @@ def novelty_file(run_dir: Path, checkpoint: str) -> Path:
 
 
 @dataclass(frozen=True)
-class LearnedImages:
-    """Training and validation images of a run, or their features, as input of a network."""
+class NoveltySample:
+    """The training and validation images, or their features, that a detector of unknown images is fitted to."""
 
     network: nn.Module  # the model, or its layers after the frozen ones
     training: ImageBatches
     validation: ImageBatches
 
     @classmethod
-    def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> LearnedImages:
+    def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> NoveltySample:
         """Draw at most 1,000 images of each side at random, none of them augmented."""
         network, (training, validation) = skip_frozen(model, (data.train, data.validation), hardware, cache)
         training = training.select(sample(data.originals, _MOST_IMAGES))
@@ -113,9 +113,9 @@ class LearnedImages:
 
     def fit_novelty(self, model: Classifier, hardware: Hardware) -> Novelty:
         """Fit a detector to the features that the model computes with its current weights."""
-        described = []
-        for batches in (self.training, self.validation):
-            with record_features(model) as features:
-                predict_logits(self.network, make_loader(batches, BATCH), hardware, "describing images")
-            described.append(torch.cat(features))
-        return Novelty.fit(*described)
+        features = []
+        for images in (self.training, self.validation):
+            with record_features(model) as batches:
+                predict_logits(self.network, make_loader(images, BATCH), hardware, "computing features")
+            features.append(torch.cat(batches))
+        return Novelty.fit(*features)

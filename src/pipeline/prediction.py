@@ -19,6 +19,7 @@ from common import UserError, available_cores
 from dataset.reading import WHITE, UnreadableImage, read_image
 from models import build_model, is_model
 from models.base import Classifier
+from pipeline.calibration import calibrate
 from pipeline.checkpoints import Checkpoint, read_json
 from pipeline.data import to_nchw
 from pipeline.explain import draw_heatmaps
@@ -26,7 +27,8 @@ from pipeline.hardware import Hardware, set_up_torch
 from pipeline.images import fit_image
 from pipeline.inference import BATCH, compute_logits, record_features
 from pipeline.novelty import Novelty
-from pipeline.settings import CHECKPOINTS
+from pipeline.run_folder import read_settings
+from pipeline.settings import CHECKPOINTS, METRICS_FILE, SETTINGS_FILE, damaged
 
 _AHEAD = 2 * BATCH  # images decoded ahead, besides those that the cores are decoding
 
@@ -46,7 +48,7 @@ class TrainedRun:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return calibrated probabilities (N, classes) of logits (N, classes)."""
-        return (logits / self.temperature).softmax(dim=1)
+        return calibrate(logits, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,12 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     set_up_torch()
     if not run_dir.is_dir():
         raise UserError(f"there is no folder {run_dir}: name the folder of a run, for example one in saved_models")
-    file = run_dir / "settings.json"
-    if not file.exists():
-        raise UserError(f"{run_dir} has no settings.json: name the folder of a trained run")
-    settings = read_json(file)
+    if not (run_dir / SETTINGS_FILE).exists():
+        raise UserError(f"{run_dir} has no {SETTINGS_FILE}: name the folder of a trained run")
+    settings = read_settings(run_dir)
     model_type, precision = str(settings.get("model_type")), settings.get("precision")
     if not is_model(model_type) or precision not in ("fp32", "bf16"):
-        raise UserError(f"{file} has an unknown model or precision: train again with --restart")
-    white = settings.get("white", WHITE)  # missing in runs of earlier versions
-    if not isinstance(white, int) or not 0 < white <= WHITE:
-        raise UserError(f"{file} is damaged: train again with --restart")
+        raise UserError(f"{run_dir / SETTINGS_FILE} has an unknown model or precision: train again with --restart")
     if checkpoint is None:
         checkpoint = next((name for name in CHECKPOINTS if (run_dir / f"{name}.pt").exists()), CHECKPOINTS[0])
     file = run_dir / f"{checkpoint}.pt"
@@ -89,7 +87,8 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     loaded.load_into(model, file)
     hardware = Hardware.choose(precision)
     model = hardware.place(model.eval())
-    temperature = _read_temperature(run_dir / "metrics.json", checkpoint)
+    white = settings.get("white", WHITE)  # missing in runs of earlier versions
+    temperature = _read_temperature(run_dir / METRICS_FILE, checkpoint)
     return TrainedRun(model, loaded.classes, hardware, checkpoint, white, loaded.epoch, temperature)
 
 
@@ -103,7 +102,7 @@ def _read_temperature(metrics: Path, checkpoint: str) -> float:
         if not 0 < temperature < math.inf:
             raise ValueError
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{metrics} is damaged: train again with --restart") from error
+        raise damaged(metrics) from error
     return temperature
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import UserError, align, command, own_file
+from common import align, command, own_file
 from dataset.folders import ImageFolder
 from pipeline.baseline import describe_baselines
 from pipeline.checkpoints import read_json
 from pipeline.measures import SCORES, list_confusions, percent, score_classes, top_confusions, wilson_interval
+from pipeline.settings import damaged, first_checkpoint
 
 if TYPE_CHECKING:
     from pipeline.data import TrainingData
@@ -25,15 +26,15 @@ _MOST_CONFUSIONS = 3  # in one line
 
 
 def gather(
-    trainer: Trainer, tested: dict[str, dict[str, Any]], described: dict[str, Any], images: dict[str, Any]
+    trainer: Trainer, tested: dict[str, dict[str, Any]], settings_record: dict[str, Any], data_record: dict[str, Any]
 ) -> dict[str, Any]:
     """Collect the contents of `metrics.json`.
 
     Args:
         trainer: the trained run.
         tested: the result of `Tester.test`, to which the training and validation scores of each epoch are added.
-        described: the settings as `settings.json` stores them.
-        images: the result of `describe_data`.
+        settings_record: the settings as `settings.json` stores them.
+        data_record: the result of `describe_data`.
     """
     data, split = trainer.data, trainer.data.split
     by_epoch = {row["epoch"]: row for row in trainer.history}
@@ -44,18 +45,19 @@ def gather(
     return {
         "run": trainer.settings.run_name,
         "group": trainer.model.group,
-        "settings": described,
+        "settings": settings_record,
         "images": {"train": len(data.train), "val": len(data.validation), "left_out": len(split.left_out)},
         "epochs": trainer.epoch,
         "plots": trainer.settings.plots,
+        "frozen_to": trainer.model.frozen_to,
         "checkpoints": tested,
         "data": {
-            **images,
+            **data_record,
             "groups": len(split.group_sizes(data.folder)),
             "folds": split.folds,
             "classes": _count_originals(data),
         },
-        "test_overlap": {name: of_set["overlap"] for name, of_set in images["test"].items()},
+        "test_overlap": {name: of_set["overlap"] for name, of_set in data_record["test"].items()},
     }
 
 
@@ -77,9 +79,10 @@ def read_metrics(file: Path, folders: Sequence[ImageFolder], checkpoints: Sequen
             shapes = {np.array(scores["confusion_matrix"], dtype=np.int64).shape for scores in tested.values()}
             if tested.keys() != names or shapes != {(count, count)}:
                 raise ValueError
-        results_table(metrics), class_tables(metrics)
+        results_table(metrics)  # raises an error if a value is missing or has another type
+        class_tables(metrics)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{file} is damaged: train again with --restart") from error
+        raise damaged(file) from error
     return metrics
 
 
@@ -110,10 +113,12 @@ def results_table(metrics: dict[str, Any]) -> str:
 
 def class_tables(metrics: dict[str, Any]) -> str:
     """Format the per-class scores of the first checkpoint, with one table per test set."""
-    checkpoint, tested = _first_checkpoint(metrics)
+    checkpoint, results = first_checkpoint(metrics)
     classes = metrics["settings"]["classes"]
     return "\n\n".join(
-        table for test_set, scores in tested.items() for table in _tables_of_set(checkpoint, test_set, scores, classes)
+        table
+        for test_set, scores in results["test"].items()
+        for table in _tables_of_set(checkpoint, test_set, scores, classes)
     )
 
 
@@ -137,12 +142,6 @@ def _tables_of_set(checkpoint: str, test_set: str, scores: dict[str, Any], class
 def describe_confusions(metrics: dict[str, Any]) -> Iterator[str]:
     """Yield the most frequent confusions of the first checkpoint, one line per test set."""
     classes = metrics["settings"]["classes"]
-    for test_set, scores in _first_checkpoint(metrics)[1].items():
+    for test_set, scores in first_checkpoint(metrics)[1]["test"].items():
         confusions = list_confusions(np.array(scores["confusion_matrix"]), classes, _MOST_CONFUSIONS)
         yield f"most frequent confusions on {test_set}: {', '.join(confusions) or 'none'}"
-
-
-def _first_checkpoint(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return its name, and its scores on each test set."""
-    checkpoint = next(iter(metrics["checkpoints"]))
-    return checkpoint, metrics["checkpoints"][checkpoint]["test"]

@@ -22,7 +22,7 @@ from pipeline.data import TestSet, TrainingData, load_test_set, load_training_da
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
 from pipeline.notes import check_overlap, describe_start, note_classes
-from pipeline.novelty import LearnedImages
+from pipeline.novelty import NoveltySample
 from pipeline.results import gather
 from pipeline.run_folder import choose_hardware, describe, finished_results, open_folder, record_epochs
 from pipeline.settings import SPLIT_FILE, VALIDATION, Settings
@@ -149,7 +149,7 @@ def _test(
     validation = learned = None
     if trainer.validates:  # otherwise there is nothing to calibrate on
         validation = TestSet.of(data.folder, data.validation, VALIDATION)
-        learned = LearnedImages.of(trainer.model, data, trainer.hardware, cache)
+        learned = NoveltySample.of(trainer.model, data, trainer.hardware, cache)
     tester = Tester(trainer.model, data.classes, test_sets, settings, trainer.hardware, validation, learned)
     metrics = gather(trainer, tester.test(), prepared.described, prepared.images)
     metrics["images_digest"] = digest_all(prepared.folders, cache)

@@ -269,6 +269,16 @@ def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | Non
     return (runs[0] if runs else path), checkpoint
 
 
+def damaged(file: Path) -> UserError:
+    """Return the error for a damaged file of a run."""
+    return UserError(f"{file} is damaged: train again with --restart")
+
+
+def first_checkpoint(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the results of the first checkpoint in the contents of `metrics.json`."""
+    return next(iter(metrics["checkpoints"].items()))
+
+
 def _is_usable(run_dir: Path, below: Path) -> bool:
     """Return whether a run has a checkpoint, and is neither hidden nor moved aside by --restart."""
     aside = any(part.startswith(".") or part == REPLACED for part in run_dir.relative_to(below).parts)

@@ -12,19 +12,19 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from common import UserError
+from common import UserError, pluralise
 from dataset.examining import content_digests, find_unreadable, with_white_level
 from dataset.folders import ImageFolder
 from dataset.groups import Groups, find_groups
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows, write_rows
-from pipeline.cache import SHARED, Cache, Metadata
+from pipeline.cache import SHARED, Cache, Metadata, make_key
 from pipeline.images import file_versions
-from pipeline.settings import FOLDS, TEST, TRAIN, VALIDATION
+from pipeline.settings import FOLDS, SPLIT_FILE, TEST, TRAIN, VALIDATION
 
 _LEFT_OUT, _UNREADABLE = "left out", "unreadable"  # entries of the column `side`, besides `SIDES`
 _SPLIT_SEED = 42  # not the seed of the run: all runs are compared on the same validation images
-_FORM = 1  # increase when the same images get other groups or folds
-_NEEDED_FOR = ("one to train on", "one to validate on", "one to test on")  # uses of the groups of a class
+_CACHE_VERSION = 1  # increase when the same images get other groups or folds
+_NEEDED = {1: "1", 2: "2 groups, for training and validation", 3: "3 groups, for training, validation and test"}
 _log = logging.getLogger(__name__)
 
 
@@ -65,13 +65,13 @@ def _rows(folder: ImageFolder, sides: Iterable[str], groups: np.ndarray) -> Iter
 def load_groups(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> Groups:
     """Find the groups of a training folder and its test folders (`dataset.groups.find_groups`), or read the cache."""
     counts = [len(folder.paths) for folder in folders]
-    digest = hashlib.sha256(str(_FORM).encode())
+    parts: list[str | bytes] = [str(_CACHE_VERSION)]
     for folder in folders:
-        digest.update(file_versions(folder).encode())
+        parts.append(file_versions(folder))
         for table in (OPEN_IMAGES, TESTING_BATCH):  # they say which images were cropped from one photograph
             path = folder.directory / table
-            digest.update(b"\0" + (path.read_bytes() if path.is_file() else b""))
-    key = digest.hexdigest()[:32]
+            parts += ["\0", path.read_bytes() if path.is_file() else b""]
+    key = make_key(parts)
 
     def fill(numbers: np.memmap) -> Metadata:
         groups = find_groups(folders, cache.examined)
@@ -144,11 +144,11 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
 
 def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
     """Return the images of a folder on one side of a run's `split.csv`; raise UserError if some are missing."""
-    rows = read_rows(run_dir / "split.csv", ("file", "side"))
+    rows = read_rows(run_dir / SPLIT_FILE, ("file", "side"))
     names = {row["file"] for row in rows if row["side"] == side}
     indices = [index for index in range(len(folder.paths)) if folder.name_of(index) in names]
     if not names:
-        raise UserError(f"{run_dir} has no {side} images in its split.csv")
+        raise UserError(f"{run_dir} has no {side} images in its {SPLIT_FILE}")
     if len(indices) < len(names):
         remedy = ", or name test images with --test-dir" if side == TEST else ""
         raise UserError(
@@ -202,10 +202,9 @@ def _check_classes(folder: ImageFolder, originals: np.ndarray, groups: np.ndarra
     counts = _count_groups(labels, groups[originals], len(folder.classes)).tolist()
     for name, members, count in zip(folder.classes, images, counts, strict=True):
         if count < least:
-            same = f", all near-duplicates of one another, so they are {count} group" if members > 1 else ""
             raise UserError(
-                f"{folder.directory / name} has {members} readable image(s){same}. It needs at least {least}"
-                + (f" groups, {', '.join(_NEEDED_FOR[: least - 1])} and {_NEEDED_FOR[least - 1]}" if least > 1 else "")
+                f"{folder.directory / name} has {pluralise(members, 'readable image')} in {pluralise(count, 'group')} "
+                f"of near-duplicates; it needs at least {_NEEDED[least]}"
             )
 
 
@@ -223,8 +222,7 @@ def _find_folds(
     # Renumbered in order of appearance, so that the folds only depend on which images belong together.
     _, first, inverse = np.unique(groups[originals], return_index=True, return_inverse=True)
     groups = np.argsort(np.argsort(first))[inverse]
-    parts = (labels.tobytes(), groups.tobytes(), f"{_FORM} {folds}".encode())
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+    key = make_key([labels.tobytes(), "\0", groups.tobytes(), f"\0{_CACHE_VERSION} {folds}"])
 
     def fill(numbers: np.memmap) -> Metadata:
         from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import

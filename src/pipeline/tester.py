@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.explain import choose_examples, draw_heatmaps
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import predict_logits, record_features
-from pipeline.novelty import LearnedImages, Novelty, novelty_file
+from pipeline.novelty import Novelty, NoveltySample, novelty_file
 from pipeline.settings import Settings
 
 
@@ -36,7 +36,6 @@ class _TestedEpoch:
     validation: Predictions | None
     novelty: Novelty | None
     results: dict[str, Any]
-    heatmaps: dict[str, list[Path]] = field(default_factory=dict)  # by test set
 
 
 class Tester:
@@ -45,7 +44,8 @@ class Tester:
     Writes `predictions_<checkpoint>.csv` with the columns `set`, `file`, `truth`, `predicted` and one probability
     `p_<class>` per class. If the run has validation images, it also writes `validation_<checkpoint>.csv` with the same
     columns except `set`, calibrates the probabilities of each checkpoint with a temperature, and writes
-    `unknown_best_val_acc.pt`, which detects images that are unlike the training images.
+    `unknown_<checkpoint>.pt`, which detects images that are unlike the training images, for `best_val_acc` and other
+    checkpoints of the same epoch.
     """
 
     def __init__(
@@ -56,14 +56,15 @@ class Tester:
         settings: Settings,
         hardware: Hardware,
         validation: TestSet | None = None,
-        learned: LearnedImages | None = None,
+        novelty_sample: NoveltySample | None = None,
     ) -> None:
         self.model = hardware.place(model)
         self.classes, self.test_sets, self.settings, self.hardware = classes, test_sets, settings, hardware
-        self.validation, self.learned = validation, learned
+        self.validation, self.novelty_sample = validation, novelty_sample
         self.folder = settings.run_dir
         self.figures: list[Path] = []
         self._tested: dict[str, _TestedEpoch] = {}  # by checkpoint
+        self._heatmaps: dict[tuple[int, str], list[Path]] = {}  # by epoch and test set
 
     def test(self) -> dict[str, dict[str, Any]]:
         """Return the JSON results of each checkpoint: its `epoch`, and in `test` the scores on each test set."""
@@ -80,21 +81,23 @@ class Tester:
 
     def predictions(self, checkpoint: str, test_set: TestSet) -> np.ndarray:
         """Return the predicted classes (N,) int64 of a test set, after `test`."""
-        return self._tested[checkpoint].tests[test_set.name].logits.argmax(dim=1).cpu().numpy()
+        return self._tested[checkpoint].tests[test_set.name].predicted
 
     def _test_epoch(self, checkpoint: Checkpoint, name: str) -> _TestedEpoch:
         validation, temperature, novelty = None, 1.0, None
         if self.validation and checkpoint.validation is not None:
             temperature = fit_temperature(checkpoint.validation.numpy(), self.validation.labels)
             validation = Predictions(self.classes, self.validation, checkpoint.validation, temperature)
-        if self.learned and name == self.settings.checkpoints[0]:  # it would take as long again for each of the others
-            novelty = self.learned.fit_novelty(self.model, self.hardware)
-        tests, refused = {}, {}
+        if (
+            self.novelty_sample and name == self.settings.checkpoints[0]
+        ):  # it would take as long again for each of the others
+            novelty = self.novelty_sample.fit_novelty(self.model, self.hardware)
+        tests, rejected = {}, {}
         for test_set in self.test_sets:
             logits, distances = self._run(test_set, novelty, f"testing {name} on {test_set.name}")
             tests[test_set.name] = Predictions(self.classes, test_set, logits, temperature)
             if novelty:
-                refused[test_set.name] = float(np.mean(torch.cat(distances).numpy() > novelty.threshold))
+                rejected[test_set.name] = float(np.mean(torch.cat(distances).numpy() > novelty.threshold))
         results = {"epoch": checkpoint.epoch, "test": {key: test.to_json() for key, test in tests.items()}}
         if validation:
             results["calibration"] = {
@@ -103,7 +106,7 @@ class Tester:
                 "test": {key: test.compare_calibration() for key, test in tests.items()},
             }
         if novelty:
-            results["unknown"] = {"expected_rate": novelty.expected_rate, "images": novelty.images, "test": refused}
+            results["unknown"] = {"expected_rate": novelty.expected_rate, "images": novelty.images, "test": rejected}
         return _TestedEpoch(tests, validation, novelty, results)
 
     def _run(self, test_set: TestSet, novelty: Novelty | None, title: str) -> tuple[Tensor, list[Tensor]]:
@@ -126,9 +129,9 @@ class Tester:
         else:
             unknown.unlink(missing_ok=True)  # left over if the run was trained further
         for test in tested.tests.values() if self.settings.plots else ():
-            self._draw(tested, test, name)
+            self._draw(test, tested.results["epoch"], name)
 
-    def _draw(self, tested: _TestedEpoch, test: Predictions, name: str) -> None:
+    def _draw(self, test: Predictions, epoch: int, name: str) -> None:
         test_set = test.test_set
         # Only figures of further test sets have the test set's name in theirs.
         suffix = "" if test_set is self.test_sets[0] else f"_{test_set.name}"
@@ -136,12 +139,12 @@ class Tester:
         reliability = self.folder / "reliability" / short_name(f"{name}{suffix}.png")
         test.draw(f"{self.settings.model_type}, {name} on {test_set.name}", confusion_matrix, reliability)
         folder = self.folder / "heatmaps" / name
-        if drawn := tested.heatmaps.get(test_set.name):
+        if drawn := self._heatmaps.get((epoch, test_set.name)):
             heatmaps = [folder / path.name for path in drawn]
             for path, other in zip(drawn, heatmaps, strict=True):
                 link(path, other)
         else:
-            heatmaps = tested.heatmaps[test_set.name] = self._draw_heatmaps(test, folder, suffix)
+            heatmaps = self._heatmaps[epoch, test_set.name] = self._draw_heatmaps(test, folder, suffix)
         self.figures += [confusion_matrix, reliability, *heatmaps]
 
     def _draw_heatmaps(self, test: Predictions, folder: Path, suffix: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Temperature scaling calibrates probabilities and keeps predictions."""
+"""Calibration errors; temperature scaling calibrates probabilities and keeps predictions."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from pipeline.calibration import fit_temperature, score_calibration
+from pipeline.calibration import Calibration, fit_temperature, score_calibration
 from pipeline.metrics import Scores
 
 
@@ -64,3 +64,33 @@ def test_the_loss_at_temperature_1_equals_that_of_scores():
     logits, labels = draw(50, 3, 1.0)
     scores = Scores.of(torch.from_numpy(logits), torch.from_numpy(labels))
     assert score_calibration(logits, labels, 1.0)["loss"] == pytest.approx(scores.loss)
+
+
+@given(count=st.integers(1, 200), bins=st.integers(1, 20), seed=st.integers(0, 2**16))
+def test_calibration_error_equals_its_definition(count, bins, seed):
+    generator = np.random.default_rng(seed)
+    confidences, right = 1 - generator.random(count), generator.random(count) < 0.5
+    expected = 0.0
+    for number in range(bins):
+        inside = (confidences > number / bins) & (confidences <= (number + 1) / bins)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - confidences[inside].mean())
+    calibration = Calibration.of(confidences, right, bins)
+    assert calibration.error == pytest.approx(expected)
+    assert calibration.counts.sum() == count
+
+
+def test_certain_and_correct_predictions_are_calibrated():
+    calibration = Calibration.of(np.ones(4, np.float32), np.ones(4, bool))
+    assert calibration.error == 0
+    assert calibration.counts.tolist() == [0] * 14 + [4]
+
+
+def test_calibration_error_of_half_confident_correct_predictions():
+    assert Calibration.of(np.full(4, 0.5), np.ones(4, bool)).error == pytest.approx(0.5)
+
+
+def test_tendency():
+    confidences = np.full(100, 0.9)
+    for right, tendency in ((80, "overconfident"), (97, "underconfident"), (90, "well calibrated on average")):
+        assert Calibration.of(confidences, np.arange(100) < right).tendency == tendency

@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from pipeline import figures
-from pipeline.measures import Calibration
+from pipeline.calibration import Calibration
 
 HISTORY = [
     {

@@ -8,7 +8,6 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from pipeline.measures import (
-    Calibration,
     bootstrap_interval,
     expected_best,
     mcnemar_test,
@@ -37,30 +36,6 @@ def test_undefined_class_scores_are_none():
     assert (first.precision, first.recall, first.f1) == (0.75, 1, pytest.approx(6 / 7))
     assert (second.images, second.precision, second.recall, second.f1) == (1, None, 0, 0)
     assert (third.images, third.precision, third.recall, third.f1) == (0, None, None, None)
-
-
-@given(count=st.integers(1, 200), bins=st.integers(1, 20), seed=st.integers(0, 2**16))
-def test_calibration_error_equals_its_definition(count, bins, seed):
-    generator = np.random.default_rng(seed)
-    confidences, right = 1 - generator.random(count), generator.random(count) < 0.5
-    expected = 0.0
-    for number in range(bins):
-        inside = (confidences > number / bins) & (confidences <= (number + 1) / bins)
-        if inside.any():
-            expected += inside.mean() * abs(right[inside].mean() - confidences[inside].mean())
-    calibration = Calibration.of(confidences, right, bins)
-    assert calibration.error == pytest.approx(expected)
-    assert calibration.counts.sum() == count
-
-
-def test_certain_and_correct_predictions_are_calibrated():
-    calibration = Calibration.of(np.ones(4, np.float32), np.ones(4, bool))
-    assert calibration.error == 0
-    assert calibration.counts.tolist() == [0] * 14 + [4]
-
-
-def test_calibration_error_of_half_confident_correct_predictions():
-    assert Calibration.of(np.full(4, 0.5), np.ones(4, bool)).error == pytest.approx(0.5)
 
 
 def test_mcnemar_equals_published_values():
@@ -129,12 +104,6 @@ def test_mean_interval_equals_scipys_clipped_to_0_and_1():
     expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert mean_interval(values) == pytest.approx(expected)
     assert mean_interval([0.02, 0.98]) == (0, 1)
-
-
-def test_tendency():
-    confidences = np.full(100, 0.9)
-    for right, tendency in ((80, "overconfident"), (97, "underconfident"), (90, "well calibrated on average")):
-        assert Calibration.of(confidences, np.arange(100) < right).tendency == tendency
 
 
 def test_top_confusions():

@@ -31,6 +31,31 @@ def test_a_run_without_validation():
     assert "| set | dog | 2 | 100.0% | 50.0% (9.5% to 90.5%) |" in card
 
 
+def test_the_validation_fold():
+    metrics = full_metrics()
+    metrics["settings"]["fold"] = 0
+    assert "- Validation fold 0 of 5\n" in describe_run(metrics)
+    metrics["data"]["folds"] = 1
+    assert "- The validation images have a folder of their own\n" in describe_run(metrics)
+
+
+@pytest.mark.parametrize(
+    ("asked", "frozen_to", "said"),
+    [(None, "conv5", ", frozen to conv5; recipe"), (None, None, "weights; recipe"), ("none", None, "weights; recipe")],
+)
+def test_frozen_layers_are_those_of_the_model(asked, frozen_to, said):
+    metrics = full_metrics() | {"frozen_to": frozen_to}
+    metrics["settings"]["freeze_to"] = asked
+    assert said in describe_run(metrics)
+
+
+@pytest.mark.parametrize(("recipe", "said"), [("adam", True), ("finetune", False)])
+def test_gamma_is_that_of_recipes_which_use_it(recipe, said):
+    metrics = full_metrics()
+    metrics["settings"]["recipe"] = recipe
+    assert ("gamma" in describe_run(metrics)) == said
+
+
 def test_a_head_that_is_fitted_without_epochs():
     assert "- Only the last layer, by logistic regression" in describe_run(full_metrics() | {"epochs": 0})
 
@@ -40,11 +65,11 @@ def test_limitations():
         "- The model was tested only on the test sets above",
         "- Classes are imbalanced: 6 images of cat, 3 of dog",
         "- set has few images of some classes (2 of cat): see the intervals",
-        "- 1 training images share a group with images of set: its scores are too high",
+        "- In a group with images of set, whose scores are therefore too high: 1 training image",
         "- On set the model is no better than logistic regression on colours and gradients",
         "- In set, 1 of 2 images of dog were classified as cat",
         "- On set the expected calibration error is 20.0%",
-        "- 2 training images are near-duplicates of others or crops of the same photographs",
+        "- Near-duplicates of others, or crops of the same photographs: 2 training images",
     ]
 
 

@@ -10,7 +10,7 @@ from models import MODELS, build_model
 from pipeline.cache import Cache
 from pipeline.data import load_training_data
 from pipeline.hardware import Hardware
-from pipeline.novelty import LearnedImages, Novelty, novelty_file
+from pipeline.novelty import Novelty, NoveltySample, novelty_file
 
 CPU = Hardware(torch.device("cpu"), "fp32")
 
@@ -78,9 +78,9 @@ def test_a_detector_fitted_to_cached_features_is_the_same(tiny_model, make_folde
     model = build_model(tiny_model, 2)
     data = load_training_data(read_folder(make_folder("data", {"A": 12, "B": 12})), model.input_size)
     cache = Cache(directory=None)
-    whole = LearnedImages.of(model, data, CPU, cache)
+    whole = NoveltySample.of(model, data, CPU, cache)
     model.freeze_to("conv2")
-    behind = LearnedImages.of(model, data, CPU, cache)
+    behind = NoveltySample.of(model, data, CPU, cache)
     assert behind.network is not model
     assert len(behind.training) == len(whole.training) == len(data.train)
     expected, found = whole.fit_novelty(model, CPU), behind.fit_novelty(model, CPU)

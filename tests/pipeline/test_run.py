@@ -50,6 +50,10 @@ def test_finished_run_reports_changed_images(settings, caplog):
         Image.new("RGB", (20, 20)).save(changed)  # under the same name
 
 
+def test_metrics_name_the_frozen_layers(settings):
+    assert run(replace(settings, pretrained=True, recipe="default"))["frozen_to"] == "conv1"
+
+
 def test_unreadable_cache_of_another_user_is_not_used(settings, become_another_user, caplog):
     settings = replace(settings, no_cache=False, data_dir=Path("data"), test_dir=(Path("test"),))
     before = os.umask(0o077)

@@ -16,6 +16,7 @@ from models import build_model
 from pipeline import explain, features, tester
 from pipeline.checkpoints import Checkpoint
 from pipeline.data import load_test_set
+from pipeline.evaluation import Predictions
 from pipeline.explain import choose_examples, class_activation_maps
 from pipeline.figures import HeatmapFigure
 from pipeline.hardware import Hardware
@@ -105,6 +106,15 @@ def test_validation_predictions_are_those_of_the_checkpoint(two_sets):
     assert (first["truth"], second["truth"]) == ("A", "B")
     assert (first["predicted"], second["predicted"]) == ("B", "A")
     assert (first["p_B"], second["p_A"]) == ("0.512497", "0.524979")  # at the highest temperature, 20
+
+
+def test_the_predicted_class_is_that_of_the_scores_if_calibration_rounds_probabilities_to_a_tie(make_folder):
+    test_set = load_test_set(read_folder(make_folder("data", {"A": 1, "B": 1})), (3, 16, 16))
+    logits = torch.tensor([[1.0, 1.0000001], [1.0, 0.0]])
+    predictions = Predictions(("A", "B"), test_set, logits, temperature=20)
+    assert predictions.probabilities[0, 0] == predictions.probabilities[0, 1]
+    assert predictions.predicted.tolist() == [1, 0]
+    assert predictions.scores.confusion.tolist() == [[0, 1], [1, 0]]
 
 
 def test_figures_of_classes_and_test_sets_with_long_names(tiny_model, make_folder, tmp_path, monkeypatch):
