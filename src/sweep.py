@@ -83,13 +83,13 @@ def _survivors(runs: Sequence[Settings], halving: Halving, rung: int) -> list[Se
 
 
 def _stopped_by_halving(runs: Sequence[Settings], halving: Halving) -> dict[Settings, int]:
-    """Return the runs that have been stopped, and after which epoch."""
+    """Return the runs that have been stopped, and after which epoch; runs that failed are not among them."""
     stopped = {}
     for rung in halving.rungs(_most_epochs(runs)):
         if not all(_has_reached(settings, rung) or _has_failed(settings) for settings in runs):
             break
         kept = _survivors(runs, halving, rung)
-        stopped |= {settings: rung for settings in runs if settings not in kept}
+        stopped |= {settings: rung for settings in runs if settings not in kept and not _has_failed(settings)}
         runs = kept
     return stopped
 
@@ -128,7 +128,7 @@ def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
 
 def _short_path(settings: Settings, runs: Sequence[Settings]) -> str:
     """Return a run's folder, relative to the folder that all runs are in."""
-    return os.path.relpath(settings.run_dir, os.path.commonpath([run.output_dir for run in runs]))
+    return os.path.relpath(settings.run_dir, os.path.commonpath([os.path.abspath(run.output_dir) for run in runs]))
 
 
 def _train_and_test(settings: Settings, until: int | None) -> str | None:
@@ -214,6 +214,16 @@ def _gpu_works() -> bool:
     return True
 
 
+def describe_states(runs: Sequence[Settings], halving: Halving | None) -> dict[Settings, str]:
+    """Describe how far each run is."""
+    stopped = _stopped_by_halving(runs, halving) if halving else {}
+    return {
+        settings: f"stopped by halving after epoch {stopped[settings]}" if settings in stopped
+        else describe_state(settings)
+        for settings in runs
+    }  # fmt: skip
+
+
 def describe_state(settings: Settings) -> str:
     """Describe how far a run is."""
     try:
@@ -227,11 +237,17 @@ def describe_state(settings: Settings) -> str:
         return f"failed: {_read_reason(_record_of(settings))}"
     if not (settings.run_dir / "last.pt").exists():
         return "to do"
+    return f"interrupted after epoch {_last_epoch(settings)}"
+
+
+def _last_epoch(settings: Settings) -> str:
+    """Return the number of completed epochs, which is not that of rows: a fitted head is epoch 0."""
     try:
-        epochs = len(read_history(settings.run_dir))
+        history = read_history(settings.run_dir)
     except UserError as error:
-        epochs = f"?, {first_line(error)}"
-    return f"interrupted after epoch {epochs}"
+        return f"?, {first_line(error)}"
+    epoch = history[-1].get("epoch") if history else 0
+    return "?" if epoch is None else f"{epoch:g}"
 
 
 def _is_stale(settings: Settings, metrics: dict[str, Any]) -> bool:
@@ -286,10 +302,7 @@ def main() -> int:
     if halving and any(settings.fold is None for settings in runs):
         raise UserError("--halving compares runs in validation, and --fold none leaves no images for it")
     if arguments.dry_run:
-        stopped = _stopped_by_halving(runs, halving) if halving else {}
-        for settings in runs:
-            epoch = stopped.get(settings)
-            state = f"stopped by halving after epoch {epoch}" if epoch else describe_state(settings)
+        for settings, state in describe_states(runs, halving).items():
             print(f"{settings.run_dir}: {state}")
         return 0
     hush_runs(arguments.verbose)
