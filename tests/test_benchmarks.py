@@ -122,6 +122,15 @@ print(json.dumps(gpu.run_part("hangs", 12, place, smoke=False)))
     assert json.loads(run_code(code).splitlines()[-1]) == {"ended": "at its limit", "seconds": 12, "known": 1}
 
 
+def test_transfer_benchmark_needs_separate_test_images(place):
+    (place / "open_images" / "Axe").mkdir(parents=True)
+    (place / "open_images" / "Axe" / "1.jpg").touch()
+    command = [sys.executable, place / "benchmarks" / "transfer.py", "--data", place]
+    result = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    message = f"error: {place} has no open_images_testing/: this benchmark needs separate test images\n"
+    assert (result.returncode, result.stderr) == (2, message)
+
+
 def test_days_of_the_experiment_follow_from_rates():
     code = """
 import json
