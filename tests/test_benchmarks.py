@@ -104,7 +104,7 @@ def test_gpu_benchmarks_run_without_a_gpu(tmp_path):
         "tests": "well", "model_test_efficientnet": "well", "peers": "well",
     }  # fmt: skip
     model = results["parts"]["model_test_efficientnet"]
-    assert model["as it is"]["images a second"]["ceiling"] > 0
+    assert model["as it is"]["images per second"]["ceiling"] > 0
     assert model["batches of 32"]["from scratch"].keys() == {"project", "reference"}
     assert {"ceiling", "torchvision", "timm"} == results["parts"]["peers"]["sides"].keys()
 
@@ -138,7 +138,7 @@ from collections import defaultdict
 from gpu import extrapolate
 
 def side(rate):
-    measured = {"training images a second": rate, "validation images a second": rate,
+    measured = {"training images per second": rate, "validation images per second": rate,
                 "waiting for the loaders s": 0.0, "saving checkpoints s": 0.0}
     return {"measured": measured, "extrapolated": {"images to train on": 900, "images to validate on": 100}}
 
