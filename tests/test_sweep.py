@@ -462,5 +462,5 @@ def test_finished_runs_on_changed_images_are_reported(runs, caplog):
     Image.new("RGB", (20, 20)).save(runs[0].data_dir / "A" / "0000.png")  # under the same name
     program._list_folders.cache_clear()  # as in another program
     assert program.sweep(runs[:2])
-    assert "2 runs have finished, but the images have changed since: they are not trained again" in caplog.messages
+    assert "2 runs have finished, but the images have changed since: not trained again" in caplog.messages
     assert program.describe_state(runs[0]) == "finished, but the images have changed since"
