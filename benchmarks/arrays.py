@@ -42,7 +42,7 @@ def main() -> int:
             paces = compare_paces(arguments.repeats, settings, Path(place, ".cache"), arguments.batches)
             results["models"][model] = {
                 "images timed": paces["project"].timed[0],
-                "images a second": {side: three_digits(1 / pace.train) for side, pace in paces.items()},
+                "images per second": {side: three_digits(1 / pace.train) for side, pace in paces.items()},
                 "ratio": three_digits(paces["reference"].train / paces["project"].train),
             }
     write_results("arrays", results)

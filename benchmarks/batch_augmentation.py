@@ -42,7 +42,7 @@ def main() -> int:
     for change in sides.values():
         change()  # warms up
     rates, ratio = compare_rates(arguments.repeats, BATCH, sides)
-    results = {"batch": BATCH, "side": SIDE, "images a second": rates, "ratio": ratio}
+    results = {"batch": BATCH, "side": SIDE, "images per second": rates, "ratio": ratio}
     write_results("batch_augmentation", results)
     return 0
 

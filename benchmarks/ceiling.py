@@ -95,9 +95,9 @@ def measure_loop(settings: Settings, cache_dir: Path, batches: int | None, turns
         "model": settings.model_type,
         "hardware": str(hardware),
         "batch": settings.batch_size,
-        "images a turn": images,
+        "images per turn": images,
         "turns": turns,
-        "images a second": rates,
+        "images per second": rates,
         "share of the ceiling": share,
         "floor": describe_floor(twin, settings.batch_size, hardware, settings.batch_size / rates["loop"]),
     }
@@ -147,11 +147,11 @@ def describe_floor(model: Any, batch_size: int, hardware: Any, step: float) -> d
     moved = 9 * 4 * sum(parameter.numel() for parameter in model.trainable_parameters())
     multiplied, added = _matrix_rate(hardware), _memory_rate(hardware)
     return {
-        "GFLOP a step": three_digits(flops / 1e9),
+        "GFLOP per step": three_digits(flops / 1e9),
         "GFLOP/s of large matrices": three_digits(multiplied / 1e9),
         "GB the optimizer moves": three_digits(moved / 1e9),
         "GB/s of long vectors": three_digits(added / 1e9),
-        "seconds a step": three_digits(step),
+        "seconds per step": three_digits(step),
         "seconds at these rates": three_digits(flops / multiplied + moved / added),
         "share of the matrix rate": three_digits(flops / step / multiplied),
     }

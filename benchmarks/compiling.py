@@ -63,7 +63,7 @@ def summarise(measured: Mapping[str, Sequence[Measured]], batch_size: int) -> di
     gained = other["eager"] - other["compiled"]
     return {
         "hardware": measured["eager"][0].result["hardware"],
-        "images a second": {side: three_digits(batch_size / seconds) for side, seconds in other.items()},
+        "images per second": {side: three_digits(batch_size / seconds) for side, seconds in other.items()},
         "peak memory MB": {side: median(one.peak_mb for one in runs) for side, runs in measured.items()},
         "ratio": three_digits(other["eager"] / other["compiled"]),
         "compiling s": three_digits(compiling),

@@ -56,7 +56,7 @@ def main() -> int:
         "batch": arguments.batch_size,
         "repeats": arguments.repeats,
         **{side: pace.to_json() for side, pace in paces.items()},
-        "images a second through the frozen layers": three_digits(1 / ours.prepared),
+        "images per second through the frozen layers": three_digits(1 / ours.prepared),
         "run extrapolated s": {side: three_digits(value) for side, value in extrapolated.items()},
         "ratio": three_digits(extrapolated["reference"] / extrapolated["project"]),
         "ratio of the next run": three_digits(extrapolated["reference"] / extrapolated["project, next run in a sweep"]),

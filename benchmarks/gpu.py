@@ -47,7 +47,7 @@ IMAGES = (3526, 332)  # for training and validation in a run of the experiment, 
 # Dense bf16 TFLOP/s in NVIDIA's data sheets, by a part of the card's name. The first match is used.
 PEAKS = {"H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0}
 COMPILED = ("ResNet18", "CNNBasic")  # models that are also measured with --compile, which starts slowly
-FROZEN_RATE = "images a second through the frozen layers"
+FROZEN_RATE = "images per second through the frozen layers"
 SMALLEST = "timm/test_efficientnet"  # for the smoke mode
 
 
@@ -227,7 +227,7 @@ def _utilise(turns: Mapping[str, Any]) -> dict[str, Any]:
     peak = next((peak for part, peak in PEAKS.items() if part in name), None)
     memory = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    rate = floor["GFLOP a step"] / floor["seconds a step"] / 1000
+    rate = floor["GFLOP per step"] / floor["seconds per step"] / 1000
     of_bf16 = peak if "bf16" in turns["hardware"] else None
     return {
         "TFLOP/s": three_digits(rate),
@@ -305,7 +305,7 @@ def _epoch_seconds(side: Mapping[str, Any], settings: Settings) -> float:
     rates, images = side["measured"], side["extrapolated"]
     validated = images["images to validate on"]
     trained = images["images to train on"] if settings.data_augmentation else 4 * validated
-    passes = trained / rates["training images a second"] + validated / rates["validation images a second"]
+    passes = trained / rates["training images per second"] + validated / rates["validation images per second"]
     return passes + rates["waiting for the loaders s"] + rates["saving checkpoints s"]
 
 

@@ -153,19 +153,27 @@ def finish_work() -> None:
 
 
 @contextmanager
-def staged_photographs(data: Path, augmented: bool = True) -> Iterator[Path]:
+def staged_photographs(data: Path, augmented: bool = True, tests: bool = False) -> Iterator[Path]:
     """Copy photographs to `dataset/` and `dataset_testing/` in a temporary folder, and yield this folder.
 
     Args:
         data: with `open_images/`, and `open_images_testing/` if there are test images.
         augmented: bring all classes to the size of the largest.
+        tests: whether accuracies on the test images are reported. Otherwise, if there are none, the training images
+            stand in for them, which is enough to measure a time.
+
+    Raises:
+        UserError: accuracies are reported, and there are no test images.
     """
+    from common import UserError
     from dataset.augmentation_data import create_augmented_data
 
+    testing = data / "open_images_testing"
+    if tests and not testing.exists():
+        raise UserError(f"{data} has no open_images_testing/: this benchmark needs separate test images")
     with tempfile.TemporaryDirectory() as place:
         dataset_dir = Path(place, "dataset")
         shutil.copytree(data / "open_images", dataset_dir)
-        testing = data / "open_images_testing"
         shutil.copytree(testing if testing.exists() else data / "open_images", Path(place, "dataset_testing"))
         if augmented:
             create_augmented_data(dataset_dir)

@@ -66,9 +66,9 @@ def compare_sides(
             start_side("project", place, model, 1)  # decodes the images for the next runs
         measured = take_turns(repeats, {side: partial(start_side, side, place, model, batches) for side in sides})
     summaries = {side: summarise(runs, images) for side, runs in measured.items()}
-    ceiling = summaries["ceiling"]["images a second"]
+    ceiling = summaries["ceiling"]["images per second"]
     for values in summaries.values():
-        values["share of the ceiling"] = three_digits(values["images a second"] / ceiling)
+        values["share of the ceiling"] = three_digits(values["images per second"] / ceiling)
     return {
         "model": model,
         "batch": BATCH_SIZE,
@@ -90,9 +90,9 @@ def summarise(measured: list[dict[str, float]], images: tuple[int, int]) -> dict
     epoch = images[0] * with_decoding(middle["training image s"])
     epoch += images[1] * with_decoding(middle["validation image s"])
     return {
-        "images a second": three_digits(1 / middle["training image s"]),
+        "images per second": three_digits(1 / middle["training image s"]),
         "first batch after s": middle["first batch after s"],
-        "decoding ms an image": three_digits(1000 * decoding),
+        "decoding ms per image": three_digits(1000 * decoding),
         f"end of epoch {EPOCHS} estimated s": three_digits(
             middle["first batch after s"] + middle["warm-up s"] + EPOCHS * epoch
         ),

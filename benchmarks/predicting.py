@@ -58,7 +58,7 @@ def measure_rates(model_type: str, files: list[Path], turns: int) -> dict[str, A
         "hardware": str(hardware),
         "photographs": len(files),
         "turns": turns,
-        "images a second": rates,
+        "images per second": rates,
         "share of the model alone": share,
     }
 

@@ -54,7 +54,7 @@ def measure_way(way: str, data: Path, epochs: int, seeds: int) -> list[dict[str,
     from pipeline.run import run
     from pipeline.settings import Settings
 
-    with staged_photographs(data, augmented=False) as place:
+    with staged_photographs(data, augmented=False, tests=True) as place:
         os.chdir(place)
         dataset_dir, testing_dir = Path("dataset"), Path("dataset_testing")
         fix(audit(dataset_dir, [testing_dir]))

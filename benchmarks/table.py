@@ -10,11 +10,12 @@ from statistics import fmean, median
 from typing import Any
 
 from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
-from common import ArgumentParser, UserError, run_program, write_whole
+from common import ArgumentParser, UserError, markdown_table, run_program, write_whole
 
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- end of table -->"
-RATES = "images a second"
+HEADER = ("program", "what", "this project", "compared with")
+RATES = "images per second"
 
 
 def main() -> int:
@@ -22,9 +23,11 @@ def main() -> int:
     match = re.fullmatch(f"(.*{BEGIN}\n).*({END}.*)", PAGE.read_text(), re.DOTALL)
     if not match:
         raise UserError(f"{PAGE} has no place for the table: add a line {BEGIN}, and after it a line {END}")
-    tables = "\n".join(f"On `{machine}`:\n\n{as_markdown(rows)}" for machine, rows in read_rows(RESULTS).items())
+    tables = []
+    for machine, rows in read_rows(RESULTS).items():
+        tables += [f"On `{machine}`:", "", *markdown_table([HEADER, *rows]), ""]
     with write_whole(PAGE) as partial:
-        partial.write_text(f"{match[1]}\n{tables}\n{match[2]}")
+        partial.write_text("\n".join([match[1], *tables, match[2]]))
     return 0
 
 
@@ -40,12 +43,6 @@ def read_rows(directory: Path) -> dict[str, list[tuple[str, ...]]]:
     return rows
 
 
-def as_markdown(rows: list[tuple[str, ...]]) -> str:
-    """Format a table as Markdown."""
-    lines = [("program", "what", "this project", "compared with"), ("---",) * 4, *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
 # The functions below return what a benchmark measures, and the figures of this project and of what it is compared with.
 
 
@@ -57,7 +54,7 @@ def _training(results: Mapping[str, Any]) -> tuple[str, str, str]:
     def side(name: str) -> str:
         values = results[name]
         return (
-            f"{values['measured']['training images a second']:g} images/s, "
+            f"{values['measured']['training images per second']:g} images/s, "
             f"an epoch {values['extrapolated']['epoch s']:g} s, {values['peak memory MB'] / 1000:.2g} GB"
         )
 
@@ -193,14 +190,14 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]] | tuple[str, ...]
     "training": _training,
     "ceiling": (
         "{model}: the training loop against its ceiling, {hardware}",
-        "{images a second[loop]:g} images/s, {share of the ceiling:.1%} of the ceiling",
-        "the same step on one resident batch: {images a second[ceiling]:g} images/s; a step's {floor[GFLOP a step]:g} "
-        "GFLOP run at {floor[share of the matrix rate]:.0%} of the rate of large matrices",
+        "{images per second[loop]:g} images/s, {share of the ceiling:.1%} of the ceiling",
+        "the same step on one resident batch: {images per second[ceiling]:g} images/s; a step's "
+        "{floor[GFLOP per step]:g} GFLOP run at {floor[share of the matrix rate]:.0%} of the rate of large matrices",
     ),
     "compiling": (
         "{model}: a training step, eager and with `torch.compile`",
-        "{images a second[eager]:g} images/s",
-        "compiled: {images a second[compiled]:g} images/s, after {compiling s:g} s of compiling",
+        "{images per second[eager]:g} images/s",
+        "compiled: {images per second[compiled]:g} images/s, after {compiling s:g} s of compiling",
     ),
     "frozen": (
         "{model}, pretrained: {epochs} epochs, extrapolated from {project[measured][images to train on]} images; the "
@@ -218,8 +215,8 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]] | tuple[str, ...]
     ),
     "predicting": (
         "{model}: predictions for {photographs} photographs, read from files",
-        "{images a second[predict_files]:g} images/s, {share of the model alone:.0%} of the model's own rate",
-        "the model alone, on images in memory: {images a second[model]:g} images/s",
+        "{images per second[predict_files]:g} images/s, {share of the model alone:.0%} of the model's own rate",
+        "the model alone, on images in memory: {images per second[model]:g} images/s",
     ),
     "peers": _peers,
     "filter_detections": _filter_detections,
@@ -232,8 +229,8 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]] | tuple[str, ...]
     ),
     "batch_augmentation": (
         "random crop, flip and colour jitter of batches of {batch} photographs, {side} pixels",
-        "{images a second[project]:g} images/s",
-        "torchvision's v2 transforms, image by image: {images a second[torchvision]:g} images/s",
+        "{images per second[project]:g} images/s",
+        "torchvision's v2 transforms, image by image: {images per second[torchvision]:g} images/s",
     ),
     "near_duplicates": _near_duplicates,
     "groups": _groups,

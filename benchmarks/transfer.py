@@ -46,7 +46,7 @@ def main() -> int:
     arguments = parse_with_photographs(parser)
     check_least(arguments, repeats=1, per_class=10)
     runs = {**PROJECT, **{side: run_peer for side in PEERS if find_spec(side)}}
-    with staged_photographs(arguments.data, augmented=False) as place:
+    with staged_photographs(arguments.data, augmented=False, tests=True) as place:
         counts = lay_out(place, arguments.per_class)
         rounds = []
         for seed in range(1, arguments.repeats + 1):

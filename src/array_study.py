@@ -20,13 +20,14 @@ from common import ArgumentParser, UserError, add_verbose, check_least, hush_run
 from dataset.array_images import SETS, white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
 from pipeline.claims import ClaimLost, claim_runs
+from pipeline.run_claimed import run_claimed
 from pipeline.settings import Settings
-from pipeline.timing import processor_time, read_processor_time
+from pipeline.timing import read_processor_time
+from reporting.runs import CHECKPOINT
 from reporting.study import HALVES, ROWS, STUDIED, Outcome, Study, make_tables, write_results
 from reporting.tables import as_document
 
 _log = logging.getLogger(__name__)
-_CHECKPOINT = "best_val_acc"
 _BATCH_SIZE = 64
 _DIGITS = Path(".cache/digits")
 
@@ -136,7 +137,7 @@ def run_study(sets: Mapping[str, ImageFolder], plan: Plan, seeds: int, folder: P
 
     outcomes: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for settings in runs:
-        tested = _finished_results(sets, settings)["checkpoints"][_CHECKPOINT]["test"]
+        tested = _finished_results(sets, settings)["checkpoints"][CHECKPOINT]["test"]
         confusions = {name: np.array(scores["confusion_matrix"]) for name, scores in tested.items()}
         outcomes[settings.data_dir.name, settings.model_type].append(Outcome(settings.run_dir, confusions))
     return Study(sets["TRAIN"].classes, outcomes, sum(read_processor_time(settings.run_dir) for settings in runs))
@@ -153,15 +154,11 @@ def _folders_of(sets: Mapping[str, ImageFolder], settings: Settings) -> list[Ima
 
 
 def _train_and_test(sets: Mapping[str, ImageFolder], settings: Settings, number: str) -> None:
-    from pipeline.run import run
-
     try:
-        with processor_time(settings.run_dir):
-            metrics = run(settings, _folders_of(sets, settings), claimed=True, keep_state=False)
-    except ClaimLost as error:
-        _log.warning("%s", error)
-        return  # `claim_runs` waits for the program that has it now
-    tested = metrics["checkpoints"][_CHECKPOINT]["test"]
+        metrics = run_claimed(settings, _folders_of(sets, settings))
+    except ClaimLost:
+        return
+    tested = metrics["checkpoints"][CHECKPOINT]["test"]
     scores = ", ".join(f"{name} {scores['accuracy']:.1%}" for name, scores in tested.items())
     _log.info("%s: %s on %s, seed %d: %s", number, settings.model_type, settings.data_dir.name, settings.seed, scores)
 

@@ -61,8 +61,7 @@ def _parse() -> argparse.Namespace:
     parser = ArgumentParser(description="Serves a web page that classifies photographs with a trained run.")
     add_run_arguments(parser)
     # fmt: off
-    parser.add_argument("--port", type=int, default=_PORT, metavar="N",
-        help="port of the page; 0 selects any free port (default: %(default)s)")
+    parser.add_setting("--port", _PORT, "N", "port of the page; 0 selects any free port")
     parser.add_argument("--no-browser", dest="browser", action="store_false",
         help="print the page's address without opening a browser")
     # fmt: on

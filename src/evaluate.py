@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import ArgumentParser, UserError, align, own_name, pluralise, printable, run_program
+from common import ArgumentParser, UserError, align, check_outside, own_name, pluralise, printable, run_program
 from dataset.folders import canonical, read_folder
 from pipeline.settings import add_run_arguments, find_run
 
@@ -78,8 +78,8 @@ def _parse() -> argparse.Namespace:
         listed = ", ".join(map(str, arguments.folders))
         raise UserError(f"{listed}: must have different names, because results are stored by name")
     for folder in arguments.folders if arguments.output_dir else ():
-        if arguments.output_dir.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"-o {arguments.output_dir}: {folder}, whose images are scored, must not hold the figures")
+        message = f"-o {arguments.output_dir}: {folder}, whose images are scored, must not hold the figures"
+        check_outside(arguments.output_dir, folder, message)
     return arguments
 
 

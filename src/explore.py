@@ -6,11 +6,11 @@ import argparse
 import logging
 import sys
 import webbrowser
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common import ArgumentParser, UserError, pluralise, run_program
+from common import ArgumentParser, Terminated, UserError, pluralise, run_program
 from pipeline.settings import SIDES, TEST, add_run_arguments, find_run
 
 _log = logging.getLogger(__name__)
@@ -34,15 +34,18 @@ def main() -> int:
         with new_dataset(f"{run_dir.resolve().name} {run.checkpoint}") as dataset:
             add_images(dataset, run, tested)
             with serve(dataset) as (server, address):
-                counts = f"{len(tested)} {arguments.side} images, {pluralise(mistakes, 'mistake')}"
+                counts = f"{pluralise(len(tested), f'{arguments.side} image')}, {pluralise(mistakes, 'mistake')}"
                 print(f"{counts}: {address}", file=results, flush=True)
                 _log.info("press Ctrl-C to stop")
                 if arguments.browser:
                     webbrowser.open(write_start_page(Path(pictures, "open.html"), address))
-                with suppress(KeyboardInterrupt):
+                try:
                     server.wait()
-                    raise RuntimeError("FiftyOne's server ended unexpectedly")
-    return 0
+                except Terminated:
+                    raise
+                except KeyboardInterrupt:  # the usual end
+                    return 0
+                raise RuntimeError("FiftyOne's server ended unexpectedly")
 
 
 def _parse() -> argparse.Namespace:

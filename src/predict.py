@@ -20,8 +20,11 @@ from tqdm import tqdm
 from common import (
     ArgumentParser,
     UserError,
+    check_outside,
+    display_width,
     drop_output,
     list_first,
+    pad,
     pluralise,
     printable,
     require_packages,
@@ -105,8 +108,9 @@ def _parse() -> argparse.Namespace:
     if arguments.export:
         _check_export(arguments.export)
     for folder in arguments.files if arguments.cam else ():
-        if folder.is_dir() and arguments.cam.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--cam {arguments.cam}: {folder}, which is searched for images, must not hold the maps")
+        message = f"--cam {arguments.cam}: {folder}, which is searched for images, must not hold the maps"
+        if folder.is_dir():
+            check_outside(arguments.cam, folder, message)
     return arguments
 
 
@@ -230,15 +234,15 @@ def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:
     known = set(map(canonical, classes))
     counts: Counter[str] = Counter()  # of images by predicted class
     right: Counter[bool] = Counter()  # of images in folders named after classes, by whether the answer is right
-    width = max(len("runner-up"), *map(len, classes))
-    print(f"{'class':{width}}  confidence  {'runner-up':{width}}  its confidence  file")
+    width = max(map(display_width, ("runner-up", *map(printable, classes))))
+    print(f"{pad('class', width)}  confidence  {pad('runner-up', width)}  its confidence  file")
     for entry in entries:
         if entry["error"]:
             continue
-        first, second = printable(entry["class"]), printable(entry["runner_up"])
+        first, second = (pad(printable(entry[column]), width) for column in ("class", "runner_up"))
         confidence = "-" if entry["confidence"] is None else f"{entry['confidence']:.1%}"
         other = f"{entry['runner_up_confidence']:.1%}"
-        print(f"{first:{width}}  {confidence:10}  {second:{width}}  {other:14}  {printable(entry['file'])}")
+        print(f"{first}  {confidence:10}  {second}  {other:14}  {printable(entry['file'])}")
         counts[entry["class"]] += 1
         if (folder := canonical(Path(entry["file"]).parent.name)) in known:
             right[folder == canonical(entry["class"])] += 1

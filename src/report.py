@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common import ArgumentParser, UserError, check_least, run_program, short_name
+from common import ArgumentParser, UserError, check_least, pluralise, run_program, short_name
 from plotting import save_figure
 from reporting.comparison import TOP, Report, make_reports, number_repeats
 from reporting.figures import draw_grid, draw_runs
@@ -79,10 +79,9 @@ def _parse() -> argparse.Namespace:
         "are averaged, over all these folders (default: saved_models)")
     parser.add_argument("--runs", type=Path, metavar="FILE",
         help="read runs from a table like clean_runs.csv; without --models-dir, only these")
-    parser.add_argument("--output", type=Path, default=Path("saved_models/clean_runs.csv"), metavar="FILE",
-        help="table of all runs to write; not written with --runs alone (default: %(default)s)")
-    parser.add_argument("--figures-dir", type=Path, default=Path("saved_models/figures/report"), metavar="DIR",
-        help="folder for the figures (default: %(default)s)")
+    parser.add_setting("--output", Path("saved_models/clean_runs.csv"), "FILE",
+        "table of all runs to write; not written with --runs alone")
+    parser.add_setting("--figures-dir", Path("saved_models/figures/report"), "DIR", "folder for the figures")
     parser.add_argument("--test-images", type=int, metavar="N",
         help="number of test images of every run (default: the number that each run has recorded, else "
         f"{_USUAL_TEST_IMAGES})")
@@ -114,14 +113,14 @@ def settle_test_images(runs: Sequence[Run], given: int | None) -> tuple[list[Run
     notes = []
     unknown = sum(run.test_images is None for run in runs)
     if unknown and not given:
-        notes.append(
-            f"{unknown} runs do not record how many images they were tested on: {_USUAL_TEST_IMAGES} is assumed"
-            " (--test-images)"
-        )
+        one, several = "run does not record how many images it was", "runs do not record how many images they were"
+        who = pluralise(unknown, one, several)
+        notes.append(f"{who} tested on: {_USUAL_TEST_IMAGES} is assumed (--test-images)")
     settled = [replace(run, test_images=given or run.test_images or _USUAL_TEST_IMAGES) for run in runs]
     correct = [run.accuracy * run.test_images for run in settled]
     if misfits := sum(abs(number - round(number)) > 0.1 for number in correct):  # accuracies may have been rounded
-        notes.append(f"{misfits} test accuracies are not a whole number of correct images: check --test-images")
+        accuracies = pluralise(misfits, "test accuracy is", "test accuracies are")
+        notes.append(f"{accuracies} not a whole number of correct images: check --test-images")
     return settled, notes
 
 

@@ -23,6 +23,7 @@ from common import (
     check_least,
     first_line,
     hush_runs,
+    pluralise,
     printable,
     run_program,
     write_json,
@@ -31,15 +32,15 @@ from pipeline.claims import ClaimLost, claim_runs, is_claimed
 from pipeline.halving import Halving
 from pipeline.logger import read_history
 from pipeline.parameters import FLAGS, read_parameters, write_parameters
+from pipeline.run_claimed import run_claimed
 from pipeline.settings import STATE_FILE, Settings, first_checkpoint
-from pipeline.timing import processor_time, read_processor_time
+from pipeline.timing import read_processor_time
 
 if TYPE_CHECKING:
     from dataset.folders import ImageFolder
 
 _log = logging.getLogger(__name__)
 _MOST_ROWS = 20  # of the final table
-_STALE = "finished, but the images have changed since"
 
 
 def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
@@ -52,8 +53,9 @@ def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
         UserError: the GPU failed, so that no other run would succeed in this process.
     """
     runs = sorted(runs, key=_has_failed)
-    if stale := sum(describe_state(settings) == _STALE for settings in runs):
-        _log.warning("%d runs have %s: they are not trained again", stale, _STALE)
+    if stale := sum(map(_is_stale, runs)):
+        have = pluralise(stale, "run has", "runs have")
+        _log.warning("%s finished, but the images have changed since: not trained again", have)
     title = "sweep" if until is None else f"sweep to epoch {until}"
     with closing(claim_runs(runs, partial(_has_reached, until=until), title)) as claimed:
         failed = 0
@@ -63,7 +65,7 @@ def sweep(runs: Sequence[Settings], until: int | None = None) -> bool:
             number = runs.index(settings) + 1
             _log.info("run %d of %d: %s: %s", number, len(runs), _short_path(settings, runs), outcome or "failed")
     if failed:
-        _log.warning("%d runs failed; the reason is in failed.json in the folder of each", failed)
+        _log.warning("%s failed; the reason is in failed.json in the folder of each", pluralise(failed, "run"))
     return not failed
 
 
@@ -83,13 +85,13 @@ def _survivors(runs: Sequence[Settings], halving: Halving, rung: int) -> list[Se
 
 
 def _stopped_by_halving(runs: Sequence[Settings], halving: Halving) -> dict[Settings, int]:
-    """Return the runs that have been stopped, and after which epoch."""
+    """Return the runs that have been stopped, and after which epoch; runs that failed are not among them."""
     stopped = {}
     for rung in halving.rungs(_most_epochs(runs)):
         if not all(_has_reached(settings, rung) or _has_failed(settings) for settings in runs):
             break
         kept = _survivors(runs, halving, rung)
-        stopped |= {settings: rung for settings in runs if settings not in kept}
+        stopped |= {settings: rung for settings in runs if settings not in kept and not _has_failed(settings)}
         runs = kept
     return stopped
 
@@ -128,49 +130,59 @@ def _list_folders(data_dir: Path, test_dirs: tuple[Path, ...], with_augmented: b
 
 def _short_path(settings: Settings, runs: Sequence[Settings]) -> str:
     """Return a run's folder, relative to the folder that all runs are in."""
-    return os.path.relpath(settings.run_dir, os.path.commonpath([run.output_dir for run in runs]))
+    return os.path.relpath(settings.run_dir, os.path.commonpath([os.path.abspath(run.output_dir) for run in runs]))
 
 
 def _train_and_test(settings: Settings, until: int | None) -> str | None:
-    """Train and test a run; return its scores in one phrase, or None if it fails, and record the reason.
+    """Train and test a run; return the outcome in one phrase, or None if it fails, and record the reason.
 
     Raises:
         UserError: the GPU failed.
     """
-    import torch
-
-    from pipeline.run import run
-
     try:
-        with processor_time(settings.run_dir):
-            metrics = run(settings, claimed=True, until=until, keep_state=False)
+        metrics = run_claimed(settings, until=until)
     except OSError:
         raise  # for example a full disk: the next run would fail too
-    except ClaimLost as error:
-        _log.warning("%s", error)
-        return "taken over"  # `claim_runs` waits for the program that has it now
+    except ClaimLost:
+        return "taken over"
     except Exception as error:
-        reason = first_line(error)
-        trace = None if isinstance(error, UserError) else traceback.format_exc()
-        write_json(_record_of(settings), {"reason": reason, "trace": trace})
-        if isinstance(error, torch.AcceleratorError) or not _gpu_works():
-            raise UserError(
-                f"the GPU failed in {settings.run_dir}, and every other run would fail in this process ({reason}): "
-                "run the same command again to train the others"
-            ) from error
-        _log.warning("%s failed: %s", settings.run_name, reason)
+        _record_failure(settings, error)
         return None
     finally:
-        gc.collect()
-        with suppress(RuntimeError):  # from a GPU that failed
-            torch.cuda.empty_cache()  # does nothing without a GPU
+        _free_memory()
     _record_of(settings).unlink(missing_ok=True)
-    seconds = f"{read_processor_time(settings.run_dir):.1f} s of processor time"
-    if not metrics:
-        return f"paused after epoch {until}, {seconds}"
+    outcome = _describe_scores(metrics) if metrics else f"paused after epoch {until}"
+    return f"{outcome}, {read_processor_time(settings.run_dir):.1f} s of processor time"
+
+
+def _record_failure(settings: Settings, error: Exception) -> None:
+    """Write why a run has failed to its `failed.json`; raise UserError if the GPU failed."""
+    import torch
+
+    reason = first_line(error)
+    trace = None if isinstance(error, UserError) else traceback.format_exc()
+    write_json(_record_of(settings), {"reason": reason, "trace": trace})
+    if isinstance(error, torch.AcceleratorError) or not _gpu_works():
+        raise UserError(
+            f"the GPU failed in {settings.run_dir}, and every other run would fail in this process ({reason}): "
+            "run the same command again to train the others"
+        ) from error
+    _log.warning("%s failed: %s", settings.run_name, reason)
+
+
+def _free_memory() -> None:
+    """Free the memory of a run, also on the GPU if there is one."""
+    import torch
+
+    gc.collect()
+    with suppress(RuntimeError):  # from a GPU that failed
+        torch.cuda.empty_cache()
+
+
+def _describe_scores(metrics: dict[str, Any]) -> str:
     checkpoint, epoch, validated, tested = _scores(metrics)
     in_validation = f"in validation {validated:.1%} per class, " if validated is not None else ""
-    return f"{in_validation}in testing {tested:.1%} ({checkpoint}, epoch {epoch}), {seconds}"
+    return f"{in_validation}in testing {tested:.1%} ({checkpoint}, epoch {epoch})"
 
 
 def _scores(metrics: dict[str, Any]) -> tuple[str, int, float | None, float]:
@@ -214,11 +226,21 @@ def _gpu_works() -> bool:
     return True
 
 
+def describe_states(runs: Sequence[Settings], halving: Halving | None) -> dict[Settings, str]:
+    """Describe how far each run is."""
+    stopped = _stopped_by_halving(runs, halving) if halving else {}
+    return {
+        settings: f"stopped by halving after epoch {stopped[settings]}" if settings in stopped
+        else describe_state(settings)
+        for settings in runs
+    }  # fmt: skip
+
+
 def describe_state(settings: Settings) -> str:
     """Describe how far a run is."""
     try:
         if (metrics := _results(settings)) is not None:
-            return _STALE if _is_stale(settings, metrics) else "finished"
+            return f"finished{', but the images have changed since' * _have_images_changed(settings, metrics)}"
     except UserError as error:
         return f"cannot continue: {printable(error)}"
     if is_claimed(settings.run_dir):
@@ -227,14 +249,29 @@ def describe_state(settings: Settings) -> str:
         return f"failed: {_read_reason(_record_of(settings))}"
     if not (settings.run_dir / STATE_FILE).exists():
         return "to do"
+    return f"interrupted after epoch {_last_epoch(settings)}"
+
+
+def _last_epoch(settings: Settings) -> str:
+    """Return the number of completed epochs, which is not that of rows: a fitted head is epoch 0."""
     try:
-        epochs = len(read_history(settings.run_dir))
+        history = read_history(settings.run_dir)
     except UserError as error:
-        epochs = f"?, {first_line(error)}"
-    return f"interrupted after epoch {epochs}"
+        return f"?, {first_line(error)}"
+    epoch = history[-1].get("epoch") if history else 0
+    return "?" if epoch is None else f"{epoch:g}"
 
 
-def _is_stale(settings: Settings, metrics: dict[str, Any]) -> bool:
+def _is_stale(settings: Settings) -> bool:
+    """Return whether a run has finished, and the images have changed since."""
+    try:
+        metrics = _results(settings)
+        return metrics is not None and _have_images_changed(settings, metrics)
+    except UserError:
+        return False  # the run itself reports this error
+
+
+def _have_images_changed(settings: Settings, metrics: dict[str, Any]) -> bool:
     from pipeline.cache import Cache
     from pipeline.run import images_have_changed
 
@@ -286,10 +323,7 @@ def main() -> int:
     if halving and any(settings.fold is None for settings in runs):
         raise UserError("--halving compares runs in validation, and --fold none leaves no images for it")
     if arguments.dry_run:
-        stopped = _stopped_by_halving(runs, halving) if halving else {}
-        for settings in runs:
-            epoch = stopped.get(settings)
-            state = f"stopped by halving after epoch {epoch}" if epoch else describe_state(settings)
+        for settings, state in describe_states(runs, halving).items():
             print(f"{settings.run_dir}: {state}")
         return 0
     hush_runs(arguments.verbose)

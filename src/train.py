@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import ArgumentParser, UserError, list_counts, own_name, run_program, say
+from common import ArgumentParser, UserError, check_outside, list_counts, own_name, pluralise, run_program, say
 from dataset.layout import Layout, find_layout, join_validation
 from pipeline.settings import Settings
 
@@ -29,7 +29,6 @@ _MOST_COUNTED = 30  # classes whose images are listed one by one
 
 def main() -> int:
     arguments = _parse()
-    _check_apart(arguments.folder, arguments.output_dir)
     layout = find_layout(arguments.folder)
     folders = _read(layout)
     # torch takes seconds to import: --help and errors do not wait for it
@@ -64,17 +63,13 @@ def _parse() -> argparse.Namespace:
     # fmt: on
     arguments = parser.parse_args()
     arguments.output_dir = arguments.output_dir or Path("saved_models", own_name(arguments.folder).removesuffix(".npz"))
+    for place in (Path.cwd(), arguments.output_dir):  # the first gets files too, for example the cache
+        check_outside(
+            place, arguments.folder,
+            f"{place} is inside {arguments.folder}, where every sub-folder is a class: run this from another folder, "
+            "or choose another --output-dir",
+        )  # fmt: skip
     return arguments
-
-
-def _check_apart(folder: Path, output_dir: Path) -> None:
-    """Raise UserError if results, or other files in the current folder, would lie among the class folders."""
-    for place in (Path.cwd(), output_dir):
-        if place.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"{place} is inside {folder}, where every sub-folder is a class: run this from another folder, or "
-                "choose another --output-dir"
-            )
 
 
 def _make_settings(arguments: argparse.Namespace, layout: Layout) -> Settings:
@@ -149,7 +144,8 @@ def _divide(layout: Layout, folders: list[ImageFolder]) -> list[ImageFolder]:
         say("split", f"{layout.testing} is used for testing, a part of {layout.training} for validation")
     kept = leave_out_leaks(folders)
     if count := len(folders[0].paths) - len(kept[0].paths):
-        say("split", f"{count} images share a group with test images: they are left out of training")
+        one, several = "image shares a group with test images: it is", "images share a group with test images: they are"
+        say("split", f"{pluralise(count, one, several)} left out of training")
     return kept
 
 

@@ -104,7 +104,7 @@ def test_gpu_benchmarks_run_without_a_gpu(tmp_path):
         "tests": "well", "model_test_efficientnet": "well", "peers": "well",
     }  # fmt: skip
     model = results["parts"]["model_test_efficientnet"]
-    assert model["as it is"]["images a second"]["ceiling"] > 0
+    assert model["as it is"]["images per second"]["ceiling"] > 0
     assert model["batches of 32"]["from scratch"].keys() == {"project", "reference"}
     assert {"ceiling", "torchvision", "timm"} == results["parts"]["peers"]["sides"].keys()
 
@@ -122,6 +122,15 @@ print(json.dumps(gpu.run_part("hangs", 12, place, smoke=False)))
     assert json.loads(run_code(code).splitlines()[-1]) == {"ended": "at its limit", "seconds": 12, "known": 1}
 
 
+def test_transfer_benchmark_needs_separate_test_images(place):
+    (place / "open_images" / "Axe").mkdir(parents=True)
+    (place / "open_images" / "Axe" / "1.jpg").touch()
+    command = [sys.executable, place / "benchmarks" / "transfer.py", "--data", place]
+    result = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    message = f"error: {place} has no open_images_testing/: this benchmark needs separate test images\n"
+    assert (result.returncode, result.stderr) == (2, message)
+
+
 def test_days_of_the_experiment_follow_from_rates():
     code = """
 import json
@@ -129,7 +138,7 @@ from collections import defaultdict
 from gpu import extrapolate
 
 def side(rate):
-    measured = {"training images a second": rate, "validation images a second": rate,
+    measured = {"training images per second": rate, "validation images per second": rate,
                 "waiting for the loaders s": 0.0, "saving checkpoints s": 0.0}
     return {"measured": measured, "extrapolated": {"images to train on": 900, "images to validate on": 100}}
 

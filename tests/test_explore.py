@@ -246,6 +246,20 @@ def app(database, place, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
+def test_sigterm_has_its_own_status(app, tmp_path):
+    process, line = app
+    assert ": http" in line, line or process.stderr.read()
+    while not (tmp_path / "opened").exists():
+        time.sleep(0.1)
+    time.sleep(1)  # until the program waits for its server
+    process.terminate()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 143
+    assert errors.splitlines()[-1] == "stopped"
+    assert "Traceback" not in errors
+
+
 READ_LABELS = """
 pictures => pictures.map(picture => ({
     place: picture.getBoundingClientRect(),

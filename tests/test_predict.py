@@ -61,6 +61,20 @@ def metrics(bars):
     return json.loads((bars / RUN / "metrics.json").read_text())
 
 
+def test_columns_are_aligned_below_wide_characters(capsys):
+    classes = ("\u732b" * 8, "dog")
+    entries = [
+        {"file": "1.jpg", "class": first, "confidence": 0.9, "runner_up": second, "runner_up_confidence": 0.1,
+         "error": None}
+        for first, second in (classes, classes[::-1])
+    ]  # fmt: skip
+    program._print_table(entries, classes)
+    header, *rows = capsys.readouterr().out.splitlines()[:3]
+    wide = 8  # characters that take two columns
+    assert {row.index("1.jpg") + wide for row in rows} == {header.index("file")}
+    assert {row.index("90.0%") for row in rows} == {header.index("confidence") - wide, header.index("confidence")}
+
+
 def test_main_prints_the_scores_of_each_class(bars):
     scores = metrics(bars)["checkpoints"]["best_val_acc"]["test"]["test"]
     lines = (bars / "stdout").read_text().splitlines()

@@ -139,7 +139,7 @@ def test_number_of_test_images_is_given_or_recorded_or_105():
     settled, notes = report_program.settle_test_images(runs, None)
     assert [run.test_images for run in settled] == [35, 105]
     assert notes == [
-        "1 runs do not record how many images they were tested on: 105 is assumed (--test-images)",
+        "1 run does not record how many images it was tested on: 105 is assumed (--test-images)",
     ]
     settled, notes = report_program.settle_test_images(runs, 36)
     assert [run.test_images for run in settled] == [36, 36]

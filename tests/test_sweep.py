@@ -82,6 +82,15 @@ def test_run_gives_the_same_results_in_a_sweep_as_alone(runs, tmp_path):
         assert (alone.run_dir / name).read_text() == (runs[-1].run_dir / name).read_text()
 
 
+def test_output_folders_may_be_absolute_and_relative(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = dataclasses.replace(runs[1], output_dir=Path("others"))
+    finish(runs[0])
+    finish(relative)
+    rows = program.final_table([runs[0], relative]).splitlines()[1:]
+    assert sorted(row.split()[0] for row in rows) == [f"others/{relative.run_name}", f"saved/{runs[0].run_name}"]
+
+
 def test_failed_run_is_recorded_and_the_others_are_trained(runs, trained):
     wild = dataclasses.replace(runs[1], learning_rate=1e30)
     assert not program.sweep([runs[0], wild, runs[2]])
@@ -137,6 +146,13 @@ def test_run_stopped_in_its_first_epoch_has_no_epochs(runs):
     runs[0].run_dir.mkdir(parents=True)
     (runs[0].run_dir / "last.pt").touch()
     assert program.describe_state(runs[0]) == "interrupted after epoch 0"
+
+
+def test_fitted_head_is_no_epoch(runs):
+    runs[0].run_dir.mkdir(parents=True)
+    (runs[0].run_dir / "last.pt").touch()
+    (runs[0].run_dir / "history.csv").write_text("epoch,val_loss\n0,0.9\n1,0.8\n2,0.7\n")
+    assert program.describe_state(runs[0]) == "interrupted after epoch 2"
 
 
 def test_resumed_run_keeps_its_precision(runs):
@@ -316,8 +332,10 @@ class TestHalving:
         wild = dataclasses.replace(four[0], learning_rate=1e30)
         some = [wild, *four[1:3]]
         assert not program.sweep_by_halving(some, self.HALVING)
-        assert (wild.run_dir / "failed.json").exists()
         assert self.epochs(some) == [0, 1, 4]
+        states = program.describe_states(some, self.HALVING)
+        assert states[wild].startswith("failed: the loss is no longer a finite number")
+        assert sorted(states.values())[1:] == ["finished", "stopped by halving after epoch 1"]
 
     def test_two_programs_share_a_halving_sweep(self, four):
         at_the_same_time(program.sweep_by_halving, (four, self.HALVING), (four[::-1], self.HALVING))
@@ -444,5 +462,5 @@ def test_finished_runs_on_changed_images_are_reported(runs, caplog):
     Image.new("RGB", (20, 20)).save(runs[0].data_dir / "A" / "0000.png")  # under the same name
     program._list_folders.cache_clear()  # as in another program
     assert program.sweep(runs[:2])
-    assert "2 runs have finished, but the images have changed since: they are not trained again" in caplog.messages
+    assert "2 runs have finished, but the images have changed since: not trained again" in caplog.messages
     assert program.describe_state(runs[0]) == "finished, but the images have changed since"

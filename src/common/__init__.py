@@ -2,10 +2,13 @@
 
 # fmt: off
 from common.files import (
-    decode_text, first_free, guard_writes, link, lock, own_name, remove_partial, short_name, write_json, write_whole,
+    check_outside, decode_text, first_free, guard_writes, link, lock, own_name, remove_partial, short_name, write_json,
+    write_whole,
 )
 from common.program import (
     ArgumentParser, StopRequest, Terminated, UserError, add_verbose, available_cores, check_least, command, drop_output,
     hush_runs, own_file, require_packages, run_program, say, show_notes,
 )
-from common.text import align, first_line, list_counts, list_first, markdown_table, pluralise, printable, readable_size
+from common.text import (
+    align, display_width, first_line, list_counts, list_first, markdown_table, pad, pluralise, printable, readable_size,
+)

@@ -28,6 +28,12 @@ def own_name(path: Path) -> str:
     return os.path.basename(os.path.abspath(path))
 
 
+def check_outside(path: Path, folder: Path, message: str) -> None:
+    """Raise UserError with this message if a path is a folder or lies inside it."""
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(message)
+
+
 def first_free(path_of: Callable[[int], Path]) -> Path:
     """Return the first path that does not exist, of those numbered from 1."""
     return next(path for number in count(1) if not (path := path_of(number)).exists())

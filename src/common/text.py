@@ -13,11 +13,8 @@ def printable(text: object) -> str:
 
 def align(rows: Sequence[Sequence[str]]) -> str:
     """Format rows of cells as lines with columns that are aligned in a terminal."""
-    widths = [max(map(_display_width, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell + " " * (width - _display_width(cell)) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(pad, row, widths)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -27,9 +24,14 @@ def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
     return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
 
 
-def _display_width(text: str) -> int:
+def display_width(text: str) -> int:
     """Return how many columns of a terminal a text takes: two per Chinese, Japanese or Korean character."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def pad(text: str, width: int) -> str:
+    """Append spaces to a text until it takes a number of columns of a terminal."""
+    return text + " " * (width - display_width(text))
 
 
 def first_line(error: Exception) -> str:

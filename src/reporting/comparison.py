@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common import pluralise
 from pipeline.measures import bootstrap_interval, expected_best, mcnemar_test, newcombe_interval, paired_interval
 from reporting.predictions import OutOfFold, Suspect, find_suspects, pool_folds, read_correct
-from reporting.runs import GROUPS, Hyperparameters, Run, ranked_by
+from reporting.runs import CHECKPOINT, GROUPS, IN_METRICS, Hyperparameters, Run, ranked_by
 
 if TYPE_CHECKING:
     from pandas import Series
 
 TOP = 5  # runs of each group that are shown
 PAIRED = "True - False"
-_SWITCHES = ("pretrained", "augmentation")  # the hyperparameters that are True or False
-# The names of the hyperparameters in `metrics.json`.
-_IN_METRICS = ("model_type", "pretrained", "data_augmentation", "learning_rate", "weight_decay", "gamma")
 # Settings that only runs with a hyperparameter have; its effect includes theirs.
 _DEPENDENT = {"pretrained": ("weights", "freeze_to"), "augmentation": ("augmented_images",)}
 _CLASSES_SHOWN = 12  # in a title
@@ -73,7 +71,7 @@ def _average(members: Sequence[Run]) -> Run:
 
 def rank_by_test(runs: Iterable[Run]) -> list[Run]:
     """Sort runs by test accuracy of the best_val_acc checkpoint, then its per-class accuracy, then name; best first."""
-    return _rank(runs, ranked_by(final=False), "test_per_class_accuracy_best_val_acc")
+    return _rank(runs, ranked_by(final=False), f"test_per_class_accuracy_{CHECKPOINT}")
 
 
 def rank_by_validation(runs: Iterable[Run]) -> list[Run]:
@@ -182,7 +180,7 @@ def _measure_effect(name: str, runs: Sequence[Run]) -> list[Effect]:
     sets = sets[sets.count(axis=1) > 1].dropna(axis=1, how="all")  # values that only occur in other rows
     if sets.empty:
         return []
-    if name in _SWITCHES:
+    if table[name].dtype == bool:
         changes = {PAIRED: sets.diff(axis=1).iloc[:, -1]}  # the columns are False and True
     else:
         changes = sets.sub(sets.apply(lambda values: fmean(values.dropna()), axis=1), axis=0)
@@ -196,7 +194,7 @@ def _measure_effect(name: str, runs: Sequence[Run]) -> list[Effect]:
 
 def _shared(run: Run, name: str) -> dict[str, str]:
     """Return what the runs of a set must share besides the other hyperparameters."""
-    varying = (*_IN_METRICS, *_DEPENDENT.get(name, ()))
+    varying = (*IN_METRICS.values(), *_DEPENDENT.get(name, ()))
     settings = {key: value for key, value in run.other_settings.items() if key not in varying}
     return {"group": run.group, "settings": json.dumps(settings, sort_keys=True, default=str)}
 
@@ -284,15 +282,12 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
     merged, notes = merge_runs(runs)
     ranked, final = ([run for run in merged if run.final == wanted] for wanted in (False, True))
     if final:
-        trained = sum(len(run.singles) for run in final)
-        notes.append(
-            f"{trained} run{'s' * (trained > 1)} trained on all images, without validation: "
-            "listed separately, not ranked or compared"
-        )
+        trained = pluralise(sum(len(run.singles) for run in final), "run")
+        notes.append(f"{trained} trained on all images, without validation: listed separately, not ranked or compared")
     if overlap := max(run.overlap for run in runs):
-        notes.append(
-            f"{overlap} training images of {runs[0].data} share a group with test images of {runs[0].test_set}"
-        )
+        data = runs[0].data
+        share = pluralise(overlap, f"training image of {data} shares", f"training images of {data} share")
+        notes.append(f"{share} a group with test images of {runs[0].test_set}")
     groups = group_runs(ranked)
     best = rank_by_test(members[0] for members in groups.values())
     choices = [_choose(run.group, groups[run.group]) for run in best]
@@ -305,9 +300,19 @@ def make_report(runs: Sequence[Run], suspects: int = 0, title: str = "") -> Repo
     if suspects and not chosen:
         notes.append("no label suspects: these need runs of at least two folds, with their predictions")
     return Report(
-        title, runs[0], groups, best, choices, comparisons, measure_effects(ranked), final, pooled, chosen,
-        find_suspects(chosen, suspects) if chosen else [], notes,
-    )  # fmt: skip
+        title=title,
+        about=runs[0],
+        groups=groups,
+        best=best,
+        choices=choices,
+        comparisons=comparisons,
+        effects=measure_effects(ranked),
+        final=final,
+        folds=pooled,
+        suspects_of=chosen,
+        suspects=find_suspects(chosen, suspects) if chosen else [],
+        notes=notes,
+    )
 
 
 def _choose_pool(pooled: Sequence[OutOfFold]) -> OutOfFold:

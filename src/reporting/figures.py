@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common import pluralise
 from pipeline.measures import wilson_interval
 from plotting import BLUE, GREY, ORANGE, new_figure
 from reporting.runs import Run, count_runs, display_name
@@ -77,7 +78,7 @@ def draw_grid(runs: Sequence[Run], title: str) -> Figure | None:
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
     for (row, column), mean in np.ndenumerate(means):
         count = int(counts.iat[row, column])
-        text = f"{mean:.1%}\n{count} run{'s' * (count > 1)}" if count else "no run"
+        text = f"{mean:.1%}\n{pluralise(count, 'run')}" if count else "no run"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if mean > middle else "black")
     axes.set_xticks(range(means.shape[1]), map(str, grid.columns))
     axes.set_yticks(range(means.shape[0]), map(str, grid.index))

@@ -205,7 +205,7 @@ def _make_run(cells: Mapping[Any, Any], known: Collection[str], **more: Any) -> 
         classes=tuple(filter(None, one_line(cells.get("classes") or "").split(", "))),
         recipe=one_line(cells.get("recipe") or "") or None,
         hyperparameters=known_settings,
-        baseline=_valid("val_accuracy", cells.get("baseline")),
+        baseline=_in_range(cells.get("baseline"), 0, 1),
         **{column: int(numbers[column]) if column in numbers else None for column in _COUNTS},
         **more,
     )
@@ -214,14 +214,16 @@ def _make_run(cells: Mapping[Any, Any], known: Collection[str], **more: Any) -> 
 
 def _valid(column: str, value: Any) -> float | None:
     """Read the number in a cell; None if it is missing or out of range."""
-    number = read_number(value)
-    if number is None:
-        return None
     if column in _COUNTS:
-        lowest, highest = _COUNTS[column]
-        return number if number.is_integer() and lowest <= number <= highest else None
-    highest = math.inf if SCORE_COLUMNS[column][2] == "loss" else 1
-    return number if 0 <= number <= highest else None
+        number = _in_range(value, *_COUNTS[column])
+        return number if number is not None and number.is_integer() else None
+    return _in_range(value, 0, math.inf if SCORE_COLUMNS[column][2] == "loss" else 1)
+
+
+def _in_range(value: Any, lowest: float, highest: float) -> float | None:
+    """Read a number; None if it is missing or out of range."""
+    number = read_number(value)
+    return number if number is not None and lowest <= number <= highest else None
 
 
 def _key(run: Run) -> tuple[Any, ...]:

@@ -14,8 +14,8 @@ from common import printable
 from models import ALIASES, MODELS
 from pipeline.settings import CHECKPOINTS
 
-CHECKPOINT = "best_val_acc"  # the checkpoint whose scores and predictions are compared
-FINAL_CHECKPOINT = "terminal"  # the only checkpoint of a run that was trained on all images
+CHECKPOINT = CHECKPOINTS[0]  # the checkpoint whose scores and predictions are compared
+FINAL_CHECKPOINT = CHECKPOINTS[-1]  # the only checkpoint of a run that was trained on all images
 _SCORES = ("accuracy", "loss", "per_class_accuracy")
 # The columns of `clean_runs.csv` that hold scores: the checkpoint, the images and the score of each.
 SCORE_COLUMNS = {
@@ -25,10 +25,12 @@ SCORE_COLUMNS = {
 GROUP_OF = {model: group for group, model in ALIASES.items()}
 GROUPS = tuple(GROUP_OF.get(model, model) for model in MODELS)
 _DIGITS = 8  # of a digest that are kept
-_NAME = re.compile(
-    r"(?P<model_type>.+)_pretrained_(?P<pretrained>True|False)_aug_(?P<data_augmentation>True|False)"
-    r"_lr_(?P<learning_rate>[^_]+)_wd_(?P<weight_decay>[^_]+)_g_(?P<gamma>[^_]+)"
-)
+# The fields of `Hyperparameters`, and their names in `metrics.json`, in the order of a run's name.
+IN_METRICS = {
+    "model": "model_type", "pretrained": "pretrained", "augmentation": "data_augmentation",
+    "learning_rate": "learning_rate", "weight_decay": "weight_decay", "gamma": "gamma",
+}  # fmt: skip
+_NAME = re.compile(r"(.+)_pretrained_(True|False)_aug_(True|False)_lr_([^_]+)_wd_([^_]+)_g_([^_]+)")
 
 
 def ranked_by(final: bool) -> str:
@@ -69,8 +71,8 @@ class Hyperparameters:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Hyperparameters | None:
         """Read them from the settings in `metrics.json`; None if one is missing or has the wrong type."""
-        model, *flags = (settings.get(key) for key in ("model_type", "pretrained", "data_augmentation"))
-        numbers = [read_number(settings.get(key)) for key in ("learning_rate", "weight_decay", "gamma")]
+        model, *others = map(settings.get, IN_METRICS.values())
+        flags, numbers = others[:2], list(map(read_number, others[2:]))
         if not isinstance(model, str) or not all(isinstance(flag, bool) for flag in flags) or None in numbers:
             return None
         return cls(one_line(model), *flags, *numbers)
@@ -79,8 +81,8 @@ class Hyperparameters:
     def from_name(cls, name: str) -> Hyperparameters | None:
         """Read them from the `Modelname` of a table, which has no other column for them; None if it lacks them."""
         match = _NAME.fullmatch(name)
-        texts = match.groupdict() if match else {}
-        return cls.from_settings({key: {"True": True, "False": False}.get(text, text) for key, text in texts.items()})
+        values = [{"True": True, "False": False}.get(text, text) for text in match.groups()] if match else []
+        return cls.from_settings(dict(zip(IN_METRICS.values(), values, strict=False)))
 
     def phrases(self) -> dict[str, str]:
         """Describe every hyperparameter except the model."""

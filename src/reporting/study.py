@@ -27,7 +27,7 @@ PUBLISHED = {
     ("TRAIN3", "TEST2"): (0.96, 0.96, 0.96, 0.97),
 }
 ROWS = tuple(PUBLISHED)
-HALVES = {"TEST": ("TEST_black", "TEST_white")}  # sets that are tested in parts
+HALVES = {"TEST": ("TEST_black", "TEST_white")}  # test sets that are evaluated in two halves
 _HALF_ROWS = tuple((trained, half) for trained, tested in ROWS for half in HALVES.get(tested, ()))
 _TRAINED_ON = tuple(dict.fromkeys(trained for trained, _ in ROWS))
 _MOST_NUMBERED = 30  # classes up to which a confusion matrix shows its numbers

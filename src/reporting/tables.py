@@ -7,7 +7,7 @@ from statistics import median
 from textwrap import indent
 from typing import NamedTuple
 
-from common import align
+from common import align, markdown_table, pluralise
 from pipeline.measures import mean_interval, wilson_interval
 from pipeline.settings import CHECKPOINTS
 from pipeline.timing import read_processor_time
@@ -94,7 +94,9 @@ def _processor_time(report: Report) -> str:
     if not known:
         return ""
     minutes, typical = sum(known) / 60, median(known)
-    return f" Processor time of {len(known)} runs: {minutes:.0f} minutes, {typical:.1f} s per run (median)."
+    return (
+        f" Processor time of {pluralise(len(known), 'run')}: {minutes:.0f} minutes, {typical:.1f} s per run (median)."
+    )
 
 
 def count_trained(runs: Iterable[Run]) -> int:
@@ -220,7 +222,7 @@ def _comparison_table(pairs: Sequence[Comparison]) -> Table:
     ]  # fmt: skip
     header = ("best of groups", "difference in points", "95% interval", "", "test")
     remark = (
-        f"{len(pairs)} pair{'s' * (len(pairs) > 1)} compared at 95% each: if no two differed, {0.05 * len(pairs):.2g}"
+        f"{pluralise(len(pairs), 'pair')} compared at 95% each: if no two differed, {0.05 * len(pairs):.2g}"
         " would be expected beyond chance. Each run is the best of its group, which these tests do not account for."
     )
     methods = dict.fromkeys(_METHODS[pair.method] for pair in pairs)
@@ -332,8 +334,5 @@ def _as_text(table: Table) -> str:
 
 
 def _as_markdown(table: Table) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    rows = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
-    return "\n\n".join(filter(None, (f"### {table.title}", "\n".join(rows), table.remark)))
+    lines = "\n".join(markdown_table([table.header, *table.rows]))
+    return "\n\n".join(filter(None, (f"### {table.title}", lines, table.remark)))
