@@ -185,7 +185,7 @@ def fix(report: Report) -> int:
     identical pixels.
     """
     for directory, counts in report.images.items():
-        similar = [each.path for each in report.duplicates if directory in each.path.parents and not each.exact]
+        similar = [each.path for each in report.duplicates if each.path.parent.parent == directory and not each.exact]
         moved = Counter(canonical(path.parent.name) for path in similar)
         for name, count in counts.items():
             if moved[name] > count / 2:
@@ -200,7 +200,7 @@ def fix(report: Report) -> int:
     }
     reasons |= {each.path: f"{each.kind}: {_REASONS[each.link]} {each.of}" for each in report.duplicates}
     for directory in report.images:
-        set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
+        set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if path.parent.parent == directory})
     return len(reasons)
 
 

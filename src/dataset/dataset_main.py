@@ -103,7 +103,9 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     if report.poor:
         say("audit", "audit.py lists the images of low quality, which stay where they are")
     for directory in report.images:
-        inside = {path: why for path, why in report.unreadable.items() if directory in path.parents}
+        inside = {
+            path: why for path, why in report.unreadable.items() if directory in (path.parent, path.parent.parent)
+        }
         tell_left_out(directory, inside)
     if report.leaks and not allow_leaks:
         first = report.leaks[0]

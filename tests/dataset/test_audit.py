@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,21 @@ def test_file_that_was_moved_back_stays(folders):
     result = start("dataset/audit.py", "--fix", "--dataset-dir", dataset, "--testing-dir", testing, cwd=dataset)
     assert result.returncode == 0, result.stdout
     assert (dataset / "Axe/bad.jpg").exists()
+
+
+def test_files_of_the_test_folder_are_not_those_of_the_current_folder(folders, monkeypatch):
+    """`Path(".")` is among the parents of every relative path."""
+    dataset, testing = folders
+    shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe/same.jpg")
+    for number in range(4):
+        copy_smaller(testing / f"Axe/{number}.jpg", testing / f"Axe/smaller_{number}.jpg")
+    (testing / "Book/empty.jpg").write_bytes(b"")
+    monkeypatch.chdir(dataset)
+    assert fix(audit(Path("."), [Path("../testing")])) == 6
+    assert [path.name for path in image_files(dataset / "rejected/Axe")] == ["same.jpg"]
+    assert len(image_files(testing / "rejected/Axe")) == 4
+    assert (testing / "rejected/Book/empty.jpg").exists()
+    assert audit(Path("."), [Path("../testing")]).clean
 
 
 def test_locked_dataset_is_not_fixed(folders):

@@ -136,6 +136,17 @@ def test_class_names_in_different_unicode_forms(tmp_path):
     assert (sizes["K\u00e4se"].found, sizes["K\u00e4se"].testing) == (7, 3)
 
 
+def test_unreadable_files_are_listed_with_their_own_folder(tmp_path):
+    fill(tmp_path / "dataset")
+    fill(tmp_path / "testing", {"Axe": 2, "Book": 2, "Hammer": 2}, testing=True)
+    for file in ("dataset/Axe/empty.jpg", "testing/Axe/empty.jpg", "testing/Book/empty.jpg"):
+        (tmp_path / file).touch()
+    folders = ("--dataset-dir", ".", "--testing-dir", "../testing", "--figures-dir", "../figures")
+    result = start("dataset/dataset_main.py", *ARGUMENTS[:4], *folders, cwd=tmp_path / "dataset")
+    assert result.returncode == 0, result.stderr
+    assert {"left out of .: 1", "left out of ../testing: 2"} <= set(result.stderr.splitlines())
+
+
 def test_leaks_stop_the_program(tmp_path):
     fill(tmp_path / "dataset")
     fill(tmp_path / "dataset_testing", {"Axe": 4, "Book": 4, "Hammer": 4}, testing=True)
