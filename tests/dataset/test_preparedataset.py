@@ -21,6 +21,7 @@ from PIL import Image
 import dataset.preparedataset as program
 from common import UserError, lock
 from dataset import open_images
+from dataset.database import connect
 from dataset.download import download
 from dataset.moving import lock_dataset
 from dataset.open_images import Box, wanted_rows
@@ -730,6 +731,12 @@ def test_program_reports_each_class(staged, tmp_path):
         "Book: 0 patches were there, 12 added; no more in validation",
         "Hammer: 0 patches were there, 2 added; no more in validation",
     ]
+
+
+def test_broken_installation_is_not_taken_for_a_missing_database(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fiftyone", None)  # makes the import fail
+    with pytest.raises(ImportError):
+        connect()
 
 
 NO_MONGOD = """
