@@ -173,7 +173,7 @@ def _describe_range(paths: Mapping[Path, Sequence[Path]], dataset_dir: Path, whi
 
 
 def audit_command(dataset_dir: Path, testing_dirs: Sequence[Path], fix: bool = False) -> str:
-    """Return the command that lists what `audit` finds, or moves it out of training."""
+    """Return the command that lists what `audit` finds, or moves it to `rejected/`."""
     return command(__file__, *["--fix"] * fix, "--dataset-dir", dataset_dir, "--testing-dir", *testing_dirs)
 
 
