@@ -38,8 +38,8 @@ from dataset.folders import (
 )
 from dataset.moving import LEFT_OUT, REJECTED, lock_dataset
 from dataset.plotting_dataset import ClassSizes, plot_dataset
-from dataset.preparedataset import CLASSES, fetch
-from dataset.sample import write_sample
+from dataset.preparedataset import fetch
+from dataset.sample import CLASSES, write_sample
 from dataset.tables import TESTING_BATCH, read_rows
 
 
@@ -99,7 +99,7 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     for line in summarise(report):
         say("audit", line)
     if report.unreadable or report.duplicates:
-        say("audit", "audit.py lists the files, and with --fix moves them out of training")
+        say("audit", f"audit.py lists the files, and with --fix moves them to {REJECTED}/ in their folder")
     if report.poor:
         say("audit", "audit.py lists the images of low quality, which stay where they are")
     for directory in report.images:
@@ -111,8 +111,8 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
         first = report.leaks[0]
         raise UserError(
             f"{len(report.leaks)} images to train on share a group with test images, for example {first.path} and "
-            f"{first.of}; `{audit_command(dataset_dir, testing_dirs, fix=True)}` moves them and all other findings out "
-            "of training; --allow-leaks continues with them"
+            f"{first.of}; `{audit_command(dataset_dir, testing_dirs, fix=True)}` moves them and all other findings, "
+            f"also those of the test folders, to {REJECTED}/ in each folder; --allow-leaks continues with them"
         )
 
 

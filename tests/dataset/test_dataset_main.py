@@ -170,7 +170,9 @@ def test_leaks_of_extra_test_images_are_found_and_may_be_allowed(tmp_path):
     (tmp_path / "dataset_testing").mkdir()
     fill(tmp_path / "own", {"Axe": 1, "Book": 1, "Hammer": 1}, testing=True)
     shutil.copy(tmp_path / "dataset/Axe/0000.jpg", tmp_path / "own/Axe/mine.jpg")
-    assert "own/Axe/mine.jpg" in run(tmp_path, "--extra-testing", "own").stderr
+    message = run(tmp_path, "--extra-testing", "own").stderr
+    assert "own/Axe/mine.jpg" in message
+    assert "all other findings, also those of the test folders, to rejected/ in each folder" in message
     result = run(tmp_path, "--extra-testing", "own", "--allow-leaks")
     assert result.returncode == 0, result.stderr
     assert len(image_files(tmp_path / "dataset_testing/Axe")) == 3 + 2
