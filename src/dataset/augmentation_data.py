@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common import UserError, available_cores, short_name, write_whole
 from dataset.examining import STORE, Examined, examine, find_unreadable, find_white_level
 from dataset.folders import (
-    AUGMENTED,
+    AUGMENTED_SUFFIX,
     augmented_name,
     canonical,
     class_folder,
@@ -236,7 +236,7 @@ def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | No
 
     names = class_names(dataset_dir)
     sizes = {name: len(class_images(dataset_dir, name)) for name in names}
-    there = sum(len(class_images(dataset_dir, name + AUGMENTED)) for name in names)
+    there = sum(len(class_images(dataset_dir, name + AUGMENTED_SUFFIX)) for name in names)
     if any(sizes.values()) and sum(plan_augmentation(sizes, mode, target).values()) - there >= _WORTH_PROCESSES:
         forkserver.set_forkserver_preload(["torchvision.transforms.v2"])
         forkserver.ensure_running()
@@ -291,7 +291,7 @@ def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], coun
     """Return the numbers from 1 to `count` without an augmented image; set those aside that do not belong."""
     stems = {stem_of(path) for path in sources}
     there, aside = set(), {}
-    for path in class_images(dataset_dir, name + AUGMENTED):
+    for path in class_images(dataset_dir, name + AUGMENTED_SUFFIX):
         number = int(re.search(r"\d+$", path.stem)[0]) if source_stem(path) else 0
         if source_stem(path) not in stems:
             aside[path] = f"the image that it was made from is not in {name}"
@@ -313,7 +313,7 @@ def _write_augmented(dataset_dir: Path, seed: int, white: int, task: tuple[tuple
     """Write the augmented images of one source, which is read once; return their number."""
     (label, source), numbers = task
     image = resize_or_pad_image(read_image(source, white))
-    folder = class_folder(dataset_dir, label + AUGMENTED)
+    folder = class_folder(dataset_dir, label + AUGMENTED_SUFFIX)
     for number in numbers:
         with write_whole(folder / augmented_name(source, number)) as file:
             augment(image, label, number, seed).save(file, quality=QUALITY)

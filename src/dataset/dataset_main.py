@@ -27,14 +27,14 @@ from dataset.augmentation_data import (
     reduce_classes,
 )
 from dataset.folders import (
-    AUGMENTED,
+    AUGMENTED_SUFFIX,
     canonical,
     check_apart,
     check_known_classes,
     class_images,
     class_names,
+    log_skipped,
     own_class_names,
-    tell_left_out,
 )
 from dataset.moving import LEFT_OUT, REJECTED, lock_dataset
 from dataset.plotting_dataset import ClassSizes, plot_dataset
@@ -98,15 +98,13 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     report = audit(dataset_dir, testing_dirs)
     for line in summarise(report):
         say("audit", line)
-    if report.unreadable or report.duplicates:
+    if report.skipped or report.duplicates:
         say("audit", f"audit.py lists the files, and with --fix moves them to {REJECTED}/ in their folder")
     if report.poor:
         say("audit", "audit.py lists the images of low quality, which stay where they are")
     for directory in report.images:
-        inside = {
-            path: why for path, why in report.unreadable.items() if directory in (path.parent, path.parent.parent)
-        }
-        tell_left_out(directory, inside)
+        skipped = report.skipped.items()
+        log_skipped(directory, {path: why for path, why in skipped if directory in (path.parent, path.parent.parent)})
     if report.leaks and not allow_leaks:
         first = report.leaks[0]
         raise UserError(
@@ -126,7 +124,7 @@ def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassS
         sizes[name] = ClassSizes(
             found=kept + moved[name] + aside,
             kept=kept,
-            augmented=len(class_images(dataset_dir, name + AUGMENTED)),
+            augmented=len(class_images(dataset_dir, name + AUGMENTED_SUFFIX)),
             testing=len(class_images(testing_dir, name)),
         )
     return sizes

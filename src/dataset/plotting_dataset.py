@@ -13,7 +13,7 @@ import numpy as np
 
 from common import list_counts, pluralise, printable
 from dataset.examining import Examined, examine, find_white_level
-from dataset.folders import AUGMENTED, class_images, class_names, source_stem, stem_of
+from dataset.folders import AUGMENTED_SUFFIX, class_images, class_names, source_stem, stem_of
 from dataset.reading import WHITE, read_image, resize_or_pad_image, upright_rgb
 from plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, legible, name_ticks, new_figure, save_figure, short_label
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from PIL import Image
 
-DARK = 128  # grey values below it are dark
+DARK_BELOW = 128  # grey values below it are dark
 DARK_SHARE = 0.5  # an image with a larger share of dark pixels has a black background
 _EXAMPLES = 3  # images per class, each beside its padded copy
 _LARGEST_SHOWN = 1000  # pixels of the longer side, approximately
@@ -59,7 +59,7 @@ class ArraySet:
     @cached_property
     def dark_shares(self) -> np.ndarray:
         """The share of dark pixels of each image, (N,)."""
-        return (self.pixels < DARK).mean(axis=(1, 2))
+        return (self.pixels < DARK_BELOW).mean(axis=(1, 2))
 
     def of_class(self, name: str) -> np.ndarray:
         """Return the images of a class, (M, H, W) uint8; M may be 0."""
@@ -71,7 +71,7 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
     files = {name: class_images(dataset_dir, name) for name in class_names(dataset_dir)}
     white = find_white_level([path for paths in files.values() for path in paths])
     images = {name: examine(paths, white_level=white)[0] for name, paths in files.items()}
-    augmented = {name: paths for name in files if (paths := class_images(dataset_dir, name + AUGMENTED))}
+    augmented = {name: paths for name in files if (paths := class_images(dataset_dir, name + AUGMENTED_SUFFIX))}
     figures = {
         "class_sizes": draw_class_sizes(sizes),
         "image_formats": draw_formats(images),

@@ -678,7 +678,7 @@ def test_full_disk_while_downloading(server, big, tmp_path, monkeypatch, fail):
     ("arguments", "message"),
     [
         (["--classes", "Hamer"], "Open Images has no class 'Hamer': the nearest are Hammer"),
-        (["--classes", "axe", "xylophonist"], "Open Images has no class 'xylophonist': nor a similar one"),
+        (["--classes", "axe", "xylophonist"], "Open Images has no class 'xylophonist', nor one with a similar name"),
         (["--splits", "val"], "argument --splits: invalid choice: 'val'"),
         (["--max-samples", "0"], "--max-samples 0: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
