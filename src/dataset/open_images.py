@@ -94,11 +94,8 @@ class Zoo:
         for name in names:
             if name.casefold() not in spellings:
                 near = difflib.get_close_matches(name.casefold(), spellings, n=3)
-                hint = (
-                    f": the nearest are {', '.join(map(spellings.get, near))}"
-                    if near
-                    else ", nor one with a similar name"
-                )
+                nearest = ", ".join(map(spellings.__getitem__, near))
+                hint = f": the nearest are {nearest}" if near else ", nor one with a similar name"
                 raise UserError(f"Open Images has no class {name!r}{hint} (all are in {self._classes_file()})")
         return {spellings[name.casefold()]: ids[spellings[name.casefold()]] for name in names}
 

@@ -25,7 +25,7 @@ from dataset import array_images
 from dataset.array_images import inspect, load_set, white_background, with_inversions, write_digits, write_set
 from dataset.folders import read_folder
 from dataset.groups import find_groups
-from dataset.plotting_dataset import DARK_BELOW, draw_array_examples, draw_intensities, draw_means
+from dataset.plotting_arrays import DARK_BELOW, draw_array_examples, draw_intensities, draw_means
 from helpers import REPOSITORY, digests, start
 from pipeline.cache import Cache
 from pipeline.splits import split_folder
@@ -292,7 +292,7 @@ def test_white_digits_as_files(digits, tmp_path):
     write_set(white_background(read_folder(digits / "TEST")), tmp_path / "TRAIN3")
     made = load_set(tmp_path / "TRAIN3")
     assert Counter(made.labels.tolist()) == dict.fromkeys("12345", 70)
-    assert np.array_equal(made.of_class("1"), load_set(digits / "TEST").of_class("1")[70:])
+    assert np.array_equal(made.images_of("1"), load_set(digits / "TEST").images_of("1")[70:])
 
 
 # Comparison

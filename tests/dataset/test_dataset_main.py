@@ -12,7 +12,8 @@ from PIL import Image
 from dataset.array_images import ArraySet
 from dataset.dataset_main import measure_classes
 from dataset.folders import image_files
-from dataset.plotting_dataset import ClassSizes, draw_array_examples, draw_class_sizes, draw_formats, draw_means
+from dataset.plotting_arrays import draw_array_examples, draw_means
+from dataset.plotting_dataset import ClassSizes, draw_class_sizes, draw_formats
 from dataset.sample import draw_numbered
 from helpers import digests, start
 from plotting import save_figure
