@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from measuring import Measured, Timed, measure, median, seconds_of, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
-from dataset.folders import AUGMENTED, ImageFolder, read_folder
+from dataset.folders import AUGMENTED_SUFFIX, ImageFolder, read_folder
 from models import build_model, model_class
 from pipeline.cache import Cache
 from pipeline.data import ImageBatches, TrainingData, load_training_data
@@ -231,7 +231,7 @@ def link_split(folder: ImageFolder, others: Path) -> tuple[int, int]:
     for name, indices in (("train", split.train), ("validation", split.validation)):
         for index in indices:
             path = folder.paths[index]
-            target = others / name / path.parent.name.removesuffix(AUGMENTED) / path.name
+            target = others / name / path.parent.name.removesuffix(AUGMENTED_SUFFIX) / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, target)
     return len(split.train), len(split.validation)

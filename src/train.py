@@ -115,7 +115,7 @@ def _audit(layout: Layout, training: ImageFolder) -> Iterator[str]:
     for directory, counts in report.images.items():
         yield f"{directory}: {_count(counts)}"
     yield from summarise(report)
-    if report.unreadable or report.duplicates:
+    if report.skipped or report.duplicates:
         yield f"to list these files: {audit_command(layout.training, layout.others)}"
         yield f"to move them out of the way: {audit_command(layout.training, layout.others, fix=True)}"
 

@@ -22,7 +22,7 @@ import array_study
 import hostile
 from array_study import PLANS, Plan, derive_sets, run_study
 from common import UserError, printable
-from dataset.folders import image_files, own_class_names, passed_over, read_folder, tell_left_out
+from dataset.folders import image_files, log_skipped, own_class_names, read_folder, skipped_files
 from helpers import REPOSITORY, digests
 from plotting import new_figure, save_figure
 
@@ -245,7 +245,7 @@ def test_links_to_class_folders_are_followed(make_folder, tmp_path):
     folder = read_folder(tmp_path / "data")
     assert folder.classes == ("Axe", "Book")
     assert [path.name for path in folder.paths] == ["0000.png", "0001.png", "0000.png", "0001.png", "0002.png"]
-    assert [path.relative_to(tmp_path / "data").as_posix() for path in folder.passed_over] == [
+    assert [path.relative_to(tmp_path / "data").as_posix() for path in folder.skipped] == [
         "round",
         "up",
         "Axe/again.png",
@@ -276,7 +276,7 @@ def test_class_of_links_is_reported_as_empty(make_folder, tmp_path):
 def test_skipped_files_are_reported_once(tmp_path, caplog):
     (tmp_path / "a.txt").touch()
     for _ in range(2):
-        tell_left_out(tmp_path, passed_over(tmp_path))
+        log_skipped(tmp_path, skipped_files(tmp_path))
     assert [record.getMessage() for record in caplog.records] == [
         f"left out: {tmp_path}/a.txt: an empty file",
         f"left out of {tmp_path}: 1",
@@ -287,7 +287,7 @@ def test_many_files_with_one_reason_are_summarised(tmp_path, caplog):
     for number in range(1000):
         (tmp_path / f"{number:04d}.txt").write_text("0 0.5 0.5 0.1 0.1")
     (tmp_path / "a.png").mkdir()
-    tell_left_out(tmp_path, passed_over(tmp_path))
+    log_skipped(tmp_path, skipped_files(tmp_path))
     assert [record.getMessage() for record in caplog.records] == [
         f"left out: 1000 files, for example {tmp_path}/0000.txt: not an image",
         f"left out: {tmp_path}/a.png: a folder inside a class folder, which is not searched",

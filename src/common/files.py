@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -34,9 +34,9 @@ def check_outside(path: Path, folder: Path, message: str) -> None:
         raise UserError(message)
 
 
-def first_free(path_of: Callable[[int], Path]) -> Path:
-    """Return the first path that does not exist, of those numbered from 1."""
-    return next(path for number in count(1) if not (path := path_of(number)).exists())
+def first_free(path_of: Callable[[int], Path], taken: Collection[Path] = ()) -> Path:
+    """Return the first path that neither exists nor is taken, of those numbered from 1."""
+    return next(path for path in map(path_of, count(1)) if path not in taken and not path.exists())
 
 
 def short_name(name: str, spare: int = 0) -> str:

@@ -27,9 +27,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, own_name, run_program, say, short_name
 from dataset.examining import Examined, examine_image, with_white_level
-from dataset.folders import AUGMENTED, ImageFolder, augmented_name, check_apart, read_folder, tell_left_out
+from dataset.folders import AUGMENTED_SUFFIX, ImageFolder, augmented_name, check_apart, log_skipped, read_folder
 from dataset.parallel import on_all_cores
-from dataset.plotting_dataset import DARK, DARK_SHARE, ArraySet, plot_array_sets
+from dataset.plotting_arrays import DARK_BELOW, DARK_SHARE, ArraySet, plot_array_sets
 from dataset.reading import UnreadableImage, upright_rgb
 from dataset.shift import measure_shift, summarise_shift
 
@@ -57,18 +57,18 @@ def white_background(folder: ImageFolder, dark_share: float = DARK_SHARE) -> Ima
     Raises:
         UserError: a class has none.
     """
-    shares = {i: float((np.asarray(_to_grey(image)) < DARK).mean()) for i, image in _read_all(folder).items()}
-    white = [i for i, share in shares.items() if share <= dark_share]
-    chosen = folder.subset(white)
+    shares = {i: float((np.asarray(_to_grey(image)) < DARK_BELOW).mean()) for i, image in _read_all(folder).items()}
+    on_white = [i for i, share in shares.items() if share <= dark_share]
+    chosen = folder.subset(on_white)
     if missing := set(range(len(folder.classes))) - set(chosen.labels.tolist()):
         raise UserError(
             f"{folder.directory / folder.classes[min(missing)]} has no image with a white background: "
             f"more than {dark_share:g} of the pixels are dark in all of them"
         )
-    nearest = [max(shares[i] for i in white), *sorted(s for s in shares.values() if s > dark_share)[:1]]
+    nearest = [max(shares[i] for i in on_white), *sorted(s for s in shares.values() if s > dark_share)[:1]]
     _log.info(
         "%s: %d of %d images have a white background: at most %g of their pixels are dark (closest: %s)",
-        folder.directory, len(white), len(shares), dark_share, " and ".join(f"{share:.3f}" for share in nearest),
+        folder.directory, len(on_white), len(shares), dark_share, " and ".join(f"{share:.3f}" for share in nearest),
     )  # fmt: skip
     return chosen
 
@@ -88,7 +88,7 @@ def _read_all(folder: ImageFolder) -> dict[int, Image.Image]:
 
     images = on_all_cores(read, range(len(folder.paths)), f"reading {folder.directory.name}")
     faults = {path: image for path, image in zip(folder.paths, images, strict=True) if isinstance(image, str)}
-    tell_left_out(folder.directory, {**folder.passed_over, **faults})
+    log_skipped(folder.directory, {**folder.skipped, **faults})
     return {i: image for i, image in enumerate(images) if isinstance(image, Image.Image)}
 
 
@@ -154,7 +154,7 @@ def _file_name(folder: ImageFolder, index: int) -> str:
     name = folder.paths[index].name.removesuffix(".npy") + ".npy"  # 1.png becomes 1.png.npy, distinct from 1.npy
     if folder.inverted[index]:
         name = str(Path(augmented_name(Path(name), 1)).with_suffix(".npy"))
-    return f"{label}{AUGMENTED if folder.augmented[index] else ''}/{short_name(name)}"
+    return f"{label}{AUGMENTED_SUFFIX if folder.augmented[index] else ''}/{short_name(name)}"
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
@@ -212,9 +212,9 @@ def load_set(source: Path) -> ArraySet:
         raise UserError(f"{source} has no readable image")
     [(shape, _)] = Counter(image.shape for image in images.values()).most_common(1)
     usual_size = [i for i, image in images.items() if image.shape == shape]
-    others = {folder.paths[i]: image.shape for i, image in images.items() if image.shape != shape}
+    other_shapes = {folder.paths[i]: image.shape for i, image in images.items() if image.shape != shape}
     usual = f"pixels, while most images have {shape[1]}x{shape[0]}"
-    tell_left_out(source, {path: f"{width}x{height} {usual}" for path, (height, width) in others.items()})
+    log_skipped(source, {path: f"{width}x{height} {usual}" for path, (height, width) in other_shapes.items()})
     name, labels = own_name(source).removesuffix(".npz"), np.array(folder.classes)[folder.labels[usual_size]]
     return ArraySet(name, labels, np.stack([images[i] for i in usual_size]))
 
@@ -242,8 +242,8 @@ def inspect(sources: Sequence[Path], figures_dir: Path) -> None:
 def _examine_some(array_set: ArraySet) -> tuple[list[Examined], np.ndarray]:
     """Examine random images of each class; also return their labels (N,)."""
     generator = np.random.default_rng(0)
-    of_classes = [np.flatnonzero(array_set.labels == name) for name in np.unique(array_set.labels)]
-    chosen = np.concatenate([generator.permutation(of_class)[:_COMPARED] for of_class in of_classes])
+    classes = [np.flatnonzero(array_set.labels == name) for name in np.unique(array_set.labels)]
+    chosen = np.concatenate([generator.permutation(members)[:_COMPARED] for members in classes])
     images = map(Image.fromarray, array_set.pixels[chosen])
     return [examine_image(Path(array_set.name), image) for image in images], array_set.labels[chosen]
 
@@ -258,7 +258,7 @@ def main() -> int:
     for command in (inverted, whites):
         command.add_argument("set", type=Path, metavar="SET", help="folder of class folders, or an .npz file")
         command.add_argument("out", type=Path, metavar="OUT", help="new folder")
-    purpose = f"largest share of dark pixels (below {DARK} of 255) on a white background"
+    purpose = f"largest share of dark pixels (below {DARK_BELOW} of 255) on a white background"
     whites.add_setting("--dark-share", DARK_SHARE, "S", purpose)
     look = commands.add_parser("inspect", help="draw sets side by side and describe how they differ")
     look.add_argument("sets", type=Path, nargs="+", metavar="SET", help="folder of class folders, or an .npz file")

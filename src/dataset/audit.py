@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, command, list_counts, pluralise, printable, run_program
-from dataset import groups
 from dataset.examining import STORE, Examined, examine, find_highest, find_unreadable, find_white_level
 from dataset.folders import (
-    AUGMENTED,
+    AUGMENTED_SUFFIX,
     canonical,
     check_apart,
     check_known_classes,
@@ -29,9 +29,10 @@ from dataset.folders import (
     class_names,
     image_files,
     own_class_names,
-    passed_over,
-    passed_over_beside,
+    skipped_beside,
+    skipped_files,
 )
+from dataset.groups import LinkKind, find_dataset_links, number_groups
 from dataset.moving import REJECTED, finish_moves, lock_dataset, set_aside
 from dataset.quality import UsualFlaw, find_poor_images
 from dataset.reading import WHITE, white_level_of
@@ -41,13 +42,13 @@ LEAK, LABEL_CONFLICT, DUPLICATE = "leak", "label conflict", "duplicate"
 _TITLES = {DUPLICATE: "duplicates within a class", LABEL_CONFLICT: "duplicates between classes", LEAK: "leaks"}
 _GROUP = "group"  # the link of two images that are linked through others only
 _REASONS = {  # closest first
-    groups.PIXELS: "has the same pixels as",
-    groups.NEAR_DUPLICATE: "is a near-duplicate of",
-    groups.PHOTOGRAPH: "is cut from the same photograph as",
-    groups.AUGMENTED: "has the same class and stem as",
+    LinkKind.PIXELS: "has the same pixels as",
+    LinkKind.NEAR_DUPLICATE: "is a near-duplicate of",
+    LinkKind.PHOTOGRAPH: "is cut from the same photograph as",
+    LinkKind.AUGMENTED: "has the same class and stem as",
     _GROUP: "is linked through other images to",
 }
-_OF_COPIES = (groups.PIXELS, groups.NEAR_DUPLICATE)  # the other links make leaks only
+_COPIES = (LinkKind.PIXELS, LinkKind.NEAR_DUPLICATE)  # the other links make leaks only
 _POOR = "images of low quality"
 _MOSTLY = 0.9  # share of 16-bit files with fewer bits than training, above which a note is printed
 
@@ -59,12 +60,12 @@ class Duplicate:
     path: Path
     of: Path  # the image that is kept
     kind: str  # LEAK in training for one in a test folder, LABEL_CONFLICT between classes, DUPLICATE within a class
-    link: str  # what links the two: a kind of `dataset.groups`, or "group" for a link through other images only
+    link: str  # what links the two: a `LinkKind`, or "group" for a link through other images only
 
     @property
     def exact(self) -> bool:
         """Whether both images have identical pixels."""
-        return self.link == groups.PIXELS
+        return self.link == LinkKind.PIXELS
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Report:
     """The findings of an audit."""
 
     images: dict[Path, dict[str, int]]  # number of readable images per folder and class
-    unreadable: dict[Path, str]  # everything else in the class folders and beside them, with the reason
+    skipped: dict[Path, str]  # everything else in the class folders and beside them, with the reason
     duplicates: list[Duplicate]  # sorted by path
     shift: dict[Path, list[Aspect]]  # the differences of each test folder from the training folder
     poor: dict[Path, list[str]]  # images of low quality, with their flaws
@@ -87,7 +88,7 @@ class Report:
     def clean(self) -> bool:
         """Whether nothing was found; images of low quality do not count, since a person has to judge them."""
         shifted = any(aspect.shifted for aspects in self.shift.values() for aspect in aspects)
-        return not (self.unreadable or self.duplicates or shifted)
+        return not (self.skipped or self.duplicates or shifted)
 
 
 def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
@@ -108,24 +109,24 @@ def audit(dataset_dir: Path, testing_dirs: Sequence[Path]) -> Report:
     }
     white_level = find_white_level(paths[dataset_dir])
     examined: dict[Path, list[Examined]] = {}
-    unreadable: dict[Path, str] = {}
+    skipped: dict[Path, str] = {}
     for directory, names in classes.items():
-        images, bad = examine(paths[directory], white_level=white_level)
-        if directory == dataset_dir and not images and not bad:
+        images, skipped_here = examine(paths[directory], white_level=white_level)
+        if directory == dataset_dir and not images and not skipped_here:
             raise UserError(f"{directory} has no images in its sub-folders {', '.join(names)}")
-        bad |= _find_unused(directory, names)
-        if images or bad:
+        skipped_here |= _find_skipped(directory, names)
+        if images or skipped_here:
             examined[directory] = images
-        unreadable |= bad
+        skipped |= skipped_here
     poor, usual_flaws = find_poor_images([image for images in examined.values() for image in images])
     duplicates, notes = _find_duplicates(dataset_dir, examined)
     labels = {directory: _labels(images) for directory, images in examined.items()}
     return Report(
         images={
-            directory: {name: int((of_images == name).sum()) for name in classes[directory]}
-            for directory, of_images in labels.items()
+            directory: {name: int((own_labels == name).sum()) for name in classes[directory]}
+            for directory, own_labels in labels.items()
         },
-        unreadable=dict(sorted(unreadable.items())),
+        skipped=dict(sorted(skipped.items())),
         duplicates=duplicates,
         shift={
             directory: measure_shift(examined[dataset_dir], labels[dataset_dir], images, labels[directory])
@@ -148,13 +149,13 @@ def _find_classes(dataset_dir: Path, testing_dirs: Sequence[Path]) -> dict[Path,
     return {dataset_dir: class_names(dataset_dir), **testing}
 
 
-def _find_unused(directory: Path, names: Sequence[str]) -> dict[Path, str]:
+def _find_skipped(directory: Path, names: Sequence[str]) -> dict[Path, str]:
     """Return unreadable augmented images, and files and folders that are not images, with the reason."""
-    augmented = [class_folder(directory, name + AUGMENTED) for name in names]
-    unused = find_unreadable([path for folder in augmented for path in image_files(folder)])
+    augmented = [class_folder(directory, name + AUGMENTED_SUFFIX) for name in names]
+    skipped = find_unreadable([path for folder in augmented for path in image_files(folder)])
     for folder in (*(class_folder(directory, name) for name in names), *augmented):
-        unused |= passed_over(folder)
-    return unused | passed_over_beside(directory)
+        skipped |= skipped_files(folder)
+    return skipped | skipped_beside(directory)
 
 
 def _describe_range(paths: Mapping[Path, Sequence[Path]], dataset_dir: Path, white_level: int) -> Iterator[str]:
@@ -173,7 +174,7 @@ def _describe_range(paths: Mapping[Path, Sequence[Path]], dataset_dir: Path, whi
 
 
 def audit_command(dataset_dir: Path, testing_dirs: Sequence[Path], fix: bool = False) -> str:
-    """Return the command that lists what `audit` finds, or moves it out of training."""
+    """Return the command that lists what `audit` finds, or moves it to `rejected/`."""
     return command(__file__, *["--fix"] * fix, "--dataset-dir", dataset_dir, "--testing-dir", *testing_dirs)
 
 
@@ -185,7 +186,7 @@ def fix(report: Report) -> int:
     identical pixels.
     """
     for directory, counts in report.images.items():
-        similar = [each.path for each in report.duplicates if directory in each.path.parents and not each.exact]
+        similar = [each.path for each in report.duplicates if each.path.parent.parent == directory and not each.exact]
         moved = Counter(canonical(path.parent.name) for path in similar)
         for name, count in counts.items():
             if moved[name] > count / 2:
@@ -195,12 +196,12 @@ def fix(report: Report) -> int:
                 )
     reasons = {
         path: why
-        for path, why in report.unreadable.items()
+        for path, why in report.skipped.items()
         if path.is_file() and not path.is_symlink() and path.parent not in report.images  # only in class folders
     }
     reasons |= {each.path: f"{each.kind}: {_REASONS[each.link]} {each.of}" for each in report.duplicates}
     for directory in report.images:
-        set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if directory in path.parents})
+        set_aside(directory, REJECTED, {path: why for path, why in reasons.items() if path.parent.parent == directory})
     return len(reasons)
 
 
@@ -232,12 +233,12 @@ def _search_once(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]])
     # Test folders first, and the largest images of each folder first: these are kept.
     folders = (*(folder for folder in examined if folder != dataset_dir), dataset_dir)
     by_size = (sorted(examined[folder], key=lambda i: (-i.size[0] * i.size[1], i.path)) for folder in folders)
-    images = [image for of_folder in by_size for image in of_folder]
-    found = groups.find_dataset_links(images, dataset_dir, STORE)
+    images = list(chain.from_iterable(by_size))
+    found = find_dataset_links(images, dataset_dir, STORE)
     labels = _labels(images).tolist()
     paths = [image.path for image in images]
     folder = [path.parent.parent for path in paths]
-    numbers = groups.number_groups(len(images), found.links).tolist()
+    numbers = number_groups(len(images), found.links).tolist()
     tested: dict[int, int] = {}  # the first test image of a group
     for index, group in enumerate(numbers):
         if folder[index] != dataset_dir:
@@ -255,7 +256,7 @@ def _search_once(dataset_dir: Path, examined: Mapping[Path, Sequence[Examined]])
             kept = direct or [(tested[group], _GROUP)]
         else:
             copies = [(other, link) for other, link in neighbours[index] if folder[other] == folder[index]]
-            kept = [(other, link) for other, link in copies if link in _OF_COPIES and other not in moved]
+            kept = [(other, link) for other, link in copies if link in _COPIES and other not in moved]
         if kept:
             other, link = kept[0]
             kind = LEAK if leaks else DUPLICATE if labels[index] == labels[other] else LABEL_CONFLICT
@@ -272,8 +273,8 @@ def describe(report: Report) -> Iterator[str]:
     """Yield the lines that the program prints."""
     for directory, counts in report.images.items():
         yield f"{directory}: {list_counts(counts)}"
-    yield f"unreadable files: {len(report.unreadable)}"
-    yield from (f"  {printable(path)}: {reason}" for path, reason in report.unreadable.items())
+    yield f"unreadable files: {len(report.skipped)}"
+    yield from (f"  {printable(path)}: {reason}" for path, reason in report.skipped.items())
     for kind, title in _TITLES.items():
         duplicates = [each for each in report.duplicates if each.kind == kind]
         yield f"{title}: {len(duplicates)}"
@@ -297,7 +298,7 @@ def describe(report: Report) -> Iterator[str]:
 
 def summarise(report: Report) -> Iterator[str]:
     """Yield a few lines without file names."""
-    found = [f"unreadable files: {len(report.unreadable)}"]
+    found = [f"unreadable files: {len(report.skipped)}"]
     found += [f"{title}: {sum(each.kind == kind for each in report.duplicates)}" for kind, title in _TITLES.items()]
     found += [f"{_POOR}: {len(report.poor)}"]
     yield "; ".join(found)
@@ -311,7 +312,7 @@ def to_json(report: Report) -> dict[str, Any]:
     return {
         "clean": report.clean,
         "images": {str(directory): counts for directory, counts in report.images.items()},
-        "unreadable": {str(path): reason for path, reason in report.unreadable.items()},
+        "unreadable": {str(path): reason for path, reason in report.skipped.items()},
         "twins": [
             {"path": str(each.path), "of": str(each.of), "kind": each.kind, "exact": each.exact, "link": each.link}
             for each in report.duplicates
@@ -331,10 +332,7 @@ def main() -> int:
         description="Reports unreadable files, duplicates, train/test leakage, images of low quality and distribution "
         "shift. The exit status is 1 if anything except low quality is found, else 0."
     )
-    parser.add_argument(
-        "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
-        help="training images, one folder per class (default: %(default)s)",
-    )  # fmt: skip
+    parser.add_setting("--dataset-dir", Path("dataset"), "DIR", "training images, one folder per class")
     parser.add_argument(
         "--testing-dir", type=Path, nargs="*", default=[Path("dataset_testing")], metavar="DIR",
         help="folders of test images, or no value for none; folders that are empty or missing are skipped "

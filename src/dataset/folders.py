@@ -31,10 +31,10 @@ from dataset.reading import (
     why_no_image,
 )
 
-AUGMENTED = "_augmented"
+AUGMENTED_SUFFIX = "_augmented"
 _SPARE = 30  # bytes that the name of an augmented image adds to that of its source
 _LITTER = {"Thumbs.db", "desktop.ini"}  # written by Windows
-_MOST_LISTED = 20  # files left out for the same reason, and classes, that a message lists
+_MOST_LISTED = 20  # files skipped for the same reason, and classes, that a message lists
 _HIDDEN = "hidden, since its name begins with a dot: rename it to use it"
 _LINK = "a link, which is not followed: put the file itself there, or make the whole folder a link"
 _log = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ class ImageFolder:
         inverted: (N,) bool, read with black and white exchanged.
         arrays: (N, H, W) or (N, C, H, W), the images of an `.npz` file.
         white_level: the value that is white in 16-bit files.
-        passed_over: what else lies in the class folders and beside them, with the reason why it is not used.
+        skipped: what else lies in the class folders and beside them, with the reason.
         part: the name of the part, if this is only a part of the folder.
-        validates: (N,) bool, the images to validate on; None if the folds select them.
+        in_validation: (N,) bool, the images to validate on; None if the folds select them.
     """
 
     directory: Path
@@ -70,9 +70,9 @@ class ImageFolder:
     inverted: np.ndarray
     arrays: np.ndarray | None = None
     white_level: int = WHITE
-    passed_over: Mapping[Path, str] = field(default_factory=dict)
+    skipped: Mapping[Path, str] = field(default_factory=dict)
     part: str | None = None
-    validates: np.ndarray | None = None
+    in_validation: np.ndarray | None = None
 
     def read(self, index: int) -> Image.Image:
         """Read one image as it is stored, inverted if it should be; UnreadableImage if it cannot be read."""
@@ -94,7 +94,7 @@ class ImageFolder:
 
     def name_of(self, index: int) -> str:
         """Return `cat/0001.jpg`; `<label>/<index>` for an `.npz` file; `train/cat/0001.jpg` for joined folders."""
-        return "/".join(self.paths[index].parts[-2 if self.validates is None else -3 :])
+        return "/".join(self.paths[index].parts[-2 if self.in_validation is None else -3 :])
 
     def is_array(self, index: int) -> bool:
         """Whether an image is stored as an array."""
@@ -111,7 +111,7 @@ class ImageFolder:
             sources=tuple(self.sources[i] for i in indices),
             inverted=self.inverted[indices],
             arrays=None if self.arrays is None else self.arrays[indices],
-            validates=None if self.validates is None else self.validates[indices],
+            in_validation=None if self.in_validation is None else self.in_validation[indices],
         )
 
 
@@ -125,10 +125,15 @@ def stem_of(path: Path) -> str:
     return short_name(path.name if path.suffix[1:].isdecimal() else path.stem, _SPARE)  # scan.001 is not scan.002
 
 
+def parse_augmented(augmented: Path) -> tuple[str | None, int]:
+    """Return the stem of the image that an augmented one was made from, and its number; None and 0 if unknown."""
+    match = re.fullmatch(r"(.+)_aug_(\d+)", augmented.stem, re.DOTALL)
+    return (match[1], int(match[2])) if match else (None, 0)
+
+
 def source_stem(augmented: Path) -> str | None:
     """Return the stem of the image that an augmented one was made from; None if it is unknown."""
-    match = re.fullmatch(r"(.+)_aug_\d+", augmented.stem, re.DOTALL)
-    return match[1] if match else None
+    return parse_augmented(augmented)[0]
 
 
 def canonical(name: str) -> str:
@@ -137,8 +142,8 @@ def canonical(name: str) -> str:
     macOS may store a name decomposed, so that one class has different folder names on two machines.
     """
     name = unicodedata.normalize("NFC", name).strip()
-    own = name.removesuffix(AUGMENTED)
-    return name if own == name else own.rstrip() + AUGMENTED
+    own = name.removesuffix(AUGMENTED_SUFFIX)
+    return name if own == name else own.rstrip() + AUGMENTED_SUFFIX
 
 
 def class_folder(directory: Path, name: str) -> Path:
@@ -181,8 +186,9 @@ def class_names(directory: Path, known: Sequence[str] | None = None) -> tuple[st
     """
     folders = _class_folders(directory)
     names = own_class_names(directory)
-    if orphans := [name for name in folders if name.removesuffix(AUGMENTED) not in names]:
-        raise UserError(f"{folders[orphans[0]]} has no class folder {orphans[0].removesuffix(AUGMENTED)} beside it")
+    if orphans := [name for name in folders if name.removesuffix(AUGMENTED_SUFFIX) not in names]:
+        missing = orphans[0].removesuffix(AUGMENTED_SUFFIX)
+        raise UserError(f"{folders[orphans[0]]} has no class folder {missing} beside it")
     if not names and _has_images(directory):
         raise UserError(
             f"{directory} holds images but no class folders: put the images of each class into a sub-folder of its "
@@ -198,7 +204,7 @@ def class_names(directory: Path, known: Sequence[str] | None = None) -> tuple[st
 
 def own_class_names(directory: Path) -> list[str]:
     """Return the canonical names of all class folders in a directory, sorted; UserError if it is missing."""
-    return [name for name in _class_folders(directory) if not name.endswith(AUGMENTED)]
+    return [name for name in _class_folders(directory) if not name.endswith(AUGMENTED_SUFFIX)]
 
 
 def _check_names(directory: Path, names: Sequence[str], known: Sequence[str] | None) -> None:
@@ -228,7 +234,7 @@ def _class_folders(directory: Path) -> dict[str, Path]:
                 f"{folder} is a link to {os.readlink(folder)}, which cannot be reached: mount or restore that, "
                 "or remove the link"
             )
-        if not folder.is_dir() or _why_no_class(folder) is not None:
+        if not folder.is_dir() or not _is_class(folder):
             continue
         other = folders.setdefault(canonical(folder.name), folder)
         if other != folder:
@@ -239,24 +245,28 @@ def _class_folders(directory: Path) -> dict[str, Path]:
     return dict(sorted(folders.items()))
 
 
-def _why_no_class(folder: Path) -> str | None:
-    """Return why a folder in a dataset is not a class, "" for a folder of images set aside, and None for a class."""
+def _is_class(folder: Path) -> bool:
+    """Whether a folder in a dataset is a class: neither skipped nor a folder of images set aside."""
+    aside = folder.name in (REJECTED, LEFT_OUT) and is_set_aside(folder) and not _has_images(folder)
+    return not aside and _why_not_class(folder) is None
+
+
+def _why_not_class(folder: Path) -> str | None:
+    """Return why a folder in a dataset is skipped; None if it is not."""
     if folder.name.startswith("."):
         return _HIDDEN
-    if folder.name in (REJECTED, LEFT_OUT) and is_set_aside(folder) and not _has_images(folder):
-        return ""
     parent = folder.parent.resolve()
     if folder.is_symlink() and folder.resolve() in (parent, *parent.parents):
         return "a link to a folder that contains it"
     return None
 
 
-def passed_over_beside(directory: Path) -> dict[Path, str]:
+def skipped_beside(directory: Path) -> dict[Path, str]:
     """Return images and folders of images in a dataset that belong to no class, by name, with the reason."""
     reasons = {}
     for path in sorted(directory.iterdir()):
         if path.is_dir():
-            reason = _why_no_class(path)
+            reason = _why_not_class(path)
             if reason and (reason != _HIDDEN or _has_images(path)):
                 reasons[path] = reason
         elif path.name not in _LITTER and _has_images(path):
@@ -275,49 +285,50 @@ def _has_images(path: Path) -> bool:
 
 def image_files(directory: Path) -> list[Path]:
     """Return the image files directly in a folder, sorted by name, except links; none if there is no such folder."""
-    return _sort_out(directory)[0]
+    return _list_folder(directory)[0]
 
 
-def passed_over(directory: Path) -> dict[Path, str]:
+def skipped_files(directory: Path) -> dict[Path, str]:
     """Return what else lies directly in a folder, sorted by name, with the reason why it is not used."""
-    return _sort_out(directory)[1]
+    return _list_folder(directory)[1]
 
 
-def _sort_out(directory: Path) -> tuple[list[Path], dict[Path, str]]:
-    images, folders, others = _scan(directory) if directory.is_dir() else ([], [], {})
+def _list_folder(directory: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return the images and what is skipped directly in a folder."""
+    images, folders, skipped = _scan(directory) if directory.is_dir() else ([], [], {})
     for folder in folders:
-        others[folder] = _LINK if folder.is_symlink() else "a folder inside a class folder, which is not searched"
-    return images, dict(sorted(others.items()))
+        skipped[folder] = _LINK if folder.is_symlink() else "a folder inside a class folder, which is not searched"
+    return images, dict(sorted(skipped.items()))
 
 
 def _scan(directory: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
-    """Return images, visible folders and links to folders, and the rest with reasons; hidden files only if images."""
+    """Return images, visible folders and links to folders, and what is skipped; hidden files only if images."""
     images: list[Path] = []
     folders: list[Path] = []
-    others: dict[Path, str] = {}
+    skipped: dict[Path, str] = {}
     with os.scandir(directory) as entries:  # distinguishes files from folders without a system call
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = directory / entry.name
             if entry.name.startswith("."):
                 if not entry.is_symlink() and ".partial" not in entry.name and _has_images(path):
-                    others[path] = _HIDDEN
+                    skipped[path] = _HIDDEN
             elif entry.name in _LITTER:
                 continue
             elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(path)):
                 folders.append(path)
             elif entry.is_symlink():
-                others[path] = _LINK
+                skipped[path] = _LINK
             elif not entry.is_file():
-                others[path] = "not a regular file"
+                skipped[path] = "not a regular file"
             elif not has_image_name(path) and (reason := why_no_image(path)):
-                others[path] = reason
+                skipped[path] = reason
             else:
                 images.append(path)
-    return images, folders, others
+    return images, folders, skipped
 
 
-def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
-    """Log each unused file with the reason, once per process; of many with the same reason, only the first."""
+def log_skipped(directory: Path, reasons: Mapping[Path, str]) -> None:
+    """Log each skipped file with the reason, once per process; of many with the same reason, only the first."""
     by_reason: dict[str, list[Path]] = defaultdict(list)
     for path, reason in reasons.items():
         if os.path.abspath(path) not in _reported:
@@ -333,10 +344,10 @@ def tell_left_out(directory: Path, reasons: Mapping[Path, str]) -> None:
         _log.warning("left out of %s: %d", printable(directory), sum(map(len, by_reason.values())))
 
 
-def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) -> Iterator[Path]:
+def find_images(directory: Path, on_skipped: Callable[[Path, str], object]) -> Iterator[Path]:
     """Find the images in a folder and its sub-folders, sorted by name, each folder's own images first.
 
-    Links to folders are followed, unless their target is searched anyway; links to files are not. `on_passed_over` is
+    Links to folders are followed, unless their target is searched anyway; links to files are not. `on_skipped` is
     called with everything else and the reason why it is not used.
     """
     root = Path(os.path.realpath(directory))
@@ -345,19 +356,19 @@ def find_images(directory: Path, on_passed_over: Callable[[Path, str], object]) 
     while waiting:
         folder = waiting.pop()
         try:
-            images, folders, others = _scan(folder)
+            images, folders, skipped = _scan(folder)
         except OSError as error:
-            on_passed_over(folder, error.strerror)
+            on_skipped(folder, error.strerror)
             continue
         for path in filter(Path.is_symlink, folders):
             target = Path(os.path.realpath(path))
             if target in searched or root in target.parents or target in root.parents:
-                others[path] = "a link to a folder that is already searched, or that contains it"
+                skipped[path] = "a link to a folder that is already searched, or that contains it"
             searched.add(target)
-        for path, reason in others.items():
-            on_passed_over(path, reason)
+        for path, reason in skipped.items():
+            on_skipped(path, reason)
         yield from images
-        waiting += [path for path in reversed(folders) if path not in others]
+        waiting += [path for path in reversed(folders) if path not in skipped]
 
 
 def read_folder(directory: Path, with_augmented: bool = False, classes: Sequence[str] | None = None) -> ImageFolder:
@@ -376,16 +387,16 @@ def read_folder(directory: Path, with_augmented: bool = False, classes: Sequence
     names = class_names(directory, classes)
     classes = tuple(classes or names)
     folders = _class_folders(directory)
-    others = passed_over_beside(directory)
+    skipped = skipped_beside(directory)
     listed: list[tuple[Path, int, bool]] = []  # file, label, whether it is augmented
     for name in names:
-        for suffix in ("", AUGMENTED) if with_augmented else ("",):
+        for suffix in ("", AUGMENTED_SUFFIX) if with_augmented else ("",):
             folder = folders.get(name + suffix, directory / (name + suffix))  # missing if there are none
-            images, unused = _sort_out(folder)
+            images, skipped_here = _list_folder(folder)
             if not images and not suffix:
-                why = next((f": {path}: {reason}" for path, reason in unused.items()), "")
+                why = next((f": {path}: {reason}" for path, reason in skipped_here.items()), "")
                 raise UserError(f"{folder} has no images{why}")
-            others |= unused
+            skipped |= skipped_here
             listed += [(path, classes.index(name), bool(suffix)) for path in images]
     paths, labels, is_augmented = zip(*listed, strict=True)
     return ImageFolder(
@@ -396,7 +407,7 @@ def read_folder(directory: Path, with_augmented: bool = False, classes: Sequence
         augmented=np.array(is_augmented),
         sources=tuple(source_stem(path) if augmented else stem_of(path) for path, _, augmented in listed),
         inverted=np.zeros(len(paths), dtype=bool),
-        passed_over=others,
+        skipped=skipped,
     )
 
 
@@ -405,8 +416,8 @@ def _read_archive(file: Path, classes: Sequence[str] | None) -> ImageFolder:
         raise UserError(f"there is no file {file}: name one with the arrays `images` and `labels`, or a folder")
     images, labels = load_archive(file)
     texts, text_indices = np.unique(labels.astype(str), return_inverse=True)
-    of_images = [canonical(text) for text in texts.tolist()]
-    names = sorted(set(of_images))
+    text_names = [canonical(text) for text in texts.tolist()]
+    names = sorted(set(text_names))
     if not names:
         raise UserError(f"{file} is empty: it needs images of each class")
     _check_names(file, names, classes)
@@ -417,8 +428,8 @@ def _read_archive(file: Path, classes: Sequence[str] | None) -> ImageFolder:
     return ImageFolder(
         directory=file,
         classes=classes,
-        paths=tuple(file / of_images[text] / str(number) for number, text in enumerate(text_indices)),
-        labels=np.array([classes.index(name) for name in of_images], dtype=np.int64)[text_indices],
+        paths=tuple(file / text_names[text] / str(number) for number, text in enumerate(text_indices)),
+        labels=np.array([classes.index(name) for name in text_names], dtype=np.int64)[text_indices],
         augmented=np.zeros(count, dtype=bool),
         sources=tuple(map(str, range(count))),
         inverted=np.zeros(count, dtype=bool),

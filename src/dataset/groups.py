@@ -1,7 +1,8 @@
 """Find the groups of images that must not be divided between training, validation and test.
 
-Two images are linked if they have identical pixels, are near-duplicates, were cropped from one source photograph, if
-one was made from the other, or if a third may have been made from either. Groups are the connected components.
+Two images are linked if they have identical pixels, are near-duplicates, or were cropped from one photograph. An
+augmented image is linked to its source, by class and stem; if several images have these, all of them are linked, since
+it is unknown which one is the source. Groups are the connected components.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from enum import StrEnum
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +32,6 @@ from dataset.parallel import on_all_cores
 from dataset.reading import UnreadableImage
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, read_rows
 
-PIXELS, NEAR_DUPLICATE, PHOTOGRAPH, AUGMENTED = "pixels", "near-duplicate", "photograph", "augmented"
 _MOST_LINKS = 64  # size of a set of equal images up to which all its pairs are linked
 _FEW = 8  # a class of fewer images may consist of near-duplicates
 _MANY = 500  # images of a class above which coarse resemblance may be enough to call it dense
@@ -42,12 +43,21 @@ _CAUSES = ("fixed camera, symbols", "one background")
 _MOST_NOTES = 5  # classes that are named
 
 
+class LinkKind(StrEnum):
+    """Why two images belong together."""
+
+    PIXELS = "pixels"
+    NEAR_DUPLICATE = "near-duplicate"
+    PHOTOGRAPH = "photograph"
+    AUGMENTED = "augmented"
+
+
 class Link(NamedTuple):
-    """The indices of two images that belong together, `first` below `second`, and the kind of the link."""
+    """The indices of two images that belong together, `first` below `second`, and why."""
 
     first: int
     second: int
-    kind: str
+    kind: LinkKind
 
 
 class Links(NamedTuple):
@@ -92,8 +102,8 @@ def find_links(
         store: folder that keeps the results of close comparisons for later runs.
     """
     resembling, notes = _link_near_duplicates(images, labels, store)
-    links = [*_link_equal([image.pixels for image in images], PIXELS), *resembling]
-    links += [*_link_equal(photographs, PHOTOGRAPH), *_link_equal(stems, AUGMENTED)]
+    links = [*_link_equal([image.pixels for image in images], LinkKind.PIXELS), *resembling]
+    links += [*_link_equal(photographs, LinkKind.PHOTOGRAPH), *_link_equal(stems, LinkKind.AUGMENTED)]
     return Links(sorted(links), notes)
 
 
@@ -104,8 +114,8 @@ def find_dataset_links(images: Sequence[Examined], training_dir: Path, store: Pa
     labels, photographs, stems = [], [], []
     for image in images:
         folder, file = image.path.parent.parent, _file_key(image.path)
-        of_files, moved = tables[folder]
-        photographs.append(of_files.get(file))
+        photograph_by_file, moved = tables[folder]
+        photographs.append(photograph_by_file.get(file))
         labels.append(canonical(image.path.parent.name))
         # An augmented image is named after the stem of its source, which may be any original image with that stem.
         from_training = folder == training_dir or file in moved
@@ -145,18 +155,19 @@ def find_groups(folders: Sequence[ImageFolder], store: Path | None = STORE) -> G
     sources: list[Hashable | None] = []
     for number, folder in enumerate(folders):
         examined |= {len(labels) + index: image for index, image in _examine_originals(folder, store).items()}
-        of_files, moved = _read_tables(folder.directory, folders[0].directory)
+        photograph_by_file, moved = _read_tables(folder.directory, folders[0].directory)
         for path, label, stem in zip(folder.paths, folder.labels.tolist(), folder.sources, strict=True):
             file = _file_key(path)
             labels.append(folder.classes[label])
-            photographs.append(of_files.get(file))
+            photographs.append(photograph_by_file.get(file))
             # Images that were moved to a test folder, and those made from them, may be in training.
             sources.append(stem and (0 if file in moved else number, labels[-1], stem))
     indices = list(examined)
-    columns = ([column[index] for index in indices] for column in (examined, labels, photographs))
-    found = find_links(*columns, store=store)
+    known_labels = [labels[index] for index in indices]
+    known_photographs = [photographs[index] for index in indices]
+    found = find_links(list(examined.values()), known_labels, known_photographs, store=store)
     links = [Link(indices[first], indices[second], kind) for first, second, kind in found.links]
-    numbers = number_groups(len(labels), links + _link_equal(sources, AUGMENTED, 1))
+    numbers = number_groups(len(labels), links + _link_equal(sources, LinkKind.AUGMENTED, 1))
     ends = np.cumsum([len(folder.paths) for folder in folders])
     return Groups(tuple(np.split(numbers, ends[:-1])), tuple(found.notes))
 
@@ -169,21 +180,17 @@ def _file_key(path: Path) -> str:
 def _read_tables(directory: Path, training_dir: Path) -> tuple[dict[str, str], set[str]]:
     """Read the Open Images photographs that files of a folder were cut from, and which files were moved there.
 
-    Files are named by `_file_key`. The photographs of files that were moved out of the training folder are in its
-    table. UserError if a table is damaged.
+    Files are named by `_file_key`; an .npz file has no tables. The photographs of files that were moved out of the
+    training folder are in its table. UserError if a table is damaged.
     """
-    rows = _read_rows(directory / OPEN_IMAGES, ("file", "image_id"))
+    rows = read_rows(directory / OPEN_IMAGES, ("file", "image_id"))
     photographs = {_file_key(Path(row["file"])): row["image_id"] for row in rows}
-    rows = _read_rows(directory / TESTING_BATCH, ("class", "file"))
+    rows = read_rows(directory / TESTING_BATCH, ("class", "file"))
     moved = {_file_key(Path(row["class"], row["file"])) for row in rows}
     if moved and directory != training_dir:
-        of_training, _ = _read_tables(training_dir, training_dir)
-        photographs |= {file: of_training[file] for file in moved & of_training.keys()}
+        in_training, _ = _read_tables(training_dir, training_dir)
+        photographs |= {file: in_training[file] for file in moved & in_training.keys()}
     return photographs, moved
-
-
-def _read_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    return read_rows(table, columns) if table.parent.is_dir() else []  # an .npz file has no tables
 
 
 def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Examined]:
@@ -205,7 +212,7 @@ def _examine_originals(folder: ImageFolder, store: Path | None) -> dict[int, Exa
     return {index: image for index, image in zip(originals, images, strict=True) if image is not None}
 
 
-def _link_equal(keys: Sequence[Hashable | None], kind: str, most: int = _MOST_LINKS) -> list[Link]:
+def _link_equal(keys: Sequence[Hashable | None], kind: LinkKind, most: int = _MOST_LINKS) -> list[Link]:
     """Link images with equal keys: all pairs, or each image with the first if there are more than `most`."""
     same: dict[Hashable, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
@@ -236,7 +243,7 @@ def _link_near_duplicates(
         if pixels[first] != pixels[second]:  # otherwise they are linked already
             many = len(members[first]) * len(members[second]) > _MOST_LINKS
             ends = (members[index][:1] if many else members[index] for index in (first, second))
-            links += [Link(*sorted(pair), NEAR_DUPLICATE) for pair in product(*ends)]
+            links += [Link(*sorted(pair), LinkKind.NEAR_DUPLICATE) for pair in product(*ends)]
     lines = [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
     if len(lines) > _MOST_NOTES:
         more = pluralise(len(lines) - _MOST_NOTES, "more class", "more classes")

@@ -66,6 +66,6 @@ def join_validation(training: ImageFolder, validation: ImageFolder) -> ImageFold
         augmented=np.concatenate([training.augmented, validation.augmented]),
         sources=(*training.sources, *sources),
         inverted=np.concatenate([training.inverted, validation.inverted]),
-        passed_over={**training.passed_over, **validation.passed_over},
-        validates=np.arange(len(training.paths) + len(validation.paths)) >= len(training.paths),
+        skipped={**training.skipped, **validation.skipped},
+        in_validation=np.arange(len(training.paths) + len(validation.paths)) >= len(training.paths),
     )

@@ -7,9 +7,10 @@ import filecmp
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
-from common import UserError, lock, short_name, write_whole
+from common import UserError, first_free, lock, short_name, write_whole
 from dataset.tables import read_rows, write_rows
 
 REJECTED, LEFT_OUT = "rejected", "left_out"  # folders beside the class folders
@@ -55,13 +56,15 @@ def set_aside(directory: Path, name: str, reasons: Mapping[Path, str]) -> None:
     if reasons and aside.is_dir() and any(aside.iterdir()) and not is_set_aside(aside):
         raise UserError(f"{aside} is a class, but images are to be moved to a folder of this name: rename the class")
     finish_moves(directory, name)
-    taken: set[str] = set()
+    taken: set[Path] = set()
     rows = []
     for path, reason in sorted(reasons.items()):
         if path.exists():  # else `finish_moves` has moved it
-            file = path.relative_to(directory).as_posix()
-            rows.append({"file": file, "moved_to": _free_name(directory, f"{name}/{file}", taken), "reason": reason})
-            taken.add(rows[-1]["moved_to"])
+            file = path.relative_to(directory)
+            target = first_free(partial(_numbered, aside / file), taken)
+            taken.add(target)
+            moved_to = target.relative_to(directory)
+            rows.append({"file": file.as_posix(), "moved_to": moved_to.as_posix(), "reason": reason})
     if rows:
         write_rows(aside / _PENDING, _COLUMNS, rows)
         finish_moves(directory, name)
@@ -82,10 +85,6 @@ def finish_moves(directory: Path, name: str) -> int:
     return len(moves)
 
 
-def _free_name(directory: Path, name: str, taken: set[str]) -> str:
-    """Append a number to the stem of a name if the file exists or the name is taken."""
-    path, free, number = Path(name), name, 1
-    while free in taken or (directory / free).exists():
-        number += 1
-        free = path.with_name(short_name(f"{path.stem}_{number}{path.suffix}")).as_posix()
-    return free
+def _numbered(path: Path, number: int) -> Path:
+    """Append a number above 1 to the stem of a file's name."""
+    return path if number == 1 else path.with_name(short_name(f"{path.stem}_{number}{path.suffix}"))

@@ -94,8 +94,9 @@ class Zoo:
         for name in names:
             if name.casefold() not in spellings:
                 near = difflib.get_close_matches(name.casefold(), spellings, n=3)
-                hint = f"the nearest are {', '.join(spellings[key] for key in near)}" if near else "nor a similar one"
-                raise UserError(f"Open Images has no class {name!r}: {hint} (all are in {self._classes_file()})")
+                nearest = ", ".join(map(spellings.__getitem__, near))
+                hint = f": the nearest are {nearest}" if near else ", nor one with a similar name"
+                raise UserError(f"Open Images has no class {name!r}{hint} (all are in {self._classes_file()})")
         return {spellings[name.casefold()]: ids[spellings[name.casefold()]] for name in names}
 
     def detections_file(self, split: str) -> Path:

@@ -22,9 +22,9 @@ from dataset.folders import canonical
 from dataset.moving import lock_dataset
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
 from dataset.reading import UnreadableImage, read_image
+from dataset.sample import CLASSES, is_drawing
 from dataset.tables import OPEN_IMAGES, read_rows, write_rows
 
-CLASSES = ("Axe", "Book", "Hammer")
 MAX_SAMPLES = 1000
 MIN_SIZE = 32
 _BATCH_SIZE = 2000  # boxes of all classes that are loaded, cropped and recorded at once
@@ -144,7 +144,7 @@ def fetch(
     Returns the number of patches added, by class. UserError if the folder holds the drawn sample or is locked, a class
     is unknown, the table is damaged, there is no MongoDB, or a download fails.
     """
-    if drawing := next(dataset_dir.glob("*/sample_[0-9][0-9][0-9][0-9].jpg"), None):
+    if drawing := next(filter(is_drawing, dataset_dir.glob("*/*.jpg")), None):
         raise UserError(
             f"{drawing} belongs to the drawn sample, which must not be mixed with photographs: empty {dataset_dir} and "
             "the test folders, or name another --dataset-dir"

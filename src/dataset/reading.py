@@ -228,7 +228,7 @@ def _load_arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
     except (UserError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # NumPy raises many types on damaged files
-        kind = "has pickled objects in it" if "Object arrays" in str(error) else "is damaged, or no .npz file"
+        kind = "has pickled objects in it" if "Object arrays" in str(error) else "is damaged or not an .npz file"
         raise UserError(f"{file} {kind}: it must hold the arrays `images` and `labels`") from error
     if missing := {"images", "labels"} - arrays.keys():
         raise UserError(f"{file} has no array `{min(missing)}`: it must hold `images` and `labels`")

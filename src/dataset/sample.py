@@ -21,12 +21,25 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
 from common import ArgumentParser, UserError, available_cores, check_least, run_program, write_whole
 from dataset.drawing import draw
+from dataset.moving import LEFT_OUT, REJECTED, is_set_aside
+from dataset.reading import has_image_name, why_no_image
+from dataset.tables import TESTING_BATCH
 
 CLASSES = ("Axe", "Book", "Hammer")
 TRAINING_COUNTS = {"Axe": 40, "Book": 160, "Hammer": 40}  # as imbalanced as the photographs
 TESTING_COUNTS = dict.fromkeys(CLASSES, 12)
-_NAME = re.compile(r"sample_\d{4}\.jpg")
+_NAME, _ALL_NAMES = re.compile(r"sample_\d{4}\.jpg"), "sample_????.jpg"
 _log = logging.getLogger(__name__)
+
+
+def sample_name(number: int) -> str:
+    """Return the file name of a drawing."""
+    return f"sample_{number:04d}.jpg"
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether an image file, <folder>/<class>/<file>, is named as one of the sample."""
+    return path.parent.name in CLASSES and _NAME.fullmatch(path.name) is not None
 
 
 def draw_numbered(label: str, seed: int, testing: bool, number: int) -> tuple[Image.Image, Image.Image]:
@@ -43,20 +56,21 @@ def _write(path: Path, drawing: tuple[str, int, bool, int]) -> None:
 def write_sample(dataset_dir: Path, testing_dir: Path, seed: int = 0) -> int:
     """Write the missing images of the sample, as <folder>/<class>/sample_<number>.jpg, unless there are other images.
 
-    There are 40 axes, 160 books and 40 hammers for training, and 12 of each for testing. The result is the number of
-    images written.
+    There are 40 axes, 160 books and 40 hammers for training, and 12 of each for testing. Nothing is drawn if
+    `dataset_main.py` or `audit.py` have moved images. The result is the number of images written.
 
     Raises:
         UserError: only `testing_dir` contains other images; a model of drawings would be tested on them.
     """
-    foreign = _find_foreign(dataset_dir) or _find_foreign(testing_dir)
-    if foreign and not any(dataset_dir.glob("*/[!.]*")):
-        raise UserError(f"{foreign} is not part of the sample: put images in {dataset_dir} too, or empty {testing_dir}")
-    if foreign:
+    if _find_other_image(dataset_dir) or _has_moved(dataset_dir, testing_dir):
         _log.info("%s contains images already: nothing is drawn", dataset_dir)
         return 0
+    if other := _find_other_image(testing_dir):
+        raise UserError(
+            f"{other} is not part of the sample: put photographs to train on in {dataset_dir}, or empty {testing_dir}"
+        )
     drawings = {
-        folder / label / f"sample_{number:04d}.jpg": (label, seed, testing, number)
+        folder / label / sample_name(number): (label, seed, testing, number)
         for testing, folder, counts in ((False, dataset_dir, TRAINING_COUNTS), (True, testing_dir, TESTING_COUNTS))
         for label in CLASSES
         for number in range(1, counts[label] + 1)
@@ -76,35 +90,36 @@ def check_unmixed(paths: Iterable[Path]) -> None:
     Raises:
         UserError: they do.
     """
-    by_kind = {path.parent.name in CLASSES and _NAME.fullmatch(path.name) is not None: path for path in paths}
+    by_kind = {is_drawing(path): path for path in paths}
     if len(by_kind) > 1:
         drawing, other = by_kind[True], by_kind[False]
         raise UserError(
             f"{drawing} is part of the drawn sample, but {other} is not: remove the drawings, "
-            f"{drawing.parents[1] / '*/sample_????.jpg'}, or name another folder"
+            f"{drawing.parents[1] / '*' / _ALL_NAMES}, or name another folder"
         )
 
 
-def _find_foreign(folder: Path) -> Path | None:
-    """Return a visible file below the folder that does not belong to the sample, if there is one."""
+def _find_other_image(folder: Path) -> Path | None:
+    """Return a visible image below the folder that does not belong to the sample, if there is one."""
     for path in sorted({*folder.rglob("*"), *folder.glob("*/*")}):  # only the latter follows links to class folders
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and not _NAME.fullmatch(path.name):
+        is_image = path.is_file() and (has_image_name(path) or not why_no_image(path))
+        if is_image and not hidden and not is_drawing(path):
             return path
     return None
 
 
+def _has_moved(dataset_dir: Path, testing_dir: Path) -> bool:
+    """Whether images were moved to the test folder, or set aside: they must not be drawn again."""
+    aside = (folder / name for folder in (dataset_dir, testing_dir) for name in (REJECTED, LEFT_OUT))
+    return (testing_dir / TESTING_BATCH).exists() or any(map(is_set_aside, aside))
+
+
 def main() -> int:
     parser = ArgumentParser(description="Draw a sample of axes, books and hammers unless there are other images.")
-    parser.add_argument(
-        "--dataset-dir", type=Path, default=Path("dataset"), metavar="DIR",
-        help="for 240 training images (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--testing-dir", type=Path, default=Path("dataset_testing"), metavar="DIR",
-        help="for 36 test images (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="determines the images (default: %(default)s)")
+    parser.add_setting("--dataset-dir", Path("dataset"), "DIR", "for 240 training images")
+    parser.add_setting("--testing-dir", Path("dataset_testing"), "DIR", "for 36 test images")
+    parser.add_setting("--seed", 0, "N", "determines the images")
     arguments = parser.parse_args()
     check_least(arguments, seed=0)
     write_sample(arguments.dataset_dir, arguments.testing_dir, arguments.seed)

@@ -62,19 +62,21 @@ def measure_shift(
     Returns:
         The aspects, most important first; none if no class has two training images and a test image.
     """
-    known, of_testing = _members(training_labels), _members(testing_labels)
-    shared = [label for label in of_testing if len(known.get(label, ())) >= 2]
+    training_members, testing_members = _members(training_labels), _members(testing_labels)
+    shared = [label for label in testing_members if len(training_members.get(label, ())) >= 2]
     if not shared:
         return []
-    all_training = _weights([known[label] for label in shared], len(training))
-    all_testing = _weights([of_testing[label] for label in shared], len(testing))
-    parts = _random_parts([(known[label], len(of_testing[label])) for label in shared], len(training))
+    all_training = _weights([training_members[label] for label in shared], len(training))
+    all_testing = _weights([testing_members[label] for label in shared], len(testing))
+    sizes = [len(testing_members[label]) for label in shared]
+    parts, rests = _random_parts([training_members[label] for label in shared], sizes, len(training))
 
     aspects = []
     for measure in _measures(training, testing):
-        trained, *of_parts = _average([all_training, *parts], training, measure)
+        means = _average([all_training, *parts, *rests], training, measure)
+        [trained], part_means, rest_means = np.split(means, [1, 1 + len(parts)])
         [tested] = _average([all_testing], testing, measure)
-        chance = max(map(measure.distance, of_parts[:_REPEATS], of_parts[_REPEATS:]))
+        chance = max(map(measure.distance, part_means, rest_means))
         distance, sentence = measure.distance(trained, tested), measure.describe(trained, tested)
         aspects.append(Aspect(measure.name, measure.unit, float(distance), float(chance), sentence))
     return aspects
@@ -102,18 +104,21 @@ def _weights(classes: Sequence[np.ndarray], count: int) -> np.ndarray:
     return weights
 
 
-def _random_parts(classes: Sequence[tuple[np.ndarray, int]], count: int) -> list[np.ndarray]:
-    """Return weights (count,) of 100 random parts, then of the rest of each.
+def _random_parts(
+    classes: Sequence[np.ndarray], sizes: Sequence[int], count: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the weights (count,) of 100 random parts, and of the rest of each.
 
-    `classes` are the indices of each class, and how many of them a part has, at most half.
+    A part has the given number of the indices of each class, but at most half of them.
     """
     generator = np.random.default_rng(0)
-    first, second = [], []
+    sizes = [min(size, len(members) // 2) for members, size in zip(classes, sizes, strict=True)]
+    parts, rests = [], []
     for _ in range(_REPEATS):
-        shuffled = [(generator.permutation(members), min(size, len(members) // 2)) for members, size in classes]
-        first.append(_weights([members[:size] for members, size in shuffled], count))
-        second.append(_weights([members[size:] for members, size in shuffled], count))
-    return first + second
+        divided = [np.split(generator.permutation(m), [size]) for m, size in zip(classes, sizes, strict=True)]
+        parts.append(_weights([part for part, _ in divided], count))
+        rests.append(_weights([rest for _, rest in divided], count))
+    return parts, rests
 
 
 def _measures(training: Sequence[Examined], testing: Sequence[Examined]) -> list[_Measure]:

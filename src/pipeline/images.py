@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from common import UserError
-from dataset.folders import ImageFolder, tell_left_out
+from dataset.folders import ImageFolder, log_skipped
 from dataset.parallel import on_all_cores
 from dataset.reading import WHITE, UnreadableImage, resize_or_pad_image
 from pipeline.cache import SHARED, Cache, CacheError, Metadata, copy_rows, drop_pages, make_key
@@ -69,7 +69,7 @@ def decode_images(folder: ImageFolder, input_size: tuple[int, int, int], cache: 
     if len(unreadable) == len(folder.paths):
         raise UserError(f"{folder.directory} has no readable image: {folder.paths[0]}: {unreadable[0]}")
     faults = {folder.paths[index]: reason for index, reason in unreadable.items()}
-    tell_left_out(folder.directory, {**folder.passed_over, **faults})
+    log_skipped(folder.directory, {**folder.skipped, **faults})
     return DecodedImages(pixels, unreadable, key)
 
 

@@ -30,7 +30,7 @@ def check_overlap(data_record: dict[str, Any], settings: Settings, folders: Sequ
         return
     found = ", ".join(f"{count} with those in {name}" for name, count in overlaps.items())
     message = f"images to train on share a group with test images, which makes scores too high: {found}"
-    unchanged = not any(folder.part or folder.validates is not None for folder in folders)
+    unchanged = not any(folder.part or folder.in_validation is not None for folder in folders)
     if unchanged and all(folder.directory.is_dir() for folder in folders):  # neither archives nor derived sets
         message += f"; this moves them out of training: {audit_command(settings.data_dir, settings.test_dir, fix=True)}"
     if settings.strict:
@@ -65,7 +65,7 @@ def note_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
     train, augmented, left_out = data.split.train, data.folder.augmented, len(data.split.left_out)
     if settings.data_augmentation and not augmented.any():
         yield f"{settings.data_dir} has no <Class>_augmented folder with images: -a changes nothing"
-    elif data.folder.validates is not None and left_out:
+    elif data.folder.in_validation is not None and left_out:
         yield f"{pluralise(left_out, 'image')} left out of training, because of a group shared with validation images"
     elif settings.data_augmentation:
         yield f"{left_out} of {augmented.sum()} augmented images left out: their sources validate or are unknown"

@@ -105,8 +105,8 @@ def split_folder(
         UserError: a class has too few groups, or there is no such fold.
     """
     originals = np.flatnonzero(readable & ~folder.augmented)
-    if folder.validates is not None:
-        folds, validation = 1, originals[folder.validates[originals]]
+    if folder.in_validation is not None:
+        folds, validation = 1, originals[folder.in_validation[originals]]
     elif fold is None:
         _check_classes(folder, originals, groups, least=1)
         validation = originals[:0]
@@ -121,7 +121,7 @@ def split_folder(
             )
         folds, validation = possible, originals[numbers == fold]
     train = originals[~np.isin(groups[originals], groups[validation])]
-    if folder.validates is not None:
+    if folder.in_validation is not None:
         _check_classes(folder, validation, groups, least=1)
         _check_left(folder, train, VALIDATION)
     augmented = np.flatnonzero(readable & folder.augmented)
@@ -139,7 +139,7 @@ def hold_out(folder: ImageFolder, cache: Cache = SHARED) -> list[ImageFolder]:
     numbers, _ = _find_folds(folder, originals, groups, FOLDS, cache, least=3)
     testing = originals[numbers == 0]
     training = np.setdiff1d(np.arange(len(folder.paths)), testing)
-    return [folder.subset(training), replace(folder.subset(testing), part=TEST, passed_over={})]
+    return [folder.subset(training), replace(folder.subset(testing), part=TEST, skipped={})]
 
 
 def find_side(folder: ImageFolder, run_dir: Path, side: str) -> ImageFolder:
@@ -165,7 +165,7 @@ def leave_out_leaks(folders: Sequence[ImageFolder], cache: Cache = SHARED) -> li
     numbers, *tested = load_groups([training, *others], cache).numbers
     kept = np.flatnonzero(~np.isin(numbers, np.concatenate(tested)))
     training = folders[0].subset(kept)
-    trains = np.full(len(kept), True) if training.validates is None else ~training.validates
+    trains = np.full(len(kept), True) if training.in_validation is None else ~training.in_validation
     _check_left(training, np.flatnonzero(trains), TEST)
     return [training, *folders[1:]]
 

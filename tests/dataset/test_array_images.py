@@ -25,7 +25,7 @@ from dataset import array_images
 from dataset.array_images import inspect, load_set, white_background, with_inversions, write_digits, write_set
 from dataset.folders import read_folder
 from dataset.groups import find_groups
-from dataset.plotting_dataset import DARK, draw_array_examples, draw_intensities, draw_means
+from dataset.plotting_arrays import DARK_BELOW, draw_array_examples, draw_intensities, draw_means
 from helpers import REPOSITORY, digests, start
 from pipeline.cache import Cache
 from pipeline.splits import split_folder
@@ -58,8 +58,8 @@ def make_set(tmp_path):
 
 def shaded(dark, side=10):
     """Return (side, side) uint8 in which `dark` pixels are just dark, and the others just light."""
-    image = np.full(side * side, DARK, dtype=np.uint8)
-    image[:dark] = DARK - 1
+    image = np.full(side * side, DARK_BELOW, dtype=np.uint8)
+    image[:dark] = DARK_BELOW - 1
     return image.reshape(side, side)
 
 
@@ -292,7 +292,7 @@ def test_white_digits_as_files(digits, tmp_path):
     write_set(white_background(read_folder(digits / "TEST")), tmp_path / "TRAIN3")
     made = load_set(tmp_path / "TRAIN3")
     assert Counter(made.labels.tolist()) == dict.fromkeys("12345", 70)
-    assert np.array_equal(made.of_class("1"), load_set(digits / "TEST").of_class("1")[70:])
+    assert np.array_equal(made.images_of("1"), load_set(digits / "TEST").images_of("1")[70:])
 
 
 # Comparison

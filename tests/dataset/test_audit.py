@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 from common import UserError
 from dataset.audit import DUPLICATE, LABEL_CONFLICT, LEAK, audit, describe, fix, summarise, to_json
 from dataset.folders import image_files, read_folder
-from dataset.groups import NEAR_DUPLICATE, Link, Links, find_groups
+from dataset.groups import Link, LinkKind, Links, find_groups
 from dataset.moving import lock_dataset
 from dataset.quality import BLANK, DARK
 from dataset.sample import draw_numbered
@@ -43,7 +44,7 @@ def test_clean_dataset(folders):
     dataset, testing = folders
     report = audit(dataset, [testing])
     assert report.images == {dataset: {"Axe": 6, "Book": 6}, testing: {"Axe": 6, "Book": 6}}
-    assert (report.unreadable, report.duplicates, report.clean) == ({}, [], True)
+    assert (report.skipped, report.duplicates, report.clean) == ({}, [], True)
     assert len(report.shift[testing]) == 7
 
 
@@ -78,14 +79,14 @@ def test_every_unreadable_file_is_reported(folders):
     (dataset / "Axe_augmented/0_aug_0001.jpg").write_bytes(b"")
     for litter in (".hidden.jpg", "Thumbs.db"):
         (dataset / "Axe" / litter).write_bytes(b"")
-    assert {path.name: reason for path, reason in audit(dataset, [testing]).unreadable.items()} == {
+    assert {path.name: reason for path, reason in audit(dataset, [testing]).skipped.items()} == {
         "empty.jpg": "an empty file",
         "text.png": "not an image",
         "notes.txt": "not an image",
         "cut.jpg": "image file is truncated (1 bytes not processed)",
         "0_aug_0001.jpg": "an empty file",
-    } | {"cut.jpg": audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]}
-    assert "truncated" in audit(dataset, [testing]).unreadable[testing / "Book/cut.jpg"]
+    } | {"cut.jpg": audit(dataset, [testing]).skipped[testing / "Book/cut.jpg"]}
+    assert "truncated" in audit(dataset, [testing]).skipped[testing / "Book/cut.jpg"]
 
 
 def test_images_outside_classes_are_reported_and_not_moved(folders):
@@ -95,7 +96,7 @@ def test_images_outside_classes_are_reported_and_not_moved(folders):
     shutil.copy(dataset / "Axe/0.jpg", dataset / "loose")
     before = digests(dataset)
     report = audit(dataset, [testing])
-    assert [path.name for path in report.unreadable] == [".22LR", "loose"]
+    assert [path.name for path in report.skipped] == [".22LR", "loose"]
     assert fix(report) == 0
     assert digests(dataset) == before
 
@@ -145,6 +146,21 @@ def test_file_that_was_moved_back_stays(folders):
     assert (dataset / "Axe/bad.jpg").exists()
 
 
+def test_files_of_the_test_folder_are_not_those_of_the_current_folder(folders, monkeypatch):
+    """`Path(".")` is among the parents of every relative path."""
+    dataset, testing = folders
+    shutil.copy(dataset / "Axe/0.jpg", dataset / "Axe/same.jpg")
+    for number in range(4):
+        copy_smaller(testing / f"Axe/{number}.jpg", testing / f"Axe/smaller_{number}.jpg")
+    (testing / "Book/empty.jpg").write_bytes(b"")
+    monkeypatch.chdir(dataset)
+    assert fix(audit(Path("."), [Path("../testing")])) == 6
+    assert [path.name for path in image_files(dataset / "rejected/Axe")] == ["same.jpg"]
+    assert len(image_files(testing / "rejected/Axe")) == 4
+    assert (testing / "rejected/Book/empty.jpg").exists()
+    assert audit(Path("."), [Path("../testing")]).clean
+
+
 def test_locked_dataset_is_not_fixed(folders):
     dataset, testing = folders
     (dataset / "Axe/bad.jpg").write_text("bad")
@@ -165,7 +181,7 @@ def test_duplicate_test_image_makes_a_training_image_leak(folders, monkeypatch):
         pairs = [
             sorted(indices[path] for path in pair) for pair in (names[:2], names[1:]) if indices.keys() >= set(pair)
         ]
-        return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
+        return Links([Link(*pair, LinkKind.NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
     monkeypatch.setattr("dataset.groups.find_links", find)
     found = {(each.path, each.kind) for each in audit(dataset, [testing]).duplicates}
@@ -184,7 +200,7 @@ def test_fix_keeps_one_of_each_and_loses_none(folders, tmp_path):
     before = sorted(digests(tmp_path).values())
     assert fix(audit(dataset, [testing])) == 7
     report = audit(dataset, [testing])
-    assert (report.unreadable, report.duplicates) == ({}, [])
+    assert (report.skipped, report.duplicates) == ({}, [])
     after = {name: digest for name, digest in digests(tmp_path).items() if not name.endswith("log.csv")}
     assert sorted(after.values()) == before
     assert [path.name for path in image_files(dataset / "Axe")] == [f"{number}.jpg" for number in range(6)]
@@ -213,7 +229,7 @@ def test_only_near_duplicates_of_kept_images_are_moved(folders, monkeypatch):
         pairs = [
             sorted(indices[side] for side in pair) for pair in ((300, 200), (200, 100)) if indices.keys() >= set(pair)
         ]
-        return Links([Link(*pair, NEAR_DUPLICATE) for pair in sorted(pairs)], [])
+        return Links([Link(*pair, LinkKind.NEAR_DUPLICATE) for pair in sorted(pairs)], [])
 
     monkeypatch.setattr("dataset.groups.find_links", find)
     assert {(each.path.name, each.of.name) for each in audit(dataset, []).duplicates} == {("1.jpg", "0.jpg")}
@@ -324,7 +340,7 @@ def test_duplicates_found_after_others_are_removed_are_moved(folders, monkeypatc
         indices = {image.path: index for index, image in enumerate(images)}
         pair = chain[:2] if chain[1] in indices else chain[::2]
         known = sorted(indices[path] for path in pair if path in indices)
-        return Links([Link(*known, NEAR_DUPLICATE)] if len(known) == 2 else [], [])
+        return Links([Link(*known, LinkKind.NEAR_DUPLICATE)] if len(known) == 2 else [], [])
 
     monkeypatch.setattr("dataset.groups.find_links", find)
     assert len(audit(dataset, [testing]).duplicates) == 2

@@ -12,7 +12,8 @@ from PIL import Image
 from dataset.array_images import ArraySet
 from dataset.dataset_main import measure_classes
 from dataset.folders import image_files
-from dataset.plotting_dataset import ClassSizes, draw_array_examples, draw_class_sizes, draw_formats, draw_means
+from dataset.plotting_arrays import draw_array_examples, draw_means
+from dataset.plotting_dataset import ClassSizes, draw_class_sizes, draw_formats
 from dataset.sample import draw_numbered
 from helpers import digests, start
 from plotting import save_figure
@@ -136,6 +137,17 @@ def test_class_names_in_different_unicode_forms(tmp_path):
     assert (sizes["K\u00e4se"].found, sizes["K\u00e4se"].testing) == (7, 3)
 
 
+def test_unreadable_files_are_listed_with_their_own_folder(tmp_path):
+    fill(tmp_path / "dataset")
+    fill(tmp_path / "testing", {"Axe": 2, "Book": 2, "Hammer": 2}, testing=True)
+    for file in ("dataset/Axe/empty.jpg", "testing/Axe/empty.jpg", "testing/Book/empty.jpg"):
+        (tmp_path / file).touch()
+    folders = ("--dataset-dir", ".", "--testing-dir", "../testing", "--figures-dir", "../figures")
+    result = start("dataset/dataset_main.py", *ARGUMENTS[:4], *folders, cwd=tmp_path / "dataset")
+    assert result.returncode == 0, result.stderr
+    assert {"left out of .: 1", "left out of ../testing: 2"} <= set(result.stderr.splitlines())
+
+
 def test_leaks_stop_the_program(tmp_path):
     fill(tmp_path / "dataset")
     fill(tmp_path / "dataset_testing", {"Axe": 4, "Book": 4, "Hammer": 4}, testing=True)
@@ -159,7 +171,9 @@ def test_leaks_of_extra_test_images_are_found_and_may_be_allowed(tmp_path):
     (tmp_path / "dataset_testing").mkdir()
     fill(tmp_path / "own", {"Axe": 1, "Book": 1, "Hammer": 1}, testing=True)
     shutil.copy(tmp_path / "dataset/Axe/0000.jpg", tmp_path / "own/Axe/mine.jpg")
-    assert "own/Axe/mine.jpg" in run(tmp_path, "--extra-testing", "own").stderr
+    message = run(tmp_path, "--extra-testing", "own").stderr
+    assert "own/Axe/mine.jpg" in message
+    assert "all other findings, also those of the test folders, to rejected/ in each folder" in message
     result = run(tmp_path, "--extra-testing", "own", "--allow-leaks")
     assert result.returncode == 0, result.stderr
     assert len(image_files(tmp_path / "dataset_testing/Axe")) == 3 + 2

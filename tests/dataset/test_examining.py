@@ -91,7 +91,9 @@ class TestStore:
 
     def test_store_has_every_field(self):
         fields = {field.name for field in dataclasses.fields(examining.Examined)}
-        assert fields == {name.partition(".")[0] for name in examining._FIELDS} | {"path"}
+        assert fields == {examining._ATTRIBUTES.get(name, name.partition(".")[0]) for name in examining._FIELDS} | {
+            "path"
+        }
 
     def test_returned_paths_are_those_given(self, images, tmp_path):
         store = tmp_path / "store"
@@ -230,13 +232,13 @@ def test_range_of_16_bit_values_is_stored_until_a_file_changes(tmp_path, monkeyp
     for white in (65535, 4095, 4095):
         examined, _ = examining.examine(paths, store, white)
         levels.append([int(image.intensities.argmax()) for image in examined])
-        assert [image.white for image in examined] == [0, white, white]
+        assert [image.white_level for image in examined] == [0, white, white]
     assert levels == [[0, 3, 16], [0, 44, 249], [0, 44, 249]]
     with monkeypatch.context() as patch:
         for name in ("highest_value", "read_image"):
             patch.setattr(examining, name, None)
         assert examining.find_highest(paths, store) == [0, 700, 4000]
-        assert [image.white for image in examining.examine(paths, store, 4095)[0]] == [0, 4095, 4095]
+        assert [image.white_level for image in examining.examine(paths, store, 4095)[0]] == [0, 4095, 4095]
     Image.fromarray(np.full((9, 9), 60000, np.uint16)).save(paths[1])
     assert examining.find_white_level(paths, store) == 65535
 

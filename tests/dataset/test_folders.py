@@ -76,7 +76,7 @@ def test_content_decides_what_is_an_image(make_folder, name):
     assert listed.paths[-1] == path
     assert [listed.is_array(i) for i in range(4)] == [False, False, True, False]
     assert [listed.read(i).format for i in range(4)] == ["PNG", "PNG", None, "PNG"]
-    assert listed.passed_over == {}
+    assert listed.skipped == {}
 
 
 @pytest.mark.parametrize("name", ["rejected", "left_out", "accepted"])
@@ -95,19 +95,19 @@ def test_folder_of_moved_images_is_not_a_class(make_folder, name):
     directory = make_folder("data", {"A": 2, "B": 2, "C": 2})
     set_aside(directory, name, {directory / "A/0000.png": "why not"})
     listed = read_folder(directory)
-    assert (listed.classes, len(listed.paths), listed.passed_over) == (("A", "B", "C"), 5, {})
+    assert (listed.classes, len(listed.paths), listed.skipped) == (("A", "B", "C"), 5, {})
     (directory / name / "log.csv").rename(directory / name / ".pending.csv")  # as after an interrupted move
     assert read_folder(directory).classes == ("A", "B", "C")
 
 
-def test_images_outside_classes_are_passed_over(make_folder):
+def test_images_outside_classes_are_skipped(make_folder):
     directory = make_folder("data", {"A": 2, "B": 2, ".22LR": 2, ".cache": 1, ".git": 1})
     (directory / ".cache/0000.png").rename(directory / "loose.png")
     (directory / ".git/0000.png").write_text("no image")
     (directory / "notes.txt").write_text("no image")
     (directory / "A/.0001.99.partial.png").write_bytes((directory / "loose.png").read_bytes())
     (directory / "A/0001.png").rename(directory / "A/.0001.png")
-    found = read_folder(directory).passed_over
+    found = read_folder(directory).skipped
     hidden = "hidden, since its name begins with a dot: rename it to use it"
     assert {path.relative_to(directory).as_posix(): reason for path, reason in found.items()} == {
         ".22LR": hidden,
@@ -310,9 +310,9 @@ def test_damaged_archives_are_errors(tmp_path):
     contents.append(whole[:60] + bytes(20) + whole[80:])
     for content in contents:
         file.write_bytes(content)
-        with pytest.raises(UserError, match="is damaged, or no"):
+        with pytest.raises(UserError, match="is damaged or not an"):
             read_folder(file)
     np.save(tmp_path / "set.npy", IMAGES)
     (tmp_path / "set.npy").rename(file)
-    with pytest.raises(UserError, match="is damaged, or no"):
+    with pytest.raises(UserError, match="is damaged or not an"):
         read_folder(file)

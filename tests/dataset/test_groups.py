@@ -15,7 +15,7 @@ from dataset import groups
 from dataset.array_images import with_inversions
 from dataset.examining import examine_image
 from dataset.folders import image_files, read_folder
-from dataset.groups import AUGMENTED, NEAR_DUPLICATE, PHOTOGRAPH, PIXELS, Link, find_groups, find_links, number_groups
+from dataset.groups import Link, LinkKind, find_groups, find_links, number_groups
 from dataset.sample import draw_numbered
 from dataset.tables import OPEN_IMAGES, TESTING_BATCH, write_rows
 
@@ -90,7 +90,7 @@ def number_by_name(folders, found):
 
 class TestNumbers:
     def test_links_are_transitive(self):
-        links = [Link(0, 3, PIXELS), Link(3, 4, PHOTOGRAPH), Link(1, 5, AUGMENTED)]
+        links = [Link(0, 3, LinkKind.PIXELS), Link(3, 4, LinkKind.PHOTOGRAPH), Link(1, 5, LinkKind.AUGMENTED)]
         assert number_groups(7, links).tolist() == [0, 1, 2, 0, 0, 1, 3]
 
     def test_unlinked_images_have_groups_of_their_own(self):
@@ -99,7 +99,7 @@ class TestNumbers:
 
     @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
     def test_linked_images_share_a_number_and_numbers_have_no_gaps(self, pairs):
-        numbers = number_groups(20, [Link(*pair, PIXELS) for pair in pairs])
+        numbers = number_groups(20, [Link(*pair, LinkKind.PIXELS) for pair in pairs])
         assert all(numbers[first] == numbers[second] for first, second in pairs)
         assert set(numbers.tolist()) == set(range(numbers.max() + 1))
         assert len(set(numbers.tolist())) >= 20 - len(pairs)
@@ -109,17 +109,21 @@ class TestLinks:
     def test_all_kinds_of_links(self):
         images = [draw(0), draw(0), draw(1), draw(1, (90, 72)), draw(2), draw(3)]
         found = find_links(look(images), ["A", "B", "A", "A", "B", "A"], [None, None, None, None, "photo", "photo"])
-        assert found.links == [Link(0, 1, PIXELS), Link(2, 3, NEAR_DUPLICATE), Link(4, 5, PHOTOGRAPH)]
+        assert found.links == [
+            Link(0, 1, LinkKind.PIXELS),
+            Link(2, 3, LinkKind.NEAR_DUPLICATE),
+            Link(4, 5, LinkKind.PHOTOGRAPH),
+        ]
         assert found.notes == []
 
     def test_identical_pixels_in_different_formats(self, tmp_path):
         paths = [save(draw(0), tmp_path / name) for name in ("a.png", "b.bmp")]
         images = [examine_image(path, Image.open(path)) for path in paths]
-        assert find_links(images, ["A", "A"]).links == [Link(0, 1, PIXELS)]
+        assert find_links(images, ["A", "A"]).links == [Link(0, 1, LinkKind.PIXELS)]
 
     def test_identical_pixels_without_contrast(self):
         images = [Image.new("RGB", size, "red") for size in ((20, 20), (20, 20), (40, 10))]
-        assert find_links(look(images), ["A", "A", "A"]).links == [Link(0, 1, PIXELS)]
+        assert find_links(look(images), ["A", "A", "A"]).links == [Link(0, 1, LinkKind.PIXELS)]
 
     def test_many_identical_images_have_few_links(self):
         found = find_links(look([draw(0)] * 200 + [draw(1)]), ["A"] * 201)
@@ -133,7 +137,7 @@ class TestLinks:
         found = find_links([one] * 2000 + [other] * 2000 + [third] * 5000, ["A"] * 9000)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert [link.kind for link in found.links].count(NEAR_DUPLICATE) == 1
+        assert [link.kind for link in found.links].count(LinkKind.NEAR_DUPLICATE) == 1
         assert len(set(number_groups(9000, found.links).tolist())) == 2
         assert peak < 30e6
 
@@ -205,7 +209,11 @@ class TestDenseClasses:
         copies = [images[3], Image.open(save(images[5], tmp_path / "copy.jpg", quality=75)), draw(4, (80, 64))]
         labels = ["dense"] * 120 + ["other"] * 30 + ["dense", "dense", "other"]
         found = find_links(look(images + copies), labels)
-        expected = [Link(3, 150, PIXELS), Link(5, 151, NEAR_DUPLICATE), Link(124, 152, NEAR_DUPLICATE)]
+        expected = [
+            Link(3, 150, LinkKind.PIXELS),
+            Link(5, 151, LinkKind.NEAR_DUPLICATE),
+            Link(124, 152, LinkKind.NEAR_DUPLICATE),
+        ]
         assert found.links == expected
         if make is similar or many == 5:  # the patterned images are only coarsely alike
             (note,) = found.notes
@@ -216,8 +224,8 @@ class TestDenseClasses:
         images = [patterned(seed, pattern) for pattern in (0, 1) for seed in range(60)]
         copies = [patterned(2), Image.open(save(patterned(7), tmp_path / "copy.jpg", quality=80))]
         found = find_links(look(images + copies), ["0"] * 60 + ["1"] * 62)
-        assert {Link(2, 120, PIXELS), Link(7, 121, NEAR_DUPLICATE)} <= set(found.links)
-        assert set(found.links) - {Link(120, 121, NEAR_DUPLICATE)} == set(found.links[:2])  # unlike that class
+        assert {Link(2, 120, LinkKind.PIXELS), Link(7, 121, LinkKind.NEAR_DUPLICATE)} <= set(found.links)
+        assert set(found.links) - {Link(120, 121, LinkKind.NEAR_DUPLICATE)} == set(found.links[:2])  # unlike that class
         assert len(found.notes) == 2
 
     def test_only_identical_pixels_count_if_even_close_copies_join_a_class(self, monkeypatch):
@@ -225,7 +233,7 @@ class TestDenseClasses:
         chain = [(index, index + 1) for index in range(59)]
         monkeypatch.setattr(groups, "find_copies_in_dense_classes", lambda *_: chain)
         found = find_links(look([*map(similar, range(60)), similar(0)]), ["A"] * 61)
-        assert found.links == [Link(0, 60, PIXELS)]
+        assert found.links == [Link(0, 60, LinkKind.PIXELS)]
         (note,) = found.notes
         assert note.endswith("only identical pixels count as duplicates")
 

@@ -48,6 +48,6 @@ def test_joined_folders_keep_names_and_sources_distinct(tmp_path):
     assert names == [
         f"{side}/{file}" for side in ("train", "val") for file in ("A/0000.png", "A/0001.png", "B/0000.png")
     ]
-    assert joined.validates.tolist() == [False] * 3 + [True] * 3
+    assert joined.in_validation.tolist() == [False] * 3 + [True] * 3
     assert len({(label, source) for label, source in zip(joined.labels.tolist(), joined.sources, strict=True)}) == 6
     assert [joined.subset([5]).name_of(0), joined.directory] == ["val/B/0000.png", Path(tmp_path)]

@@ -21,6 +21,7 @@ from PIL import Image
 import dataset.preparedataset as program
 from common import UserError, lock
 from dataset import open_images
+from dataset.database import connect
 from dataset.download import download
 from dataset.moving import lock_dataset
 from dataset.open_images import Box, wanted_rows
@@ -677,7 +678,7 @@ def test_full_disk_while_downloading(server, big, tmp_path, monkeypatch, fail):
     ("arguments", "message"),
     [
         (["--classes", "Hamer"], "Open Images has no class 'Hamer': the nearest are Hammer"),
-        (["--classes", "axe", "xylophonist"], "Open Images has no class 'xylophonist': nor a similar one"),
+        (["--classes", "axe", "xylophonist"], "Open Images has no class 'xylophonist', nor one with a similar name"),
         (["--splits", "val"], "argument --splits: invalid choice: 'val'"),
         (["--max-samples", "0"], "--max-samples 0: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
@@ -730,6 +731,12 @@ def test_program_reports_each_class(staged, tmp_path):
         "Book: 0 patches were there, 12 added; no more in validation",
         "Hammer: 0 patches were there, 2 added; no more in validation",
     ]
+
+
+def test_broken_installation_is_not_taken_for_a_missing_database(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fiftyone", None)  # makes the import fail
+    with pytest.raises(ImportError):
+        connect()
 
 
 NO_MONGOD = """

@@ -157,7 +157,10 @@ def test_another_seed_draws_other_images(sample, interrupted):
     [
         ("dataset/Axe/photo.png",),
         ("dataset/Axe/photo.png", "testing/Axe/photo.png"),
-        ("dataset/Axe/sample_0001.jpg", "testing/Axe/photo.png"),
+        ("dataset/Cat/sample_0001.jpg",),  # no class of the sample
+        ("dataset/Axe/sample_0001.jpg", "dataset/left_out/log.csv", "dataset/left_out/Axe/sample_0002.jpg"),
+        ("dataset/Axe/sample_0001.jpg", "testing/testing_batch.csv", "testing/Axe/sample_0002.jpg"),
+        ("dataset/Axe/sample_0001.jpg", "testing/rejected/log.csv", "testing/rejected/Axe/sample_0001_2.jpg"),
     ],
 )
 def test_existing_images_are_left_alone(tmp_path, caplog, files):
@@ -178,12 +181,21 @@ def test_linked_class_folders_are_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "dataset").iterdir()] == ["cat"]
 
 
-def test_only_test_images_are_an_error(tmp_path):
-    photograph = tmp_path / "testing/Axe/sample_1.jpg"  # nearly a name of the sample
-    write(photograph)
+@pytest.mark.parametrize("drawings", [(), ("dataset/Axe/sample_0001.jpg", "testing/Axe/sample_0001.jpg")])
+def test_only_test_images_are_an_error(tmp_path, drawings):
+    photograph = "testing/Axe/sample_1.jpg"  # nearly a name of the sample
+    for file in (photograph, *drawings):
+        write(tmp_path / file)
+    before = describe_files(tmp_path)
     with pytest.raises(UserError, match=r"^[^\n]*sample_1\.jpg[^\n]*$"):
         write_sample(tmp_path / "dataset", tmp_path / "testing")
-    assert list_files(tmp_path) == [photograph]
+    assert describe_files(tmp_path) == before
+
+
+def test_notes_are_no_images(interrupted):
+    for file in ("dataset/notes.txt", "testing/Axe/notes.csv"):
+        write(interrupted / file)
+    assert write_sample(interrupted / "dataset", interrupted / "testing") == len(SOME)
 
 
 def test_failed_writing_leaves_no_partial_file(tmp_path, monkeypatch):
