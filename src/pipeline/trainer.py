@@ -146,9 +146,13 @@ class Trainer:
         return self.recipe.fit_head and self.model.frozen_to is not None
 
     @property
+    def _needs_head(self) -> bool:
+        return self.recipe.fit_head and not self.history
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        if self.recipe.fit_head and not self.history:
+        if self._needs_head:
             return False
         return self.epoch >= (0 if self._only_head else self.settings.num_epochs) or self._stopped_early
 
@@ -173,7 +177,7 @@ class Trainer:
                 _log.info("stopped early: no lower loss in the last %d validations", patience)
             return
         except torch.OutOfMemoryError:
-            if not alone:
+            if not alone or self._needs_head:  # the features of the head do not depend on the batch size
                 raise
         self._suggest_batch_size()  # outside the `except` block, which keeps tensors alive
 
@@ -181,7 +185,7 @@ class Trainer:
         return self.finished or (until is not None and self.epoch >= until)
 
     def _do_epoch(self, until: int | None) -> None:
-        if self.recipe.fit_head and not self.history:
+        if self._needs_head:
             self._fit_head()
         else:
             self._run_epoch()
