@@ -60,6 +60,7 @@ class ResidentBatches(ImageBatches):
 
     def __init__(self, batches: ImageBatches, device: torch.device) -> None:
         super().__init__(batches.decoded, batches.labels.numpy(), batches.indices)
+        self.read, self.select = batches.read, batches.select  # the device has only M of the N images
         self._labels = self.labels[batches.indices].to(device)
         first = to_nhwc(batches.read(batches.indices[:1]))
         self._rows = first.new_empty((len(batches), *first.shape[1:]), device=device)
@@ -104,19 +105,25 @@ def sample(indices: np.ndarray, most: int) -> np.ndarray:
 
 
 class BatchOrder(Sampler[list[int]]):
-    """The images of each batch. With several processes, each gets a share of every batch.
+    """Batch sampler: yields the positions of the images of each batch, in each process its share of them.
 
-    When shuffling, a last batch that is too small for batch normalisation is dropped. With labels (N,) in `balanced`,
-    every class is drawn equally often in N draws; otherwise each image is taken once.
+    When shuffling, a last batch that is too small for batch normalisation is dropped, and UserError is raised if none
+    is left. With labels (N,) in `balanced`, every class is drawn equally often in N draws; otherwise each image is
+    taken once.
 
     Attributes:
         batch_sizes: the number of images of each batch, over all processes.
     """
 
     def __init__(self, count: int, batch_size: int, shuffle: bool, balanced: np.ndarray | None = None) -> None:
-        self.batch_sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
-        if shuffle and self.batch_sizes[-1] < distributed.smallest_batch():
-            self.batch_sizes.pop()
+        smallest = distributed.smallest_batch() if shuffle else 1
+        sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+        self.batch_sizes = [size for size in sizes if size >= smallest]
+        if shuffle and not self.batch_sizes:
+            raise UserError(
+                f"{count} training images in batches of {batch_size} give no batch of at least {smallest} images, as "
+                "batch normalisation needs, on GPUs one per process: use more images, a larger -b, or fewer processes"
+            )
         self._count, self._shuffle, self._labels = count, shuffle, balanced
         self._seed = self._first = 0
 

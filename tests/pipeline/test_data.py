@@ -59,6 +59,15 @@ def test_resident_batches_are_identical(batches, monkeypatch, kind):
         assert not indices or images.stride()[1:] == others.stride()[1:]
 
 
+def test_resident_batches_give_the_other_images_of_the_folder_too(batches):
+    resident = ResidentBatches(batches[1], torch.device("cpu"))
+    chosen = np.array([39, 0, 4])
+    assert torch.equal(resident.read(chosen), batches[1].read(chosen))
+    images, labels = resident.select(chosen).__getitems__([1, 0])
+    assert torch.equal(images, batches[1].read(np.array([0, 39])))
+    assert labels.tolist() == [0, 39]
+
+
 def test_shuffling_depends_on_the_seed_and_drops_a_last_single_image(batches):
     loader = make_loader(batches[1], 8, shuffle=True)  # 33 images
 
