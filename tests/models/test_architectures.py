@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from models import MODELS, build_model
+from models import MODELS, build_model, has_backbone, is_of_timm, model_class
+from models.backbone import Backbone
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,12 @@ def test_logits_for_any_number_of_classes(name):
     with torch.inference_mode():
         model = build_model(name, 5).eval()
         assert model(torch.zeros(2, *model.input_size)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_registry_agrees_with_the_class(name):
+    assert has_backbone(name) == ("backbone" in model_class(name).freeze_points)
+    assert is_of_timm(name) == issubclass(model_class(name), Backbone)
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ class Frozen(SmallClassifier):
 
 sys.modules["models.frozen"] = types.ModuleType("models.frozen")
 sys.modules["models.frozen"].Frozen = Frozen
-models.MODELS["Frozen"] = "frozen"
+models.MODELS["Frozen"] = models.Entry("frozen")
 run_program(main.main)
 """
 
