@@ -80,7 +80,7 @@ def build_model(
         pretrained: start from ImageNet weights.
         weights: a file with these weights; by default they come from a cache or a download.
         freeze_point: the last block to freeze, "none", or None for the model's default.
-        image_size: side of the images in pixels; None for the model's default.
+        image_size: height and width of the images in pixels; None for the model's default.
     """
     if name.startswith(TIMM):
         from models.backbone import Backbone as architecture
