@@ -24,7 +24,7 @@ from pipeline.augmentation import augment_batch
 from pipeline.cache import Cache
 from pipeline.checkpoints import Checkpoint, load_state, save_state
 from pipeline.compiling import Compiled
-from pipeline.data import BatchOrder, ImageBatches, TrainingData, make_loader, preload_to_gpu
+from pipeline.data import BatchOrder, ImageDataset, TrainingData, make_loader, preload_to_gpu
 from pipeline.features import UnfrozenLayers, compute_features
 from pipeline.hardware import Hardware, choose_threads
 from pipeline.head import fit_head
@@ -125,8 +125,8 @@ class Trainer:
     def _set_threads(self) -> None:
         """Use as many CPU threads as train fastest, or as the interrupted run used."""
         train = self.train_loader.dataset
-        count = min(self.settings.batch_size, max(2, _PROBE // train.__getitems__([0])[0].numel()), len(train))
-        images, _ = train.__getitems__(list(range(count)))
+        count = min(self.settings.batch_size, max(2, _PROBE // train.fetch([0])[0].numel()), len(train))
+        images, _ = train.fetch(range(count))
 
         def step() -> None:
             compute_logits(self.network, images, self.hardware).sum().backward()
@@ -136,7 +136,7 @@ class Trainer:
         self.optimizer.zero_grad()
         torch.set_num_threads(self._threads)
 
-    def _compute_features(self, freeze_point: str) -> Sequence[ImageBatches] | None:
+    def _compute_features(self, freeze_point: str) -> Sequence[ImageDataset] | None:
         """Compute the output of the layers up to a freeze point, for training and validation images."""
         sides = (self.data.train, self.data.validation)
         return compute_features(self.model, freeze_point, sides, self.hardware, Cache.of(self.settings))
@@ -214,7 +214,7 @@ class Trainer:
         torch.cuda.empty_cache()
         with suppress(torch.OutOfMemoryError):
             for _ in range(2):  # in the second step, the optimizer's state takes memory too
-                self._train_batch(*self.train_loader.dataset.__getitems__(list(range(size))), size)
+                self._train_batch(*self.train_loader.dataset.fetch(range(size)), size)
             return True
         return False
 
@@ -225,9 +225,7 @@ class Trainer:
         sides = self._compute_features(freeze_point)
         if sides is None:
             raise UserError("the features of the images do not fit on the disk: free some space, or try --no-cache")
-        (train, labels), (validation, validation_labels) = (
-            batches.__getitems__(list(range(len(batches)))) for batches in sides
-        )
+        (train, labels), (validation, validation_labels) = (dataset.fetch(range(len(dataset))) for dataset in sides)
         train, validation = train.float().numpy(), validation.float().numpy()
         head = fit_head(train, labels.numpy(), validation, validation_labels.numpy())
         _, layer = self.model.split(freeze_point)
