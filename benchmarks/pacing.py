@@ -167,7 +167,7 @@ def time_trainer(trainer: Any, batches: int) -> tuple[Timed, Timed]:
     validation = Timed(trainer.validation_loader, batches)
     for loader in (train, validation):
         del loader.batch_sampler.batch_sizes[1 + batches :]
-    trainer._train()
+    trainer._train_epoch()
     evaluate(trainer.validation_network, validation, trainer.hardware, "")
     return train, validation
 

@@ -185,7 +185,7 @@ def test_batches_do_not_synchronise(make, monkeypatch, recipe, near):
     monkeypatch.setattr("pipeline.trainer.tqdm", lambda **options: tqdm(**{**options, "mininterval": 0}))
     monkeypatch.setattr(distributed, "bar_hidden", lambda: False)
     run = make("ResNet18", precision="bf16", recipe=recipe)
-    run._train()  # warms up
+    run._train_epoch()  # warms up
     with monkeypatch.context() as patch, synchronisation_forbidden():
 
         def allow(self, *arguments, original=Trainer._check_finite):  # at the end of an epoch
@@ -193,7 +193,7 @@ def test_batches_do_not_synchronise(make, monkeypatch, recipe, near):
             original(self, *arguments)
 
         patch.setattr(Trainer, "_check_finite", allow)
-        assert run._train().images == 32
+        assert run._train_epoch().images == 32
 
 
 @contextmanager

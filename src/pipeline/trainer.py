@@ -86,9 +86,9 @@ class Trainer:
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.optimizer = make_optimizer(self.model, self.recipe, settings)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, settings, batches)
-        self._parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}  # with a state
+        self._stateful = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         if self.averaged:
-            self._parts["averaged"] = self.averaged
+            self._stateful["averaged"] = self.averaged
         self.epoch = 0
         self.unfinished: dict[str, Any] | None = None
         self.best_accuracy, self.best_loss = -math.inf, math.inf
@@ -96,7 +96,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._threads: int | None = None  # of the CPU
         self._stop = StopRequest()
-        self._saved = time.monotonic()  # time of the last save
+        self._saved_at = time.monotonic()
         self._state_file = self.folder / STATE_FILE
         if self._state_file.exists():
             self._load_last()
@@ -162,16 +162,19 @@ class Trainer:
 
     def fit(self, until: int | None = None) -> None:
         """Train to the last epoch or until early stopping; pause and save the full state after epoch `until`."""
-        if (self.history or self.unfinished) and not self._pauses(until):
-            _log.info("resuming %s epoch %d", *(("in", self.epoch + 1) if self.unfinished else ("after", self.epoch)))
+        if (self.history or self.unfinished) and not self._has_reached(until):
+            if self.unfinished:
+                _log.info("resuming in epoch %d", self.epoch + 1)
+            else:
+                _log.info("resuming after epoch %d", self.epoch)
         alone = distributed.world_size() == 1
-        if alone and not (self.settings.compile or self._only_head or self._pauses(until)):
+        if alone and not (self.settings.compile or self._only_head or self._has_reached(until)):
             self._set_threads()
         try:
             # With several processes, each may stop after a different batch, and wait for the others: they stop at once.
             with self._stop if alone else nullcontext():
-                while not self._pauses(until):
-                    self._do_epoch(until)
+                while not self._has_reached(until):
+                    self._advance(until)
             if self._stopped_early:
                 patience = self.settings.early_stopping_patience
                 _log.info("stopped early: no lower loss in the last %d validations", patience)
@@ -181,18 +184,20 @@ class Trainer:
                 raise
         self._suggest_batch_size()  # outside the `except` block, which keeps tensors alive
 
-    def _pauses(self, until: int | None) -> bool:
+    def _has_reached(self, until: int | None) -> bool:
+        """Return whether epoch `until` has been trained, or by default and at most all there is to train."""
         return self.finished or (until is not None and self.epoch >= until)
 
-    def _do_epoch(self, until: int | None) -> None:
+    def _advance(self, until: int | None) -> None:
+        """Fit the head or train an epoch, and save what is due."""
         if self._needs_head:
             self._fit_head()
         else:
-            self._run_epoch()
+            self._train_and_validate()
         if self.finished:
             self._save_checkpoint("terminal")
         stop = self._stop.made  # a request made later is granted after the next batch
-        if stop or self._pauses(until) or time.monotonic() - self._saved >= 60 * self.settings.save_every:
+        if stop or self._has_reached(until) or time.monotonic() - self._saved_at >= 60 * self.settings.save_every:
             self._save_last()
         if stop:
             self._stop.grant()
@@ -243,11 +248,11 @@ class Trainer:
         images_per_second = sum(map(len, sides)) / (time.perf_counter() - start)
         self._finish_epoch(0.0, train_scores, validation_scores, images_per_second)
 
-    def _run_epoch(self) -> None:
+    def _train_and_validate(self) -> None:
         start = time.perf_counter()
         done = self.unfinished["batches"] if self.unfinished else 0
         before = sum(self.train_loader.batch_sampler.batch_sizes[:done])
-        train = self._train()
+        train = self._train_epoch()
         images_per_second = (train.images - before) / (time.perf_counter() - start)
         learning_rate = max(self.scheduler.get_last_lr())  # of a one-cycle schedule, that at the end of the epoch
         self.epoch += 1
@@ -276,7 +281,7 @@ class Trainer:
             self.logger.log_epoch(self.history, images_per_second)
             self._report(row, improved, images_per_second)
 
-    def _train(self) -> Scores:
+    def _train_epoch(self) -> Scores:
         """Train on all images once, or on the rest of an interrupted epoch."""
         seed = int(np.random.SeedSequence([self.settings.seed, self.epoch]).generate_state(1)[0])
         torch.manual_seed(seed + distributed.rank())  # each process draws its own dropout
@@ -314,7 +319,7 @@ class Trainer:
         self.optimizer.zero_grad()  # before the forward pass, to reuse the memory of the gradients
         if self.recipe.augmentation:
             images = images.to(self.hardware.device, non_blocking=True)
-            images = augment_batch(images, self.recipe.augmentation, self._side())
+            images = augment_batch(images, self.recipe.augmentation, self._image_size())
         logits = compute_logits(self.network, images, self.hardware)
         labels = labels.to(self.hardware.device, non_blocking=True)
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
@@ -322,7 +327,7 @@ class Trainer:
         self.optimizer.step()
         return logits.detach(), labels, losses.detach()
 
-    def _side(self) -> int:
+    def _image_size(self) -> int:
         """Return the height and width of the epoch's training images in pixels."""
         full, scales = self.model.input_size[1], self.recipe.image_scales
         scale = scales[self.epoch * len(scales) // self.settings.num_epochs]
@@ -378,9 +383,9 @@ class Trainer:
         state = {name: getattr(self, name) for name in _PROGRESS} | {"threads": self._threads}
         can_be_longer = self.keep_state and not self.recipe.one_cycle and not self._stopped_early
         if not self.finished or can_be_longer:  # otherwise the state is not needed, and can take gigabytes
-            state |= {name: part.state_dict() for name, part in self._parts.items()}
+            state |= {name: each.state_dict() for name, each in self._stateful.items()}
         save_state(state, self._state_file)
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def _save_within_epoch(self, batches: int, scores: RunningScores) -> None:
         self.unfinished = {
@@ -412,8 +417,8 @@ class Trainer:
                         f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without saving "
                         "its full state, as runs of sweep.py do: use another --output-dir, or --restart"
                     )
-                for name, part in self._parts.items():
-                    part.load_state_dict(state[name])
+                for name, each in self._stateful.items():
+                    each.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{self._state_file} does not fit {self.settings.model_type}: start over with --restart"
