@@ -184,7 +184,7 @@ class Trainer:
         self._suggest_batch_size()  # outside the `except` block, which keeps tensors alive
 
     def _has_reached(self, until: int | None) -> bool:
-        """Return whether epoch `until` has been trained, or by default and at most all there is to train."""
+        """Return whether to train no further: everything is trained, or all epochs to `until` are."""
         return self.finished or (until is not None and self.epoch >= until)
 
     def _advance(self, until: int | None) -> None:
