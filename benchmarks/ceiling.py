@@ -87,10 +87,10 @@ def measure_loop(settings: Settings, cache_dir: Path, batches: int | None, turns
         for _ in order.batch_sizes:
             step()
 
-    trainer._train()
+    trainer._train_epoch()
     step()
     images = sum(order.batch_sizes)
-    rates, share = compare_rates(turns, images, {"loop": trainer._train, "ceiling": train_without_loop})
+    rates, share = compare_rates(turns, images, {"loop": trainer._train_epoch, "ceiling": train_without_loop})
     return {
         "model": settings.model_type,
         "hardware": str(hardware),

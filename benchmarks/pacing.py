@@ -17,7 +17,7 @@ from measuring import Measured, Timed, measure, median, seconds_of, take_turns, 
 from dataset.folders import AUGMENTED_SUFFIX, ImageFolder, read_folder
 from models import build_model, model_class
 from pipeline.cache import Cache
-from pipeline.data import ImageBatches, TrainingData, load_training_data
+from pipeline.data import ImageDataset, TrainingData, load_training_data
 from pipeline.settings import Settings
 from pipeline.splits import Split, load_groups, split_folder
 
@@ -167,7 +167,7 @@ def time_trainer(trainer: Any, batches: int) -> tuple[Timed, Timed]:
     validation = Timed(trainer.validation_loader, batches)
     for loader in (train, validation):
         del loader.batch_sampler.batch_sizes[1 + batches :]
-    trainer._train()
+    trainer._train_epoch()
     evaluate(trainer.validation_network, validation, trainer.hardware, "")
     return train, validation
 
@@ -178,8 +178,8 @@ def _save(trainer: Any) -> None:
 
 
 def _cut(data: TrainingData, count: int) -> TrainingData:
-    def some(batches: ImageBatches) -> ImageBatches:
-        return batches.select(batches.indices[:count])
+    def some(dataset: ImageDataset) -> ImageDataset:
+        return dataset.select(dataset.indices[:count])
 
     return replace(data, train=some(data.train), validation=some(data.validation))
 

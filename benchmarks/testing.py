@@ -128,7 +128,7 @@ def run_passes(settings: Settings, cache_dir: Path, per_class: int) -> float:
 
     set_up_torch()
     test_set = load_images(settings, cache_dir)
-    images, _ = test_set.images.__getitems__(list(range(len(test_set.images))))
+    images, _ = test_set.images.fetch(list(range(len(test_set.images))))
     hardware = Hardware.choose(settings.precision)
     classes = len(set(test_set.labels.tolist()))
     model = hardware.place(build_model(settings.model_type, classes)).eval()

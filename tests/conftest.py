@@ -213,5 +213,5 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> str:
     module = types.ModuleType("models.tiny")
     module.Tiny = Tiny
     monkeypatch.setitem(sys.modules, "models.tiny", module)
-    monkeypatch.setitem(models.MODELS, "Tiny", "tiny")
+    monkeypatch.setitem(models.MODELS, "Tiny", models.Entry("tiny"))
     return "Tiny"

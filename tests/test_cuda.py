@@ -25,7 +25,7 @@ from helpers import REPOSITORY, start, write_images
 from models import MODELS, build_model
 from pipeline import distributed
 from pipeline.checkpoints import Checkpoint
-from pipeline.data import ResidentBatches, load_training_data, preload_to_gpu
+from pipeline.data import ResidentDataset, load_training_data, preload_to_gpu
 from pipeline.explain import class_activation_maps
 from pipeline.hardware import Hardware, set_up_torch
 from pipeline.logger import Logger
@@ -160,17 +160,17 @@ def test_images_on_the_gpu_equal_those_of_the_host(make, deterministic, tiny_mod
     resident = make(tiny_model, name="resident")
     batches = resident.data.train
     (near,) = preload_to_gpu([batches], GPU)
-    assert isinstance(near, ResidentBatches)
+    assert isinstance(near, ResidentDataset)
     for indices in ([0], [32, 5, 5], list(range(33)), []):
-        (images, labels), (others, other_labels) = near.__getitems__(indices), batches.__getitems__(indices)
+        (images, labels), (others, other_labels) = near.fetch(indices), batches.fetch(indices)
         assert images.is_cuda
         assert torch.equal(images.cpu(), others)
         assert torch.equal(labels.cpu(), other_labels)
         assert not indices or images.stride()[1:] == others.stride()[1:]
-    assert isinstance(resident.train_loader.dataset, ResidentBatches)
+    assert isinstance(resident.train_loader.dataset, ResidentDataset)
     monkeypatch.setattr("pipeline.trainer.preload_to_gpu", lambda parts, device: parts)
     host = make(tiny_model, name="host")
-    assert not isinstance(host.train_loader.dataset, ResidentBatches)
+    assert not isinstance(host.train_loader.dataset, ResidentDataset)
     for run in (resident, host):
         run.fit()
     assert resident.history == host.history
@@ -185,7 +185,7 @@ def test_batches_do_not_synchronise(make, monkeypatch, recipe, near):
     monkeypatch.setattr("pipeline.trainer.tqdm", lambda **options: tqdm(**{**options, "mininterval": 0}))
     monkeypatch.setattr(distributed, "bar_hidden", lambda: False)
     run = make("ResNet18", precision="bf16", recipe=recipe)
-    run._train()  # warms up
+    run._train_epoch()  # warms up
     with monkeypatch.context() as patch, synchronisation_forbidden():
 
         def allow(self, *arguments, original=Trainer._check_finite):  # at the end of an epoch
@@ -193,7 +193,7 @@ def test_batches_do_not_synchronise(make, monkeypatch, recipe, near):
             original(self, *arguments)
 
         patch.setattr(Trainer, "_check_finite", allow)
-        assert run._train().images == 32
+        assert run._train_epoch().images == 32
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def test_browsers_can_show_every_picture(explored, tmp_path):
 def test_heatmaps_cover_the_picture_without_padding(explored):
     run, tested = explored
     for each, heatmap in zip(tested, find_heatmaps(run, tested), strict=True):
-        image, _ = each.images.__getitems__([each.index])
+        image, _ = each.images.fetch([each.index])
         (whole,) = class_activation_maps(run.model, image, [run.classes.index(each.prediction)])
         width, height = (round(28 * side / max(each.picture.size)) for side in each.picture.size)
         upper, left = (28 - height) // 2, (28 - width) // 2

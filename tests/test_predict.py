@@ -117,7 +117,7 @@ def test_photographs_are_padded_as_for_training(tiny_model, make_folder, tmp_pat
     torch.manual_seed(0)
     run = TrainedRun(build_model(tiny_model, 2).eval(), ("A", "B"), Hardware(torch.device("cpu"), "fp32"))
     answers = [answer for batch in predict_files(run, folder.paths) for answer in batch]
-    images, _ = load_test_set(folder, (3, 16, 16)).images.__getitems__(list(range(43)))
+    images, _ = load_test_set(folder, (3, 16, 16)).images.fetch(list(range(43)))
     assert np.array_equal([answer.image for answer in answers], images.permute(0, 2, 3, 1))
     with torch.inference_mode():
         expected = run.model(run.model.normalise(images)).softmax(dim=1)

@@ -127,13 +127,13 @@ def test_full_disk_stops_the_sweep(runs, monkeypatch):
 def test_interrupted_run_is_resumed(runs, trained, monkeypatch):
     from pipeline.trainer import Trainer
 
-    def stop(self, original=Trainer._run_epoch):
+    def stop(self, original=Trainer._train_and_validate):
         if self.epoch == 1 and len(trained) == 2:
             raise KeyboardInterrupt
         original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_run_epoch", stop)
+        patch.setattr(Trainer, "_train_and_validate", stop)
         with pytest.raises(KeyboardInterrupt):
             program.sweep(runs)
     states = [program.describe_state(settings) for settings in runs]
@@ -312,7 +312,7 @@ class TestHalving:
 
         calls = []
 
-        def stop(self, original=Trainer._run_epoch):
+        def stop(self, original=Trainer._train_and_validate):
             calls.append(self)
             if len(calls) == call:
                 raise KeyboardInterrupt
@@ -320,7 +320,7 @@ class TestHalving:
 
         others = [dataclasses.replace(settings, output_dir=tmp_path / "others") for settings in four]
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_run_epoch", stop)
+            patch.setattr(Trainer, "_train_and_validate", stop)
             with pytest.raises(KeyboardInterrupt):
                 program.sweep_by_halving(others, self.HALVING)
         assert program.sweep_by_halving(others, self.HALVING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from common import UserError
 
@@ -12,20 +12,28 @@ if TYPE_CHECKING:
 
     from models.base import Classifier
 
-# Name on the command line -> module in this folder with a class of that name. Modules are imported on demand, so that
-# `--help` does not wait for torch.
+
+class Entry(NamedTuple):
+    """Where an architecture is, and what must be known of it without importing it, which takes seconds."""
+
+    module: str  # in this folder, with a class of the architecture's name
+    backbone: bool = False  # whether all layers but the last, linear one can have ImageNet weights
+    timm: bool = False  # whether timm builds it
+
+
+# By the name on the command line.
 MODELS = {
-    "VGG": "vgg",
-    "VGGAdapted": "vgg_adapted",
-    "CustomVGG": "custom_vgg",
-    "ResNet18": "resnet18",
-    "EfficientNetLite0": "backbone",
-    "EfficientNetLite2": "backbone",
-    "CNNBasic": "cnn_basic",
-    "SmallVGG": "small_vgg",
-    "SmallResNet": "small_resnet",
-    "SmallEfficientNet": "small_efficientnet",
-    "HybridVGGResNet": "hybrid_vgg_resnet",
+    "VGG": Entry("vgg"),
+    "VGGAdapted": Entry("vgg_adapted"),
+    "CustomVGG": Entry("custom_vgg"),
+    "ResNet18": Entry("resnet18", backbone=True),
+    "EfficientNetLite0": Entry("backbone", backbone=True, timm=True),
+    "EfficientNetLite2": Entry("backbone", backbone=True, timm=True),
+    "CNNBasic": Entry("cnn_basic"),
+    "SmallVGG": Entry("small_vgg"),
+    "SmallResNet": Entry("small_resnet"),
+    "SmallEfficientNet": Entry("small_efficientnet"),
+    "HybridVGGResNet": Entry("hybrid_vgg_resnet"),
 }
 ALIASES = {"ResNet": "ResNet18"}
 TIMM = "timm/"  # prefix of names of timm models
@@ -33,7 +41,7 @@ TIMM = "timm/"  # prefix of names of timm models
 
 def model_class(name: str) -> type[Classifier]:
     """Return the class of a name in `MODELS`."""
-    return getattr(import_module(f"models.{MODELS[name]}"), name)
+    return getattr(import_module(f"models.{MODELS[name].module}"), name)
 
 
 def is_model(name: str) -> bool:
@@ -43,12 +51,12 @@ def is_model(name: str) -> bool:
 
 def is_of_timm(name: str) -> bool:
     """Return whether a model is built by timm."""
-    return name.startswith(TIMM) or MODELS.get(name) == "backbone"
+    return name.startswith(TIMM) or (name in MODELS and MODELS[name].timm)
 
 
 def has_backbone(name: str) -> bool:
     """Return whether all layers but the last, linear one can have ImageNet weights."""
-    return name == "ResNet18" or is_of_timm(name)
+    return name.startswith(TIMM) or (name in MODELS and MODELS[name].backbone)
 
 
 def has_weights(name: str) -> bool:
@@ -72,7 +80,7 @@ def build_model(
         pretrained: start from ImageNet weights.
         weights: a file with these weights; by default they come from a cache or a download.
         freeze_point: the last block to freeze, "none", or None for the model's default.
-        image_size: side of the images in pixels; None for the model's default.
+        image_size: height and width of the images in pixels; None for the model's default.
     """
     if name.startswith(TIMM):
         from models.backbone import Backbone as architecture

@@ -34,9 +34,8 @@ class Backbone(Classifier):
         if pretrained:
             self.load_pretrained(network, name, weights)
         config = network.pretrained_cfg
-        self.group = name
-        self.input_size, self.mean, self.std = tuple(config["input_size"]), config["mean"], config["std"]
-        super().__init__()
+        super().__init__(config["mean"], config["std"])
+        self.group, self.input_size = name, tuple(config["input_size"])
         network.reset_classifier(0)
         self.backbone = network
         self.head = nn.Linear(network.head_hidden_size, num_classes)
@@ -63,15 +62,15 @@ class Backbone(Classifier):
                 "and name it with --weights FILE"
             ) from error
 
-    def set_image_size(self, side: int) -> None:
+    def set_image_size(self, image_size: int) -> None:
         if self.backbone.pretrained_cfg.get("fixed_input_size"):
             try:
-                self.backbone.set_input_size(img_size=side)
+                self.backbone.set_input_size(img_size=image_size)
             except (AttributeError, AssertionError, ValueError) as error:
                 raise UserError(
-                    f"--image-size {side}: timm/{self.group} does not support it: {first_line(error)}"
+                    f"--image-size {image_size}: timm/{self.group} does not support it: {first_line(error)}"
                 ) from None
-        super().set_image_size(side)
+        super().set_image_size(image_size)
 
     def split(self, freeze_point: str) -> tuple[nn.Module, nn.Module]:
         return self.backbone, self.head

@@ -17,11 +17,11 @@ class Classifier(nn.Module):
     default its submodules run in the order in which it creates them.
     """
 
-    group: ClassVar[str]  # the name under which tables and wandb compare runs; by default that of the class
-    cam_layer: ClassVar[str]  # the submodule whose output, (N, K, h, w), is used for class activation maps
-    input_size: ClassVar[tuple[int, int, int]] = (3, 224, 224)  # channels, height, width
-    mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)  # per channel, for images scaled to 0..1; of ImageNet
-    std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
+    group: str  # the name under which tables and wandb compare runs; by default that of the class
+    cam_layer: str  # the submodule whose output, (N, K, h, w), is used for class activation maps
+    input_size: tuple[int, int, int] = (3, 224, 224)  # channels, height, width
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, for images scaled to 0..1; of ImageNet
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     freeze_points: ClassVar[tuple[str, ...]] = ()  # first layers first; empty if there are no pretrained weights
     default_freeze_point: ClassVar[str] = "none"  # with pretrained weights
     any_size: ClassVar[bool] = False  # whether it accepts other image sizes
@@ -32,8 +32,10 @@ class Classifier(nn.Module):
     def __init_subclass__(cls) -> None:
         cls.group = vars(cls).get("group", cls.__name__)
 
-    def __init__(self) -> None:
+    def __init__(self, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> None:
+        """Make the buffers of `normalise`, by default of the mean and standard deviation of the class."""
         super().__init__()
+        self.mean, self.std = mean or self.mean, std or self.std
         # One multiplication and one addition map uint8 0..255 to normalised floats.
         mean, std = torch.tensor(self.mean).view(1, -1, 1, 1), torch.tensor(self.std).view(1, -1, 1, 1)
         self.register_buffer("_scale", 1 / (255 * std), persistent=False)
@@ -62,16 +64,18 @@ class Classifier(nn.Module):
         self.frozen_to = freeze_point
         self.split(freeze_point)[0].requires_grad_(False).eval()
 
-    def set_image_size(self, side: int) -> None:
-        """Set the input size to `side` x `side` pixels.
+    def set_image_size(self, image_size: int) -> None:
+        """Set height and width of the input in pixels.
 
         Raises:
             UserError: the architecture does not support other sizes.
         """
         channels, height, width = self.input_size
-        if not self.any_size and side != height:
-            raise UserError(f"--image-size {side}: {type(self).__name__} takes images of {height}x{width} pixels only")
-        self.input_size = (channels, side, side)
+        if not self.any_size and image_size != height:
+            raise UserError(
+                f"--image-size {image_size}: {type(self).__name__} takes images of {height}x{width} pixels only"
+            )
+        self.input_size = (channels, image_size, image_size)
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode. Frozen layers stay in `eval` mode, with fixed batch statistics and without dropout."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.resnet18 import ResidualBlock
-from models.small import SmallClassifier, two_layer_classifier, vgg_stage
+from models.small import SmallClassifier, residual_block, two_layer_classifier, vgg_stage
 
 
 class HybridVGGResNet(SmallClassifier):
@@ -19,5 +18,5 @@ class HybridVGGResNet(SmallClassifier):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.features = vgg_stage()
-        self.blocks = nn.Sequential(ResidualBlock(64, 128, 1), ResidualBlock(128, 128, 1))
+        self.blocks = nn.Sequential(residual_block(64, 128), residual_block(128, 128))
         self.classifier = two_layer_classifier(128, num_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from models.base import Classifier
 
@@ -25,6 +26,16 @@ def vgg_stage() -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
     )
+
+
+def residual_block(channels_in: int, channels_out: int) -> BasicBlock:
+    """Return y = ReLU(F(x) + x), where F is two 3x3 convolutions; a 1x1 convolution projects x to other channels."""
+    block = BasicBlock(channels_in, channels_out)
+    if channels_in != channels_out:  # added to the block, since seeds give other weights if it is passed to it
+        block.downsample = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out)
+        )
+    return block
 
 
 def two_layer_classifier(channels: int, num_classes: int) -> nn.Sequential:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.resnet18 import ResidualBlock
-from models.small import SmallClassifier
+from models.small import SmallClassifier, residual_block
 
 
 class SmallResNet(SmallClassifier):
@@ -18,7 +17,5 @@ class SmallResNet(SmallClassifier):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            ResidualBlock(1, 64, 1), nn.MaxPool2d(2), ResidualBlock(64, 128, 1), nn.MaxPool2d(2)
-        )
+        self.features = nn.Sequential(residual_block(1, 64), nn.MaxPool2d(2), residual_block(64, 128), nn.MaxPool2d(2))
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(128 * 7 * 7, num_classes))

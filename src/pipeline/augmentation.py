@@ -13,7 +13,7 @@ _ERASED = (0.02, 0.2)  # minimum and maximum erased share of an image's area
 _ELONGATION = 2.0  # maximum aspect ratio of an erased rectangle
 
 
-def augment_batch(images: Tensor, how: Augmentation, side: int | None = None) -> Tensor:
+def augment_batch(images: Tensor, how: Augmentation, image_size: int | None = None) -> Tensor:
     """Augment and resize a batch of images.
 
     One affine map per image crops, flips, zooms, rotates, shears, shifts and resizes; border pixels are repeated
@@ -22,15 +22,15 @@ def augment_batch(images: Tensor, how: Augmentation, side: int | None = None) ->
     Args:
         images: (B, C, H, W) uint8 or float, 0 to 255.
         how: the strengths.
-        side: height and width of the result; by default those of the images.
+        image_size: height and width of the result; by default those of the images.
 
     Returns:
-        (B, C, side, side) float32, 0 to 255, bilinearly interpolated.
+        (B, C, image_size, image_size) float32, 0 to 255, bilinearly interpolated.
     """
     images = images.contiguous().float()  # making bytes contiguous is faster
     if not len(images):
         return images  # a process's share of a small batch; grid_sample would fail
-    height, width = (side, side) if side else images.shape[2:]
+    height, width = (image_size, image_size) if image_size else images.shape[2:]
     if (factor := images.shape[2] // height) > 1:
         images = avg_pool2d(images, factor)  # sampling alone would skip pixels
     points = _map_points(_draw_maps(len(images), how, images.device), height, width)

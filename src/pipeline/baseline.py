@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad, unfold
 
 from pipeline.cache import Cache, Metadata, make_key
-from pipeline.data import ImageBatches, TestSet, TrainingData, sample
+from pipeline.data import ImageDataset, TestSet, TrainingData, sample
 from pipeline.head import fit_head
 from pipeline.measures import mcnemar_test, mean_over_classes
 from pipeline.settings import first_checkpoint
@@ -89,7 +89,7 @@ def predict_simply(data: TrainingData, test_set: TestSet, cache: Cache) -> np.nd
     return np.array(cache.get_or_unnamed(f"baseline/{make_key(parts)}", (len(test),), np.int64, fill).array)
 
 
-def _compute_features(images: ImageBatches) -> np.ndarray:
+def _compute_features(images: ImageDataset) -> np.ndarray:
     starts = range(0, len(images), _BATCH)
     parts = [simple_features(images.read(images.indices[start : start + _BATCH])).numpy() for start in starts]
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)

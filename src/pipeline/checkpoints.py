@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common import UserError, first_line, write_whole
+from pipeline.metrics import Scores
 from pipeline.settings import damaged
 
 
@@ -44,6 +46,39 @@ class Checkpoint:
             model.load_state_dict(self.weights)
         except (RuntimeError, AttributeError, TypeError) as error:  # wrong shapes, values that are not tensors
             raise UserError(f"{path} does not fit {self.model_type}: train again with --restart") from error
+
+
+@dataclass
+class Progress:
+    """How far a training is: what `last.pt` holds besides the states of the model, the optimizer and its schedule."""
+
+    digest: str  # of the images
+    epoch: int = 0  # number of completed epochs
+    unfinished: dict[str, Any] | None = None  # the state within an epoch that was interrupted
+    history: list[dict[str, Any]] = field(default_factory=list)  # the rows of `history.csv`
+    best_accuracy: float = -math.inf  # in validation, averaged over classes, as is the loss
+    best_loss: float = math.inf
+    validations_without_improvement: int = 0  # of the loss
+    threads: int | None = None  # of the CPU; None if they were not chosen
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Progress:
+        """Take the progress out of the contents of `last.pt`; earlier versions did not save the threads."""
+        state = {"threads": None} | state
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
+
+    def compare(self, validation: Scores) -> list[str]:
+        """Compare the scores of another validation with the best ones; return the checkpoints that improve."""
+        improved = []
+        if validation.per_class_accuracy > self.best_accuracy:
+            self.best_accuracy = validation.per_class_accuracy
+            improved.append("best_val_acc")
+        self.validations_without_improvement += 1
+        if validation.per_class_loss < self.best_loss:
+            self.best_loss = validation.per_class_loss
+            self.validations_without_improvement = 0
+            improved.append("best_val_loss")
+        return improved
 
 
 def _is_checkpoint(state: dict[str, Any]) -> bool:

@@ -26,8 +26,10 @@ _COPIED_AT_ONCE = 256  # images per copy to a device
 _log = logging.getLogger(__name__)
 
 
-class ImageBatches(Dataset):
-    """Batches of M of the N images of a folder, or of their features.
+class ImageDataset(Dataset):
+    """M of the N images of a folder, or their features, in the order in which they are fetched.
+
+    An index counts the N images of the folder, a position the M images of the dataset.
 
     Attributes:
         decoded: the N images, or their features as rows of a memory-mapped array.
@@ -41,36 +43,41 @@ class ImageBatches(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitems__(self, batch: list[int]) -> tuple[Tensor, Tensor]:
+    def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return images (B, C, H, W) uint8, channels last in memory, and labels (B,) int64."""
-        indices = self.indices[np.array(batch, dtype=np.int64)]
+        indices = self.indices[np.array(positions, dtype=np.int64)]
         return self.read(indices), self.labels[indices]
+
+    def __getitems__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """Return a batch for torch's `DataLoader`."""
+        return self.fetch(positions)
 
     def read(self, indices: np.ndarray) -> Tensor:
         """Return the images (B, C, H, W) at B of the N indices."""
         return to_nchw(torch.from_numpy(self.decoded[indices]))
 
-    def select(self, indices: np.ndarray) -> ImageBatches:
-        """Return batches of the images at other indices of the N images."""
+    def select(self, indices: np.ndarray) -> ImageDataset:
+        """Return a dataset of the images at other indices of the N images."""
         return type(self)(self.decoded, self.labels.numpy(), indices)
 
 
-class ResidentBatches(ImageBatches):
-    """The same batches, with all images stored on a device."""
+class ResidentDataset(ImageDataset):
+    """The same images, stored on a device."""
 
-    def __init__(self, batches: ImageBatches, device: torch.device) -> None:
-        super().__init__(batches.decoded, batches.labels.numpy(), batches.indices)
-        self._labels = self.labels[batches.indices].to(device)
-        first = to_nhwc(batches.read(batches.indices[:1]))
-        self._rows = first.new_empty((len(batches), *first.shape[1:]), device=device)
-        for start in range(0, len(batches), _COPIED_AT_ONCE):
+    def __init__(self, source: ImageDataset, device: torch.device) -> None:
+        super().__init__(source.decoded, source.labels.numpy(), source.indices)
+        self.read, self.select = source.read, source.select  # the device has only M of the N images
+        self._labels = self.labels[source.indices].to(device)
+        first = to_nhwc(source.read(source.indices[:1]))
+        self._rows = first.new_empty((len(source), *first.shape[1:]), device=device)
+        for start in range(0, len(source), _COPIED_AT_ONCE):
             some = slice(start, start + _COPIED_AT_ONCE)
-            self._rows[some] = to_nhwc(batches.read(batches.indices[some]))
+            self._rows[some] = to_nhwc(source.read(source.indices[some]))
 
-    def __getitems__(self, batch: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the same batch, on the device."""
+    def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the same images and labels, on the device."""
         # From pinned memory: any other copy would synchronise with the GPU.
-        rows = torch.tensor(batch, dtype=torch.int64, pin_memory=self._rows.is_cuda)
+        rows = torch.tensor(positions, dtype=torch.int64, pin_memory=self._rows.is_cuda)
         rows = rows.to(self._rows.device, non_blocking=True)
         return to_nchw(self._rows[rows]), self._labels[rows]
 
@@ -85,15 +92,15 @@ def to_nhwc(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1) if images.dim() == 4 else images
 
 
-def preload_to_gpu(parts: Sequence[ImageBatches], device: torch.device) -> Sequence[ImageBatches]:
+def preload_to_gpu(datasets: Sequence[ImageDataset], device: torch.device) -> Sequence[ImageDataset]:
     """Copy all images to the device if it is a GPU and they fit in half of its free memory."""
     if device.type != "cuda":
-        return parts
-    size = sum(len(batches) * batches.read(batches.indices[:1]).nbytes for batches in parts)
+        return datasets
+    size = sum(len(dataset) * dataset.read(dataset.indices[:1]).nbytes for dataset in datasets)
     free, _ = torch.cuda.mem_get_info(device)
     if size > free / 2:
-        return parts
-    return [ResidentBatches(batches, device) if len(batches) else batches for batches in parts]
+        return datasets
+    return [ResidentDataset(dataset, device) if len(dataset) else dataset for dataset in datasets]
 
 
 def sample(indices: np.ndarray, most: int) -> np.ndarray:
@@ -104,19 +111,25 @@ def sample(indices: np.ndarray, most: int) -> np.ndarray:
 
 
 class BatchOrder(Sampler[list[int]]):
-    """The images of each batch. With several processes, each gets a share of every batch.
+    """Batch sampler: yields the positions of the images of each batch, in each process its share of them.
 
-    When shuffling, a last batch that is too small for batch normalisation is dropped. With labels (N,) in `balanced`,
-    every class is drawn equally often in N draws; otherwise each image is taken once.
+    When shuffling, a last batch that is too small for batch normalisation is dropped, and UserError is raised if none
+    is left. With labels (N,) in `balanced`, every class is drawn equally often in N draws; otherwise each image is
+    taken once.
 
     Attributes:
         batch_sizes: the number of images of each batch, over all processes.
     """
 
     def __init__(self, count: int, batch_size: int, shuffle: bool, balanced: np.ndarray | None = None) -> None:
-        self.batch_sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
-        if shuffle and self.batch_sizes[-1] < distributed.smallest_batch():
-            self.batch_sizes.pop()
+        smallest = distributed.smallest_batch() if shuffle else 1
+        sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+        self.batch_sizes = [size for size in sizes if size >= smallest]
+        if shuffle and not self.batch_sizes:
+            raise UserError(
+                f"{count} training images in batches of {batch_size} give no batch of at least {smallest} images, as "
+                "batch normalisation needs, on GPUs one per process: use more images, a larger -b, or fewer processes"
+            )
         self._count, self._shuffle, self._labels = count, shuffle, balanced
         self._seed = self._first = 0
 
@@ -153,15 +166,15 @@ def _draw_balanced(labels: np.ndarray, generator: np.random.Generator) -> np.nda
 
 
 def make_loader(
-    batches: ImageBatches, batch_size: int, shuffle: bool = False, balanced: np.ndarray | None = None
+    dataset: ImageDataset, batch_size: int, shuffle: bool = False, balanced: np.ndarray | None = None
 ) -> DataLoader:
     """Make a loader of whole batches. It has no worker processes: copying 5 MB is faster than sending them."""
     return DataLoader(
-        batches,
-        batch_sampler=BatchOrder(len(batches), batch_size, shuffle, balanced),
+        dataset,
+        batch_sampler=BatchOrder(len(dataset), batch_size, shuffle, balanced),
         collate_fn=lambda batch: batch,
         generator=torch.Generator(),  # by default, the loader would draw a seed from the generator of dropout
-        pin_memory=torch.cuda.is_available() and not isinstance(batches, ResidentBatches),
+        pin_memory=torch.cuda.is_available() and not isinstance(dataset, ResidentDataset),
     )
 
 
@@ -171,8 +184,8 @@ class TrainingData:
 
     folder: ImageFolder
     split: Split
-    train: ImageBatches
-    validation: ImageBatches  # may be empty
+    train: ImageDataset
+    validation: ImageDataset  # may be empty
     digest: str  # of the contents of both sides
 
     @property
@@ -193,10 +206,10 @@ class TestSet:
     paths: tuple[Path, ...]
     files: tuple[str, ...]  # names from `ImageFolder.name_of`
     labels: np.ndarray  # (N,) int64
-    images: ImageBatches
+    images: ImageDataset
 
     @classmethod
-    def of(cls, folder: ImageFolder, images: ImageBatches, name: str) -> TestSet:
+    def of(cls, folder: ImageFolder, images: ImageDataset, name: str) -> TestSet:
         return cls(
             name,
             tuple(folder.paths[index] for index in images.indices),
@@ -255,12 +268,12 @@ def load_training_data(
     if groups is None:
         [groups] = load_groups([folder], cache).numbers
     split = split_folder(folder, decoded.readable, groups, folds, fold, cache)
-    train, validation = (ImageBatches(decoded, folder.labels, side) for side in (split.train, split.validation))
+    train, validation = (ImageDataset(decoded, folder.labels, side) for side in (split.train, split.validation))
     return TrainingData(folder, split, train, validation, digest_split(folder, split, cache))
 
 
 def load_test_set(folder: ImageFolder, input_size: tuple[int, int, int], cache: Cache = SHARED) -> TestSet:
     """Decode a test folder for a model with this input (channels, height, width)."""
     decoded = decode_images(folder, input_size, cache)
-    images = ImageBatches(decoded, folder.labels, np.flatnonzero(decoded.readable))
+    images = ImageDataset(decoded, folder.labels, np.flatnonzero(decoded.readable))
     return TestSet.of(folder, images, folder.name)

@@ -19,7 +19,7 @@ from dataset.groups import find_links, number_groups
 from dataset.layout import find_layout, join_validation
 from dataset.parallel import on_all_cores
 from dataset.reading import place_in_square, upright_rgb
-from pipeline.data import ImageBatches
+from pipeline.data import ImageDataset
 from pipeline.evaluation import evaluate_folder
 from pipeline.explain import class_activation_maps
 from pipeline.inference import BATCH
@@ -44,7 +44,7 @@ class TestedImage:
     prediction: str
     confidence: float
     group: int | None  # the number of its group of near-duplicates in the test set
-    images: ImageBatches  # the test set's model inputs
+    images: ImageDataset  # the test set's model inputs
     index: int  # of this image in `images`
 
     @property
@@ -158,7 +158,7 @@ def find_heatmaps(run: TrainedRun, tested: Iterable[TestedImage]) -> Iterator[np
     """Yield the heatmap (h, w) uint8 of each image's prediction, without the part that lies on the padding."""
     tested = iter(tested)
     while batch := list(islice(tested, BATCH)):
-        images = torch.cat([each.images.__getitems__([each.index])[0] for each in batch])
+        images = torch.cat([each.images.fetch([each.index])[0] for each in batch])
         targets = [run.classes.index(each.prediction) for each in batch]
         for each, heatmap in zip(batch, class_activation_maps(run.model, images, targets), strict=True):
             left, upper, right, lower = place_in_square(each.picture.size, images.shape[-1])

@@ -15,7 +15,7 @@ from common import readable_size
 from models.base import Classifier
 from pipeline import distributed
 from pipeline.cache import Cache, CacheError, Metadata, copy_rows, drop_pages, make_key
-from pipeline.data import ImageBatches, to_nchw, to_nhwc
+from pipeline.data import ImageDataset, to_nchw, to_nhwc
 from pipeline.hardware import Hardware
 from pipeline.images import DecodedImages
 
@@ -40,8 +40,8 @@ class UnfrozenLayers(nn.Module):
         return self.layers(features)
 
 
-class FeatureBatches(ImageBatches):
-    """Batches of cached features in place of decoded images."""
+class FeatureDataset(ImageDataset):
+    """Cached features in place of decoded images."""
 
     def read(self, indices: np.ndarray) -> Tensor:
         """Return features (B, ...), maps (B, K, h, w) in channels-last memory format."""
@@ -52,16 +52,16 @@ class FeatureBatches(ImageBatches):
 
 
 def compute_features(
-    model: Classifier, freeze_point: str, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
-) -> list[FeatureBatches] | None:
+    model: Classifier, freeze_point: str, datasets: Sequence[ImageDataset], hardware: Hardware, cache: Cache
+) -> list[FeatureDataset] | None:
     """Compute the output of the layers up to a freeze point in `eval` mode, or load it from the cache.
 
-    In distributed training, the first process computes and the others load. All batches are of one folder.
+    In distributed training, the first process computes and the others load. All datasets are of one folder.
 
     Returns:
-        The same batches with features in place of images, for `UnfrozenLayers`; None if they do not fit on the disk.
+        The same datasets with features in place of images, for `UnfrozenLayers`; None if they do not fit on the disk.
     """
-    frozen = _FrozenLayers(model, freeze_point, batches[0].decoded, hardware)
+    frozen = _FrozenLayers(model, freeze_point, datasets[0].decoded, hardware)
     rows, reason = None, "another process has no features"
     with distributed.first_alone():
         try:
@@ -72,17 +72,17 @@ def compute_features(
     if distributed.sum_over_processes(missing).item():
         _log.info("features are not cached, so the frozen layers run for every batch: %s", reason)
         return None
-    return [FeatureBatches(rows, part.labels.numpy(), part.indices) for part in batches]
+    return [FeatureDataset(rows, dataset.labels.numpy(), dataset.indices) for dataset in datasets]
 
 
 def skip_frozen(
-    model: Classifier, batches: Sequence[ImageBatches], hardware: Hardware, cache: Cache
-) -> tuple[nn.Module, Sequence[ImageBatches]]:
+    model: Classifier, datasets: Sequence[ImageDataset], hardware: Hardware, cache: Cache
+) -> tuple[nn.Module, Sequence[ImageDataset]]:
     """Return the layers after the frozen ones and their features, or the whole model and its images."""
     point = model.frozen_to
-    if point and (features := compute_features(model, point, batches, hardware, cache)):
+    if point and (features := compute_features(model, point, datasets, hardware, cache)):
         return UnfrozenLayers(model, point), features
-    return model, batches
+    return model, datasets
 
 
 class _FrozenLayers:

@@ -17,6 +17,7 @@ from models import is_of_timm
 from models.base import Classifier
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+_DEFAULT_THREADS = torch.get_num_threads()  # respects OMP_NUM_THREADS
 _CLEARLY_FASTER = 1.5  # times; smaller differences can be noise
 _log = logging.getLogger(__name__)
 
@@ -60,8 +61,7 @@ class Hardware:
 def set_up_torch() -> None:
     """Set the number of threads, the memory allocator and cuDNN. Every program calls this before it computes."""
     _keep_freed_memory()
-    if available_cores() < torch.get_num_threads():
-        torch.set_num_threads(available_cores())
+    torch.set_num_threads(min(_DEFAULT_THREADS, available_cores()))  # an earlier run may have chosen fewer
     torch.backends.cudnn.benchmark = True  # pays off because batches have few different sizes
     torch.backends.cudnn.allow_tf32 = False  # else fp32 convolutions run in TF32, with 10 bits of mantissa
 

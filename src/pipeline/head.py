@@ -6,7 +6,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
+from pipeline import distributed
 from pipeline.measures import cross_entropies, mean_over_classes
 
 _STRENGTHS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # scikit-learn's C, for standardised features
@@ -25,6 +28,13 @@ class LinearHead:
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Map features (N, K) to logits (N, C)."""
         return features @ self.weight.T + self.bias
+
+    @torch.no_grad()
+    def copy_to(self, layer: nn.Linear) -> None:
+        """Set the weights of a layer to those that the first process fitted."""
+        for parameter, values in ((layer.weight, self.weight), (layer.bias, self.bias)):
+            own = torch.from_numpy(values).to(parameter) * distributed.is_first()
+            parameter.copy_(distributed.sum_over_processes(own))
 
 
 def fit_head(

@@ -20,7 +20,7 @@ from common import UserError
 from models.base import Classifier
 from pipeline.cache import Cache
 from pipeline.checkpoints import load_state, save_state
-from pipeline.data import ImageBatches, TrainingData, make_loader, sample
+from pipeline.data import ImageDataset, TrainingData, make_loader, sample
 from pipeline.features import skip_frozen
 from pipeline.hardware import Hardware
 from pipeline.inference import BATCH, predict_logits, record_features
@@ -101,8 +101,8 @@ class NoveltySample:
     """The training and validation images, or their features, that a detector of unknown images is fitted to."""
 
     network: nn.Module  # the model, or its layers after the frozen ones
-    training: ImageBatches
-    validation: ImageBatches
+    training: ImageDataset
+    validation: ImageDataset
 
     @classmethod
     def of(cls, model: Classifier, data: TrainingData, hardware: Hardware, cache: Cache) -> NoveltySample:

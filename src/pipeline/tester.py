@@ -160,6 +160,6 @@ class Tester:
             titles.append(f"{title} ({test.probabilities[image, prediction]:.0%} confident{wrong})")
             name = f"{self.settings.model_type}_{self.classes[label]}_{numbers[label]}_{photograph.stem}{suffix}.png"
             paths.append(folder / short_name(name))
-        images, _ = test_set.images.__getitems__(chosen)
+        images, _ = test_set.images.fetch(chosen)
         draw_heatmaps(self.model, images, predicted[chosen], titles, paths)
         return paths

@@ -22,9 +22,9 @@ from models.base import Classifier
 from pipeline import distributed
 from pipeline.augmentation import augment_batch
 from pipeline.cache import Cache
-from pipeline.checkpoints import Checkpoint, load_state, save_state
+from pipeline.checkpoints import Checkpoint, Progress, load_state, save_state
 from pipeline.compiling import Compiled
-from pipeline.data import BatchOrder, ImageBatches, TrainingData, make_loader, preload_to_gpu
+from pipeline.data import BatchOrder, ImageDataset, TrainingData, make_loader, preload_to_gpu
 from pipeline.features import UnfrozenLayers, compute_features
 from pipeline.hardware import Hardware, choose_threads
 from pipeline.head import fit_head
@@ -38,10 +38,6 @@ from pipeline.settings import STATE_FILE, Settings
 
 _log = logging.getLogger(__name__)
 
-# Attributes saved in `last.pt`, besides the states of model, optimizer and scheduler.
-_PROGRESS = (
-    "digest", "epoch", "unfinished", "history", "best_accuracy", "best_loss", "validations_without_improvement",
-)  # fmt: skip
 _PROBE = 2**16  # values of the images that measure the number of threads
 _STRIDE = 32  # pixels; the smaller image sizes of a recipe are multiples of it
 
@@ -57,8 +53,7 @@ class Trainer:
     least `save_every` minutes old, at the end of training, and after a batch if the program is asked to stop.
 
     Attributes:
-        epoch: the number of completed epochs.
-        unfinished: the state within an epoch that was interrupted.
+        progress: how far the training is, and its scores.
         network, validation_network: the modules that run; only the layers behind frozen ones if features are cached.
         saved_model: the model that is validated and saved, which may be a moving average of the trained one.
         validation_logits: logits (N, classes) of the last validation.
@@ -77,7 +72,7 @@ class Trainer:
         self.keep_state = keep_state  # of a finished run, so that it can be trained further
         self.folder = settings.run_dir
         self.recipe = RECIPES[settings.recipe]
-        self.digest = data.digest
+        self.progress = Progress(data.digest)
         self.validates = len(data.validation) > 0
         self.validation_logits: Tensor | None = None
         self.model = hardware.place(model, training=True)
@@ -86,17 +81,11 @@ class Trainer:
         self.saved_model = self.averaged.module if self.averaged else self.model
         self.optimizer = make_optimizer(self.model, self.recipe, settings)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, settings, batches)
-        self._parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}  # with a state
+        self._stateful = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         if self.averaged:
-            self._parts["averaged"] = self.averaged
-        self.epoch = 0
-        self.unfinished: dict[str, Any] | None = None
-        self.best_accuracy, self.best_loss = -math.inf, math.inf
-        self.validations_without_improvement = 0
-        self.history: list[dict[str, Any]] = []
-        self._threads: int | None = None  # of the CPU
+            self._stateful["averaged"] = self.averaged
         self._stop = StopRequest()
-        self._saved = time.monotonic()  # time of the last save
+        self._saved_at = time.monotonic()
         self._state_file = self.folder / STATE_FILE
         if self._state_file.exists():
             self._load_last()
@@ -125,70 +114,89 @@ class Trainer:
     def _set_threads(self) -> None:
         """Use as many CPU threads as train fastest, or as the interrupted run used."""
         train = self.train_loader.dataset
-        count = min(self.settings.batch_size, max(2, _PROBE // train.__getitems__([0])[0].numel()), len(train))
-        images, _ = train.__getitems__(list(range(count)))
+        count = min(self.settings.batch_size, max(2, _PROBE // train.fetch([0])[0].numel()), len(train))
+        images, _ = train.fetch(range(count))
 
         def step() -> None:
             compute_logits(self.network, images, self.hardware).sum().backward()
 
         self.network.eval()  # so that neither statistics nor random numbers change
-        self._threads = choose_threads(step, self._threads)
+        self.progress.threads = choose_threads(step, self.progress.threads)
         self.optimizer.zero_grad()
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self.progress.threads)
 
-    def _compute_features(self, freeze_point: str) -> Sequence[ImageBatches] | None:
+    def _compute_features(self, freeze_point: str) -> Sequence[ImageDataset] | None:
         """Compute the output of the layers up to a freeze point, for training and validation images."""
         sides = (self.data.train, self.data.validation)
         return compute_features(self.model, freeze_point, sides, self.hardware, Cache.of(self.settings))
+
+    @property
+    def epoch(self) -> int:
+        """The number of completed epochs."""
+        return self.progress.epoch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of `history.csv`."""
+        return self.progress.history
 
     @property
     def _only_head(self) -> bool:
         return self.recipe.fit_head and self.model.frozen_to is not None
 
     @property
+    def _needs_head(self) -> bool:
+        return self.recipe.fit_head and not self.history
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        if self.recipe.fit_head and not self.history:
+        if self._needs_head:
             return False
         return self.epoch >= (0 if self._only_head else self.settings.num_epochs) or self._stopped_early
 
     @property
     def _stopped_early(self) -> bool:
-        return self.validations_without_improvement >= self.settings.early_stopping_patience
+        return self.progress.validations_without_improvement >= self.settings.early_stopping_patience
 
     def fit(self, until: int | None = None) -> None:
         """Train to the last epoch or until early stopping; pause and save the full state after epoch `until`."""
-        if (self.history or self.unfinished) and not self._pauses(until):
-            _log.info("resuming %s epoch %d", *(("in", self.epoch + 1) if self.unfinished else ("after", self.epoch)))
+        if (self.history or self.progress.unfinished) and not self._has_reached(until):
+            if self.progress.unfinished:
+                _log.info("resuming in epoch %d", self.epoch + 1)
+            else:
+                _log.info("resuming after epoch %d", self.epoch)
         alone = distributed.world_size() == 1
-        if alone and not (self.settings.compile or self._only_head or self._pauses(until)):
+        if alone and not (self.settings.compile or self._only_head or self._has_reached(until)):
             self._set_threads()
         try:
             # With several processes, each may stop after a different batch, and wait for the others: they stop at once.
             with self._stop if alone else nullcontext():
-                while not self._pauses(until):
-                    self._do_epoch(until)
+                while not self._has_reached(until):
+                    self._advance(until)
             if self._stopped_early:
                 patience = self.settings.early_stopping_patience
                 _log.info("stopped early: no lower loss in the last %d validations", patience)
             return
         except torch.OutOfMemoryError:
-            if not alone:
+            if not alone or self._needs_head:  # the features of the head do not depend on the batch size
                 raise
         self._suggest_batch_size()  # outside the `except` block, which keeps tensors alive
 
-    def _pauses(self, until: int | None) -> bool:
+    def _has_reached(self, until: int | None) -> bool:
+        """Return whether to train no further: everything is trained, or all epochs to `until` are."""
         return self.finished or (until is not None and self.epoch >= until)
 
-    def _do_epoch(self, until: int | None) -> None:
-        if self.recipe.fit_head and not self.history:
+    def _advance(self, until: int | None) -> None:
+        """Fit the head or train an epoch, and save what is due."""
+        if self._needs_head:
             self._fit_head()
         else:
-            self._run_epoch()
+            self._train_and_validate()
         if self.finished:
             self._save_checkpoint("terminal")
         stop = self._stop.made  # a request made later is granted after the next batch
-        if stop or self._pauses(until) or time.monotonic() - self._saved >= 60 * self.settings.save_every:
+        if stop or self._has_reached(until) or time.monotonic() - self._saved_at >= 60 * self.settings.save_every:
             self._save_last()
         if stop:
             self._stop.grant()
@@ -210,7 +218,7 @@ class Trainer:
         torch.cuda.empty_cache()
         with suppress(torch.OutOfMemoryError):
             for _ in range(2):  # in the second step, the optimizer's state takes memory too
-                self._train_batch(*self.train_loader.dataset.__getitems__(list(range(size))), size)
+                self._train_batch(*self.train_loader.dataset.fetch(range(size)), size)
             return True
         return False
 
@@ -221,16 +229,11 @@ class Trainer:
         sides = self._compute_features(freeze_point)
         if sides is None:
             raise UserError("the features of the images do not fit on the disk: free some space, or try --no-cache")
-        (train, labels), (validation, validation_labels) = (
-            batches.__getitems__(list(range(len(batches)))) for batches in sides
-        )
+        (train, labels), (validation, validation_labels) = (dataset.fetch(range(len(dataset))) for dataset in sides)
         train, validation = train.float().numpy(), validation.float().numpy()
         head = fit_head(train, labels.numpy(), validation, validation_labels.numpy())
         _, layer = self.model.split(freeze_point)
-        with torch.no_grad():
-            for parameter, values in ((layer.weight, head.weight), (layer.bias, head.bias)):
-                own = torch.from_numpy(values).to(parameter) * distributed.is_first()
-                parameter.copy_(distributed.sum_over_processes(own))  # the same in all processes
+        head.copy_to(layer)
         if self.averaged:
             self.averaged.update_parameters(self.model)
         train_scores, validation_scores = Scores.of(torch.from_numpy(head.logits(train)), labels), None
@@ -241,14 +244,15 @@ class Trainer:
         images_per_second = sum(map(len, sides)) / (time.perf_counter() - start)
         self._finish_epoch(0.0, train_scores, validation_scores, images_per_second)
 
-    def _run_epoch(self) -> None:
+    def _train_and_validate(self) -> None:
         start = time.perf_counter()
-        done = self.unfinished["batches"] if self.unfinished else 0
+        unfinished = self.progress.unfinished
+        done = unfinished["batches"] if unfinished else 0
         before = sum(self.train_loader.batch_sampler.batch_sizes[:done])
-        train = self._train()
+        train = self._train_epoch()
         images_per_second = (train.images - before) / (time.perf_counter() - start)
         learning_rate = max(self.scheduler.get_last_lr())  # of a one-cycle schedule, that at the end of the epoch
-        self.epoch += 1
+        self.progress.epoch += 1
         validation = self.validation_logits = None
         if self.validates and (self.epoch % self.settings.val_freq == 0 or self.epoch == self.settings.num_epochs):
             validation, self.validation_logits = evaluate(
@@ -268,18 +272,19 @@ class Trainer:
             if not math.isfinite(validation.loss):
                 raise _not_finite(f"in validation after epoch {self.epoch}", learning_rate)
             row |= _columns("val", validation)
-            improved = self._keep_best(validation)
+            if improved := self.progress.compare(validation):
+                self._save_checkpoint(*improved)
         self.history.append(row)
         if distributed.is_first():
             self.logger.log_epoch(self.history, images_per_second)
             self._report(row, improved, images_per_second)
 
-    def _train(self) -> Scores:
+    def _train_epoch(self) -> Scores:
         """Train on all images once, or on the rest of an interrupted epoch."""
         seed = int(np.random.SeedSequence([self.settings.seed, self.epoch]).generate_state(1)[0])
         torch.manual_seed(seed + distributed.rank())  # each process draws its own dropout
         scores = RunningScores(len(self.data.classes), self.hardware.device)
-        done = self._resume_epoch(scores) if self.unfinished else 0  # batches
+        done = self._resume_epoch(scores) if self.progress.unfinished else 0  # batches
         rates = [math.nan] * done  # the losses of these were checked before they were saved
         order = self.train_loader.batch_sampler
         order.set_epoch(seed, done)
@@ -312,7 +317,7 @@ class Trainer:
         self.optimizer.zero_grad()  # before the forward pass, to reuse the memory of the gradients
         if self.recipe.augmentation:
             images = images.to(self.hardware.device, non_blocking=True)
-            images = augment_batch(images, self.recipe.augmentation, self._side())
+            images = augment_batch(images, self.recipe.augmentation, self._image_size())
         logits = compute_logits(self.network, images, self.hardware)
         labels = labels.to(self.hardware.device, non_blocking=True)
         losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
@@ -320,7 +325,7 @@ class Trainer:
         self.optimizer.step()
         return logits.detach(), labels, losses.detach()
 
-    def _side(self) -> int:
+    def _image_size(self) -> int:
         """Return the height and width of the epoch's training images in pixels."""
         full, scales = self.model.input_size[1], self.recipe.image_scales
         scale = scales[self.epoch * len(scales) // self.settings.num_epochs]
@@ -332,21 +337,6 @@ class Trainer:
         if batch < len(rates):
             batches = len(self.train_loader.batch_sampler.batch_sizes)
             raise _not_finite(f"in epoch {self.epoch + 1}, batch {batch + 1} of {batches}", rates[batch])
-
-    def _keep_best(self, validation: Scores) -> list[str]:
-        """Save the checkpoints that improve; return their names."""
-        improved = []
-        if validation.per_class_accuracy > self.best_accuracy:
-            self.best_accuracy = validation.per_class_accuracy
-            improved.append("best_val_acc")
-        self.validations_without_improvement += 1
-        if validation.per_class_loss < self.best_loss:
-            self.best_loss = validation.per_class_loss
-            self.validations_without_improvement = 0
-            improved.append("best_val_loss")
-        if improved:
-            self._save_checkpoint(*improved)
-        return improved
 
     def _report(self, row: dict[str, Any], improved: list[str], images_per_second: float) -> None:
         parts = [f"epoch {self.epoch:>{len(str(self.settings.num_epochs))}}/{self.settings.num_epochs}"]
@@ -373,15 +363,15 @@ class Trainer:
     def _save_last(self) -> None:
         if not distributed.is_first():
             return
-        state = {name: getattr(self, name) for name in _PROGRESS} | {"threads": self._threads}
+        state = dict(vars(self.progress))
         can_be_longer = self.keep_state and not self.recipe.one_cycle and not self._stopped_early
         if not self.finished or can_be_longer:  # otherwise the state is not needed, and can take gigabytes
-            state |= {name: part.state_dict() for name, part in self._parts.items()}
+            state |= {name: each.state_dict() for name, each in self._stateful.items()}
         save_state(state, self._state_file)
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def _save_within_epoch(self, batches: int, scores: RunningScores) -> None:
-        self.unfinished = {
+        self.progress.unfinished = {
             "batches": batches,
             "sums": scores.sums,
             "random_state": torch.get_rng_state(),
@@ -391,7 +381,7 @@ class Trainer:
 
     def _resume_epoch(self, scores: RunningScores) -> int:
         """Restore what `_save_within_epoch` saved; return the number of completed batches."""
-        state, self.unfinished = self.unfinished, None
+        state, self.progress.unfinished = self.progress.unfinished, None
         scores.restore(state["sums"])
         torch.set_rng_state(state["random_state"])
         # There may be fewer GPUs than before.
@@ -401,22 +391,21 @@ class Trainer:
     def _load_last(self) -> None:
         state = load_state(self._state_file)
         try:
-            for name in _PROGRESS:
-                setattr(self, name, state[name])
-            self._threads = state.get("threads")
+            self.progress = Progress.of(state)
             if not self.finished:
                 if "model" not in state:
                     raise UserError(
                         f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without saving "
                         "its full state, as runs of sweep.py do: use another --output-dir, or --restart"
                     )
-                for name, part in self._parts.items():
-                    part.load_state_dict(state[name])
+                for name, each in self._stateful.items():
+                    each.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{self._state_file} does not fit {self.settings.model_type}: start over with --restart"
             ) from error
-        if self.digest != self.data.digest:  # with another split, it might validate on images that it was trained on
+        # With another split, it might validate on images that it was trained on.
+        if self.progress.digest != self.data.digest:
             raise UserError(
                 f"{self.settings.data_dir} does not hold the images that {self.folder} was started with: "
                 "restore them, or start over with --restart"

@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from models import MODELS, build_model
+from models import MODELS, build_model, has_backbone, is_of_timm, model_class, small
+from models.backbone import Backbone
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,12 @@ def test_logits_for_any_number_of_classes(name):
     with torch.inference_mode():
         model = build_model(name, 5).eval()
         assert model(torch.zeros(2, *model.input_size)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_registry_agrees_with_the_class(name):
+    assert has_backbone(name) == ("backbone" in model_class(name).freeze_points)
+    assert is_of_timm(name) == issubclass(model_class(name), Backbone)
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +173,20 @@ def test_layers(built, name, part, expected):
 def test_resnet18_equals_torchvisions_to_the_last_bit(training):
     torch.manual_seed(1)
     reference = torchvision.models.resnet18(num_classes=3)
+    torch.manual_seed(1)
     model = build_model("ResNet18", 3)
-    model.load_state_dict(reference.state_dict())
+    assert list(model.state_dict()) == list(reference.state_dict())
     images = torch.randn(4, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(model.train(training)(images), reference.train(training)(images))
+
+
+def test_a_seed_draws_the_weights_of_a_residual_block_in_the_order_of_its_layers():
+    torch.manual_seed(1)
+    block = small.residual_block(3, 8)
+    torch.manual_seed(1)
+    for found, size in ((block.conv1, 3), (block.conv2, 3), (block.downsample[0], 1)):
+        assert torch.equal(found.weight, nn.Conv2d(found.in_channels, 8, size, bias=False).weight)
 
 
 @pytest.mark.parametrize("name", MODELS)

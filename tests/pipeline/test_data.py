@@ -13,21 +13,21 @@ from dataset.folders import read_folder
 from pipeline.cache import Cache
 from pipeline.data import (
     BatchOrder,
-    ImageBatches,
-    ResidentBatches,
+    ImageDataset,
+    ResidentDataset,
     load_test_set,
     load_training_data,
     make_loader,
     read_folders,
     set_white_level,
 )
-from pipeline.features import FeatureBatches
+from pipeline.features import FeatureDataset
 
 
 @pytest.fixture
 def batches():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
-    return pixels, ImageBatches(pixels, np.arange(40), np.arange(3, 36))
+    return pixels, ImageDataset(pixels, np.arange(40), np.arange(3, 36))
 
 
 def test_batches_contain_the_selected_images(batches):
@@ -48,15 +48,24 @@ def test_resident_batches_are_identical(batches, monkeypatch, kind):
     if kind != "images":
         shape = (40, 4, 4, 5) if kind == "maps" else (40, 9)
         rows = np.random.default_rng(0).random(shape).astype(np.float32)
-        batches = FeatureBatches(rows, np.arange(40), np.arange(3, 36))
+        batches = FeatureDataset(rows, np.arange(40), np.arange(3, 36))
         monkeypatch.setattr("pipeline.features.copy_rows", lambda array, rows: array[rows])
-    resident = ResidentBatches(batches, torch.device("cpu"))
+    resident = ResidentDataset(batches, torch.device("cpu"))
     assert len(resident) == len(batches)
     for indices in ([0], [32, 5, 5], list(range(33)), []):  # a process may have no share of a batch
-        (images, labels), (others, other_labels) = batches.__getitems__(indices), resident.__getitems__(indices)
+        (images, labels), (others, other_labels) = batches.fetch(indices), resident.fetch(indices)
         assert torch.equal(images, others)
         assert torch.equal(labels, other_labels)
         assert not indices or images.stride()[1:] == others.stride()[1:]
+
+
+def test_resident_batches_give_the_other_images_of_the_folder_too(batches):
+    resident = ResidentDataset(batches[1], torch.device("cpu"))
+    chosen = np.array([39, 0, 4])
+    assert torch.equal(resident.read(chosen), batches[1].read(chosen))
+    images, labels = resident.select(chosen).fetch([1, 0])
+    assert torch.equal(images, batches[1].read(np.array([0, 39])))
+    assert labels.tolist() == [0, 39]
 
 
 def test_shuffling_depends_on_the_seed_and_drops_a_last_single_image(batches):
@@ -178,7 +187,7 @@ def test_16_bit_images_are_scaled_by_the_range_of_the_training_images(tmp_path, 
             f"{training} has 12-bit values in 16-bit files: 4095 is white",
             f"{testing} has values up to 5000, which become white: {training} uses 12 bits",
         ]
-    images, _ = load_test_set(folders[0], (3, 28, 28), cache).images.__getitems__([0])
+    images, _ = load_test_set(folders[0], (3, 28, 28), cache).images.fetch([0])
     stripes = images[0, 0].float().mean(dim=1)
     assert stripes[4:8].mean() - stripes[:4].mean() == pytest.approx(128 * 255 / 4095, abs=1)
     plain = read_folders(deep, (tmp_path / "train",), with_augmented=False)

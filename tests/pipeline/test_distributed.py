@@ -126,6 +126,17 @@ def test_every_gpu_gets_an_image_of_each_batch(monkeypatch):
     assert BatchOrder(18, 8, shuffle=True).batch_sizes == [8, 8]
     assert BatchOrder(19, 8, shuffle=True).batch_sizes == [8, 8, 3]
     assert BatchOrder(18, 8, shuffle=False).batch_sizes == [8, 8, 2]
+    assert BatchOrder(18, 2, shuffle=False).batch_sizes == [2] * 9
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "batch_size", "needed"), [(4, 18, 2, 4), (4, 3, 8, 4), (1, 1, 8, 2), (1, 0, 8, 2)]
+)
+def test_too_few_images_for_one_batch_are_a_users_error(monkeypatch, gpus, count, batch_size, needed):
+    monkeypatch.setattr(distributed, "world_size", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=f"^{count} training images in batches of {batch_size} .* at least {needed} "):
+        BatchOrder(count, batch_size, shuffle=True)
 
 
 # main.py with an additional model whose first layers are frozen.
@@ -153,7 +164,7 @@ class Frozen(SmallClassifier):
 
 sys.modules["models.frozen"] = types.ModuleType("models.frozen")
 sys.modules["models.frozen"].Frozen = Frozen
-models.MODELS["Frozen"] = "frozen"
+models.MODELS["Frozen"] = models.Entry("frozen")
 run_program(main.main)
 """
 

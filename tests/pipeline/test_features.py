@@ -130,7 +130,7 @@ def test_frozen_layers_run_once_per_image_in_all_runs(make_trainer, monkeypatch)
 
 
 @pytest.mark.parametrize("change", ["weights", "freeze point", "precision", "images", "layers", "normalisation"])
-def test_any_change_causes_new_features(make_trainer, folder, tiny_model, monkeypatch, change):
+def test_any_change_causes_new_features(make_trainer, folder, tiny_model, change):
     def stored():
         return len(list(Cache().directory.glob("features/*.npy")))
 
@@ -152,7 +152,7 @@ def test_any_change_causes_new_features(make_trainer, folder, tiny_model, monkey
     elif change == "layers":
         model.features[1] = nn.GELU()
     elif change == "normalisation":
-        monkeypatch.setattr(type(model), "mean", (0.5, 0.5, 0.5))
+        model.mean = (0.5, 0.5, 0.5)
     data = load_training_data(read_folder(folder), (3, 16, 16))
     assert compute_features(model, model.frozen_to, [data.train], hardware, Cache())
     assert stored() == 2
@@ -167,7 +167,7 @@ def test_models_with_the_same_frozen_layers_share_features(make_trainer, tiny_mo
     model.classifier[-1] = nn.Linear(8, 2, bias=False)
     data = load_training_data(read_folder(folder), (3, 16, 16))
     (shared,) = compute_features(model, "conv1", [data.train], FP32, Cache())
-    (features, _), (same, _) = (batches.__getitems__([3]) for batches in (run.train_loader.dataset, shared))
+    (features, _), (same, _) = (batches.fetch([3]) for batches in (run.train_loader.dataset, shared))
     assert torch.equal(features, same)
     assert len(list(Cache().directory.glob("features/*.npy"))) == 1
 
@@ -179,7 +179,7 @@ def test_features_equal_the_output_of_the_frozen_layers(make_trainer, folder, ti
         sides = (data.train, data.validation)
         for side, features in zip(sides, compute_features(model, "conv1", sides, hardware, Cache()), strict=True):
             indices = [5, 0, 3]
-            (images, labels), (found, same) = (batches.__getitems__(indices) for batches in (side, features))
+            (images, labels), (found, same) = (batches.fetch(indices) for batches in (side, features))
             with torch.no_grad(), hardware.autocast():
                 expected = model.features[:2](model.normalise(images))
             torch.testing.assert_close(found, expected)
@@ -264,7 +264,7 @@ def test_a_resumed_run_keeps_its_frozen_weights(make_trainer, monkeypatch):
     run = make_trainer(num_epochs=2, seed=1)  # other random weights, in place of other pretrained ones
     assert torch.equal(run.model.features[0].weight, frozen)
     data = load_training_data(read_folder(run.settings.data_dir), (3, 16, 16))
-    (images, _), (features, _) = (batches.__getitems__([0]) for batches in (data.train, run.train_loader.dataset))
+    (images, _), (features, _) = (batches.fetch([0]) for batches in (data.train, run.train_loader.dataset))
     torch.testing.assert_close(features, run.model.features[:2](run.model.normalise(images)).detach())
 
 

@@ -53,6 +53,16 @@ def run_python(code: str, **environment: str) -> list[int]:
     return list(map(int, result.stdout.split()))
 
 
+def test_a_run_does_not_inherit_the_number_of_threads_that_another_run_chose(two_threads, monkeypatch):
+    monkeypatch.setattr("pipeline.hardware._DEFAULT_THREADS", 2)
+    torch.set_num_threads(1)
+    set_up_torch()
+    assert torch.get_num_threads() == 2
+    monkeypatch.setattr("pipeline.hardware.available_cores", lambda: 1)
+    set_up_torch()
+    assert torch.get_num_threads() == 1
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="needs two cores")
 def test_torch_uses_as_many_threads_as_the_job_has_cores():
     before, after = run_python(THREADS, SLURM_CPUS_PER_TASK="1")

@@ -31,7 +31,7 @@ trainer = Trainer(build_model("ResNet18", 3), data, settings, Hardware.choose(),
 images = sum(len(labels) for _, labels in trainer.train_loader)
 
 del trainer.train_loader.batch_sampler.batch_sizes[2:]
-trainer._train()
+trainer._train_epoch()
 print(images, peak_memory() / 1e9)
 """
 

@@ -111,6 +111,20 @@ def test_interrupted_finetuning_gives_identical_results(start_run, monkeypatch, 
     assert_same_run(resumed, whole)
 
 
+@pytest.mark.parametrize("freeze_to", ["backbone", None])
+def test_out_of_memory_while_the_head_is_fitted_suggests_no_batch_size(start_run, monkeypatch, freeze_to):
+    """Features are computed in batches of a constant size."""
+
+    def run_out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("pipeline.trainer.compute_features", run_out_of_memory)
+    run = start_run(freeze_to=freeze_to)
+    with pytest.raises(torch.OutOfMemoryError):
+        run.fit()
+    assert not list(run.folder.glob("*.pt"))
+
+
 def test_head_is_fitted_without_validation(start_run):
     run = start_run(fold=None, freeze_to="backbone")
     run.fit()

@@ -112,7 +112,7 @@ def test_restart_moves_the_earlier_run_aside(settings):
 
 def test_plots_of_a_finished_run_need_no_training(settings, monkeypatch):
     before = run(settings)
-    monkeypatch.setattr("pipeline.trainer.Trainer._train", None)
+    monkeypatch.setattr("pipeline.trainer.Trainer._train_epoch", None)
     after = run(replace(settings, plots=True))
     assert {**after, "plots": False} == before
     assert list(settings.run_dir.glob("heatmaps/*/*.png"))
@@ -214,13 +214,13 @@ def replace_images(directory):
 def test_interrupted_run_refuses_changed_images(settings, monkeypatch):
     longer = replace(settings, num_epochs=3)
 
-    def stop_after_first(trainer, original=Trainer._train):
+    def stop_after_first(trainer, original=Trainer._train_epoch):
         if trainer.epoch == 1:
             raise KeyboardInterrupt
         return original(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", stop_after_first)
+        patch.setattr(Trainer, "_train_epoch", stop_after_first)
         with pytest.raises(KeyboardInterrupt):
             run(longer)
     replace_images(settings.data_dir)
@@ -313,7 +313,7 @@ def test_more_epochs_do_not_continue_an_early_stopped_run(settings, monkeypatch)
     before = run(short)
     assert before["epochs"] < 30
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", None)
+        patch.setattr(Trainer, "_train_epoch", None)
         after = run(replace(short, num_epochs=40))
     assert after.pop("settings") == {**before.pop("settings"), "num_epochs": 40}
     assert after == before

@@ -66,7 +66,7 @@ def test_scores_of_every_checkpoint_and_test_set_equal_scikit_learns(two_sets):
         model = build_model("Tiny", 2).eval()
         assert results[name]["epoch"] == epoch
         for test_set in two_sets.test_sets:
-            images, labels = test_set.images.__getitems__(list(range(8)))
+            images, labels = test_set.images.fetch(list(range(8)))
             with torch.inference_mode():
                 predictions = model(model.normalise(images)).argmax(dim=1)
             found = results[name]["test"][test_set.name]

@@ -57,13 +57,13 @@ def compiler(tmp_path, monkeypatch):
 def stop_in_epoch(run, number, monkeypatch):
     """Train until the first batch of an epoch."""
 
-    def train(self, original=Trainer._train):
+    def train(self, original=Trainer._train_epoch):
         if self.epoch == number - 1:
             raise KeyboardInterrupt
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", train)
+        patch.setattr(Trainer, "_train_epoch", train)
         with pytest.raises(KeyboardInterrupt):
             run.fit()
 
@@ -205,11 +205,11 @@ def clock(monkeypatch):
     """A clock that shows `minutes`; an epoch takes four."""
     clock = SimpleNamespace(minutes=0.0)
 
-    def run_epoch(self, original=Trainer._run_epoch):
+    def run_epoch(self, original=Trainer._train_and_validate):
         original(self)
         clock.minutes += 4
 
-    monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
+    monkeypatch.setattr(Trainer, "_train_and_validate", run_epoch)
     monkeypatch.setattr("pipeline.trainer.time.monotonic", lambda: 60 * clock.minutes)
     return clock
 
@@ -301,7 +301,7 @@ def test_first_process_counts_the_images_of_an_interrupted_epoch(trainer, monkey
             trainer().fit()  # after the first of four batches of eight
     for rank, images in ((0, 32), (1, 24)):
         monkeypatch.setattr("pipeline.metrics.rank", lambda rank=rank: rank)
-        assert trainer()._train().images == images
+        assert trainer()._train_epoch().images == images
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
@@ -394,7 +394,7 @@ def test_second_signal_stops_immediately(trainer, monkeypatch):
 def test_finished_run_is_not_trained_again(trainer, monkeypatch):
     trainer().fit()
     again = trainer()
-    monkeypatch.setattr(Trainer, "_train", None)
+    monkeypatch.setattr(Trainer, "_train_epoch", None)
     again.fit()
     assert again.epoch == 6
     assert len(again.history) == 6
@@ -509,7 +509,7 @@ def test_batch_loop_does_not_synchronise(trainer, monkeypatch):
     def count(batch_size):
         run = trainer(str(batch_size), batch_size=batch_size, num_epochs=1)
         reads.clear()
-        run._train()
+        run._train_epoch()
         return len(reads)
 
     assert 0 < count(2) == count(16)
