@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from measuring import Measured, add_number, measure, median, seconds_of, take_turns, three_digits, write_results  # isort: skip
 from ceiling import make_step
-from common import ArgumentParser, check_least, run_program
+from common import ArgumentParser, check_minimum, run_program
 from models import build_model
 from models.cnn_basic import CNNBasic
 from pipeline import cache, hardware, optimizer
@@ -45,7 +45,7 @@ def main() -> int:
         help=f"{', '.join(TUNINGS)} (default: all)",
     )  # fmt: skip
     arguments = parser.parse_args()
-    check_least(arguments, repeats=1)
+    check_minimum(arguments, repeats=1)
     sides = {
         f"{name}, {state}": partial(measure, run_side, name, state == "off")
         for name in arguments.tunings

@@ -8,7 +8,7 @@ float32. They take turns in one process.
 from __future__ import annotations
 
 from measuring import add_number, compare_rates, write_results  # isort: skip  (it adds src/ to the path)
-from common import ArgumentParser, check_least, run_program
+from common import ArgumentParser, check_minimum, run_program
 
 BATCH, SIDE = 32, 224
 
@@ -17,7 +17,7 @@ def main() -> int:
     parser = ArgumentParser(description="Measures random augmentation of batches.")
     add_number(parser, "--repeats", 20, "repetitions")
     arguments = parser.parse_args()
-    check_least(arguments, repeats=1)
+    check_minimum(arguments, repeats=1)
     import torch
     from torchvision.transforms import v2
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from measuring import add_number, three_digits, write_results  # isort: skip  (it adds src/ to the path)
-from common import ArgumentParser, UserError, check_least, run_program
+from common import ArgumentParser, UserError, check_minimum, run_program
 from pipeline.halving import Halving, best_scores
 from pipeline.logger import read_history
 
@@ -49,7 +49,7 @@ def main() -> int:
     add_number(parser, "--runs", 30, "runs of each sweep")
     add_number(parser, "--repeats", 300, "simulated sweeps")
     arguments = parser.parse_args()
-    check_least(arguments, runs=2, repeats=1)
+    check_minimum(arguments, runs=2, repeats=1)
     sweeps = {directory.name: read_runs(directory) for directory in arguments.models_dir}
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from measuring import add_number, parse_with_photographs, staged_photographs, three_digits, write_results  # isort: skip
-from common import ArgumentParser, check_least, run_program
+from common import ArgumentParser, check_minimum, run_program
 
 LABEL = "Book"  # the class that `minority` does not augment
 COPIES = 2  # augmented copies of each held-out image
@@ -37,7 +37,7 @@ def main() -> int:
     add_number(parser, "--epochs", 30, "epochs of each run")
     add_number(parser, "--seeds", 3, "runs of each way")
     arguments = parse_with_photographs(parser)
-    check_least(arguments, epochs=1, seeds=1)
+    check_minimum(arguments, epochs=1, seeds=1)
     results = {way: measure_way(way, arguments.data, arguments.epochs, arguments.seeds) for way in WAYS}
     for way, seeds in results.items():
         pairs = ", ".join(f"{seed['before']:.2f} to {seed['after']:.2f}" for seed in seeds)

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from measuring import RESULTS  # isort: skip  (it adds src/ to the path)
-from common import ArgumentParser, UserError, markdown_table, run_program, write_whole
+from common import ArgumentParser, UserError, markdown_table, run_program, write_atomically
 
 PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- from benchmarks/table.py -->", "<!-- end of table -->"
@@ -26,7 +26,7 @@ def main() -> int:
     tables = []
     for machine, rows in read_rows(RESULTS).items():
         tables += [f"On `{machine}`:", "", *markdown_table([HEADER, *rows]), ""]
-    with write_whole(PAGE) as partial:
+    with write_atomically(PAGE) as partial:
         partial.write_text("\n".join([match[1], *tables, match[2]]))
     return 0
 

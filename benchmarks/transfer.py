@@ -27,7 +27,7 @@ from typing import Any
 
 from measuring import add_number, median, run_python, take_turns, three_digits  # isort: skip  (it adds src/ to the path)
 from measuring import parse_with_photographs, staged_photographs, write_results  # isort: skip
-from common import ArgumentParser, available_cores, check_least, run_program
+from common import ArgumentParser, available_cores, check_minimum, run_program
 
 NETWORK = "tf_efficientnet_lite0"
 SIZE, BATCH_SIZE, EPOCHS = 224, 32, 5
@@ -44,7 +44,7 @@ def main() -> int:
     add_number(parser, "--repeats", 5, "repetitions")
     add_number(parser, "--per-class", 100, "maximum number of photographs per class")
     arguments = parse_with_photographs(parser)
-    check_least(arguments, repeats=1, per_class=10)
+    check_minimum(arguments, repeats=1, per_class=10)
     runs = {**PROJECT, **{side: run_peer for side in PEERS if find_spec(side)}}
     with staged_photographs(arguments.data, augmented=False, tests=True) as place:
         counts = lay_out(place, arguments.per_class)

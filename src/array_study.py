@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common import ArgumentParser, UserError, add_verbose, check_least, hush_runs, run_program
+from common import ArgumentParser, UserError, add_verbose, check_minimum, run_program, set_verbosity
 from dataset.array_images import SETS, white_background, with_inversions, write_digits
 from dataset.folders import ImageFolder
 from pipeline.claims import ClaimLost, claim_runs
@@ -79,8 +79,8 @@ def main() -> int:
     Settings.add_flags(parser, ["output_dir", *common])
     parser.set_defaults(output_dir=Path("saved_models/array_study"), wandb="disabled")
     arguments = parser.parse_args()
-    check_least(arguments, seeds=1)
-    hush_runs(arguments.verbose)
+    check_minimum(arguments, seeds=1)
+    set_verbosity(arguments.verbose)
     if not arguments.data_dir:
         write_digits(_DIGITS)
     sets = derive_sets(arguments.data_dir or _DIGITS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from common import ArgumentParser, UserError, own_name, run_program
+from common import ArgumentParser, UserError, base_name, run_program
 from pipeline.settings import add_run_arguments, find_run
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def main() -> int:
         _log.warning(
             "%s cannot detect unknown images: it has no validation, or is from an earlier version", arguments.run
         )
-    title = f"{own_name(arguments.run)}, {run.checkpoint}"
+    title = f"{base_name(arguments.run)}, {run.checkpoint}"
     with _open_server(arguments.port, title, lambda content: answer(run, content)) as server:
         address = f"http://{_ADDRESS}:{server.server_port}"
         print(address, flush=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import ArgumentParser, UserError, align, check_outside, own_name, pluralise, printable, run_program
+from common import ArgumentParser, UserError, align, base_name, check_outside, pluralise, printable, run_program
 from dataset.folders import canonical, read_folder
 from pipeline.settings import add_run_arguments, find_run
 
@@ -73,7 +73,7 @@ def _parse() -> argparse.Namespace:
         "run's folder)")
     # fmt: on
     arguments = parser.parse_args()
-    names = [own_name(folder) for folder in arguments.folders]
+    names = [base_name(folder) for folder in arguments.folders]
     if len(set(names)) < len(names):
         listed = ", ".join(map(str, arguments.folders))
         raise UserError(f"{listed}: must have different names, because results are stored by name")

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import list_first, printable, write_whole
+from common import list_first, printable, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -51,7 +51,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     for text in texts if _fonts else ():
         text.set_fontfamily(["DejaVu Sans", *map(_register, _fonts)])
     _report_numbers()
-    with write_whole(path) as partial, warnings.catch_warnings():
+    with write_atomically(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of symbols, which are no letters
         # Level 3 takes less than half the time of zlib's default, 6, for files an eighth larger.
         figure.savefig(partial, dpi=110, pil_kwargs={"compress_level": 3})

@@ -21,8 +21,8 @@ from common import (
     ArgumentParser,
     UserError,
     check_outside,
+    discard_output,
     display_width,
-    drop_output,
     list_first,
     pad,
     pluralise,
@@ -227,7 +227,7 @@ def _print(entries: Iterable[Entry], classes: Sequence[str], form: Callable) -> 
         form(entries, classes)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for example `head`, has ended
-        drop_output()
+        discard_output()
 
 
 def _print_table(entries: Iterable[Entry], classes: Sequence[str]) -> None:

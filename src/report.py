@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common import ArgumentParser, UserError, check_least, pluralise, run_program, short_name
+from common import ArgumentParser, UserError, check_minimum, pluralise, run_program, short_name
 from plotting import save_figure
 from reporting.comparison import TOP, Report, make_reports, number_repeats
 from reporting.figures import draw_grid, draw_runs
@@ -100,7 +100,7 @@ def _parse() -> argparse.Namespace:
     if arguments.test_images is not None and not 1 <= arguments.test_images <= MOST_IMAGES:
         raise UserError(f"--test-images {arguments.test_images}: must be from 1 to {MOST_IMAGES}")
     if arguments.suspects is not None:
-        check_least(arguments, suspects=1)
+        check_minimum(arguments, suspects=1)
     return arguments
 
 

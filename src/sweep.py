@@ -20,12 +20,12 @@ from common import (
     UserError,
     add_verbose,
     align,
-    check_least,
+    check_minimum,
     first_line,
-    hush_runs,
     pluralise,
     printable,
     run_program,
+    set_verbosity,
     write_json,
 )
 from pipeline.claims import ClaimLost, claim_runs, is_claimed
@@ -317,7 +317,7 @@ def main() -> int:
         return 0
     if not arguments.files:
         raise UserError("no parameter file is named (--help lists the flags)")
-    check_least(arguments, eta=2, min_epochs=1)
+    check_minimum(arguments, eta=2, min_epochs=1)
     runs = _vary(_read_all(arguments), arguments)
     halving = Halving(arguments.eta, arguments.min_epochs) if arguments.halving else None
     if halving and any(settings.fold is None for settings in runs):
@@ -326,7 +326,7 @@ def main() -> int:
         for settings, state in describe_states(runs, halving).items():
             print(f"{settings.run_dir}: {state}")
         return 0
-    hush_runs(arguments.verbose)
+    set_verbosity(arguments.verbose)
     none_failed = sweep_by_halving(runs, halving) if halving else sweep(runs)
     print(final_table(runs))
     return 0 if none_failed else 1

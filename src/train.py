@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import ArgumentParser, UserError, check_outside, list_counts, own_name, pluralise, run_program, say
+from common import ArgumentParser, UserError, base_name, check_outside, list_counts, pluralise, print_step, run_program
 from dataset.layout import Layout, find_layout, join_validation
 from pipeline.settings import Settings
 
@@ -38,9 +38,9 @@ def main() -> int:
 
     settings = _make_settings(arguments, layout)
     for line in _audit(layout, folders[0]):
-        say("audit", line)
+        print_step("audit", line)
     for folder in layout.unused:
-        say("split", f"{folder} is not one of train, val and test: it is not used")
+        print_step("split", f"{folder} is not one of train, val and test: it is not used")
     folders = _divide(layout, folders)
     logging.getLogger("pipeline.data").setLevel(logging.WARNING)  # the audit has described the range of 16-bit values
     with joined_processes():
@@ -62,7 +62,9 @@ def _parse() -> argparse.Namespace:
         help="folder in which the run's own folder is created (default: saved_models/ and the name of FOLDER)")
     # fmt: on
     arguments = parser.parse_args()
-    arguments.output_dir = arguments.output_dir or Path("saved_models", own_name(arguments.folder).removesuffix(".npz"))
+    arguments.output_dir = arguments.output_dir or Path(
+        "saved_models", base_name(arguments.folder).removesuffix(".npz")
+    )
     for place in (Path.cwd(), arguments.output_dir):  # the first gets files too, for example the cache
         check_outside(
             place, arguments.folder,
@@ -135,17 +137,17 @@ def _divide(layout: Layout, folders: list[ImageFolder]) -> list[ImageFolder]:
         total = find_readable(folders[0]).sum()
         folders = hold_out(folders[0])
         count = len(folders[1].paths)
-        say("split", f"{count} of {total} images are held out for testing; near-duplicates stay together")
+        print_step("split", f"{count} of {total} images are held out for testing; near-duplicates stay together")
         return folders
     if layout.validation:
         folders = [join_validation(*folders[:2]), folders[2]]
-        say("split", f"{layout.validation} is used for validation, {layout.testing} for testing")
+        print_step("split", f"{layout.validation} is used for validation, {layout.testing} for testing")
     else:
-        say("split", f"{layout.testing} is used for testing, a part of {layout.training} for validation")
+        print_step("split", f"{layout.testing} is used for testing, a part of {layout.training} for validation")
     kept = leave_out_leaks(folders)
     if count := len(folders[0].paths) - len(kept[0].paths):
         one, several = "image shares a group with test images: it is", "images share a group with test images: they are"
-        say("split", f"{pluralise(count, one, several)} left out of training")
+        print_step("split", f"{pluralise(count, one, several)} left out of training")
     return kept
 
 

@@ -16,7 +16,7 @@ from common import (
     UserError,
     align,
     available_cores,
-    guard_writes,
+    check_before_writes,
     link,
     list_counts,
     list_first,
@@ -25,8 +25,8 @@ from common import (
     readable_size,
     remove_partial,
     short_name,
+    write_atomically,
     write_json,
-    write_whole,
 )
 from helpers import REPOSITORY
 
@@ -89,7 +89,7 @@ def test_json_is_synced_before_it_replaces_the_earlier_file(tmp_path, recorded):
 
 
 def test_reproducible_files_are_not_synced(tmp_path, recorded):
-    with write_whole(tmp_path / "figure.png") as partial:
+    with write_atomically(tmp_path / "figure.png") as partial:
         partial.touch()
     assert [step for step, _ in recorded] == ["rename"]
 
@@ -112,7 +112,7 @@ def test_guard_prevents_writes_below_its_folder(tmp_path):
     def refuse():
         raise UserError("no longer yours")
 
-    with guard_writes(tmp_path / "run", refuse):
+    with check_before_writes(tmp_path / "run", refuse):
         write_json(tmp_path / "other.json", 1)
         with pytest.raises(UserError, match="no longer yours"):
             write_json(tmp_path / "run" / "inner" / "metrics.json", 1)
@@ -158,7 +158,7 @@ LONGEST = ["x" * 251 + ".png", "\u5199" * 83 + ".json", "\u5199" * 85, "x." + "y
 @pytest.mark.parametrize("name", LONGEST, ids=range(5))
 def test_files_with_the_longest_names_are_written(tmp_path, name):
     for content in ("first", "second"):
-        with write_whole(tmp_path / name) as partial:
+        with write_atomically(tmp_path / name) as partial:
             partial.write_text(content)
             remove_partial(tmp_path)  # keeps the file, because this program is alive
             assert len(list(tmp_path.iterdir())) == (1 if content == "first" else 2)
@@ -219,9 +219,9 @@ def test_gpu_out_of_memory_is_one_line(tmp_path):
 WRITE_AND_DIE = """
 import os, signal
 from pathlib import Path
-from common import write_whole
+from common import write_atomically
 
-with write_whole(Path("last.pt")) as partial:
+with write_atomically(Path("last.pt")) as partial:
     partial.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -229,7 +229,7 @@ with write_whole(Path("last.pt")) as partial:
 
 def test_remove_partial_deletes_only_files_of_killed_programs(tmp_path):
     run_code(WRITE_AND_DIE, cwd=tmp_path)
-    with write_whole(tmp_path / "mine.pt") as partial:
+    with write_atomically(tmp_path / "mine.pt") as partial:
         partial.touch()
         (tmp_path / "terminal.pt").touch()
         assert len(list(tmp_path.iterdir())) == 3

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import predict as program
-from common import UserError, available_cores, own_file
+from common import UserError, available_cores, repository_path
 from dataset.folders import read_folder
 from dataset.reading import read_image
 from helpers import REPOSITORY, start
@@ -451,7 +451,7 @@ def test_missing_packages_for_onnx_are_reported(ask, monkeypatch, tmp_path):
     status, _, (line,) = ask(RUN, "--export", tmp_path / "model.onnx")
     assert status == 2
     assert "model.onnx needs onnxscript" in line
-    assert line.endswith(f"-m pip install -r {own_file('requirements-export.txt')}")
+    assert line.endswith(f"-m pip install -r {repository_path('requirements-export.txt')}")
 
 
 # Unknown images.

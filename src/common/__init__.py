@@ -2,12 +2,12 @@
 
 # fmt: off
 from common.files import (
-    check_outside, decode_text, first_free, guard_writes, link, lock, own_name, remove_partial, short_name, write_json,
-    write_whole,
+    base_name, check_before_writes, check_outside, decode_text, first_unused, link, lock, remove_partial, short_name,
+    write_atomically, write_json,
 )
 from common.program import (
-    ArgumentParser, StopRequest, Terminated, UserError, add_verbose, available_cores, check_least, command, drop_output,
-    hush_runs, own_file, require_packages, run_program, say, show_notes,
+    ArgumentParser, StopRequest, Terminated, UserError, add_verbose, available_cores, check_minimum, command,
+    discard_output, print_step, repository_path, require_packages, run_program, set_verbosity, show_notes,
 )
 from common.text import (
     align, display_width, first_line, list_counts, list_first, markdown_table, pad, pluralise, printable, readable_size,

@@ -23,7 +23,7 @@ _LONGEST_NAME, _LONGEST_SUFFIX = 255, 20  # bytes; the first is the limit of mos
 _guards: dict[Path, Callable[[], None]] = {}
 
 
-def own_name(path: Path) -> str:
+def base_name(path: Path) -> str:
     """Return the name of a file or folder, also if it is given as `.`; for a link, the name of the link."""
     return os.path.basename(os.path.abspath(path))
 
@@ -34,7 +34,7 @@ def check_outside(path: Path, folder: Path, message: str) -> None:
         raise UserError(message)
 
 
-def first_free(path_of: Callable[[int], Path], taken: Collection[Path] = ()) -> Path:
+def first_unused(path_of: Callable[[int], Path], taken: Collection[Path] = ()) -> Path:
     """Return the first path that neither exists nor is taken, of those numbered from 1."""
     return next(path for path in map(path_of, count(1)) if path not in taken and not path.exists())
 
@@ -61,7 +61,7 @@ def _split_suffix(name: str) -> tuple[str, str]:
 
 
 @contextmanager
-def write_whole(path: Path, sync: bool = False) -> Iterator[Path]:
+def write_atomically(path: Path, sync: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` to write to, and rename it to `path` at the end.
 
     Args:
@@ -104,8 +104,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def guard_writes(folder: Path, check: Callable[[], None]) -> Iterator[None]:
-    """Make `write_whole` call a function before it replaces a file below a folder; an exception prevents that."""
+def check_before_writes(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Make `write_atomically` call a function before it replaces a file below a folder; an exception prevents that."""
     _guards[folder] = check
     try:
         yield
@@ -114,14 +114,14 @@ def guard_writes(folder: Path, check: Callable[[], None]) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON by `write_whole`, and wait until it is on the disk."""
-    with write_whole(path, sync=True) as partial:
+    """Write indented JSON by `write_atomically`, and wait until it is on the disk."""
+    with write_atomically(path, sync=True) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def link(path: Path, other: Path) -> None:
     """Make `other` a hard link to a file, replacing what is there; copy the file if it cannot be linked."""
-    with write_whole(other, sync=True) as partial:
+    with write_atomically(other, sync=True) as partial:
         try:
             os.link(path, partial)
         except OSError:
@@ -129,7 +129,7 @@ def link(path: Path, other: Path) -> None:
 
 
 def remove_partial(directory: Path) -> None:
-    """Delete the temporary files of `write_whole` below a folder whose programs have ended; they can be gigabytes."""
+    """Delete temporary files of `write_atomically` whose process no longer exists; they can be gigabytes."""
     for partial in directory.rglob(".*.partial*"):
         pid = re.search(r"\.(\d+)-[0-9a-f]+\.partial", partial.name)
         if pid and not Path("/proc", pid[1]).exists():

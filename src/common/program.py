@@ -48,7 +48,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def check_least(arguments: argparse.Namespace, **least: int) -> None:
+def check_minimum(arguments: argparse.Namespace, **least: int) -> None:
     """Raise UserError if the value of a flag is below its minimum."""
     for name, number in least.items():
         if getattr(arguments, name) < number:
@@ -65,23 +65,23 @@ def require_packages(purpose: str, requirements: str, *modules: str) -> None:
         modules: their names.
     """
     if missing := [name for name in modules if not find_spec(name)]:
-        install = command("-m", "pip", "install", "-r", own_file(requirements))
+        install = command("-m", "pip", "install", "-r", repository_path(requirements))
         raise UserError(f"{purpose} needs {', '.join(missing)}: {install}")
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add the flag `--verbose` of programs with many runs, for `hush_runs`."""
+    """Add the flag `--verbose` of programs with many runs, for `set_verbosity`."""
     parser.add_argument("-v", "--verbose", action="store_true", help="print a line for each epoch of each run")
 
 
-def hush_runs(verbose: bool) -> None:
+def set_verbosity(verbose: bool) -> None:
     """Show only the warnings of runs unless verbose."""
     if not verbose:
         logging.getLogger("pipeline").setLevel(logging.WARNING)
         logging.getLogger("pipeline.claims").setLevel(logging.INFO)  # which runs other programs are training
 
 
-def say(step: str, text: str) -> None:
+def print_step(step: str, text: str) -> None:
     """Print the result of a step of a program."""
     print(f"{step:8} {text}", flush=True)
 
@@ -91,7 +91,7 @@ def command(program: str, *arguments: object) -> str:
     return shlex.join([_from_here(Path(sys.executable)), program, *map(str, arguments)])
 
 
-def own_file(name: str) -> str:
+def repository_path(name: str) -> str:
     """Return the path of a file of this repository, for the current folder."""
     return _from_here(Path(__file__).resolve().parents[2] / name)
 
@@ -169,7 +169,7 @@ def run_program(main: Callable[[], int], when_stopped: str = "stopped: run the s
         status = main()
         print(end="", flush=True)
     except BrokenPipeError:  # the reader of the output, for example `head`, has ended
-        drop_output()
+        discard_output()
         status = 0
     except KeyboardInterrupt as stop:
         print(when_stopped, file=sys.stderr)
@@ -195,7 +195,7 @@ def _user_message(error: Exception) -> str | None:
     return None
 
 
-def drop_output() -> None:
+def discard_output() -> None:
     """Discard everything printed from now on, because nobody reads it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, own_name, run_program, say, short_name
+from common import ArgumentParser, UserError, base_name, print_step, run_program, short_name
 from dataset.examining import Examined, examine_image, with_white_level
 from dataset.folders import AUGMENTED_SUFFIX, ImageFolder, augmented_name, check_apart, log_skipped, read_folder
 from dataset.parallel import on_all_cores
@@ -215,7 +215,7 @@ def load_set(source: Path) -> ArraySet:
     other_shapes = {folder.paths[i]: image.shape for i, image in images.items() if image.shape != shape}
     usual = f"pixels, while most images have {shape[1]}x{shape[0]}"
     log_skipped(source, {path: f"{width}x{height} {usual}" for path, (height, width) in other_shapes.items()})
-    name, labels = own_name(source).removesuffix(".npz"), np.array(folder.classes)[folder.labels[usual_size]]
+    name, labels = base_name(source).removesuffix(".npz"), np.array(folder.classes)[folder.labels[usual_size]]
     return ArraySet(name, labels, np.stack([images[i] for i in usual_size]))
 
 
@@ -232,11 +232,13 @@ def inspect(sources: Sequence[Path], figures_dir: Path) -> None:
         count, height, width = array_set.pixels.shape
         labels = sorted(Counter(array_set.labels.tolist()).items())
         classes = ", ".join(f"{number} of {name}" for name, number in labels)
-        say("set", f"{array_set.name}: {count} images of {width}x{height} pixels: {classes}")
+        print_step("set", f"{array_set.name}: {count} images of {width}x{height} pixels: {classes}")
     for (trained, training), (tested, testing) in combinations(zip(sets, map(_examine_some, sets), strict=True), 2):
-        say("shift", f"{tested.name} against {trained.name}: {summarise_shift(measure_shift(*training, *testing))}")
+        print_step(
+            "shift", f"{tested.name} against {trained.name}: {summarise_shift(measure_shift(*training, *testing))}"
+        )
     for path in plot_array_sets(sets, figures_dir):
-        say("draw", str(path))
+        print_step("draw", str(path))
 
 
 def _examine_some(array_set: ArraySet) -> tuple[list[Examined], np.ndarray]:

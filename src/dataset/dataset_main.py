@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, check_least, list_counts, run_program, say
+from common import ArgumentParser, UserError, check_minimum, list_counts, print_step, run_program
 from dataset.audit import audit, audit_command, summarise
 from dataset.augmentation_data import (
     ALL,
@@ -60,27 +60,29 @@ def make_dataset(arguments: argparse.Namespace) -> None:
         _audit(dataset_dir, testing_dirs, arguments.allow_leaks)
         check_augmentation(dataset_dir, testing_dir, arguments.max_per_class, arguments.testing_per_class, seed, **plan)
         moved = reduce_classes(dataset_dir, arguments.max_per_class, seed)
-        say("reduce", f"to {arguments.max_per_class} per class: {list_counts(moved)} moved to {dataset_dir / LEFT_OUT}")
+        print_step(
+            "reduce", f"to {arguments.max_per_class} per class: {list_counts(moved)} moved to {dataset_dir / LEFT_OUT}"
+        )
         moved = create_testing_batch(dataset_dir, testing_dir, arguments.testing_per_class, seed)
-        say("split", f"{list_counts(moved)} moved to {testing_dir}")
+        print_step("split", f"{list_counts(moved)} moved to {testing_dir}")
         if arguments.extra_testing:
             copied = add_extra_testing(arguments.extra_testing, testing_dir)
-            say("split", f"{list_counts(copied)} copied to {testing_dir}")
-        say("augment", f"{list_counts(create_augmented_data(dataset_dir, seed, **plan))} written")
+            print_step("split", f"{list_counts(copied)} copied to {testing_dir}")
+        print_step("augment", f"{list_counts(create_augmented_data(dataset_dir, seed, **plan))} written")
         sizes = measure_classes(dataset_dir, testing_dir)
         for path in plot_dataset(dataset_dir, sizes, arguments.figures_dir):
-            say("draw", str(path))
+            print_step("draw", str(path))
     for name, size in sizes.items():
-        say("now", f"{name}: {size.kept} to train on, {size.augmented} augmented, {size.testing} to test on")
+        print_step("now", f"{name}: {size.kept} to train on, {size.augmented} augmented, {size.testing} to test on")
 
 
 def _get_images(arguments: argparse.Namespace, has_classes: bool) -> None:
     dataset_dir = arguments.dataset_dir
     if arguments.source == "openimages":
         classes = class_names(dataset_dir) if has_classes else CLASSES
-        say("fetch", f"{list_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
+        print_step("fetch", f"{list_counts(fetch(classes, dataset_dir, seed=arguments.seed))} added from Open Images")
     elif arguments.source == "sample":
-        say("sample", f"{write_sample(dataset_dir, arguments.testing_dir, arguments.seed)} images drawn")
+        print_step("sample", f"{write_sample(dataset_dir, arguments.testing_dir, arguments.seed)} images drawn")
     elif not has_classes:
         raise UserError(f"{dataset_dir} has no images: put some in, or choose --source openimages or --source sample")
 
@@ -97,11 +99,11 @@ def _check_classes(arguments: argparse.Namespace) -> None:
 def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> None:
     report = audit(dataset_dir, testing_dirs)
     for line in summarise(report):
-        say("audit", line)
+        print_step("audit", line)
     if report.skipped or report.duplicates:
-        say("audit", f"audit.py lists the files, and with --fix moves them to {REJECTED}/ in their folder")
+        print_step("audit", f"audit.py lists the files, and with --fix moves them to {REJECTED}/ in their folder")
     if report.poor:
-        say("audit", "audit.py lists the images of low quality, which stay where they are")
+        print_step("audit", "audit.py lists the images of low quality, which stay where they are")
     for directory in report.images:
         skipped = report.skipped.items()
         log_skipped(directory, {path: why for path, why in skipped if directory in (path.parent, path.parent.parent)})
@@ -158,9 +160,9 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--allow-leaks", action="store_true", help="continue when test images leak into training")
     arguments = parser.parse_args()
-    check_least(arguments, max_per_class=2, testing_per_class=0, seed=0)
+    check_minimum(arguments, max_per_class=2, testing_per_class=0, seed=0)
     if arguments.augment_to is not None:
-        check_least(arguments, augment_to=1)
+        check_minimum(arguments, augment_to=1)
     if arguments.max_per_class < arguments.testing_per_class + 2:
         raise UserError(
             f"--max-per-class {arguments.max_per_class}: must leave two images beside "

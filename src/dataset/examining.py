@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from common import write_whole
+from common import write_atomically
 from dataset.duplicates import SIDE, Fingerprint, fingerprint
 from dataset.folders import ImageFolder
 from dataset.parallel import on_all_cores
@@ -294,5 +294,5 @@ def _save(file: Path, folder: str, entries: Mapping[str, _Entry], with_images: b
 def _write_rows(file: Path, entries: Mapping[str, _Entry], **columns: np.ndarray) -> None:
     names = np.frombuffer(b"".join(os.fsencode(name) + b"\0" for name in entries), np.uint8)
     versions = np.array([entry.version for entry in entries.values()], np.int64).reshape(-1, 4)
-    with write_whole(file) as partial:
+    with write_atomically(file) as partial:
         np.savez(partial, format=np.frombuffer(_FORMAT, np.uint8), names=names, versions=versions, **columns)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from common import UserError, own_name, printable, short_name
+from common import UserError, base_name, printable, short_name
 from dataset.moving import LEFT_OUT, REJECTED, is_set_aside
 from dataset.reading import (
     WHITE,
@@ -90,7 +90,7 @@ class ImageFolder:
     @property
     def name(self) -> str:
         """The name of the part or the folder, as test results show it."""
-        return self.part or own_name(self.directory)
+        return self.part or base_name(self.directory)
 
     def name_of(self, index: int) -> str:
         """Return `cat/0001.jpg`; `<label>/<index>` for an `.npz` file; `train/cat/0001.jpg` for joined folders."""

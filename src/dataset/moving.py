@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
-from common import UserError, first_free, lock, short_name, write_whole
+from common import UserError, first_unused, lock, short_name, write_atomically
 from dataset.tables import read_rows, write_rows
 
 REJECTED, LEFT_OUT = "rejected", "left_out"  # folders beside the class folders
@@ -37,7 +37,7 @@ def move_file(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with write_whole(target, sync=True) as partial:  # before the only other copy is deleted
+        with write_atomically(target, sync=True) as partial:  # before the only other copy is deleted
             shutil.copy2(source, partial)
         source.unlink()
 
@@ -61,7 +61,7 @@ def set_aside(directory: Path, name: str, reasons: Mapping[Path, str]) -> None:
     for path, reason in sorted(reasons.items()):
         if path.exists():  # else `finish_moves` has moved it
             file = path.relative_to(directory)
-            target = first_free(partial(_numbered, aside / file), taken)
+            target = first_unused(partial(_numbered, aside / file), taken)
             taken.add(target)
             moved_to = target.relative_to(directory)
             rows.append({"file": file.as_posix(), "moved_to": moved_to.as_posix(), "reason": reason})

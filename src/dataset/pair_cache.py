@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import write_whole
+from common import write_atomically
 
 _VERSION = 1  # raise it when images are compared differently: files of other versions are ignored
 
@@ -59,5 +59,5 @@ def _save(file: Path, found: np.ndarray) -> None:
     """Add entries to a file. If two programs do so at once, the entries of one may be lost."""
     with suppress(OSError):  # then the pairs are compared again
         entries = _merge(_load(file), found)
-        with write_whole(file) as partial:
+        with write_atomically(file) as partial:
             np.save(partial, np.concatenate([np.array([_VERSION], dtype=np.uint64), entries]))

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, check_least, run_program
+from common import ArgumentParser, UserError, check_minimum, run_program
 from dataset.folders import canonical
 from dataset.moving import lock_dataset
 from dataset.open_images import SPLITS, Box, Candidate, Detection, Selection, Zoo, default_zoo_dir
@@ -229,7 +229,7 @@ def main() -> int:
     padding = "context on each side of a box, as a fraction of its width and height"
     parser.add_setting("--padding", 0.0, "FRACTION", padding)
     arguments = parser.parse_args()
-    check_least(arguments, max_samples=1, seed=0, min_size=1)
+    check_minimum(arguments, max_samples=1, seed=0, min_size=1)
     if not 0 <= arguments.padding < math.inf:
         raise UserError(f"--padding {arguments.padding}: must be a finite number of at least 0")
     fetch(**vars(arguments))

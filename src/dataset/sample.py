@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs as a program
-from common import ArgumentParser, UserError, available_cores, check_least, run_program, write_whole
+from common import ArgumentParser, UserError, available_cores, check_minimum, run_program, write_atomically
 from dataset.drawing import draw
 from dataset.moving import LEFT_OUT, REJECTED, is_set_aside
 from dataset.reading import has_image_name, why_no_image
@@ -49,7 +49,7 @@ def draw_numbered(label: str, seed: int, testing: bool, number: int) -> tuple[Im
 
 def _write(path: Path, drawing: tuple[str, int, bool, int]) -> None:
     image, _ = draw_numbered(*drawing)
-    with write_whole(path) as partial:
+    with write_atomically(path) as partial:
         image.save(partial, quality=90)
 
 
@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_setting("--testing-dir", Path("dataset_testing"), "DIR", "for 36 test images")
     parser.add_setting("--seed", 0, "N", "determines the images")
     arguments = parser.parse_args()
-    check_least(arguments, seed=0)
+    check_minimum(arguments, seed=0)
     write_sample(arguments.dataset_dir, arguments.testing_dir, arguments.seed)
     return 0
 

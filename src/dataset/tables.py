@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from common import UserError, decode_text, write_whole
+from common import UserError, decode_text, write_atomically
 
 TESTING_BATCH = "testing_batch.csv"  # beside the test folders: the images that were moved there
 OPEN_IMAGES = "open_images.csv"  # beside the class folders: the Open Images patch of each file
@@ -58,7 +58,7 @@ def _is_inside(name: str) -> bool:
 def write_rows(table: Path, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
     """Write a CSV table atomically, and wait until it is on the disk."""
     with (
-        write_whole(table, sync=True) as partial,
+        write_atomically(table, sync=True) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common import UserError, readable_size, write_whole
+from common import UserError, readable_size, write_atomically
 from dataset.examining import STORE
 from pipeline.settings import Settings
 
@@ -136,7 +136,7 @@ class Cache:
                 _allocate(stream, array.offset + array.nbytes)
             metadata = fill(array)
             array.flush()
-            with write_whole(_record_path(file)) as partial_record:  # before the array appears
+            with write_atomically(_record_path(file)) as partial_record:  # before the array appears
                 partial_record.write_text(json.dumps(_make_record(stream, metadata)))
             os.replace(partial, file)
         except BaseException:

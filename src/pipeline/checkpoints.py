@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import UserError, first_line, write_whole
+from common import UserError, first_line, write_atomically
 from pipeline.metrics import Scores
 from pipeline.settings import damaged
 
@@ -103,7 +103,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Save tensors and plain values atomically. A new file that does not load raises UserError and replaces nothing."""
-    with write_whole(path, sync=True) as partial:
+    with write_atomically(path, sync=True) as partial:
         with partial.open("wb") as file:
             try:
                 torch.save(state, file)

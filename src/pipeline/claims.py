@@ -19,7 +19,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from common import UserError, guard_writes
+from common import UserError, check_before_writes
 from pipeline.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def claim(run_dir: Path) -> Iterator[Claim | None]:
 
     Only one program can create the claim file. It stays locked until the program ends, so other programs on the same
     machine notice immediately when it dies. Other machines may not see the lock: they take over a claim without a
-    heartbeat for ten minutes. `write_whole` checks the claim before each write to the run's folder.
+    heartbeat for ten minutes. `write_atomically` checks the claim before each write to the run's folder.
     """
     file = _claim_file(run_dir)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def claim(run_dir: Path) -> Iterator[Claim | None]:
     heart = threading.Thread(target=_beat, args=(held.stream, finished), daemon=True)
     heart.start()
     try:
-        with guard_writes(run_dir, held.check):
+        with check_before_writes(run_dir, held.check):
             yield held
     finally:
         finished.set()

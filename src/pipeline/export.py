@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import UserError, write_whole
+from common import UserError, write_atomically
 from dataset.reading import UnreadableImage, upright_rgb
 from pipeline.calibration import calibrate
 from pipeline.exploration import find_run_images
@@ -116,7 +116,7 @@ def export_model(run: TrainedRun, run_dir: Path, file: Path) -> Check:
         "input_size": run.model.input_size,
         "unknown_threshold": novelty and novelty.threshold,
     }
-    with write_whole(file) as partial:
+    with write_atomically(file) as partial:
         write, load = (_write_onnx, _load_onnx) if file.suffix == ".onnx" else (_write_pt2, _load_pt2)
         write(whole, metadata, partial)
         exported = load(partial)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import UserError, write_json, write_whole
+from common import UserError, write_atomically, write_json
 from pipeline.figures import plot_curves
 from pipeline.measures import SCORES
 from pipeline.model_card import describe_run
@@ -38,7 +38,7 @@ class Logger:
 
     def log_epoch(self, history: Sequence[dict[str, Any]], images_per_second: float) -> None:
         """Write the history, whose last row is the epoch that has just finished."""
-        with write_whole(self.folder / HISTORY_FILE, sync=True) as partial, partial.open("w", newline="") as file:
+        with write_atomically(self.folder / HISTORY_FILE, sync=True) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(history)
@@ -52,7 +52,7 @@ class Logger:
             figures = [curves, *figures]
         named = {str(path.relative_to(self.folder).with_suffix("")): path for path in figures}
         self._tracker.log_results(int(history[-1]["epoch"]), _final_scores(metrics), named)
-        with write_whole(self.folder / "model_card.md") as partial:
+        with write_atomically(self.folder / "model_card.md") as partial:
             partial.write_text(describe_run(metrics), encoding="utf-8")
         write_json(self.folder / METRICS_FILE, metrics)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, UserError, decode_text, write_whole
+from common import ArgumentParser, UserError, decode_text, write_atomically
 from models import ALIASES
 from pipeline.settings import Settings, read_model
 
@@ -126,6 +126,6 @@ def write_parameters(directory: Path) -> int:
     parts = [[write_line(settings) for settings in experiment()], *backbone_experiment()]
     files = [lines[start : start + RUNS_PER_FILE] for lines in parts for start in range(0, len(lines), RUNS_PER_FILE)]
     for number, lines in enumerate(files, 1):
-        with write_whole(directory / f"hyperparameters_{number}.txt") as partial:
+        with write_atomically(directory / f"hyperparameters_{number}.txt") as partial:
             partial.write_text("\n".join(lines) + "\n")
     return len(files)

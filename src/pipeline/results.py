@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import align, command, own_file
+from common import align, command, repository_path
 from dataset.folders import ImageFolder
 from pipeline.baseline import describe_baselines
 from pipeline.checkpoints import read_json
@@ -93,7 +93,7 @@ def print_results(settings: Settings, metrics: dict[str, Any]) -> None:
     more = "" if metrics.get("plots") else " (-c draws more)"
     print(f"\nfigures, tables and checkpoints in {settings.run_dir}{more}\nnext:")
     for program, *files in (("predict", "photo.jpg"), ("explore",), ("evaluate", "other_photos")):
-        print(f"  {command(own_file(f'src/{program}.py'), settings.run_dir, *files)}")
+        print(f"  {command(repository_path(f'src/{program}.py'), settings.run_dir, *files)}")
 
 
 def results_table(metrics: dict[str, Any]) -> str:

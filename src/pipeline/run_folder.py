@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import UserError, first_free, own_name, remove_partial, write_json
+from common import UserError, base_name, first_unused, remove_partial, write_json
 from dataset.folders import ImageFolder
 from dataset.reading import WHITE
 from pipeline.checkpoints import read_json
@@ -71,7 +71,7 @@ def open_folder(settings: Settings, record: dict[str, Any]) -> str:
     """Create the run's folder, after moving an earlier one aside for `--restart`; return the run's id in wandb."""
     folder = settings.run_dir
     if settings.restart and folder.exists():
-        aside = first_free(lambda number: settings.output_dir / REPLACED / f"{folder.name}_{number}")
+        aside = first_unused(lambda number: settings.output_dir / REPLACED / f"{folder.name}_{number}")
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
         _log.info("the earlier run is now %s", aside)
@@ -148,4 +148,4 @@ def _is_same(name: str, earlier: Any, value: Any) -> bool:
         return earlier == value
     if os.path.exists(earlier):
         return os.path.realpath(earlier) == os.path.realpath(value)
-    return own_name(Path(earlier)) == own_name(Path(value))
+    return base_name(Path(earlier)) == base_name(Path(value))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ArgumentParser, UserError, list_first, own_name, require_packages
+from common import ArgumentParser, UserError, base_name, list_first, require_packages
 from models import ALIASES, MODELS, TIMM, has_backbone, is_model
 from pipeline.recipes import DEFAULTS, RECIPES
 
@@ -177,7 +177,7 @@ class Settings:
         self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         if self.tracker == "tensorboard":
             require_packages("--tracker tensorboard", "requirements-tensorboard.txt", "tensorboard")
-        differ = len(set(map(own_name, self.test_dir))) == len(self.test_dir)
+        differ = len(set(map(base_name, self.test_dir))) == len(self.test_dir)
         self._require(differ, "test_dir", "folders with different names, since figures are named after them")
         for option in ("weights", "freeze_to"):
             allowed = self.pretrained or getattr(self, option) is None

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import UserError, decode_text, first_free, write_whole
+from common import UserError, decode_text, first_unused, write_atomically
 from dataset.tables import parse_table
 from reporting.runs import (
     CHECKPOINT,
@@ -240,8 +240,8 @@ def write_table(runs: Sequence[Run], file: Path) -> Path | None:
     rows = [_make_row(number, run) for number, run in enumerate(sorted(runs, key=_key))]
     moved = None
     if file.exists() and _holds_others(file, rows):
-        moved = file.rename(first_free(lambda number: file.with_name(f"{file.stem}_replaced_{number}{file.suffix}")))
-    with write_whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
+        moved = file.rename(first_unused(lambda number: file.with_name(f"{file.stem}_replaced_{number}{file.suffix}")))
+    with write_atomically(file) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

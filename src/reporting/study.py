@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import UserError, write_json, write_whole
+from common import UserError, write_atomically, write_json
 from pipeline.logger import read_history
 from plotting import BLUE, VERMILION, name_ticks, new_figure, save_figure
 from reporting.tables import Table
@@ -137,7 +137,7 @@ def write_reports(study: Study, path: Path) -> None:
                 true, predicted, sample_weight=confusion.ravel(), target_names=study.classes, digits=3, zero_division=0
             )
             parts.append(f"{model}, trained on {trained}, tested on {tested}\n\n{report}")
-    with write_whole(path) as partial:
+    with write_atomically(path) as partial:
         partial.write_text("\n".join(parts), encoding="utf-8")
 
 
