@@ -99,7 +99,7 @@ def _parse() -> argparse.Namespace:
     parser.set_defaults(form=_print_table)
     arguments = parser.parse_intermixed_args()
     if not arguments.files and (arguments.cam or not arguments.export):
-        raise UserError("no image is named, and no folder of images (--help lists the flags)")
+        raise UserError("name images or folders of images after the run (--help lists the flags)")
     if arguments.files and not any(map(os.path.lexists, arguments.files)):
         raise UserError(f"there is no file or folder {_list(arguments.files)}: name images, or folders of images")
     for name in arguments.files:

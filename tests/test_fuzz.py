@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import array_study
 import hostile
 import sweep
 from common import UserError
@@ -181,7 +180,7 @@ def test_damaged_files_of_a_finished_run(trained, own, name, data):
         one_line(error)
     else:
         results_table(metrics), class_tables(metrics)
-        scores = metrics["checkpoints"][array_study._CHECKPOINT]["test"][own.test_dir[0].name]
+        scores = metrics["checkpoints"][CHECKPOINTS[0]]["test"][own.test_dir[0].name]
         assert np.array(scores["confusion_matrix"]).shape == (2, 2)
     for ask in (lambda: load_run(own.run_dir, "terminal"), lambda: open_folder(own, {})):
         try:

@@ -558,8 +558,8 @@ def test_the_model_card_agrees_with_the_metrics(bars):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((RUN,), "no image is named, and no folder of images"),
-        ((RUN, "--cam", "maps", "--export", "x.pt2"), "no image is named"),
+        ((RUN,), "name images or folders of images after the run"),
+        ((RUN, "--cam", "maps", "--export", "x.pt2"), "name images or folders"),
         ((RUN, "nowhere"), "there is no file or folder nowhere"),
         ((RUN, "empty"), "there is no image in empty"),
         (("nowhere", "test"), "there is no folder nowhere: name the folder of a run"),

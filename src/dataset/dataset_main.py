@@ -39,7 +39,7 @@ from dataset.folders import (
 from dataset.moving import LEFT_OUT, REJECTED, lock_dataset
 from dataset.plotting_dataset import ClassSizes, plot_dataset
 from dataset.preparedataset import fetch
-from dataset.sample import CLASSES, write_sample
+from dataset.sample import CLASSES, check_unmixed, write_sample
 from dataset.tables import TESTING_BATCH, read_rows
 
 
@@ -53,6 +53,7 @@ def make_dataset(arguments: argparse.Namespace) -> None:
         _check_classes(arguments)  # before a download
     _get_images(arguments, has_classes)
     _check_classes(arguments)
+    check_unmixed(path for name in class_names(dataset_dir) for path in class_images(dataset_dir, name))
     testing_dir.mkdir(parents=True, exist_ok=True)
     plan = {"mode": arguments.augment, "target": arguments.augment_to}
     with lock_dataset(dataset_dir):
@@ -101,9 +102,9 @@ def _audit(dataset_dir: Path, testing_dirs: list[Path], allow_leaks: bool) -> No
     for line in summarise(report):
         print_step("audit", line)
     if report.skipped or report.duplicates:
-        print_step("audit", f"audit.py lists the files, and with --fix moves them to {REJECTED}/ in their folder")
-    if report.poor:
-        print_step("audit", "audit.py lists the images of low quality, which stay where they are")
+        print_step("audit", f"to move the files to {REJECTED}/: {audit_command(dataset_dir, testing_dirs, fix=True)}")
+    if report.skipped or report.duplicates or report.poor:
+        print_step("audit", f"to list them: {audit_command(dataset_dir, testing_dirs)}")
     for directory in report.images:
         skipped = report.skipped.items()
         log_skipped(directory, {path: why for path, why in skipped if directory in (path.parent, path.parent.parent)})

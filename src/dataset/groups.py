@@ -244,7 +244,7 @@ def _link_near_duplicates(
             many = len(members[first]) * len(members[second]) > _MOST_LINKS
             ends = (members[index][:1] if many else members[index] for index in (first, second))
             links += [Link(*sorted(pair), LinkKind.NEAR_DUPLICATE) for pair in product(*ends)]
-    lines = [f"{names[number]}: {note}" for number, note in sorted(notes.items())]
+    lines = [f"class {names[number]}: {note}" for number, note in sorted(notes.items())]
     if len(lines) > _MOST_NOTES:
         more = pluralise(len(lines) - _MOST_NOTES, "more class", "more classes")
         lines[_MOST_NOTES:] = [f"{more} whose images resemble one another"]

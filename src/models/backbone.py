@@ -57,7 +57,7 @@ class Backbone(Classifier):
             timm.models.load_pretrained(network)
         except Exception as error:  # from any of the libraries that timm downloads with
             raise UserError(
-                f"cannot download the pretrained weights of timm/{name} ({first_line(error)[:80]}): get "
+                f"cannot download the pretrained weights of timm/{name} ({type(error).__name__}): get "
                 f"https://huggingface.co/{source}/resolve/main/model.safetensors on a machine with internet, "
                 "and name it with --weights FILE"
             ) from error

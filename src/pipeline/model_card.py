@@ -50,12 +50,13 @@ def _list(names: Sequence[str]) -> str:
 
 def _describe_data(metrics: dict[str, Any]) -> Iterator[str]:
     data, used, classes = metrics["data"], metrics["images"], metrics["data"]["classes"]
-    yield f"- Folder {data['directory']}: {data['images']} images in {data['groups']} groups, which are never split"
+    count = sum(classes.values())
+    yield f"- Folder {data['directory']}: {count} images in {data['groups']} groups, which are never split"
     yield f"- Digest: `{data['digest']}`" + (f", augmented `{data['augmented']}`" if data["augmented"] else "")
     separate = _validates_apart(metrics)
     left_out = f"{used['left_out']} {'that share a group with these' if separate else 'augmented ones'} left out"
     yield f"- {used['train']} training and {used['val']} validation images; {left_out}"
-    if unreadable := data["images"] - sum(classes.values()) - separate * used["left_out"]:
+    if unreadable := data["images"] - count - separate * used["left_out"]:
         yield f"- Unreadable images, which are not used: {unreadable}"
     if len(classes) <= _MOST_LISTED:
         yield f"- Images per class: {', '.join(f'{name} {count}' for name, count in classes.items())}"
@@ -149,7 +150,7 @@ def _find_limits(metrics: dict[str, Any], results: dict[str, Any]) -> Iterator[s
         yield f"- Classes are imbalanced: {counts[large]} images of {large}, {counts[small]} of {small}"
     for name in results["test"]:
         yield from _find_limits_on(name, metrics, results)
-    if near := data["images"] - data["groups"]:
+    if (near := sum(counts.values()) - data["groups"]) > 0:
         images = pluralise(near, "training image")
         yield f"- Near-duplicates of others, or crops of the same photographs: {images}"
 

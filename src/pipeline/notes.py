@@ -79,6 +79,6 @@ def note_classes(settings: Settings, data: TrainingData) -> Iterator[str]:
     if are_imbalanced(counts) and not (settings.balance or RECIPES[settings.recipe].balance):
         largest, smallest = data.classes[counts.argmax()], data.classes[counts.argmin()]
         yield (
-            f"class imbalance: {counts.max()} training images of {largest}, {counts.min()} of {smallest}; "
+            f"class imbalance: {counts.max()} training images of class {largest}, {counts.min()} of class {smallest}; "
             "--balance draws every class equally often"
         )

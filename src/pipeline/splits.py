@@ -39,8 +39,9 @@ class Split:
     folds: int  # number of folds
 
     def group_sizes(self, folder: ImageFolder) -> np.ndarray:
-        """Return the number of original images in each group."""
-        return np.unique(self.groups[~folder.augmented], return_counts=True)[1]
+        """Return the number of original images in each group that trains or validates."""
+        used = np.concatenate([self.train, self.validation])
+        return np.unique(self.groups[used[~folder.augmented[used]]], return_counts=True)[1]
 
     def write(
         self, folder: ImageFolder, path: Path, held_out: ImageFolder | None = None, groups: np.ndarray | None = None

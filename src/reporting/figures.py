@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _BAR = 0.4  # width; the distance between runs is 1
 _LABEL_WIDTH = 20  # characters
 _LABEL_LINES = 8
+_TITLE_WIDTH = 22  # characters per run
 
 
 def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Figure:
@@ -46,12 +47,12 @@ def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Fig
     axes.set_xticks(range(len(runs)), labels)
     middle, reach = (len(runs) - 1) / 2, width / 2 + 0.1
     axes.set(xlim=(middle - reach, middle + reach), ylim=(0, 1), yticks=np.linspace(0, 1, 11))
-    axes.set_ylabel(f"on {' or '.join(map(str, sorted(set(images))))} test images")
+    axes.set_ylabel(f"accuracy on {' or '.join(map(str, sorted(set(images))))} test images")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    subtitle = f"all: {', '.join(shared.values())}" if shared else ""
+    subtitle = textwrap.fill(f"all: {', '.join(shared.values())}", _TITLE_WIDTH * width) if shared else ""
     axes.set_title("\n".join(filter(None, (title, subtitle))), fontsize=11)
     figure.legend(loc="outside lower center", ncols=4 if len(runs) > 2 else 2, frameon=False)
     return figure

@@ -187,7 +187,7 @@ class TestDenseClasses:
         others = [draw(100 + seed) for seed in range(40)]
         found = find_links(look(images + others), ["frames"] * 60 + ["others"] * 40)
         (note,) = found.notes
-        assert re.match(r"frames: a chain of near-duplicates contains \d+ of 60 images", note)
+        assert re.match(r"class frames: a chain of near-duplicates contains \d+ of 60 images", note)
         groups_of = count_groups(images + others, ["frames"] * 60 + ["others"] * 40, found)
         assert groups_of["frames"] >= 2
         assert groups_of["others"] == 40

@@ -263,7 +263,10 @@ def test_class_imbalance_is_reported(settings, make_folder, caplog):
     )
     run(unequal)
     [warning] = [message for message in caplog.messages if message.startswith("class imbalance")]
-    assert warning == "class imbalance: 16 training images of B, 4 of A; --balance draws every class equally often"
+    assert (
+        warning
+        == "class imbalance: 16 training images of class B, 4 of class A; --balance draws every class equally often"
+    )
     caplog.clear()
     metrics = run(replace(unequal, balance=True, output_dir=settings.output_dir / "balanced"))
     assert not any(message.startswith("class imbalance") for message in caplog.messages)
