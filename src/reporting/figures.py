@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BAR = 0.4  # width; the distance between runs is 1
 _LABEL_WIDTH = 20  # characters
 _LABEL_LINES = 8
-_TITLE_WIDTH = 22  # characters per run
+_TITLE_WIDTH = 26  # characters per run
 
 
 def draw_runs(runs: Sequence[Run], title: str, with_groups: bool = False) -> Figure:

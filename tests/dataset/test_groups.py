@@ -199,7 +199,7 @@ class TestDenseClasses:
         labels = [str(index % 5) if index < 30 else str(5 + index % 5) for index in range(60)]
         found = find_links(look(images), labels)
         assert found.links == []
-        assert [note[0] for note in found.notes] == list("01234")
+        assert [note.split()[1][0] for note in found.notes] == list("01234")
 
     @pytest.mark.parametrize("make", [patterned, similar])
     @pytest.mark.parametrize("many", [5, 500])
@@ -217,7 +217,7 @@ class TestDenseClasses:
         assert found.links == expected
         if make is similar or many == 5:  # the patterned images are only coarsely alike
             (note,) = found.notes
-            assert re.match(r"dense: \d+% of random pairs of its images are (near-duplicates|coarsely alike)", note)
+            assert re.match(r"class dense: \d+% of random pairs of its images are (near-duplicates|coarsely alike)", note)
 
     def test_copies_in_another_class_are_found(self, tmp_path, monkeypatch):
         monkeypatch.setattr(groups, "_MANY", 5)

@@ -78,7 +78,7 @@ def test_figure_shows_chance_and_number_of_test_images():
     (axes,) = figure.axes
     (chance,) = [line for line in axes.lines if line.get_label() == "chance"]
     assert list(chance.get_ydata()) == [0.25, 0.25]
-    assert axes.get_ylabel() == "on 50 test images"
+    assert axes.get_ylabel() == "accuracy on 50 test images"
 
 
 def test_grid_shows_the_mean_of_each_cell():
