@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -56,6 +56,7 @@ def main() -> int:
         faults.sum_up()
         raise UserError(f"there is no image in {_list(arguments.files)}")
     # torch takes seconds to import: --help and errors do not wait for it
+    from pipeline.evaluation import find_trained
     from pipeline.prediction import load_run
 
     arguments.run, arguments.checkpoint = find_run(arguments.run, arguments.checkpoint)
@@ -64,8 +65,14 @@ def main() -> int:
         run = _with_unknown(run, arguments.run)
     if first:
         map_path = _map_paths(arguments.cam, arguments.files) if arguments.cam else None
+        trained: Counter[bool] = Counter()
         entries = answer_files(run, chain(first, files), faults, map_path)
-        _print(entries, run.classes, arguments.form)
+        _print(_count_trained(entries, find_trained(arguments.run) or (), trained), run.classes, arguments.form)
+        if trained[True]:
+            _log.warning(
+                "%s used to train or validate this run: an accuracy on them does not hold for new images",
+                pluralise(trained[True], "image was", "images were"),
+            )
         faults.sum_up()
         if faults.unwritten:
             raise faults.unwritten
@@ -208,6 +215,13 @@ def _with_unknown(run: TrainedRun, run_dir: Path) -> TrainedRun:
         "validation images", 100 * novelty.expected_rate, novelty.images,
     )  # fmt: skip
     return replace(run, novelty=novelty)
+
+
+def _count_trained(entries: Iterable[Entry], trained: Collection[str], counts: Counter[bool]) -> Iterator[Entry]:
+    """Yield the entries, and count them by whether the run was trained or validated on the file."""
+    for entry in entries:
+        counts[os.path.realpath(entry["file"]) in trained] += 1
+        yield entry
 
 
 def _make_entry(answer: Answer, classes: Sequence[str]) -> Entry:

@@ -145,6 +145,13 @@ def test_the_table_ends_with_a_count_of_each_class(ask, photos):
     assert table.splitlines()[-2] == ""
 
 
+def test_images_that_the_run_was_trained_on_are_counted(ask):
+    _, _, notes = ask(RUN, "train/one", "test/one")
+    assert notes == [
+        "20 images were used to train or validate this run: an accuracy on them does not hold for new images"
+    ]
+
+
 def test_the_table_ends_with_the_accuracy_on_folders_named_after_classes(ask, bars, photos):
     scores = metrics(bars)["checkpoints"]["best_val_acc"]["test"]["test"]
     low, high = scores["accuracy_interval"]

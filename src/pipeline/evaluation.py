@@ -158,13 +158,20 @@ def evaluate_folder(run: TrainedRun, folder: ImageFolder) -> Evaluation:
 
 def count_trained(folder: ImageFolder, run_dir: Path) -> int:
     """Count the files of a folder, by path, that a run was trained or validated on. Copies are not recognised."""
-    data_dir = read_settings(run_dir).get("data_dir")
-    if data_dir is None or not os.path.exists(data_dir):
+    trained = find_trained(run_dir)
+    if trained is None:
         _log.warning(
             "it cannot be checked whether images of %s were used for training: there is no %s here",
-            printable(folder.directory), printable(data_dir or "training folder"),
+            printable(folder.directory), printable(read_settings(run_dir).get("data_dir") or "training folder"),
         )  # fmt: skip
         return 0
-    rows = read_rows(run_dir / SPLIT_FILE, ("file", "side"))
-    trained = {os.path.realpath(Path(data_dir, row["file"])) for row in rows if row["side"] in (TRAIN, VALIDATION)}
     return sum(os.path.realpath(path) in trained for path in folder.paths)
+
+
+def find_trained(run_dir: Path) -> set[str] | None:
+    """Return the real paths of the files that a run was trained or validated on; None if their folder is not here."""
+    data_dir = read_settings(run_dir).get("data_dir")
+    if data_dir is None or not os.path.exists(data_dir):
+        return None
+    rows = read_rows(run_dir / SPLIT_FILE, ("file", "side"))
+    return {os.path.realpath(Path(data_dir, row["file"])) for row in rows if row["side"] in (TRAIN, VALIDATION)}

@@ -217,7 +217,9 @@ class TestDenseClasses:
         assert found.links == expected
         if make is similar or many == 5:  # the patterned images are only coarsely alike
             (note,) = found.notes
-            assert re.match(r"class dense: \d+% of random pairs of its images are (near-duplicates|coarsely alike)", note)
+            assert re.match(
+                r"class dense: \d+% of random pairs of its images are (near-duplicates|coarsely alike)", note
+            )
 
     def test_copies_in_another_class_are_found(self, tmp_path, monkeypatch):
         monkeypatch.setattr(groups, "_MANY", 5)
