@@ -209,7 +209,10 @@ def own_class_names(directory: Path) -> list[str]:
 
 def _check_names(directory: Path, names: Sequence[str], known: Sequence[str] | None) -> None:
     if known is None and len(names) < 2:
-        raise UserError(f"{directory} has a single class, {names[0]}: at least 2 are needed")
+        inner = directory / names[0]
+        nested = inner.is_dir() and sum(path.is_dir() for path in inner.iterdir()) > 1
+        hint = f"; if the folders in {inner} are the classes, name that folder" if nested else ""
+        raise UserError(f"{directory} has a single class, {names[0]}: at least 2 are needed{hint}")
     if odd := [name for name in names if not name.isprintable()]:
         raise UserError(f"{directory} has a class {odd[0]!a}, which tables and figures cannot show: rename it")
     if known is not None and (unknown := [name for name in names if name not in known]):

@@ -289,6 +289,14 @@ def test_unsuitable_archives_are_errors(tmp_path, arrays, complaint):
     assert "\n" not in str(error.value)
 
 
+def test_classes_one_level_too_deep_are_pointed_out(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / "all" / name).mkdir(parents=True)
+    message = "photos has a single class, all: at least 2 are needed; if the folders in .*/photos/all are the classes"
+    with pytest.raises(UserError, match=message):
+        read_folder(tmp_path / "photos")
+
+
 def test_too_large_archive_is_not_unpacked(tmp_path, monkeypatch):
     file = tmp_path / "set.npz"
     np.savez_compressed(file, images=IMAGES, labels=LABELS)
