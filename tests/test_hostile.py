@@ -134,7 +134,8 @@ def test_train_and_predict(dataset):
     for path in named:
         start_of_line = f"{printable(path.relative_to(dataset.place))}: "
         assert sum(line.startswith(start_of_line) for line in lines) == 1, path
-    assert len(lines) == len(named) + 1
+    assert len(lines) == len(named) + 2
+    assert sum(line.startswith(f"{counts['train'] + counts['val']} images were used to train") for line in lines) == 1
     assert lines[-1] == f"{len(named) - 1} could not be classified"  # the text file does not count
 
 

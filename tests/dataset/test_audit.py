@@ -297,7 +297,7 @@ def test_images_of_a_fixed_camera_are_not_duplicates(folders):
     report = audit(dataset, [testing])
     assert kinds(report) == {("leak.jpg", "3.png", LEAK, False)}
     (note,) = report.notes
-    assert note.startswith("Axe: 100% of random pairs of its images are near-duplicates (fixed camera, symbols?)")
+    assert note.startswith("class Axe: 100% of random pairs of its images are near-duplicates (fixed camera, symbols?)")
     assert note in list(describe(report))
     assert note in list(summarise(report))
     assert to_json(report)["notes"] == [note]
