@@ -57,6 +57,27 @@ def test_steps_run_in_order(finished):
         assert len(image_files(folder / "dataset" / name)) == count
 
 
+def test_photographs_beside_drawings_of_the_sample_are_refused(tmp_path):
+    fill(tmp_path / "dataset")
+    (tmp_path / "dataset/Axe/0000.jpg").rename(tmp_path / "dataset/Axe/sample_0001.jpg")
+    before = digests(tmp_path / "dataset")
+    result = run(tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: dataset/Axe/sample_0001.jpg is part of the drawn sample, but dataset/")
+    assert digests(tmp_path / "dataset") == before
+
+
+def test_commands_that_list_and_move_findings_are_printed(tmp_path):
+    fill(tmp_path / "dataset")
+    (tmp_path / "dataset/Axe/broken.jpg").write_bytes(b"no image")
+    result = run(tmp_path)
+    [listing] = [line for line in result.stdout.splitlines() if "to list them: " in line]
+    [moving] = [line for line in result.stdout.splitlines() if "to move the files to rejected/: " in line]
+    arguments = "--dataset-dir dataset --testing-dir dataset_testing"
+    assert listing.endswith(f"audit.py {arguments}")
+    assert moving.endswith(f"audit.py --fix {arguments}")
+
+
 def test_figures_can_be_opened(finished):
     folder, _ = finished
     names = {"class_sizes", "image_formats", "original_padded_images", "augmented_images"}

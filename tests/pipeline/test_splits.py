@@ -98,6 +98,7 @@ def test_fold_none_trains_on_all_images(make_folder):
     readable = np.arange(9) != 3
     split = split_folder(folder, readable, np.zeros(9, dtype=int), fold=None, cache=NO_CACHE)
     assert split.train.tolist() == np.flatnonzero(readable).tolist()
+    assert split.group_sizes(folder).tolist() == [8]  # without the unreadable image
     assert len(split.validation) == 0
 
 
