@@ -6,7 +6,7 @@ import logging
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,13 @@ def new_figure(width: float, height: float, layout: str = "constrained") -> Figu
 
     matplotlib.rcParams["text.parse_math"] = False  # names may contain dollar signs
     return Figure(figsize=(width, height), layout=layout)
+
+
+def save_figures(figures: Mapping[str, Figure], figures_dir: Path) -> list[Path]:
+    """Save figures under their names, and return the PNG files."""
+    for name, figure in figures.items():
+        save_figure(figure, figures_dir / f"{name}.png")
+    return [figures_dir / f"{name}.png" for name in figures]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

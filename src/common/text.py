@@ -20,8 +20,8 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
     """Return the lines of a Markdown table of these cells; the first row is the header."""
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    header, *body = ([str(cell).replace("|", r"\|") for cell in row] for row in rows)
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *body)]
 
 
 def display_width(text: str) -> int:

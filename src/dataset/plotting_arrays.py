@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset.plotting_dataset import save_figures
-from plotting import BLUE, ORANGE, VERMILION, name_ticks, new_figure, short_label
+from plotting import BLUE, ORANGE, VERMILION, name_ticks, new_figure, save_figures, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from common import list_counts, pluralise, printable
 from dataset.examining import Examined, examine, find_white_level
 from dataset.folders import AUGMENTED_SUFFIX, class_images, class_names, source_stem, stem_of
 from dataset.reading import WHITE, read_image, resize_or_pad_image, upright_rgb
-from plotting import BLUE, GREEN, GREY, ORANGE, legible, name_ticks, new_figure, save_figure, short_label
+from plotting import BLUE, GREEN, GREY, ORANGE, legible, name_ticks, new_figure, save_figures, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,13 +56,6 @@ def plot_dataset(dataset_dir: Path, sizes: Mapping[str, ClassSizes], figures_dir
     else:
         (figures_dir / "augmented_images.png").unlink(missing_ok=True)  # from an earlier run
     return save_figures(figures, figures_dir)
-
-
-def save_figures(figures: Mapping[str, Figure], figures_dir: Path) -> list[Path]:
-    """Save figures under their names, and return the PNG files."""
-    for name, figure in figures.items():
-        save_figure(figure, figures_dir / f"{name}.png")
-    return [figures_dir / f"{name}.png" for name in figures]
 
 
 def draw_class_sizes(sizes: Mapping[str, ClassSizes]) -> Figure:

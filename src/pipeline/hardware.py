@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common import available_cores
+from common import available_cores, pluralise
 from models import is_of_timm
 from models.base import Classifier
 
@@ -55,7 +55,7 @@ class Hardware:
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
         threads = torch.get_num_threads()
-        return f"CPU with {threads} thread{'s' * (threads > 1)}, {self.precision}"
+        return f"CPU with {pluralise(threads, 'thread')}, {self.precision}"
 
 
 def set_up_torch() -> None:

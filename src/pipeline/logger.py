@@ -32,9 +32,9 @@ def read_history(run_dir: Path) -> list[dict[str, float]]:
 class Logger:
     """Writes `history.csv`, `curves.png`, `model_card.md` and `metrics.json`, and logs the same to a tracker."""
 
-    def __init__(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
+    def __init__(self, settings: Settings, config: dict[str, Any], group: str, run_id: str) -> None:
         self.folder = settings.run_dir
-        self._tracker = open_tracker(settings, described, group, run_id)
+        self._tracker = open_tracker(settings, config, group, run_id)
 
     def log_epoch(self, history: Sequence[dict[str, Any]], images_per_second: float) -> None:
         """Write the history, whose last row is the epoch that has just finished."""

@@ -41,7 +41,7 @@ class _Prepared:
     held_out: ImageFolder | None  # the test folder, if it is a part of the training folder
     groups: Groups  # of the training folder, and of `held_out`
     images: dict[str, Any]  # the result of `describe_data`
-    described: dict[str, Any]  # the settings as `settings.json` stores them
+    config: dict[str, Any]  # the settings as `settings.json` stores them
     hardware: Hardware
     model: Classifier
     data: TrainingData
@@ -89,10 +89,10 @@ def run(
         return None
     test_sets = [load_test_set(folder, prepared.model.input_size, cache) for folder in prepared.folders[1:]]
     with nullcontext() if claimed else claim_alone(settings):
-        run_id = open_folder(settings, {**prepared.described, "white": prepared.folders[0].white_level})
+        run_id = open_folder(settings, {**prepared.config, "white": prepared.folders[0].white_level})
         distributed.wait_for_all()
         _log_start(settings, prepared, test_sets)
-        logger = Logger(settings, prepared.described, prepared.model.group, run_id)
+        logger = Logger(settings, prepared.config, prepared.model.group, run_id)
         try:
             trainer = _train(settings, prepared, logger, until, keep_state)
             return _test(trainer, prepared, test_sets, cache, logger) if trainer.finished else None
@@ -108,7 +108,7 @@ def images_have_changed(metrics: dict[str, Any], folders: Sequence[ImageFolder],
 
 def _prepare(settings: Settings, folders: Sequence[ImageFolder], cache: Cache) -> _Prepared:
     hardware = choose_hardware(settings)
-    described = describe(settings, hardware, folders[0].classes)
+    config = describe(settings, hardware, folders[0].classes)
     torch.manual_seed(settings.seed)
     with distributed.first_alone():  # it downloads weights and decodes images for the others
         model = build_model(
@@ -122,7 +122,7 @@ def _prepare(settings: Settings, folders: Sequence[ImageFolder], cache: Cache) -
         images = describe_data(folders, cache)
         check_overlap(images, settings, folders)
         data = load_training_data(folders[0], model.input_size, cache, groups.numbers[0], settings.folds, settings.fold)
-    return _Prepared(folders, held_out, groups, images, described, hardware, model, data)
+    return _Prepared(folders, held_out, groups, images, config, hardware, model, data)
 
 
 def _log_start(settings: Settings, prepared: _Prepared, test_sets: Sequence[TestSet]) -> None:
@@ -151,7 +151,7 @@ def _test(
         validation = TestSet.of(data.folder, data.validation, VALIDATION)
         learned = NoveltySample.of(trainer.model, data, trainer.hardware, cache)
     tester = Tester(trainer.model, data.classes, test_sets, settings, trainer.hardware, validation, learned)
-    metrics = gather(trainer, tester.test(), prepared.described, prepared.images)
+    metrics = gather(trainer, tester.test(), prepared.config, prepared.images)
     metrics["images_digest"] = digest_all(prepared.folders, cache)
     metrics["baseline"] = {
         test_set.name: score_baseline(data, test_set, tester.predictions(settings.checkpoints[0], test_set), cache)

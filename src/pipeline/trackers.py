@@ -30,20 +30,20 @@ class Tracker:
         """Wait for pending reports, for a limited time."""
 
 
-def open_tracker(settings: Settings, described: dict[str, Any], group: str, run_id: str) -> Tracker:
+def open_tracker(settings: Settings, config: dict[str, Any], group: str, run_id: str) -> Tracker:
     """Return the tracker that the settings name."""
     if settings.tracker == "tensorboard":
-        return TensorBoard(settings.run_dir, described)
+        return TensorBoard(settings.run_dir, config)
     if settings.tracker == "none" or settings.wandb == "disabled":
         return Tracker()
-    return Wandb(settings, described, group, run_id)
+    return Wandb(settings, config, group, run_id)
 
 
 class TensorBoard(Tracker):
     """Writes TensorBoard events to `tensorboard/` in the run's folder."""
 
-    def __init__(self, folder: Path, described: dict[str, Any]) -> None:
-        self._folder, self._described = folder / "tensorboard", described
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self._folder, self._config = folder / "tensorboard", config
         self._writer: Any = None
 
     def log(self, values: dict[str, float]) -> None:
@@ -76,7 +76,7 @@ class TensorBoard(Tracker):
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._folder), purge_step=epoch)
-            self._writer.add_text("settings", f"```json\n{json.dumps(self._described, indent=2)}\n```", epoch)
+            self._writer.add_text("settings", f"```json\n{json.dumps(self._config, indent=2)}\n```", epoch)
         return self._writer
 
 
@@ -85,12 +85,12 @@ class Wandb(Tracker):
 
     _PATIENCE = 30  # seconds to wait for wandb to start, and to finish at the end of a run
 
-    def __init__(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
+    def __init__(self, settings: Settings, config: dict[str, Any], group: str, run_id: str) -> None:
         self._run: Any = None
         self._given_up = threading.Lock()  # acquired once, by the thread that reports the failure
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        self._tasks.put(lambda: self._start(settings, described, group, run_id))
+        self._tasks.put(lambda: self._start(settings, config, group, run_id))
         self._thread.start()
 
     def log(self, values: dict[str, float]) -> None:
@@ -113,7 +113,7 @@ class Wandb(Tracker):
         if self._thread.is_alive():
             self._give_up(f"wandb has not answered for {self._PATIENCE} s")
 
-    def _start(self, settings: Settings, described: dict[str, Any], group: str, run_id: str) -> None:
+    def _start(self, settings: Settings, config: dict[str, Any], group: str, run_id: str) -> None:
         import wandb
 
         wandb.setup(
@@ -132,7 +132,7 @@ class Wandb(Tracker):
             name=os.environ.get("WANDB_NAME", settings.run_name),
             id=os.environ.get("WANDB_RUN_ID", run_id),
             resume="allow",
-            config=described,
+            config=config,
             mode=mode,
         )
         if self._run.offline:
