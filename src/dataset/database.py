@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
+from functools import cache
+from typing import TYPE_CHECKING
 
 from common import UserError, command, first_line, repository_path
+
+if TYPE_CHECKING:
+    from fiftyone.core.service import DatabaseService
+
+PORT = "FIFTYONE_PRIVATE_DATABASE_PORT"  # the environment variable in which FiftyOne names its MongoDB to subprocesses
 
 
 def connect() -> None:
@@ -16,6 +25,8 @@ def connect() -> None:
     logging.getLogger("eta").setLevel(logging.ERROR)
     fiftyone.config.show_progress_bars = sys.stderr.isatty()
     try:
+        if not fiftyone.config.database_uri and PORT not in os.environ:
+            _start_mongodb()
         fiftyone.list_datasets()
     except Exception as error:  # the start of MongoDB fails in many ways
         install = command(
@@ -25,3 +36,20 @@ def connect() -> None:
             f"FiftyOne has no MongoDB: run `{install}`, or name a server in FIFTYONE_DATABASE_URI "
             f"({first_line(error)[:200]})"
         ) from error
+
+
+@cache  # MongoDB ends with the returned object
+def _start_mongodb() -> DatabaseService:
+    """Start MongoDB as FiftyOne does, and name its port in the variable that FiftyOne reads.
+
+    FiftyOne itself takes the first port that the new process listens on. Between fork and exec, that is the port of the
+    process that starts it (https://github.com/voxel51/fiftyone/issues/6068).
+    """
+    from fiftyone.core.service import DatabaseService
+    from fiftyone.service.util import get_listening_tcp_ports
+
+    service = DatabaseService()
+    while (port := service.port) in get_listening_tcp_ports(service.child):
+        time.sleep(0.1)
+    os.environ[PORT] = str(port)
+    return service

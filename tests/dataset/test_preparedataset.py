@@ -754,3 +754,26 @@ def test_missing_database_is_an_error(staged, tmp_path, code, environment):
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: FiftyOne has no MongoDB: ")
     assert not contents(tmp_path)
+
+
+SLOW_EXEC = """
+import fiftyone.service.util as util
+
+listening = util.get_listening_tcp_ports
+reads = 0
+
+def before_exec(process):
+    global reads
+    if "--dbpath" in process.cmdline() and "--51-service" not in process.cmdline() and (reads := reads + 1) <= 2:
+        process = process.parent()
+    return listening(process)
+
+util.get_listening_tcp_ports = before_exec
+util.find_processes_by_args = lambda arguments: []  # a server of its own, not that of another program
+"""
+
+
+def test_port_of_the_service_is_not_taken_for_mongodbs(staged, tmp_path):
+    """Between fork and exec, the process that becomes MongoDB still holds its parent's socket."""
+    result = run_in_shell(SLOW_EXEC, staged, tmp_path, FIFTYONE_DATABASE_DIR=str(tmp_path / "database"))
+    assert result.returncode == 0, result.stderr
