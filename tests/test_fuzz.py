@@ -268,13 +268,13 @@ def test_resuming_from_the_state_of_another_architecture(own, monkeypatch):
     others = {"model": build_model("SmallVGG", 2).state_dict(), "optimizer": {}, "scheduler": 3}
     for name, value in others.items():
         torch.save({**saved, name: value}, file)
-        with pytest.raises(UserError, match=r"last\.pt does not fit SmallEfficientNet: start over with --restart"):
+        with pytest.raises(UserError, match=r"last\.pt does not fit SmallEfficientNet: start over"):
             run(own)
     torch.save({name: value for name, value in saved.items() if name != "history"}, file)
     with pytest.raises(UserError, match=r"last\.pt does not fit"):
         run(own)
     torch.save([1, 2], file)
-    with pytest.raises(UserError, match=r"last\.pt is damaged: train again with --restart"):
+    with pytest.raises(UserError, match=r"last\.pt is damaged: train again with main.py --restart"):
         run(own)
     torch.save(saved, file)
     assert run(own)["epochs"] == 2

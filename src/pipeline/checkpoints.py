@@ -45,7 +45,7 @@ class Checkpoint:
         try:
             model.load_state_dict(self.weights)
         except (RuntimeError, AttributeError, TypeError) as error:  # wrong shapes, values that are not tensors
-            raise UserError(f"{path} does not fit {self.model_type}: train again with --restart") from error
+            raise UserError(f"{path} does not fit {self.model_type}: train again with main.py --restart") from error
 
 
 @dataclass

@@ -77,7 +77,7 @@ def _read_recorded(run_dir: Path, side: str) -> list[ImageFolder]:
     divided = side != TEST or test_dirs == []  # the side is a part of the training folder, which split.csv lists
     names = [settings["data_dir"]] if divided and "data_dir" in settings else test_dirs
     if not names:
-        raise UserError(f"{run_dir / SETTINGS_FILE} names no {side} images: train again with --restart")
+        raise UserError(f"{run_dir / SETTINGS_FILE} names no {side} images: train again with main.py --restart")
     for name in names:
         if not os.path.exists(name):
             remedy = "name the test images with --test-dir, or " if side == TEST else ""

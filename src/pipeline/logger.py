@@ -26,7 +26,7 @@ def read_history(run_dir: Path) -> list[dict[str, float]]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{file} is damaged: train the run again with --restart") from error
+        raise UserError(f"{file} is damaged: train the run again with main.py --restart") from error
 
 
 class Logger:

@@ -78,7 +78,9 @@ def load_run(run_dir: Path, checkpoint: str | None) -> TrainedRun:
     settings = read_settings(run_dir)
     model_type, precision = str(settings.get("model_type")), settings.get("precision")
     if not is_model(model_type) or precision not in ("fp32", "bf16"):
-        raise UserError(f"{run_dir / SETTINGS_FILE} has an unknown model or precision: train again with --restart")
+        raise UserError(
+            f"{run_dir / SETTINGS_FILE} has an unknown model or precision: train again with main.py --restart"
+        )
     if checkpoint is None:
         checkpoint = next((name for name in CHECKPOINTS if (run_dir / f"{name}.pt").exists()), CHECKPOINTS[0])
     file = run_dir / f"{checkpoint}.pt"

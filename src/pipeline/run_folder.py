@@ -101,7 +101,8 @@ def _check_same(run_dir: Path, record: dict[str, Any]) -> None:
     earlier = read_settings(run_dir)
     if "folds" not in earlier:
         raise UserError(
-            f"{run_dir} was trained by an earlier version, on another split: use another --output-dir, or --restart"
+            f"{run_dir} was trained by an earlier version, on another split: "
+            "use another --output-dir, or main.py --restart"
         )
     earlier = default_settings() | earlier
     differing = {
@@ -116,7 +117,7 @@ def _check_same(run_dir: Path, record: dict[str, Any]) -> None:
     elif differing:
         raise UserError(
             f"{run_dir} was started with other settings ({'; '.join(differing.values())}): "
-            "use these, another --output-dir, or --restart"
+            "use these, another --output-dir, or main.py --restart"
         )
 
 
@@ -134,7 +135,7 @@ def _why_not_longer(epochs: int, record: dict[str, Any]) -> str | None:
         why = f"it validated after epoch {epochs}, its last, which is not a multiple of -f {val_freq}"
     else:
         return None
-    return f"{why}: use another --output-dir, or --restart"
+    return f"{why}: use another --output-dir, or main.py --restart"
 
 
 def _is_same(name: str, earlier: Any, value: Any) -> bool:

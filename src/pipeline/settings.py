@@ -271,7 +271,7 @@ def find_run(path: Path, checkpoint: str | None = None) -> tuple[Path, str | Non
 
 def damaged(file: Path) -> UserError:
     """Return the error for a damaged file of a run."""
-    return UserError(f"{file} is damaged: train again with --restart")
+    return UserError(f"{file} is damaged: train again with main.py --restart")
 
 
 def first_checkpoint(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]]:

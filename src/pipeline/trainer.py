@@ -396,19 +396,19 @@ class Trainer:
                 if "model" not in state:
                     raise UserError(
                         f"{self.folder} cannot be trained further: it finished after epoch {self.epoch} without saving "
-                        "its full state, as runs of sweep.py do: use another --output-dir, or --restart"
+                        "its full state, as runs of sweep.py do: use another --output-dir, or main.py --restart"
                     )
                 for name, each in self._stateful.items():
                     each.load_state_dict(state[name])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{self._state_file} does not fit {self.settings.model_type}: start over with --restart"
+                f"{self._state_file} does not fit {self.settings.model_type}: start over with main.py --restart"
             ) from error
         # With another split, it might validate on images that it was trained on.
         if self.progress.digest != self.data.digest:
             raise UserError(
                 f"{self.settings.data_dir} does not hold the images that {self.folder} was started with: "
-                "restore them, or start over with --restart"
+                "restore them, or start over with main.py --restart"
             )
 
 

@@ -181,6 +181,12 @@ class TestTestingBatch:
         assert digests(dataset) == before
         assert not testing_dir.exists()
 
+    def test_small_rest_is_reported(self, make_dataset, testing_dir, caplog):
+        create_testing_batch(make_dataset({"A": 8, "B": 7}), testing_dir, 4)
+        (message,) = caplog.messages
+        assert message.startswith("B keeps only 3 images to train on, beside 4 to test on: ")
+        assert "--testing-per-class" in message
+
     def test_groups_are_drawn_if_single_images_are_too_few(self, make_dataset, testing_dir):
         dataset = make_dataset({"A": 7, "B": 9}, kinds=("jpg",))
         for number in range(4):

@@ -335,7 +335,7 @@ def test_more_epochs_are_refused_if_results_would_differ(settings, first, messag
     metrics = run(settings)
     before = digests(settings.run_dir)
     with pytest.raises(
-        UserError, match=f"cannot be trained further: {message}: use another --output-dir, or --restart"
+        UserError, match=f"cannot be trained further: {message}: use another --output-dir, or main.py --restart"
     ):
         run(replace(settings, num_epochs=4))
     assert digests(settings.run_dir) == before
