@@ -125,8 +125,8 @@ def _open_server(port: int, title: str, answer_image: Callable[[bytes], Reply]) 
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
-            """Do not log requests."""
+        def log_message(self, text: str, *values: object) -> None:
+            _log.debug(text, *values)  # not each request on the screen
 
     try:
         return ThreadingHTTPServer((_ADDRESS, port), Handler)

@@ -84,6 +84,11 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
     for name, count in drawn.items():
         if count < per_class:
             _log.warning("%s gets %d test images: groups of near-duplicates are not split", name, count)
+        if (kept := len(class_images(dataset_dir, name)) - count) < count:
+            _log.warning(
+                "%s keeps only %d images to train on, beside %d to test on: add images, or move the test images back, "
+                "delete their lines in %s, and lower --testing-per-class", name, kept, count, table,
+            )  # fmt: skip
     moved = dict.fromkeys(class_names(dataset_dir), 0)
     for row in rows:
         name = canonical(row["class"])
@@ -91,12 +96,6 @@ def create_testing_batch(dataset_dir: Path, testing_dir: Path, per_class: int = 
         if source.exists():
             move_file(source, target)
             moved[name] += 1
-    for name, count in moved.items():
-        if (kept := len(class_images(dataset_dir, name))) < count:
-            _log.warning(
-                "%s keeps only %d images to train on, beside %d to test on: add images, or move the test images back, "
-                "delete their lines in %s, and lower --testing-per-class", name, kept, count, table,
-            )  # fmt: skip
     for name in sorted({canonical(row["class"]) for row in recorded_rows}):
         if not class_images(testing_dir, name):
             _log.warning("%s has none of its test images left; delete its lines in %s to draw new ones", name, table)

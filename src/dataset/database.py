@@ -14,7 +14,7 @@ from common import UserError, command, first_line, repository_path
 if TYPE_CHECKING:
     from fiftyone.core.service import DatabaseService
 
-PORT = "FIFTYONE_PRIVATE_DATABASE_PORT"  # the environment variable in which FiftyOne names its MongoDB to subprocesses
+_PORT = "FIFTYONE_PRIVATE_DATABASE_PORT"  # in which FiftyOne names its MongoDB to subprocesses
 
 
 def connect() -> None:
@@ -25,7 +25,7 @@ def connect() -> None:
     logging.getLogger("eta").setLevel(logging.ERROR)
     fiftyone.config.show_progress_bars = sys.stderr.isatty()
     try:
-        if not fiftyone.config.database_uri and PORT not in os.environ:
+        if not fiftyone.config.database_uri and _PORT not in os.environ:
             _start_mongodb()
         fiftyone.list_datasets()
     except Exception as error:  # the start of MongoDB fails in many ways
@@ -51,5 +51,5 @@ def _start_mongodb() -> DatabaseService:
     service = DatabaseService()
     while (port := service.port) in get_listening_tcp_ports(service.child):
         time.sleep(0.1)
-    os.environ[PORT] = str(port)
+    os.environ[_PORT] = str(port)
     return service

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import UserError, write_atomically, write_json
+from common import write_atomically, write_json
 from pipeline.figures import plot_curves
 from pipeline.measures import SCORES
 from pipeline.model_card import describe_run
-from pipeline.settings import HISTORY_FILE, METRICS_FILE, Settings
+from pipeline.settings import HISTORY_FILE, METRICS_FILE, Settings, damaged
 from pipeline.trackers import open_tracker
 
 _COLUMNS = ("epoch", "learning_rate", *(f"{side}_{name}" for side in ("train", "val") for name in SCORES))
@@ -26,7 +26,7 @@ def read_history(run_dir: Path) -> list[dict[str, float]]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{file} is damaged: train the run again with main.py --restart") from error
+        raise damaged(file) from error
 
 
 class Logger:

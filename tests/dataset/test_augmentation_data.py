@@ -77,7 +77,7 @@ def make_dataset(tmp_path):
 
 
 @pytest.fixture
-def testing_dir(tmp_path):
+def held_out(tmp_path):
     return tmp_path / "testing"
 
 
@@ -140,102 +140,102 @@ class TestReduce:
 
 
 class TestTestingBatch:
-    def test_images_are_moved_once(self, make_dataset, testing_dir):
+    def test_images_are_moved_once(self, make_dataset, held_out):
         dataset = make_dataset({"A": 9, "B": 12})
         before = images_in(dataset)
-        assert create_testing_batch(dataset, testing_dir, 4) == {"A": 4, "B": 4}
-        assert counts_in(dataset, "A", "B") + counts_in(testing_dir, "A", "B") == [5, 8, 4, 4]
-        assert sorted(images_in(dataset) + images_in(testing_dir)) == before
-        after = digests(testing_dir)
-        assert create_testing_batch(dataset, testing_dir, 6, seed=3) == {"A": 0, "B": 0}
-        assert digests(testing_dir) == after
+        assert create_testing_batch(dataset, held_out, 4) == {"A": 4, "B": 4}
+        assert counts_in(dataset, "A", "B") + counts_in(held_out, "A", "B") == [5, 8, 4, 4]
+        assert sorted(images_in(dataset) + images_in(held_out)) == before
+        after = digests(held_out)
+        assert create_testing_batch(dataset, held_out, 6, seed=3) == {"A": 0, "B": 0}
+        assert digests(held_out) == after
 
-    def test_deleted_test_images_are_reported(self, make_dataset, testing_dir, caplog):
+    def test_deleted_test_images_are_reported(self, make_dataset, held_out, caplog):
         dataset = make_dataset({"A": 9, "B": 12})
-        create_testing_batch(dataset, testing_dir, 4)
+        create_testing_batch(dataset, held_out, 4)
         assert caplog.messages == []
-        shutil.rmtree(testing_dir / "A")
-        assert create_testing_batch(dataset, testing_dir, 4) == {"A": 0, "B": 0}
+        shutil.rmtree(held_out / "A")
+        assert create_testing_batch(dataset, held_out, 4) == {"A": 0, "B": 0}
         (message,) = caplog.messages
         assert message.startswith("A has none of its test images left")
 
-    def test_class_with_test_images_keeps_them(self, make_dataset, testing_dir):
-        (testing_dir / "A").mkdir(parents=True)
-        noise(seed=99).save(testing_dir / "A" / "own.jpg")
-        assert create_testing_batch(make_dataset({"A": 9, "B": 12}), testing_dir, 4) == {"A": 0, "B": 4}
+    def test_class_with_test_images_keeps_them(self, make_dataset, held_out):
+        (held_out / "A").mkdir(parents=True)
+        noise(seed=99).save(held_out / "A" / "own.jpg")
+        assert create_testing_batch(make_dataset({"A": 9, "B": 12}), held_out, 4) == {"A": 0, "B": 4}
 
-    def test_no_near_duplicate_remains_in_training(self, make_dataset, testing_dir):
+    def test_no_near_duplicate_remains_in_training(self, make_dataset, held_out):
         dataset = make_dataset({"A": 8, "B": 8}, kinds=("jpg",))
         for number in range(4):
             copy_noise(number, dataset / "A" / f"copy_{number}.jpg")
         copy_noise(8, dataset / "A" / "label_conflict.jpg")
-        assert create_testing_batch(dataset, testing_dir, 4)["A"] == 4
-        assert names_in(testing_dir / "A") == {f"{number:04d}.jpg" for number in range(4, 8)}
-        assert "0000.jpg" not in names_in(testing_dir / "B")
+        assert create_testing_batch(dataset, held_out, 4)["A"] == 4
+        assert names_in(held_out / "A") == {f"{number:04d}.jpg" for number in range(4, 8)}
+        assert "0000.jpg" not in names_in(held_out / "B")
 
-    def test_too_few_images_are_an_error(self, make_dataset, testing_dir):
+    def test_too_few_images_are_an_error(self, make_dataset, held_out):
         dataset = make_dataset({"A": 9, "B": 5})
         before = digests(dataset)
         with pytest.raises(UserError, match=r"B has 5 readable images in 5 groups.*--testing-per-class"):
-            create_testing_batch(dataset, testing_dir, 4)
+            create_testing_batch(dataset, held_out, 4)
         assert digests(dataset) == before
-        assert not testing_dir.exists()
+        assert not held_out.exists()
 
-    def test_small_rest_is_reported(self, make_dataset, testing_dir, caplog):
-        create_testing_batch(make_dataset({"A": 8, "B": 7}), testing_dir, 4)
+    def test_small_rest_is_reported(self, make_dataset, held_out, caplog):
+        create_testing_batch(make_dataset({"A": 8, "B": 7}), held_out, 4)
         (message,) = caplog.messages
         assert message.startswith("B keeps only 3 images to train on, beside 4 to test on: ")
         assert "--testing-per-class" in message
 
-    def test_groups_are_drawn_if_single_images_are_too_few(self, make_dataset, testing_dir):
+    def test_groups_are_drawn_if_single_images_are_too_few(self, make_dataset, held_out):
         dataset = make_dataset({"A": 7, "B": 9}, kinds=("jpg",))
         for number in range(4):
             copy_noise(number, dataset / "A" / f"copy_{number}.jpg")
         copy_noise(7, dataset / "A" / "label_conflict.jpg")  # as B/0000.jpg
-        assert create_testing_batch(dataset, testing_dir, 7)["A"] == 7
-        drawn = names_in(testing_dir / "A")
+        assert create_testing_batch(dataset, held_out, 7)["A"] == 7
+        drawn = names_in(held_out / "A")
         assert {"0004.jpg", "0005.jpg", "0006.jpg"} <= drawn
         assert all((f"{number:04d}.jpg" in drawn) == (f"copy_{number}.jpg" in drawn) for number in range(4))
         assert "label_conflict.jpg" not in drawn
 
-    def test_group_that_does_not_fit_is_not_split(self, make_dataset, testing_dir, caplog):
+    def test_group_that_does_not_fit_is_not_split(self, make_dataset, held_out, caplog):
         dataset = make_dataset({"A": 3, "B": 9}, kinds=("jpg",))
         for number in range(3):
             for copy in range(2):
                 copy_noise(number, dataset / "A" / f"copy_{number}_{copy}.jpg", width=60 + 4 * copy)
         for per_class in (5, 6):
             with pytest.raises(UserError, match=r"A has 9 readable images in 3 groups .* keep two groups"):
-                create_testing_batch(dataset, testing_dir, per_class)
+                create_testing_batch(dataset, held_out, per_class)
         assert caplog.messages == []
-        assert create_testing_batch(dataset, testing_dir, 4) == {"A": 3, "B": 4}
+        assert create_testing_batch(dataset, held_out, 4) == {"A": 3, "B": 4}
         assert caplog.messages == ["A gets 3 test images: groups of near-duplicates are not split"]
-        assert len({name[-5 if name[0] == "0" else 5] for name in names_in(testing_dir / "A")}) == 1
-        assert create_testing_batch(dataset, testing_dir, 4) == {"A": 0, "B": 0}
+        assert len({name[-5 if name[0] == "0" else 5] for name in names_in(held_out / "A")}) == 1
+        assert create_testing_batch(dataset, held_out, 4) == {"A": 0, "B": 0}
 
-    def test_odd_number_from_pairs_moves_one_less(self, make_dataset, testing_dir):
+    def test_odd_number_from_pairs_moves_one_less(self, make_dataset, held_out):
         dataset = make_dataset({"A": 6, "B": 9}, kinds=("jpg",))
         for number in range(6):
             copy_noise(number, dataset / "A" / f"copy_{number}.jpg")
-        assert create_testing_batch(dataset, testing_dir, 5) == {"A": 4, "B": 5}
+        assert create_testing_batch(dataset, held_out, 5) == {"A": 4, "B": 5}
 
-    def test_two_groups_remain(self, make_dataset, testing_dir):
+    def test_two_groups_remain(self, make_dataset, held_out):
         """There are ten single images and a pair. Two single images must remain, or the pair and one."""
         dataset = make_dataset({"A": 11, "B": 13}, kinds=("jpg",))
         copy_noise(0, dataset / "A/copy.jpg")
-        assert create_testing_batch(dataset, testing_dir, 10) == {"A": 10, "B": 10}
+        assert create_testing_batch(dataset, held_out, 10) == {"A": 10, "B": 10}
         stay = names_in(dataset / "A")
         assert len(stay) == 2
         assert not stay & {"0000.jpg", "copy.jpg"}
 
-    def test_crops_of_one_photograph_stay_together(self, make_dataset, testing_dir):
+    def test_crops_of_one_photograph_stay_together(self, make_dataset, held_out):
         dataset = make_dataset({"A": 8, "B": 8}, kinds=("jpg",))
         rows = [{"file": f"A/{number:04d}.jpg", "image_id": str(number // 2)} for number in range(6)]
         write_rows(dataset / "open_images.csv", ("file", "image_id"), [*rows, {"file": "B/0000.jpg", "image_id": "0"}])
-        create_testing_batch(dataset, testing_dir, 4)
-        drawn = {int(path.stem) for path in image_files(testing_dir / "A")}
+        create_testing_batch(dataset, held_out, 4)
+        drawn = {int(path.stem) for path in image_files(held_out / "A")}
         assert {6, 7} <= drawn
         assert drawn - {6, 7} in ({2, 3}, {4, 5})
-        assert "0000.jpg" not in names_in(testing_dir / "B")
+        assert "0000.jpg" not in names_in(held_out / "B")
 
     @pytest.mark.parametrize("moves_done", [0, 5])
     def test_interrupted_split_gives_identical_results(self, make_dataset, monkeypatch, moves_done):
@@ -248,21 +248,21 @@ class TestTestingBatch:
         create_testing_batch(stopped / "dataset", stopped / "testing", 4)
         assert digests(stopped) == digests(undisturbed)
 
-    def test_extra_images_are_copied_once(self, make_dataset, testing_dir):
+    def test_extra_images_are_copied_once(self, make_dataset, held_out):
         extra = make_dataset({"A": 2, "B": 1}, name="extra")
         for end in "12":  # two of the longest names, which differ in the end only
             shutil.copy(extra / "B/0000.jpg", extra / "B" / ("x" * 250 + f"{end}.jpg"))
         before = digests(extra)
-        assert add_extra_testing(extra, testing_dir) == {"A": 2, "B": 3}
-        assert add_extra_testing(extra, testing_dir) == {"A": 0, "B": 0}
+        assert add_extra_testing(extra, held_out) == {"A": 2, "B": 3}
+        assert add_extra_testing(extra, held_out) == {"A": 0, "B": 0}
         assert digests(extra) == before
-        assert images_in(testing_dir) == images_in(extra)
+        assert images_in(held_out) == images_in(extra)
         noise(seed=50).save(extra / "A" / "0000.jpg")
         with pytest.raises(UserError, match="is another image"):
-            add_extra_testing(extra, testing_dir)
+            add_extra_testing(extra, held_out)
 
-    def test_extra_images_may_be_of_one_class(self, make_dataset, testing_dir):
-        assert add_extra_testing(make_dataset({"A": 1}), testing_dir) == {"A": 1}
+    def test_extra_images_may_be_of_one_class(self, make_dataset, held_out):
+        assert add_extra_testing(make_dataset({"A": 1}), held_out) == {"A": 1}
 
 
 class TestPlan:
@@ -344,15 +344,15 @@ class TestAugmentation:
         assert str(error.value) == complaint
         assert digests(dataset) == before
 
-    def test_class_names_in_different_unicode_forms(self, make_dataset, testing_dir):
+    def test_class_names_in_different_unicode_forms(self, make_dataset, held_out):
         composed, decomposed = "K\u00e4se", "Ka\u0308se"
         dataset = make_dataset({f"{decomposed} ": 6, "B": 9})
         extra = make_dataset({composed: 1}, name="extra")
-        (testing_dir / f" {composed}").mkdir(parents=True)
-        assert create_testing_batch(dataset, testing_dir, 2) == {"B": 2, composed: 2}
-        assert add_extra_testing(extra, testing_dir) == {composed: 1}
-        assert sorted(path.name for path in testing_dir.iterdir()) == [f" {composed}", "B", "testing_batch.csv"]
-        assert create_testing_batch(dataset, testing_dir, 2) == {"B": 0, composed: 0}
+        (held_out / f" {composed}").mkdir(parents=True)
+        assert create_testing_batch(dataset, held_out, 2) == {"B": 2, composed: 2}
+        assert add_extra_testing(extra, held_out) == {composed: 1}
+        assert sorted(path.name for path in held_out.iterdir()) == [f" {composed}", "B", "testing_batch.csv"]
+        assert create_testing_batch(dataset, held_out, 2) == {"B": 0, composed: 0}
         assert create_augmented_data(dataset) == {"B": 0, composed: 3}
         assert create_augmented_data(dataset) == {"B": 0, composed: 0}
         assert counts_in(dataset, f"{composed}_augmented") == [3]
@@ -476,11 +476,11 @@ class TestAugmentation:
 def test_no_image_is_lost_and_classes_have_equal_sizes(make_dataset, sizes, kinds, max_per_class, per_class):
     names = [f"class {number}" for number in range(len(sizes))]
     dataset = make_dataset(dict(zip(names, sizes, strict=True)), kinds, f"{uuid.uuid4().hex}/dataset")
-    testing_dir = dataset.parent / "testing"
+    held_out = dataset.parent / "testing"
     before = images_in(dataset)
     reduce_classes(dataset, max_per_class)
     try:
-        create_testing_batch(dataset, testing_dir, per_class)
+        create_testing_batch(dataset, held_out, per_class)
     except UserError:  # unreadable files can leave too few
         assert "broken" in kinds
         return
@@ -493,9 +493,9 @@ def test_no_image_is_lost_and_classes_have_equal_sizes(make_dataset, sizes, kind
     extra = counts_in(dataset, *(f"{name}_augmented" for name in names))
     assert {count + more for count, more in zip(readable, extra, strict=True)} == {max(readable)}
     assert max(counts_in(dataset, *names)) <= max_per_class
-    assert counts_in(testing_dir, *names) == [per_class] * len(names)
+    assert counts_in(held_out, *names) == [per_class] * len(names)
     state = digests(dataset.parent)
     reduce_classes(dataset, max_per_class)
-    create_testing_batch(dataset, testing_dir, per_class)
+    create_testing_batch(dataset, held_out, per_class)
     create_augmented_data(dataset)
     assert digests(dataset.parent) == state

@@ -75,6 +75,6 @@ def test_run_without_validation_is_ranked_last(make_run):
 def test_damaged_history_is_reported(make_run):
     run = make_run("run", 0.5)
     (run.run_dir / "history.csv").write_text("epoch,val_loss\n1,half\n")
-    with pytest.raises(UserError, match=r"history.csv is damaged: train the run again with main.py --restart"):
+    with pytest.raises(UserError, match=r"history.csv is damaged: train again with main.py --restart"):
         read_history(run.run_dir)
     assert read_history(dataclasses.replace(run, seed=2, output_dir=run.output_dir / "none").run_dir) == []
